@@ -1,0 +1,18 @@
+"""From sample data to ranges: collectors gather statistics, methods turn them into ranges, :func:`calibrate` runs both."""
+
+from calibration.calibrate import CalibrationSummary, calibrate
+from calibration.collectors import Collector, HistogramCollector, MinMaxCollector, TokenMask
+from calibration.methods import Max, Method, Percentile, method_named
+
+__all__ = [
+    "CalibrationSummary",
+    "Collector",
+    "HistogramCollector",
+    "Max",
+    "Method",
+    "MinMaxCollector",
+    "Percentile",
+    "TokenMask",
+    "calibrate",
+    "method_named",
+]

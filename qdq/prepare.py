@@ -1,0 +1,133 @@
+"""From a float model to a wrapped one, and from one recipe to another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from qdq.errors import RecipeError
+from qdq.modules import WRAPPED, set_weight_scale
+from qdq.modules.wrapped import Wrapped
+from qdq.quantizer import Mode, Quantizer, Range, quantizers
+from qdq.recipe import Recipe, Slot, load_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from qdq.spec import QuantSpec
+
+__all__ = ["apply_recipe", "apply_specs", "named_slots", "quantize", "slots", "wrap"]
+
+_KINDS = {wrapped: kind for wrapped, kind in zip(WRAPPED.values(), ("linear", "embedding", "matmul", "add"), strict=True)}
+
+
+def quantize(model: nn.Module, recipe: Recipe | str | Path) -> nn.Module:
+    """Wrap every quantizable module of a float model, in place, and give the slots the specs of ``recipe``.
+
+    Weights get their scales at once; activations wait for ``qdq.calibrate``. All quantizers are off.
+
+    Raises:
+        RecipeError: for a recipe with mistakes, one that names slots this model does not have, or a model that is
+            wrapped already.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
+    if any(quantizers(model)):
+        raise RecipeError("the model is quantized already; apply_recipe(model, recipe) gives it another recipe")
+    wrap(model)
+    apply_recipe(model, recipe)
+    return model
+
+
+def wrap(model: nn.Module) -> None:
+    """Replace the modules that ``qdq.modules.WRAPPED`` knows by their wrapped twins, every slot empty."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if name and type(module) in WRAPPED:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, WRAPPED[type(module)].from_float(module))
+
+
+def slots(model: nn.Module) -> list[Slot]:
+    """The address of every slot of a wrapped model, in the order of its modules."""
+    return [
+        Slot(name, _KINDS[type(module)], slot)
+        for name, module in model.named_modules()
+        if type(module) in _KINDS and isinstance(module, Wrapped)
+        for slot in module.slots
+    ]
+
+
+def named_slots(model: nn.Module) -> Iterator[tuple[Slot, Quantizer]]:
+    """Every slot with its quantizer; a shared quantizer comes once for each slot it serves."""
+    for slot in slots(model):
+        yield slot, _quantizer(model, slot)
+
+
+def apply_recipe(model: nn.Module, recipe: Recipe) -> None:
+    """Give the slots of a wrapped model the specs of ``recipe``; ranges found by calibration are kept and used.
+
+    Raises:
+        RecipeError: for a recipe that names slots this model does not have.
+    """
+    apply_specs(model, recipe.assign(slots(model)))
+
+
+def apply_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None]) -> None:
+    """Give each slot its spec: a fresh quantizer for each tensor and spec, its scale set where the range is known.
+
+    Slots that read the same tensor share one quantizer when their specs are equal: query, key and value; a weight that
+    several modules share.
+    """
+    for group in _same_tensor(model, list(specs)):
+        known: Range | None = next((q.range for q in (_quantizer(model, slot) for slot in group) if q.range), None)
+        made: dict[QuantSpec | None, Quantizer] = {}
+        for slot in group:
+            spec = specs[slot]
+            if spec not in made:
+                made[spec] = _make(model, slot, spec, known)
+            setattr(model.get_submodule(slot.module), f"{slot.name}_quantizer", made[spec])
+
+
+def _make(model: nn.Module, slot: Slot, spec: QuantSpec | None, known: Range | None) -> Quantizer:
+    if slot.name != "weight":
+        if spec is not None and spec.axis is not None:
+            raise RecipeError(f"{slot}: {spec.granularity} is for weights; activations are quantized per tensor")
+        quantizer = Quantizer(spec)
+        quantizer.range = known
+        if known is not None:
+            quantizer.set_range(known)
+        return quantizer
+    weight = model.get_submodule(slot.module).weight
+    assert isinstance(weight, nn.Parameter)
+    channels = None if spec is None or spec.axis is None else weight.shape[spec.axis]
+    quantizer = Quantizer(spec, channels=channels).to(weight.device)
+    set_weight_scale(quantizer, weight)
+    return quantizer
+
+
+def _same_tensor(model: nn.Module, addresses: list[Slot]) -> list[list[Slot]]:
+    """Group the slots by the tensor they quantize; most groups have one member."""
+    groups: dict[object, list[Slot]] = {}
+    for slot in addresses:
+        groups.setdefault(_tensor_key(model, slot), []).append(slot)
+    return list(groups.values())
+
+
+def _tensor_key(model: nn.Module, slot: Slot) -> object:
+    if slot.name == "weight":
+        return id(model.get_submodule(slot.module).weight)
+    # A module says in `same_input` which of its projections read the same tensor.
+    parent, _, child = slot.module.rpartition(".")
+    for names in getattr(model.get_submodule(parent), "same_input", ()):
+        if slot.name == "input" and child in names:
+            return (parent, names)
+    return slot
+
+
+def _quantizer(model: nn.Module, slot: Slot) -> Quantizer:
+    quantizer = getattr(model.get_submodule(slot.module), f"{slot.name}_quantizer")
+    assert isinstance(quantizer, Quantizer)
+    assert quantizer.mode in Mode
+    return quantizer
