@@ -1,0 +1,57 @@
+"""Store weights as integers."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.onnx.passes.graph import constant, initializer, is_op, only_consumer
+
+__all__ = ["FoldWeightsPass"]
+
+
+class FoldWeightsPass(ir.passes.InPlacePass):
+    """Replace a quantized constant by its integers; the DequantizeLinear that follows stays.
+
+    Case 1: ``W -> QuantizeLinear -> ...`` becomes ``W_quantized -> ...``.
+    Case 2: ``W -> QuantizeLinear -> Clip -> ...`` (fewer bits, narrow range): the clipping is folded in.
+    Case 3: the input is computed, an activation: left alone.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Fold."""
+        modified = False
+        for node in list(model.graph):
+            if is_op(node, "QuantizeLinear"):
+                modified |= _try_fold(model.graph, node)
+        return ir.passes.PassResult(model, modified)
+
+
+def _try_fold(graph: ir.Graph, node: ir.Node) -> bool:
+    weight, scale, zero_point = (constant(value) for value in node.inputs[:3])
+    if weight is None or scale is None or zero_point is None:
+        return False  # case 3
+    axis = node.attributes.get_int("axis", 1)
+    bounds = np.iinfo(zero_point.dtype)
+    low, high = int(bounds.min), int(bounds.max)
+    last = node
+    clip = only_consumer(node.outputs[0], "Clip")
+    if clip is not None:
+        limits = [constant(value) for value in clip.inputs[1:3]]
+        if any(limit is None for limit in limits):
+            return False
+        low, high = (int(limit) for limit in limits if limit is not None)
+        last = clip  # case 2
+    if scale.ndim:
+        shape = [1] * weight.ndim
+        shape[axis] = -1
+        scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+    integers = np.rint(weight / scale) + zero_point.astype(np.float32)
+    array = np.clip(integers, low, high).astype(zero_point.dtype)
+    source = node.inputs[0]
+    assert source is not None
+    folded = initializer(graph, f"{source.name}_quantized", array)
+    last.outputs[0].replace_all_uses_with(folded)
+    for old in ([clip] if clip is not None else []) + [node]:
+        graph.remove(old, safe=True)
+    return True

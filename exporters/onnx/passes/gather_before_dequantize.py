@@ -1,0 +1,61 @@
+"""Look up integers, then dequantize the few rows that were asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.onnx.passes.graph import constant, is_op, producer
+
+__all__ = ["GatherBeforeDequantizePass"]
+
+
+class GatherBeforeDequantizePass(ir.passes.InPlacePass):
+    """Move the dequantization of an integer table behind the look-up, from the whole table to the rows in use.
+
+    Case 1: one scale for the table: ``DequantizeLinear(table) -> Gather`` becomes ``Gather(table) -> DequantizeLinear``.
+    Case 2: a scale for each row and zero points of 0: the scales are looked up too, and
+    ``Cast(Gather(table)) * Gather(scales)`` is the dequantized row.
+    Case 3: other axes, other zero points, a computed table: left alone.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Move."""
+        modified = False
+        for node in list(model.graph):
+            if is_op(node, "Gather") and node.attributes.get_int("axis", 0) == 0:
+                modified |= _try_move(model.graph, node)
+        return ir.passes.PassResult(model, modified)
+
+
+def _try_move(graph: ir.Graph, gather: ir.Node) -> bool:
+    dequantize = producer(gather.inputs[0], "DequantizeLinear")
+    if dequantize is None:
+        return False
+    table, scale, zero_point = dequantize.inputs[:3]
+    scales, zeros = constant(scale), constant(zero_point)
+    if constant(table) is None or scales is None or zeros is None:
+        return False  # case 3
+    name, indices = gather.name, gather.inputs[1]
+    rows = ir.node("Gather", [table, indices], {"axis": 0}, name=f"{name}_rows")
+    new = [rows]
+    if scales.ndim == 0:  # case 1
+        new.append(ir.node("DequantizeLinear", [rows.outputs[0], scale, zero_point], name=dequantize.name))
+    elif dequantize.attributes.get_int("axis", 1) == 0 and not zeros.any():  # case 2
+        column = ir.Value(name=f"{scale.name}_column", const_value=ir.Tensor(scales[:, np.newaxis]))  # type: ignore[union-attr]
+        column.shape, column.dtype = ir.Shape((len(scales), 1)), ir.DataType.FLOAT
+        graph.register_initializer(column)
+        values = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{name}_values")
+        row_scales = ir.node("Gather", [column, indices], {"axis": 0}, name=f"{name}_scales")
+        new += [values, row_scales]
+        new.append(ir.node("Mul", [values.outputs[0], row_scales.outputs[0]], name=dequantize.name))
+    else:
+        return False  # case 3
+    for node in new:
+        node.outputs[0].name = f"{node.name}_output_0"
+    graph.insert_before(gather, new)
+    gather.outputs[0].replace_all_uses_with(new[-1].outputs[0], replace_graph_outputs=True)
+    graph.remove(gather, safe=True)
+    if not dequantize.outputs[0].uses():
+        graph.remove(dequantize, safe=True)
+    return True

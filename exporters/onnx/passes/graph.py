@@ -1,0 +1,52 @@
+"""Small questions about nodes and values that several passes ask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["constant", "initializer", "is_op", "only_consumer", "producer"]
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Whether ``node`` is one of the standard operators ``op_types``."""
+    return node is not None and node.domain in ("", "ai.onnx") and node.op_type in op_types
+
+
+def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    """The node that makes ``value``, if it is one of ``op_types``."""
+    node = None if value is None else value.producer()
+    return node if is_op(node, *op_types) else None
+
+
+def only_consumer(value: ir.Value, *op_types: str) -> ir.Node | None:
+    """The one node that reads ``value``, if there is just one, once, it is one of ``op_types``, and no graph output."""
+    uses = value.uses()
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    node = uses[0].node
+    return node if is_op(node, *op_types) else None
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The array behind a constant ``value``, None when it is computed."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """A new constant of ``graph``; the one of that name where it exists already and is equal."""
+    known = graph.initializers.get(name)
+    tensor = ir.Tensor(array, name=name)
+    if known is not None:
+        held = constant(known)
+        if held is not None and held.dtype == array.dtype and held.shape == array.shape and (held == array).all():
+            return known
+        return initializer(graph, f"{name}_", array)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value

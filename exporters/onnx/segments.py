@@ -1,0 +1,69 @@
+"""Cut a quantized graph at its quantizers, so that every piece can be run on its own.
+
+One flipped rounding step grows through the layers, so two correct implementations differ end to end. Between two
+quantizers they must not: fed the same integers, both find the same integers again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.onnx.passes.graph import constant, is_op
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Cut", "CutModel", "cut_at_quantizers"]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One place where the graph was cut.
+
+    Args:
+        slot: dotted name of the quantizer, ``encoder.layers.0.attention.query.input_quantizer``.
+        output: graph output with the integers that the piece before finds.
+        input: graph input for the integers that the piece behind reads.
+        zero_point: of the graph, which may hold the grid shifted (uint8 for int8).
+        dtype: of the integers.
+    """
+
+    slot: str
+    output: str
+    input: str
+    zero_point: int
+    dtype: np.dtype[np.generic]
+
+
+@dataclass(frozen=True)
+class CutModel:
+    """A serialized model with all its cuts; its own inputs and outputs are still there."""
+
+    model: bytes
+    cuts: tuple[Cut, ...]
+
+
+def cut_at_quantizers(path: Path) -> CutModel:
+    """Load a model and cut it behind every QuantizeLinear of a computed tensor (or the Clip that follows it)."""
+    model = ir.load(path)
+    graph = model.graph
+    cuts = []
+    for node in list(graph):
+        if not is_op(node, "QuantizeLinear") or constant(node.inputs[0]) is not None:
+            continue
+        zero_point = constant(node.inputs[2])
+        assert zero_point is not None
+        last = next((use.node for use in node.outputs[0].uses() if is_op(use.node, "Clip")), node)
+        q = last.outputs[0]
+        fed = ir.Value(name=f"{q.name}__fed", shape=q.shape, type=ir.TensorType(ir.DataType.from_numpy(zero_point.dtype)))
+        q.replace_all_uses_with(fed)
+        q.type = fed.type
+        graph.inputs.append(fed)
+        graph.outputs.append(q)
+        slot = str(node.name).rpartition("/")[0]
+        cuts.append(Cut(slot, str(q.name), str(fed.name), int(zero_point), zero_point.dtype))
+    return CutModel(ir.to_proto(model).SerializeToString(), tuple(cuts))

@@ -1,0 +1,122 @@
+"""What each target needs: which specs it can run, which recipe serves it best, which passes give it its form.
+
+To add a target: a :class:`Target` here, its passes in ``passes/``, its recipe in ``qdq/recipes/``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx_ir.passes as ir_passes
+from onnx_ir.passes import common
+
+from exporters.onnx.passes.fold_weights import FoldWeightsPass
+from exporters.onnx.passes.gather_before_dequantize import GatherBeforeDequantizePass
+from exporters.onnx.passes.integer_gemm import IntegerGemmPass
+from exporters.onnx.passes.transpose_weights import TransposeWeightsPass
+from exporters.onnx.passes.unsigned_activations import UnsignedActivationsPass
+from qdq.errors import ExportError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from qdq.recipe import Slot
+    from qdq.spec import QuantSpec
+
+__all__ = ["TARGETS", "Target", "target_named"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A runtime to export for.
+
+    Args:
+        name: as on the command line.
+        recipe: the preset that serves it best.
+        runtime: that verification runs the file in, end to end; see :func:`exporters.verify.verify`.
+        passes: made afresh for each export, run in order on the traced graph.
+        refuses: a reason why the target cannot run a slot with this spec, None when it can.
+    """
+
+    name: str
+    recipe: str
+    runtime: str
+    passes: Callable[[], list[ir_passes.InPlacePass]]
+    refuses: Callable[[Slot, QuantSpec], str | None]
+
+    def faults(self, specs: Mapping[Slot, QuantSpec | None]) -> list[str]:
+        """What the target cannot run, one line for each slot."""
+        reasons = ((slot, spec and self.refuses(slot, spec)) for slot, spec in specs.items())
+        return [f"{slot}: {reason}" for slot, reason in reasons if reason]
+
+
+def _any(slot: Slot, spec: QuantSpec) -> str | None:  # noqa: ARG001
+    return None
+
+
+def _tensorrt(slot: Slot, spec: QuantSpec) -> str | None:
+    """TensorRT's importer: int8 with all its values, zero points of 0, tables in float."""
+    if slot.kind == "embedding":
+        return "TensorRT cannot look up int8 tables"
+    if not spec.signed or not spec.symmetric:
+        return f"TensorRT takes symmetric int8, this is {spec}"
+    if spec.bits != 8 or spec.narrow_range:  # noqa: PLR2004
+        return f"TensorRT takes int8 with all of its values, this is {spec}"
+    return None
+
+
+def _plain() -> list[ir_passes.InPlacePass]:
+    """QuantizeLinear and DequantizeLinear nodes as they are, weights stored in int8, everything once."""
+    return [
+        common.CommonSubexpressionEliminationPass(),
+        FoldWeightsPass(),
+        TransposeWeightsPass(),
+        *_tidy(),
+    ]
+
+
+def _onnxruntime() -> list[ir_passes.InPlacePass]:
+    """Integer products written out, so that nothing is left to the runtime's pattern matching."""
+    return [
+        common.CommonSubexpressionEliminationPass(),
+        FoldWeightsPass(),
+        TransposeWeightsPass(),
+        UnsignedActivationsPass(),
+        GatherBeforeDequantizePass(),
+        IntegerGemmPass(),
+        *_tidy(),
+    ]
+
+
+def _tidy() -> list[ir_passes.InPlacePass]:
+    return [
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.TopologicalSortPass(),
+        common.ClearMetadataAndDocStringPass(),
+        common.NameFixPass(),
+    ]
+
+
+TARGETS: Mapping[str, Target] = {
+    target.name: target
+    for target in (
+        Target(
+            name="onnxruntime", recipe="onnxruntime", runtime="onnxruntime", passes=_onnxruntime, refuses=_any
+        ),
+        Target(name="openvino", recipe="openvino", runtime="openvino", passes=_plain, refuses=_any),
+        Target(name="tensorrt", recipe="tensorrt", runtime="reference", passes=_plain, refuses=_tensorrt),
+    )
+}
+
+
+def target_named(name: str) -> Target:
+    """The target of the command line's ``--target``.
+
+    Raises:
+        ExportError: for a name that is not known.
+    """
+    if name not in TARGETS:
+        raise ExportError(f"no target {name!r}: it must be one of {', '.join(TARGETS)}")
+    return TARGETS[name]

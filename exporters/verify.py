@@ -1,0 +1,286 @@
+"""Proof that an exported file computes what the checkpoint computes.
+
+By segment: the graph is cut at its quantizers, every piece is fed torch's own integers, runtime optimizations off; the
+integers that come out must be equal, except values that lie within ``TIE`` of a rounding tie, which are counted.
+
+End to end: the file as it is deployed, optimizations on, against torch: signal to quantization-noise ratio and cosine
+have to reach stated bounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from exporters.onnx.segments import Cut, CutModel, cut_at_quantizers
+from exporters.runners import OnnxRuntimeRunner, OpenVINORunner, Runner
+from qdq.errors import MissingPackageError
+from qdq.quantizer import Mode, Quantizer, quantizers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+__all__ = ["Bounds", "EndToEnd", "Segment", "Verification", "compare_end_to_end", "cosine", "sqnr_db", "verify"]
+
+TIE = 1e-3
+"""Width, in quantization steps, of the zone around a tie in which float32 noise may decide the rounding."""
+
+FLOAT_TOLERANCE = 1e-4
+"""Largest difference of float tensors, relative to the largest magnitude, between two implementations in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What end to end must hold against torch, for every output and every batch.
+
+    A flipped step at one rounding tie in an early layer is amplified by the layers behind it; these bounds leave room
+    for that, while a wrong scale, a missing quantizer or a saturating kernel falls far below them.
+    """
+
+    sqnr_db: float = 20.0
+    cosine: float = 0.99
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The piece in front of one quantizer, or of one output.
+
+    Args:
+        name: of the quantizer's slot, or of the graph's output.
+        values: how many were compared.
+        ties: how many differ by one step and lie within ``TIE`` of a rounding tie.
+        wrong: how many differ otherwise.
+        largest: largest difference, in steps; for an output relative to the largest magnitude.
+    """
+
+    name: str
+    values: int
+    ties: int
+    wrong: int
+    largest: float
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """One output of one batch, against torch."""
+
+    output: str
+    batch_size: int
+    seq_len: int
+    sqnr_db: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The report of :func:`verify`.
+
+    Args:
+        segments: in graph order, all batches added up.
+        end_to_end: one for each output and batch.
+        bounds: what ``end_to_end`` had to reach.
+        runtime: that ran the file end to end.
+        faults: what did not hold, in words; empty when all is well.
+    """
+
+    segments: list[Segment]
+    end_to_end: list[EndToEnd]
+    bounds: Bounds
+    runtime: str
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        """Whether everything did."""
+        return not self.faults
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"holds": self.holds, **asdict(self)}
+
+
+def verify(
+    model: nn.Module,
+    path: Path,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    runtime: str = "onnxruntime",
+    bounds: Bounds | None = None,
+) -> Verification:
+    """Compare an ONNX file with the torch model it was exported from.
+
+    Args:
+        model: float, or wrapped in mode QUANTIZE; in eval mode.
+        path: of ``model.onnx``.
+        batches: inputs of several shapes, with padding; int64 tensors ``(batch, seq)``.
+        runtime: that runs the file end to end: ``onnxruntime``, ``openvino``, or ``reference``: ONNX Runtime with its
+            optimizations off, for files that are meant for a device which is not here.
+        bounds: for end to end, :class:`Bounds` when None.
+
+    Returns:
+        The report; it does not raise when something does not hold.
+    """
+    bounds = bounds or Bounds()
+    cut = cut_at_quantizers(path)
+    pieces = OnnxRuntimeRunner(cut.model, optimize=False)
+    whole, runtime = _runner(path, runtime)
+    has_quantizers = any(quantizer.mode is Mode.QUANTIZE for _, quantizer in quantizers(model))
+    tally = _Tally()
+    rows: list[EndToEnd] = []
+    for batch in batches:
+        recorded, outputs = _record(model, batch)
+        arrays = {name: value.numpy() for name, value in batch.items()}
+        _compare_segments(tally, cut, pieces, model, recorded, arrays, outputs)
+        rows += compare_end_to_end(outputs, whole(arrays), arrays["attention_mask"])
+    faults = tally.faults()
+    if has_quantizers and not cut.cuts:
+        faults.append("the model is quantized, but the file has no quantizers")
+    for row in rows:
+        if not (row.sqnr_db >= bounds.sqnr_db and row.cosine >= bounds.cosine):  # NaN does not hold either
+            faults.append(
+                f"{row.output} at {row.batch_size}x{row.seq_len} in {runtime}: SQNR {row.sqnr_db:.1f} dB, cosine {row.cosine:.4f}; "
+                f"needed {bounds.sqnr_db:.1f} dB, {bounds.cosine:.4f}"
+            )
+    return Verification(tally.segments(), rows, bounds, runtime, faults)
+
+
+def compare_end_to_end(
+    expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray], attention_mask: np.ndarray
+) -> list[EndToEnd]:
+    """SQNR and cosine of every output; of outputs ``(batch, seq, ...)`` the padded positions do not count."""
+    rows = []
+    batch_size, seq_len = attention_mask.shape
+    for name, reference in expected.items():
+        a, b = reference, actual[name]
+        if a.shape[:2] == attention_mask.shape:
+            a, b = a[attention_mask != 0], b[attention_mask != 0]
+        rows.append(EndToEnd(name, batch_size, seq_len, sqnr_db(a, b), cosine(a, b)))
+    return rows
+
+
+def sqnr_db(reference: np.ndarray, actual: np.ndarray) -> float:
+    """Signal to quantization-noise ratio in decibels: 10 log10 of the mean square of the signal over that of the error."""
+    signal = np.square(reference, dtype=np.float64).sum()
+    noise = np.square(np.subtract(reference, actual, dtype=np.float64)).sum()
+    return float("inf") if noise == 0 else float(10 * np.log10(signal / noise))
+
+
+def cosine(reference: np.ndarray, actual: np.ndarray) -> float:
+    """Mean cosine between the vectors on the last axis."""
+    a, b = reference.astype(np.float64), actual.astype(np.float64)
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return float(np.mean((a * b).sum(axis=-1) / np.maximum(norms, np.finfo(np.float64).tiny)))
+
+
+def _runner(path: Path, runtime: str) -> tuple[Runner, str]:
+    if runtime == "openvino":
+        try:
+            return OpenVINORunner(path), "openvino"
+        except MissingPackageError:
+            return OnnxRuntimeRunner(path), "onnxruntime (openvino is not installed)"
+    if runtime == "reference":
+        return OnnxRuntimeRunner(path, optimize=False), "onnxruntime, optimizations off"
+    return OnnxRuntimeRunner(path), "onnxruntime"
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What one quantizer saw: the tensor in steps, and its integers counted from the zero point."""
+
+    steps: np.ndarray
+    integers: np.ndarray
+
+
+def _record(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[Quantizer, _Record], dict[str, np.ndarray]]:
+    """Run torch and keep the integers of every quantizer, and the outputs."""
+    records: dict[Quantizer, _Record] = {}
+
+    def recorder_of(quantizer: Quantizer) -> Any:
+        def record(x: Tensor, q: Tensor) -> None:
+            steps = x.float() / quantizer.scale
+            records[quantizer] = _Record(steps.numpy(), (q - quantizer.zero_point).numpy())
+
+        return record
+
+    active = [q for _, q in quantizers(model) if q.mode is Mode.QUANTIZE and q.spec is not None and q.spec.axis is None]
+    try:
+        for quantizer in active:
+            quantizer.recorder = recorder_of(quantizer)
+        with torch.inference_mode():
+            outputs = model(**batch)
+    finally:
+        for quantizer in active:
+            quantizer.recorder = None
+    return records, {name: value.numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+
+
+def _compare_segments(
+    tally: _Tally,
+    cut: CutModel,
+    pieces: Runner,
+    model: nn.Module,
+    recorded: Mapping[Quantizer, _Record],
+    arrays: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+) -> None:
+    torch_side = {piece: recorded[_quantizer(model, piece)] for piece in cut.cuts}
+    fed = {
+        piece.input: (record.integers + piece.zero_point).astype(piece.dtype) for piece, record in torch_side.items()
+    }
+    found = pieces({**arrays, **fed})
+    for piece, record in torch_side.items():
+        integers = found[piece.output].astype(np.float32) - piece.zero_point
+        tally.add_integers(piece.slot, record, integers)
+    for name, expected in outputs.items():
+        tally.add_floats(name, expected, found[name])
+
+
+def _quantizer(model: nn.Module, piece: Cut) -> Quantizer:
+    quantizer = model.get_submodule(piece.slot)
+    assert isinstance(quantizer, Quantizer)
+    return quantizer
+
+
+class _Tally:
+    """Adds up the segments over the batches."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Segment] = {}
+        self._float_rows: set[str] = set()
+
+    def add_integers(self, name: str, record: _Record, integers: np.ndarray) -> None:
+        difference = np.abs(record.integers - integers)
+        off = difference > 0
+        tie = off & (difference <= 1) & (np.abs(np.abs(record.steps % 1) - 0.5) <= TIE)
+        self._add(name, difference.size, int(tie.sum()), int((off & ~tie).sum()), float(difference.max(initial=0)))
+
+    def add_floats(self, name: str, expected: np.ndarray, actual: np.ndarray) -> None:
+        amax = max(float(np.abs(expected).max(initial=0)), float(np.finfo(np.float32).tiny))
+        difference = np.abs(expected - actual) / amax
+        wrong = int((~(difference <= FLOAT_TOLERANCE)).sum())  # NaN is wrong
+        self._float_rows.add(name)
+        self._add(name, difference.size, 0, wrong, float(difference.max(initial=0)))
+
+    def _add(self, name: str, values: int, ties: int, wrong: int, largest: float) -> None:
+        old = self._rows.get(name, Segment(name, 0, 0, 0, 0.0))
+        self._rows[name] = Segment(
+            name, old.values + values, old.ties + ties, old.wrong + wrong, max(old.largest, largest)
+        )
+
+    def segments(self) -> list[Segment]:
+        return list(self._rows.values())
+
+    def faults(self) -> list[str]:
+        """The segments that do not hold, first one first: what lies behind it is innocent until it is mended."""
+        unit = {True: f"of the largest magnitude, allowed {FLOAT_TOLERANCE:g}", False: "steps"}
+        return [
+            f"{row.name}: {row.wrong} of {row.values} values are wrong, by up to {row.largest:.3g} {unit[row.name in self._float_rows]}"
+            for row in self._rows.values()
+            if row.wrong
+        ]
