@@ -1,0 +1,142 @@
+"""The families by ``model_type``, and building a model from its configuration."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from qdq.errors import ConfigError, describe_faults
+from qdq.models.bert import BERT
+from qdq.models.config import ModelConfig
+from qdq.models.model import Model, initialize
+
+if TYPE_CHECKING:
+    from qdq.models.attention import AttentionImplementation
+    from qdq.models.family import Family, Task
+
+__all__ = ["FAMILIES", "build", "configure", "construct", "family_of", "fields_of", "task_of"]
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (BERT,)}
+
+_ATTN_IMPLEMENTATIONS = ("eager", "sdpa")
+_OURS = {"switches", "extra"}
+_FAMILY_ONLY = {
+    "classifier_dropout", "embedding_size", "num_hidden_groups", "inner_group_num", "classifier_dropout_prob",
+    "retriever_proj_size", "num_candidates", "span_hidden_size", "max_span_width", "reader_layer_norm_eps",
+    "reader_beam_size", "reader_seq_len", "num_block_records", "searcher_beam_size",
+}  # fmt: skip
+
+
+def family_of(model_type: object) -> Family:
+    """The family called ``model_type``.
+
+    Raises:
+        ConfigError: there is none; the message lists those there are.
+    """
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ConfigError(f"model_type is {model_type!r}, must be one of {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]
+
+
+def configure(model_type: str, **values: Any) -> ModelConfig:
+    """The configuration of a family: its defaults, changed by ``values`` under Hugging Face's names.
+
+    Values may be as JSON has them (string keys for labels and pruned heads, lists). Names that mean nothing for the
+    family are kept in ``extra``.
+
+    Raises:
+        ConfigError: an unknown family, or values that cannot be followed; all of them are listed.
+    """
+    family = family_of(model_type)
+    values = {**family.defaults, **values}
+    known = fields_of(family)
+    used = {name: value for name, value in values.items() if name in known}
+    extra = {name: value for name, value in values.items() if name not in known}
+    return ModelConfig(model_type=model_type, switches=family.switches, extra=extra, **_from_json(used))
+
+
+def fields_of(family: Family) -> set[str]:
+    """Configuration fields that mean something for ``family``."""
+    own = set(family.defaults)
+    return {
+        f.name
+        for f in fields(ModelConfig)
+        if f.name not in _OURS | {"model_type"} and (f.name not in _FAMILY_ONLY or f.name in own)
+    }
+
+
+def _from_json(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON's shapes to ours: integer keys, tuples, ``num_labels`` from ``id2label``."""
+    result = dict(values)
+    faults = []
+    try:
+        result["architectures"] = tuple(values.get("architectures") or ())
+        pruned = values.get("pruned_heads") or {}
+        result["pruned_heads"] = {
+            int(layer): tuple(sorted({int(head) for head in heads})) for layer, heads in pruned.items()
+        }
+    except (TypeError, ValueError, AttributeError):
+        faults.append(f"pruned_heads is {values.get('pruned_heads')!r}, must map layers to lists of heads")
+    labels = values.get("id2label")
+    if labels:
+        try:
+            result["id2label"] = {int(index): str(label) for index, label in labels.items()}
+            result["num_labels"] = len(labels)
+        except (TypeError, ValueError, AttributeError):
+            faults.append(f"id2label is {labels!r}, must map numbers to names")
+    if faults:
+        raise ConfigError(describe_faults("configuration", faults))
+    return result
+
+
+def task_of(config: ModelConfig, task: str | None = None) -> tuple[str, Task]:
+    """The task called ``task``, or the one that ``config.architectures`` names, or feature extraction.
+
+    Raises:
+        ConfigError: the family has no such task, or an architecture names none of its classes.
+    """
+    family = family_of(config.model_type)
+    if task is None:
+        if not config.architectures:
+            return "feature-extraction", family.tasks["feature-extraction"]
+        for name, entry in family.tasks.items():
+            if entry.name in config.architectures:
+                return name, entry
+        known = ", ".join(f"{entry.name} ({name})" for name, entry in family.tasks.items())
+        raise ConfigError(
+            f"architectures are {', '.join(config.architectures)}, '{config.model_type}' has {known}: choose a task"
+        )
+    # Semantic similarity is measured with the bare encoder.
+    entry_name = "feature-extraction" if task == "sts" else task
+    if entry_name not in family.tasks:
+        raise ConfigError(f"task is '{task}', '{config.model_type}' has {', '.join(family.tasks)}")
+    return task, family.tasks[entry_name]
+
+
+def construct(
+    config: ModelConfig, task: str | None = None, *, attn_implementation: AttentionImplementation = "eager"
+) -> Model:
+    """The model of ``config`` with whatever numbers torch puts into new modules."""
+    if attn_implementation not in _ATTN_IMPLEMENTATIONS:
+        raise ConfigError(f"attn_implementation is {attn_implementation!r}, must be one of eager, sdpa")
+    name, entry = task_of(config, task)
+    head = None if entry.head is None else entry.head(config)
+    return entry.model(config, task=name, pooler=entry.pooler, head=head, attn_implementation=attn_implementation)
+
+
+def build(
+    config: ModelConfig, task: str | None = None, *, attn_implementation: AttentionImplementation = "eager"
+) -> Model:
+    """A freshly initialised model in training mode, as ``nn.Module`` constructors give it.
+
+    Args:
+        config: what to build, from ``configure`` or ``read_config``.
+        task: one of the family's tasks; None takes the one that ``config.architectures`` names.
+        attn_implementation: ``"eager"`` (attention in replaceable modules) or ``"sdpa"`` (torch's fused function).
+
+    Raises:
+        ConfigError: unknown family, task or implementation.
+    """
+    model = construct(config, task, attn_implementation=attn_implementation)
+    initialize(model, config.initializer_range, zero_padding_row=config.switches.zero_padding_row)
+    return model

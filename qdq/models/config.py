@@ -1,0 +1,235 @@
+"""The configuration of a model: Hugging Face's fields under Hugging Face's names, and the switches of its family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from qdq.errors import ConfigError, describe_faults
+from qdq.models.activations import ACTIVATIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["ModelConfig", "Switches"]
+
+PositionType = Literal["absolute", "relative_key", "relative_key_query"]
+POSITION_TYPES = ("absolute", "relative_key", "relative_key_query")
+PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
+
+
+@dataclass(frozen=True)
+class Switches:
+    """What a family fixes about the common encoder; the defaults are BERT."""
+
+    norm_first: bool = False
+    """Normalise the input of attention and feed-forward, not the sum with the residual."""
+    embedding_norm: bool = True
+    """LayerNorm after the sum of embeddings."""
+    final_norm: bool = False
+    """LayerNorm after the last layer."""
+    final_norm_in_hidden_states: bool = True
+    """Whether the last of ``hidden_states`` has passed the final LayerNorm."""
+    embedding_projection: bool = False
+    """Embeddings of width ``embedding_size``, mapped to ``hidden_size`` by a linear."""
+    shared_layers: bool = False
+    """ALBERT: depths repeat the layers of ``num_hidden_groups`` groups, sharing their parameters."""
+    feed_forward_dropout: bool = True
+    """Dropout between feed-forward and residual."""
+    positions_from_padding: bool = False
+    """Positions count the tokens that are not padding, starting behind ``pad_token_id``."""
+    zero_padding_row: bool = True
+    """Initialise the embedding of the padding token with zeros."""
+    relative_scores_scaled: bool = True
+    """Divide relative position terms by sqrt(head size), as the scores they are added to."""
+    relative_with_cache: bool = True
+    """Relative positions work together with a key/value cache."""
+    relative_cross_attention: bool = True
+    """Cross-attention follows ``position_embedding_type`` (otherwise it is always absolute)."""
+    chunking: bool = True
+    """``chunk_size_feed_forward`` is followed."""
+    decoder: bool = True
+    """Decoder mode, cross-attention and cache exist."""
+    gradient_checkpointing: bool = True
+    """Recomputing activations in the backward pass is offered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that decides shapes and arithmetic. Field names and meanings are Hugging Face's; defaults are BERT's.
+
+    Raises:
+        ConfigError: one or more values cannot be followed; all of them are listed.
+    """
+
+    model_type: str = "bert"
+    architectures: tuple[str, ...] = ()
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str | Callable[..., Any] = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    position_embedding_type: PositionType = "absolute"
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    classifier_dropout: float | None = None
+    chunk_size_feed_forward: int = 0
+    pruned_heads: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    is_decoder: bool = False
+    add_cross_attention: bool = False
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    num_labels: int = 2
+    id2label: Mapping[int, str] | None = None
+    label2id: Mapping[str, int] | None = None
+    problem_type: str | None = None
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+    return_dict: bool = True
+    torchscript: bool = False
+    # ALBERT
+    embedding_size: int = 128
+    num_hidden_groups: int = 1
+    inner_group_num: int = 1
+    classifier_dropout_prob: float | None = 0.1
+    # REALM
+    retriever_proj_size: int = 128
+    num_candidates: int = 8
+    span_hidden_size: int = 256
+    max_span_width: int = 10
+    reader_layer_norm_eps: float = 1e-3
+    reader_beam_size: int = 5
+    reader_seq_len: int = 320
+    num_block_records: int = 13353718
+    searcher_beam_size: int = 5000
+    # not of config.json
+    switches: Switches = field(default_factory=Switches)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the ``config.json`` that mean nothing here; they are written back unchanged."""
+
+    def __post_init__(self) -> None:
+        if faults := _faults(self):
+            raise ConfigError(describe_faults(f"configuration of model_type '{self.model_type}'", faults))
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the embedding tables: ``embedding_size`` where a projection follows, else ``hidden_size``."""
+        return self.embedding_size if self.switches.embedding_projection else self.hidden_size
+
+    @property
+    def use_return_dict(self) -> bool:
+        """Whether a call returns output objects when it does not say."""
+        return self.return_dict and not self.torchscript
+
+    @property
+    def layer_order(self) -> tuple[tuple[int, ...], ...]:
+        """For every depth the indices of the layer that works there: ``(layer,)``, or ALBERT's ``(group, inner)``."""
+        if not self.switches.shared_layers:
+            return tuple((index,) for index in range(self.num_hidden_layers))
+        # In floating point and in this order: with uneven groups the rounding decides, and checkpoints rely on it.
+        repetitions = self.num_hidden_layers / self.num_hidden_groups
+        groups = [int(index / repetitions) for index in range(self.num_hidden_layers)]
+        return tuple((group, inner) for group in groups for inner in range(self.inner_group_num))
+
+
+_POSITIVE = [
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "num_labels",
+    "embedding_size",
+    "num_hidden_groups",
+    "inner_group_num",
+    "retriever_proj_size",
+    "num_candidates",
+    "span_hidden_size",
+    "max_span_width",
+    "reader_beam_size",
+    "reader_seq_len",
+    "num_block_records",
+    "searcher_beam_size",
+]
+_BOOLEAN = [f.name for f in fields(ModelConfig) if f.type == "bool"]
+_PROBABILITIES = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "classifier_dropout_prob",
+)
+_OPTIONAL = ("classifier_dropout", "classifier_dropout_prob")
+_FLOATS = ("initializer_range", "layer_norm_eps", "reader_layer_norm_eps")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _faults(config: ModelConfig) -> list[str]:
+    """Every reason why ``config`` cannot be followed. Rules between fields are judged only when the fields are sane."""
+    found: list[str] = []
+    values = {name: getattr(config, name) for name in (f.name for f in fields(config))}
+
+    def check(names: Any, rule: Callable[[Any], bool], wanted: str) -> None:
+        found.extend(f"{name} is {values[name]!r}, must be {wanted}" for name in names if not rule(values[name]))
+
+    check(_POSITIVE, lambda v: _is_int(v) and v > 0, "a positive whole number")
+    check(_BOOLEAN, lambda v: isinstance(v, bool), "true or false")
+    check(_FLOATS, lambda v: _is_number(v) and v >= 0, "a number of at least 0")
+    check(["chunk_size_feed_forward"], lambda v: _is_int(v) and v >= 0, "a whole number of at least 0")
+    check(
+        [name for name in _PROBABILITIES if values[name] is not None or name not in _OPTIONAL],
+        lambda v: _is_number(v) and 0 <= v <= 1,
+        "a probability between 0 and 1",
+    )
+    check(["position_embedding_type"], lambda v: v in POSITION_TYPES, f"one of {', '.join(POSITION_TYPES)}")
+    check(["problem_type"], lambda v: v in PROBLEM_TYPES, f"null or one of {', '.join(map(str, PROBLEM_TYPES[1:]))}")
+    check(["hidden_act"], lambda v: callable(v) or v in ACTIVATIONS, f"one of {', '.join(sorted(ACTIVATIONS))}")
+    if found:
+        return found
+
+    if config.hidden_size % config.num_attention_heads:
+        found.append(
+            f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}"
+        )
+    if config.pad_token_id is not None and not (
+        _is_int(config.pad_token_id) and abs(config.pad_token_id) < config.vocab_size
+    ):
+        found.append(f"pad_token_id is {config.pad_token_id!r}, must be null or below vocab_size {config.vocab_size}")
+    if config.switches.positions_from_padding and config.pad_token_id is None:
+        found.append(f"pad_token_id is null, but model_type '{config.model_type}' counts positions from it")
+    if config.add_cross_attention and not config.is_decoder:
+        found.append("add_cross_attention needs is_decoder")
+    if config.is_decoder and not config.switches.decoder:
+        found.append(f"is_decoder is not possible for model_type '{config.model_type}'")
+    if config.id2label is not None and len(config.id2label) != config.num_labels:
+        found.append(f"id2label has {len(config.id2label)} entries, but num_labels is {config.num_labels}")
+    distinct = len(set(config.layer_order))
+    for layer, heads in config.pruned_heads.items():
+        if not 0 <= layer < distinct:
+            found.append(f"pruned_heads names layer {layer}, the model has {distinct}")
+        elif any(not 0 <= head < config.num_attention_heads for head in heads):
+            found.append(f"pruned_heads of layer {layer} are {sorted(heads)}, there are {config.num_attention_heads}")
+        elif len(set(heads)) == config.num_attention_heads:
+            found.append(f"pruned_heads of layer {layer} leaves no head")
+    return found

@@ -1,0 +1,62 @@
+"""The position-wise feed-forward block with its residual."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from qdq.models.activations import activation
+from qdq.models.inputs import InputError, is_tracing
+from qdq.models.ops import Add
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["FeedForward"]
+
+
+class FeedForward(nn.Module):
+    """Two linears around an activation, then residual and LayerNorm.
+
+    ``chunk_size`` > 0 computes the sequence in pieces of that length, which saves memory and changes no number;
+    exports ignore it.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        intermediate_size: int,
+        hidden_act: str | Callable[[Tensor], Tensor],
+        dropout: float,
+        eps: float,
+        norm_first: bool = False,
+        chunk_size: int = 0,
+    ) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.chunk_size = chunk_size
+        self.up = nn.Linear(hidden_size, intermediate_size)
+        self.activation = activation(hidden_act)
+        self.down = nn.Linear(intermediate_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.add = Add()
+        self.norm = nn.LayerNorm(hidden_size, eps=eps)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``(batch, seq, hidden)`` -> ``(batch, seq, hidden)``."""
+        if not self.chunk_size or is_tracing():
+            return self._block(hidden)
+        if hidden.shape[1] % self.chunk_size:
+            raise InputError(
+                f"a sequence of {hidden.shape[1]} tokens is not a multiple of chunk_size_feed_forward {self.chunk_size}"
+            )
+        return torch.cat([self._block(chunk) for chunk in torch.split(hidden, self.chunk_size, dim=1)], dim=1)
+
+    def _block(self, hidden: Tensor) -> Tensor:
+        branch = self.up(self.norm(hidden) if self.norm_first else hidden)
+        branch = self.dropout(self.down(self.activation(branch)))
+        total: Tensor = self.add(branch, hidden)
+        return total if self.norm_first else self.norm(total)

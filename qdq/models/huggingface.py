@@ -1,0 +1,398 @@
+"""Reading and writing Hugging Face model directories, without transformers.
+
+A directory holds ``config.json`` and the weights: ``model.safetensors``, or shards that
+``model.safetensors.index.json`` names, or ``pytorch_model.bin`` (loaded without running pickled code). Loading is strict:
+every tensor that the model needs must be there in its shape, and nothing else, except for
+
+1. either name of a tied pair, and the copy of a language-model bias;
+2. heads and pooler of the same family that this model has not;
+3. the buffers ``position_ids`` and ``token_type_ids`` of old releases;
+4. ``gamma`` and ``beta`` for the weight and bias of a LayerNorm, and the base prefix, present or not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from qdq.errors import CheckpointError, ConfigError, StorageError, describe_faults
+from qdq.models.architectures import FAMILIES, configure, construct, family_of, fields_of, task_of
+from qdq.models.config import ModelConfig
+from qdq.models.keymap import translate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping
+
+    from qdq.models.attention import AttentionImplementation
+    from qdq.models.family import Task
+    from qdq.models.model import Model
+
+__all__ = [
+    "config_to_json",
+    "load_model",
+    "load_weights",
+    "read_config",
+    "read_tensors",
+    "save_model",
+    "upstream_state",
+]
+
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_OLD_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+
+
+# --- config.json ---
+
+
+def read_config(path: str | os.PathLike[str]) -> ModelConfig:
+    """The configuration in ``path``, a model directory or a JSON file.
+
+    Raises:
+        CheckpointError: no such directory, or no ``config.json`` in it.
+        ConfigError: not JSON, an unknown ``model_type``, or values that cannot be followed (all of them are listed).
+    """
+    path = Path(path)
+    if path.suffix != ".json":
+        _require_directory(path)
+        path = path / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; a model directory needs a config.json")
+    values = _read_json(path, ConfigError)
+    model_type = values.pop("model_type", None)
+    if model_type is None:
+        raise ConfigError(f"{path}: model_type is missing, must be one of {', '.join(FAMILIES)}")
+    try:
+        return configure(model_type, **values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def config_to_json(config: ModelConfig, task: str | None = None) -> dict[str, Any]:
+    """What belongs into ``config.json`` for ``config`` under ``task``: what was read, and each field that counts."""
+    if not isinstance(config.hidden_act, str):
+        raise ConfigError("hidden_act is a function; only a named activation can be written to config.json")
+    values: dict[str, Any] = dict(config.extra)
+    for f in fields(ModelConfig):
+        value = getattr(config, f.name)
+        quiet = f.type in {"bool", "str | None"} or "Mapping" in str(f.type) or f.name in {"num_labels", "bos_token_id"}
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        if f.name in fields_of(family_of(config.model_type)) and not (quiet and value == default):
+            values[f.name] = value
+    labels = config.id2label or {index: f"LABEL_{index}" for index in range(config.num_labels)}
+    values.pop("num_labels", None)
+    if config.num_labels != 2 or config.id2label is not None:
+        values["id2label"] = {str(index): label for index, label in labels.items()}
+        values["label2id"] = dict(config.label2id or {label: index for index, label in labels.items()})
+    if config.pruned_heads:
+        values["pruned_heads"] = {str(layer): list(heads) for layer, heads in config.pruned_heads.items()}
+    return {**values, "model_type": config.model_type, "architectures": [task_of(config, task)[1].name]}
+
+
+# --- weights: files ---
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """All tensors of the model directory ``path`` by their names in the files, mapped into memory where possible.
+
+    Raises:
+        CheckpointError: no weights, missing shards, a damaged file, or a pickle that wants to run code.
+    """
+    path = Path(path)
+    _require_directory(path)
+    found = next((name for name in _WEIGHT_FILES if (path / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(f"{path}: no weights; expected one of {', '.join(_WEIGHT_FILES)}")
+    if not found.endswith(".index.json"):
+        return _read_file(path / found)
+    names = _shards(path / found)
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        tensors.update(_read_file(path / name))
+    return tensors
+
+
+def _shards(index: Path) -> list[str]:
+    """The shard files that ``index`` names, all of them present."""
+    weight_map = _read_json(index, CheckpointError).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index}: no weight_map from tensor names to files")
+    names = sorted(set(weight_map.values()))
+    # A name is a file beside the index, never a path to somewhere else.
+    missing = [
+        f"shard {name} is missing" for name in names if Path(name).name != name or not (index.parent / name).is_file()
+    ]
+    if missing:
+        raise CheckpointError(describe_faults(str(index), missing))
+    return names
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except safetensors.SafetensorError as error:
+            raise CheckpointError(f"{path}: damaged or incomplete safetensors file ({error})") from error
+        except OSError as error:
+            raise StorageError(f"{path}: {error}") from error
+    try:
+        return _read_pickle(path)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused, the pickle holds more than tensors and could run code; convert it to safetensors"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: damaged or incomplete PyTorch file ({error})") from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # files of torch < 1.6 are no archives and cannot be mapped
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: not a state dict of tensors")
+    return state
+
+
+def _read_json(path: Path, error: type[CheckpointError | ConfigError]) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as cause:
+        raise error(f"{path}: not valid JSON ({cause})") from cause
+    if not isinstance(values, dict):
+        raise error(f"{path}: must hold a JSON object, not a {type(values).__name__}")
+    return values
+
+
+def _require_directory(path: Path) -> None:
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such directory; give the directory of a downloaded checkpoint")
+
+
+# --- weights: names ---
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One parameter: its names here (several when shared), and upstream's keys, the one to write first."""
+
+    own: tuple[str, ...]
+    upstream: tuple[str, ...]
+    parameter: nn.Parameter
+
+
+def _entries(model: Model) -> list[_Entry]:
+    """Every distinct parameter of ``model``; upstream's keys are without the base prefix."""
+    family, task = family_of(model.config.model_type), task_of(model.config, model.task)[1]
+    keys = {**family.keys, **task.keys}
+    # Of a repeated layer the first depth stands for all.
+    names: dict[int, list[str]] = {}
+    parameters: dict[int, nn.Parameter] = {}
+    for own, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(own)
+        parameters[id(parameter)] = parameter
+    order = model.config.layer_order
+    try:
+        return [
+            _Entry(tuple(own), tuple(dict.fromkeys(translate(name, keys, order) for name in own)), parameters[key])
+            for key, own in names.items()
+        ]
+    except KeyError as error:
+        raise CheckpointError(f"parameter {error} has no name in a '{family.model_type}' checkpoint") from error
+
+
+def _bias_copy(key: str) -> str | None:
+    """The second key under which upstream stores the bias of a language-model head."""
+    stem, _, leaf = key.rpartition(".")
+    return f"{stem}.decoder.bias" if leaf == "bias" and stem.endswith(("predictions", "lm_head")) else None
+
+
+def upstream_state(model: Model) -> dict[str, Tensor]:
+    """The weights of ``model`` under upstream's keys, each tied weight once; the tensors are not copied."""
+    family, task = family_of(model.config.model_type), task_of(model.config, model.task)[1]
+    base = {key.partition(".")[0] for key in family.keys.values()}
+    state: dict[str, Tensor] = {}
+    for entry in _entries(model):
+        key = entry.upstream[0]
+        if task.prefixed and key.partition(".")[0] in base and entry.own[0].partition(".")[0] != "head":
+            key = f"{family.prefix}.{key}"
+        state[key] = entry.parameter.detach()
+    return state
+
+
+def _normalized(key: str, prefix: str) -> str:
+    """``key`` without base prefix and with today's names for the LayerNorm parameters."""
+    key = key.removeprefix(f"{prefix}.")
+    for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+        if key.endswith(old):
+            key = key.removesuffix(old) + new
+    return key
+
+
+def load_weights(
+    model: Model,
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str = "checkpoint",
+    allow_missing: Collection[str] = (),
+    ignore: tuple[str, ...] = (),
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Make ``tensors`` (upstream's keys) the parameters of ``model``, without a copy where the dtype is right.
+
+    Args:
+        model: may live on the meta device.
+        tensors: the checkpoint.
+        source: names the checkpoint in errors.
+        allow_missing: top-level modules (``"head"``, ``"pooler"``) that may be absent; they are initialised.
+        ignore: endings of keys to skip.
+        dtype: of the parameters.
+
+    Raises:
+        CheckpointError: with the lists of missing, unexpected and misshaped keys, as far as they are not empty.
+    """
+    family = family_of(model.config.model_type)
+    given: dict[str, tuple[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if not key.endswith((*_OLD_BUFFERS, *ignore)):
+            given[_normalized(key, family.prefix)] = (key, tensor)
+
+    missing, misshaped, state = [], [], {}
+    for entry in _entries(model):
+        candidates = [*filter(None, map(_bias_copy, entry.upstream)), *entry.upstream]
+        present = [given.pop(key) for key in candidates if key in given]
+        wanted = entry.parameter
+        if present:
+            key, tensor = present[0]
+            if tensor.shape != wanted.shape or not tensor.is_floating_point():
+                found = f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+                misshaped.append(f"{key} is {found}, must be {list(wanted.shape)} float")
+                continue
+            parameter = nn.Parameter(tensor.to(dtype), requires_grad=wanted.requires_grad)
+        elif entry.own[0].partition(".")[0] in allow_missing:
+            parameter = _fresh(model, entry.own[0], dtype)
+        else:
+            missing.append(entry.upstream[0])
+            continue
+        state.update(dict.fromkeys(entry.own, parameter))
+
+    elsewhere = _keys_of_other_tasks(family.tasks.values()) | {family.keys["pooler.dense"]}
+    unexpected = [key for short, (key, _) in given.items() if not {short, short.rpartition(".")[0]} & elsewhere]
+    faults = [
+        f"{len(names)} {what}: {', '.join(names[:10])}{f', and {len(names) - 10} more' if len(names) > 10 else ''}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("with another shape", misshaped))
+        if names
+    ]
+    if faults:
+        raise CheckpointError(
+            describe_faults(f"{source}: the tensors do not fit {model.config.model_type} {model.task}", faults)
+        )
+    model.load_state_dict(state, assign=True)
+
+
+def _keys_of_other_tasks(tasks: Iterable[Task]) -> set[str]:
+    """Upstream's head modules of all ``tasks``."""
+    keys = {key for task in tasks for key in task.keys.values()}
+    return keys | set(filter(None, map(_bias_copy, keys)))
+
+
+def _fresh(model: Model, name: str, dtype: torch.dtype) -> nn.Parameter:
+    """A newly initialised parameter in place of ``name``."""
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    new = torch.empty(owner.get_parameter(leaf).shape, dtype=dtype)
+    if leaf == "bias":
+        new.zero_()
+    elif isinstance(owner, nn.LayerNorm):
+        new.fill_(1.0)
+    else:
+        new.normal_(0.0, model.config.initializer_range)
+    return nn.Parameter(new)
+
+
+# --- models ---
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    task: str | None = None,
+    *,
+    attn_implementation: AttentionImplementation = "eager",
+    allow_missing: Collection[str] = (),
+    ignore: tuple[str, ...] = (),
+    dtype: torch.dtype = torch.float32,
+    config: ModelConfig | None = None,
+) -> Model:
+    """The model in the directory ``path``, in evaluation mode. The weights are mapped from the file, not copied.
+
+    Args:
+        path: a Hugging Face model directory.
+        task: which head; None takes the one named by ``architectures`` in ``config.json``.
+        attn_implementation: ``"eager"`` or ``"sdpa"``.
+        allow_missing: ``{"head"}`` puts a new, randomly initialised head on a bare encoder.
+        ignore: endings of keys to skip, for checkpoints that carry more than weights.
+        dtype: of the parameters; the file may hold another floating type.
+        config: in place of the directory's ``config.json``.
+
+    Raises:
+        CheckpointError: files missing or damaged, tensors missing, unexpected or misshaped.
+        ConfigError: a ``config.json`` that cannot be followed, or a task that the family does not have.
+    """
+    config = read_config(path) if config is None else config
+    with torch.device("meta"):
+        model = construct(config, task, attn_implementation=attn_implementation)
+    tensors = read_tensors(path)
+    load_weights(model, tensors, source=str(path), allow_missing=allow_missing, ignore=ignore, dtype=dtype)
+    return model.eval()
+
+
+def save_model(model: Model, path: str | os.PathLike[str]) -> None:
+    """Write ``config.json`` and ``model.safetensors`` with upstream's keys into the directory ``path``.
+
+    Each file is written beside its place and then moved there, so a model may be saved over its own files.
+
+    Raises:
+        StorageError: the directory cannot be written.
+    """
+    path = Path(path)
+    state = {key: tensor.contiguous() for key, tensor in upstream_state(model).items()}
+    # Upstream keeps this bias under two names; give both, so that tied and untied models find it.
+    for key in list(state):
+        if copy := _bias_copy(key):
+            state[copy] = state[key].clone()
+    text = json.dumps(config_to_json(model.config, model.task), indent=2, sort_keys=True) + "\n"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _replace(path / "model.safetensors", lambda file: save_file(state, file, metadata={"format": "pt"}))
+        _replace(path / "config.json", lambda file: file.write_text(text, encoding="utf-8"))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise StorageError(f"{path}: cannot write the model ({error})") from error
+
+
+def _replace(target: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file, then put it in the place of ``target``."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,53 @@
+"""Translation of parameter names between ours and upstream's, from literal tables.
+
+A table maps our module (or one whole parameter) to upstream's; ``{}`` stands for the index of a layer: ours is the
+depth, upstream's may be several numbers (ALBERT: group and inner layer). The way back is the same table inverted, so
+both directions are exact by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+__all__ = ["BERT_KEYS", "Keys", "translate"]
+
+Keys = Mapping[str, str]
+
+BERT_KEYS: Keys = {
+    "embeddings.word": "embeddings.word_embeddings",
+    "embeddings.position": "embeddings.position_embeddings",
+    "embeddings.token_type": "embeddings.token_type_embeddings",
+    "embeddings.norm": "embeddings.LayerNorm",
+    "encoder.layers.{}.attention.query": "encoder.layer.{}.attention.self.query",
+    "encoder.layers.{}.attention.key": "encoder.layer.{}.attention.self.key",
+    "encoder.layers.{}.attention.value": "encoder.layer.{}.attention.self.value",
+    "encoder.layers.{}.attention.distance": "encoder.layer.{}.attention.self.distance_embedding",
+    "encoder.layers.{}.attention.output": "encoder.layer.{}.attention.output.dense",
+    "encoder.layers.{}.attention.norm": "encoder.layer.{}.attention.output.LayerNorm",
+    "encoder.layers.{}.cross_attention.query": "encoder.layer.{}.crossattention.self.query",
+    "encoder.layers.{}.cross_attention.key": "encoder.layer.{}.crossattention.self.key",
+    "encoder.layers.{}.cross_attention.value": "encoder.layer.{}.crossattention.self.value",
+    "encoder.layers.{}.cross_attention.distance": "encoder.layer.{}.crossattention.self.distance_embedding",
+    "encoder.layers.{}.cross_attention.output": "encoder.layer.{}.crossattention.output.dense",
+    "encoder.layers.{}.cross_attention.norm": "encoder.layer.{}.crossattention.output.LayerNorm",
+    "encoder.layers.{}.feed_forward.up": "encoder.layer.{}.intermediate.dense",
+    "encoder.layers.{}.feed_forward.down": "encoder.layer.{}.output.dense",
+    "encoder.layers.{}.feed_forward.norm": "encoder.layer.{}.output.LayerNorm",
+    "pooler.dense": "pooler.dense",
+}
+
+
+def translate(name: str, keys: Keys, layers: Sequence[tuple[int, ...]]) -> str:
+    """Upstream's name of our parameter ``name``; ``layers`` holds upstream's indices for every depth.
+
+    Raises:
+        KeyError: the table has no entry for the parameter.
+    """
+    parts = name.split(".")
+    depth = next((int(part) for part in parts if part.isdigit()), None)
+    template = ".".join("{}" if part.isdigit() else part for part in parts)
+    target = keys.get(template)
+    if target is None:
+        module, _, leaf = template.rpartition(".")
+        target = f"{keys[module]}.{leaf}"
+    return target if depth is None else target.format(*layers[depth])

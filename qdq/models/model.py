@@ -1,0 +1,306 @@
+"""The model: embeddings, encoder, pooler and head, with everything that concerns them together."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
+
+import torch
+from torch import Tensor, nn
+
+from qdq.models.attention import Attention, AttentionImplementation
+from qdq.models.embeddings import Embeddings
+from qdq.models.encoder import Encoder, Layer
+from qdq.models.inputs import InputError, is_tracing
+from qdq.models.masks import attention_bias, head_mask_rows, memory_bias
+from qdq.models.outputs import BaseOutput, Cache, Output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from qdq.models.config import ModelConfig
+
+__all__ = ["EncoderInputs", "Model", "Pooler", "initialize"]
+
+
+class EncoderInputs(TypedDict, total=False):
+    """What every model's ``forward`` takes beside ids, mask and token types; see ``Model.encode``."""
+
+    position_ids: Tensor | None
+    head_mask: Tensor | None
+    inputs_embeds: Tensor | None
+    encoder_hidden_states: Tensor | None
+    encoder_attention_mask: Tensor | None
+    past_key_values: Cache | None
+    use_cache: bool | None
+    output_attentions: bool | None
+    output_hidden_states: bool | None
+
+
+class Pooler(nn.Module):
+    """tanh of a linear on the first token, whichever side the padding is on."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``(batch, seq, hidden)`` -> ``(batch, hidden)``."""
+        return torch.tanh(self.dense(hidden[:, 0]))
+
+
+class Model(nn.Module):
+    """An encoder without a task, and the base of the models that have one."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        task: str = "feature-extraction",
+        pooler: bool = True,
+        head: nn.Module | None = None,
+        attn_implementation: AttentionImplementation = "eager",
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.task = task
+        switches = config.switches
+        self.embeddings = Embeddings(
+            vocab_size=config.vocab_size,
+            width=config.embedding_width,
+            max_positions=config.max_position_embeddings,
+            type_vocab_size=config.type_vocab_size,
+            pad_token_id=config.pad_token_id,
+            dropout=config.hidden_dropout_prob,
+            eps=config.layer_norm_eps,
+            norm=switches.embedding_norm,
+            absolute=config.position_embedding_type == "absolute",
+            positions_from_padding=switches.positions_from_padding,
+            hidden_size=config.hidden_size if switches.embedding_projection else None,
+        )
+        self.encoder = Encoder(config, attn_implementation)
+        self.pooler = Pooler(config.hidden_size) if pooler else None
+        self.head = head
+        self._prune(config.pruned_heads)
+        self.tie_weights()
+
+    # --- forward ---
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        return_dict: bool | None = None,
+        **inputs: Unpack[EncoderInputs],
+    ) -> BaseOutput | tuple[Any, ...]:
+        """Hidden states and pooled output; arguments as in ``encode``."""
+        result = self.encode(input_ids, attention_mask, token_type_ids, **inputs)
+        if self.wants_dict(return_dict):
+            return result
+        # As a tuple, the pooled output keeps its place even when there is no pooler.
+        return result.last_hidden_state, result.pooler_output, *result.to_tuple()[1 + (self.pooler is not None) :]
+
+    def encode(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseOutput:
+        """Run embeddings, encoder and pooler.
+
+        Args:
+            input_ids: ``(batch, seq)``; or give ``inputs_embeds``.
+            attention_mask: 1 = visible. ``(batch, cached + seq)``, or per query ``(batch, seq, cached + seq)``.
+            token_type_ids: ``(batch, seq)``, zeros by default.
+            position_ids: ``(batch or 1, seq)``.
+            head_mask: 1 = keep; ``(heads,)`` or ``(layers, heads)``.
+            inputs_embeds: ``(batch, seq, embedding width)``.
+            encoder_hidden_states: ``(batch, keys, hidden)`` to attend to; decoders with cross-attention only.
+            encoder_attention_mask: ``(batch, keys)`` or ``(batch, seq, keys)`` for them.
+            past_key_values: what an earlier call returned under this name.
+            use_cache: return ``past_key_values``; decoders only.
+            output_attentions: return the attention weights ``(batch, heads, seq, keys)`` of every layer.
+            output_hidden_states: return the states ``(batch, seq, hidden)`` before the first and after every layer.
+
+        Raises:
+            InputError: arguments that do not fit together or do not fit the model.
+        """
+        config = self.config
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("give exactly one of input_ids and inputs_embeds")
+        if encoder_hidden_states is not None and not config.is_decoder:
+            raise InputError(
+                "encoder_hidden_states given, but the model is no decoder: set is_decoder in its configuration"
+            )
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        assert given is not None
+        batch, new = given.shape[0], given.shape[1]
+        past = 0 if past_key_values is None else past_key_values[0][0].shape[2]
+        caching = config.is_decoder and (config.use_cache if use_cache is None else use_cache)
+        if caching and self.encoder.checkpointing and self.training:
+            warnings.warn("use_cache is off: it does not go together with gradient checkpointing", stacklevel=3)
+            caching = False
+
+        hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, past)
+        dtype = hidden.dtype
+        bias = attention_bias(
+            attention_mask,
+            batch=batch,
+            new=new,
+            past=past,
+            causal=config.is_decoder,
+            dtype=dtype,
+            device=hidden.device,
+        )
+        memory_mask = None
+        if encoder_hidden_states is not None:
+            self._check_memory(encoder_hidden_states, batch)
+            memory_mask = memory_bias(encoder_attention_mask, memory=encoder_hidden_states, new=new, dtype=dtype)
+        result = self.encoder(
+            hidden,
+            bias,
+            head_mask=head_mask_rows(
+                head_mask, layers=config.num_hidden_layers, heads=config.num_attention_heads, dtype=dtype
+            ),
+            memory=encoder_hidden_states,
+            memory_mask=memory_mask,
+            past=past_key_values,
+            use_cache=caching,
+            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+        )
+        return BaseOutput(
+            last_hidden_state=result.hidden,
+            pooler_output=None if self.pooler is None else self.pooler(result.hidden),
+            past_key_values=result.cache,
+            hidden_states=result.hidden_states,
+            attentions=result.attentions,
+            cross_attentions=result.cross_attentions,
+        )
+
+    def _check_memory(self, memory: Tensor, batch: int) -> None:
+        if is_tracing():
+            return
+        if memory.dim() != 3 or memory.shape[0] != batch or memory.shape[2] != self.config.hidden_size:
+            wanted = f"[{batch}, keys, {self.config.hidden_size}]"
+            raise InputError(f"encoder_hidden_states has shape {list(memory.shape)}, must be {wanted}")
+
+    def wants_dict(self, return_dict: bool | None) -> bool:
+        """Whether a call returns an output object: its argument, or what the configuration says."""
+        return self.config.use_return_dict if return_dict is None else return_dict
+
+    def finish(self, result: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
+        """``result``, or its computed fields as a tuple."""
+        return result if self.wants_dict(return_dict) else result.to_tuple()
+
+    # --- embeddings and heads ---
+
+    def output_embedding(self) -> nn.Linear | None:
+        """The linear from hidden states to the vocabulary, in models that have one."""
+        return getattr(self.head, "output_embedding", None)
+
+    def tie_weights(self) -> None:
+        """Let the vocabulary linear use the word embedding's parameter, if the configuration says so."""
+        decoder = self.output_embedding()
+        if decoder is not None and self.config.tie_word_embeddings:
+            decoder.weight = self.embeddings.word.weight
+
+    def resize_token_embeddings(self, size: int, pad_to_multiple_of: int | None = None) -> nn.Embedding:
+        """Cut or extend the vocabulary to ``size`` rows, rounded up to a multiple; new rows are initialised.
+
+        As upstream, the new table has no padding row any more.
+        """
+        if pad_to_multiple_of is not None:
+            size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+        old = self.embeddings.word
+        std = self.config.initializer_range
+        new = nn.Embedding(size, old.embedding_dim, _weight=_resized(old.weight, size, std))
+        self.embeddings.word = new
+        decoder = self.output_embedding()
+        if decoder is not None:
+            if not self.config.tie_word_embeddings:
+                decoder.weight = nn.Parameter(_resized(decoder.weight, size, std))
+            decoder.bias = nn.Parameter(_resized(decoder.bias, size, 0.0))
+            decoder.out_features = size
+        self.config = replace(self.config, vocab_size=size)
+        self.tie_weights()
+        return new
+
+    def prune_heads(self, heads: Mapping[int, Iterable[int]]) -> None:
+        """Remove attention heads for good: layer index -> heads, both counted as in the unpruned model.
+
+        ALBERT counts distinct layers, ``group * inner_group_num + inner``; all repetitions of one lose the heads.
+        """
+        before = self.config.pruned_heads
+        after = {layer: tuple(sorted({*before.get(layer, ()), *heads.get(layer, ())})) for layer in {*before, *heads}}
+        self.config = replace(self.config, pruned_heads={layer: cut for layer, cut in after.items() if cut})
+        self._prune(heads, already=before)
+
+    def _prune(self, heads: Mapping[int, Iterable[int]], already: Mapping[int, Iterable[int]] | None = None) -> None:
+        distinct = sorted(set(self.config.layer_order))
+        for layer, wanted in heads.items():
+            gone = set((already or {}).get(layer, ()))
+            # Indices move down by the heads that were removed before them.
+            present = [head - sum(other < head for other in gone) for head in sorted(set(wanted) - gone)]
+            for depth, indices in enumerate(self.config.layer_order):
+                if present and indices == distinct[layer]:
+                    cast("Layer", self.encoder.layers[depth]).attention.prune(present)
+        self.encoder.share()
+
+    # --- modes ---
+
+    def set_attn_implementation(self, implementation: AttentionImplementation) -> None:
+        """Compute attention in modules (``"eager"``) or by torch's fused function (``"sdpa"``) from now on."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.implementation = implementation
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute each layer in the backward pass instead of keeping its activations."""
+        if not self.config.switches.gradient_checkpointing:
+            raise InputError(f"model_type '{self.config.model_type}' does not offer gradient checkpointing")
+        self.encoder.checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations for the backward pass."""
+        self.encoder.checkpointing = False
+
+
+def _resized(weight: Tensor, size: int, std: float) -> Tensor:
+    """``weight`` with ``size`` rows: the first ones kept, new ones normal with ``std`` (0: zeros)."""
+    new = (
+        weight.new_empty(size, *weight.shape[1:]).normal_(0.0, std)
+        if std
+        else weight.new_zeros(size, *weight.shape[1:])
+    )
+    kept = min(size, weight.shape[0])
+    new[:kept] = weight.detach()[:kept]
+    return new
+
+
+def initialize(module: nn.Module, std: float, *, zero_padding_row: bool = True) -> None:
+    """Initialise all weights below ``module``: normal(0, std) for linears and tables, zero biases, unit LayerNorms."""
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, nn.Linear):
+                part.weight.normal_(0.0, std)
+                part.bias.zero_()
+            elif isinstance(part, nn.Embedding):
+                part.weight.normal_(0.0, std)
+                if zero_padding_row and part.padding_idx is not None:
+                    part.weight[part.padding_idx].zero_()
+            elif isinstance(part, nn.LayerNorm):
+                part.reset_parameters()

@@ -1,0 +1,134 @@
+"""What the models return: dataclasses with upstream's field names that can also be read like a tuple or a mapping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "BaseOutput",
+    "CausalLMOutput",
+    "Output",
+    "PreTrainingOutput",
+    "QuestionAnsweringOutput",
+    "SentenceOrderOutput",
+    "TaskOutput",
+]
+
+Tensors = tuple[Tensor, ...]
+Cache = tuple[Tensors, ...]
+"""Per layer (key, value) or (key, value, cross key, cross value), each ``(batch, heads, length, head size)``."""
+
+T = TypeVar("T", bound="Output")
+
+
+class Output:
+    """Base of all outputs. ``None`` fields do not count: ``output[0]`` is the first field that was computed."""
+
+    def keys(self) -> list[str]:
+        """Names of the fields that were computed, in order."""
+        return [f.name for f in fields(self) if getattr(self, f.name) is not None]  # type: ignore[arg-type]
+
+    def values(self) -> list[Any]:
+        """The computed fields, in order."""
+        return [getattr(self, name) for name in self.keys()]
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Pairs of name and value of the computed fields, in order."""
+        return [(name, getattr(self, name)) for name in self.keys()]
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The computed fields as a plain tuple."""
+        return tuple(self.values())
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if isinstance(key, str):
+            return dict(self.items())[key]
+        return self.to_tuple()[key]
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+
+@dataclass_transform()
+def output(cls: type[T]) -> type[T]:
+    """Make ``cls`` a dataclass that torch.export and torch.func can take apart."""
+    made = dataclass(cls)
+    torch.export.register_dataclass(made)
+    return made
+
+
+@output
+class BaseOutput(Output):
+    """Result of the encoder: ``last_hidden_state`` ``(batch, seq, hidden)``, ``pooler_output`` ``(batch, hidden)``."""
+
+    last_hidden_state: Tensor
+    pooler_output: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+    cross_attentions: Tensors | None = None
+
+
+@output
+class TaskOutput(Output):
+    """Result of a model with one head: ``logits`` are ``(batch, labels)`` or ``(batch, seq, labels)``."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+
+
+@output
+class CausalLMOutput(Output):
+    """Result of a decoder with language-model head: ``logits`` are ``(batch, seq, vocab)``, not shifted."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+    cross_attentions: Tensors | None = None
+
+
+@output
+class QuestionAnsweringOutput(Output):
+    """Result of extractive question answering: start and end logits ``(batch, seq)``."""
+
+    loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+
+
+@output
+class PreTrainingOutput(Output):
+    """Result of BERT's pre-training: masked tokens ``(batch, seq, vocab)`` and next sentence ``(batch, 2)``."""
+
+    loss: Tensor | None = None
+    prediction_logits: Tensor | None = None
+    seq_relationship_logits: Tensor | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+
+
+@output
+class SentenceOrderOutput(Output):
+    """Result of ALBERT's pre-training: masked tokens ``(batch, seq, vocab)`` and sentence order ``(batch, 2)``."""
+
+    loss: Tensor | None = None
+    prediction_logits: Tensor | None = None
+    sop_logits: Tensor | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
