@@ -184,11 +184,8 @@ def _from_vocabulary(model_dir: Path) -> Tokenizer:
         role: _content(settings.get(f"{role}_token"), default)
         for role, default in {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}.items()
     }
-    missing = [
-        f"no special token {special[role]!r}" for role in ("unk", "cls", "sep") if special[role] not in vocabulary
-    ]
-    if missing:
-        raise CheckpointError(describe_faults(f"{path}: is no WordPiece vocabulary", missing))
+    if missing := [special[role] for role in ("unk", "cls", "sep") if special[role] not in vocabulary]:
+        raise CheckpointError(f"{path}: is no vocabulary of BERT's kind: lacks the special tokens {' '.join(missing)}")
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=special["unk"]))
     tokenizer.normalizer = normalizers.BertNormalizer(
         lowercase=settings.get("do_lower_case", True),
