@@ -1,0 +1,322 @@
+"""Who may know whom, what stays light, what is public: an arrow the wrong way fails here, with its line."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("qdq", "calibration", "exporters")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The rooms from the ground up, each with the rooms it may know. A file belongs to the row with the longest name that
+# begins its own; within a row everybody knows everybody.
+
+BASE = ("qdq.errors", "qdq.storage")
+CORE = (
+    *BASE,
+    "qdq.spec",
+    "qdq.functional",
+    "qdq.quantizer",
+    "qdq.modules",
+    "qdq.recipe",
+    "qdq.prepare",
+    "qdq.checkpoint",
+    "qdq.models",
+    "qdq.data",
+)
+SIDES = ("calibration", "exporters", "qdq.tasks", "qdq.interop", "qdq.generation", "qdq.retrieval")
+EVERYTHING = (*CORE, *SIDES, "qdq.training")
+
+ROOMS: dict[str, tuple[str, ...]] = {
+    "qdq.errors": (),
+    "qdq.storage": ("qdq.errors",),
+    "qdq.data": BASE,
+    # the float reference knows nothing of quantization
+    "qdq.models.ops": BASE,
+    "qdq.models": (*BASE, "qdq.models.ops"),
+    # one quantizer, then modules with quantizers, then models with such modules
+    "qdq.spec": BASE,
+    "qdq.functional": (*BASE, "qdq.spec"),
+    "qdq.quantizer": (*BASE, "qdq.spec", "qdq.functional"),
+    "qdq.modules": (*BASE, "qdq.spec", "qdq.functional", "qdq.quantizer", "qdq.models.ops"),
+    "qdq.recipe": (*BASE, "qdq.spec", "qdq.functional", "qdq.quantizer", "qdq.modules"),
+    "qdq.recipes": (),  # presets, as files
+    "qdq.prepare": (*BASE, "qdq.spec", "qdq.functional", "qdq.quantizer", "qdq.modules", "qdq.recipe", "qdq.models"),
+    "qdq.checkpoint": tuple(room for room in CORE if room not in {"qdq.checkpoint", "qdq.data"}),
+    # what is done with the core: side by side, with two exceptions
+    "calibration": CORE,
+    "exporters": CORE,
+    "qdq.interop": CORE,
+    "qdq.generation": CORE,
+    "qdq.tasks": (*CORE, "exporters"),  # evaluates any runner
+    "qdq.retrieval": (*CORE, "qdq.tasks"),  # has metrics of its own task
+    "qdq.training": (*CORE, *SIDES),
+    # who sees every other
+    "qdq": EVERYTHING,  # the lazy facade alone: a module directly in qdq/ needs a row of its own
+    "qdq.cli": ("qdq", *EVERYTHING),
+    "qdq.__main__": ("qdq.cli",),
+}
+
+# Within qdq.models: a file may know those on lower steps. A file that stands on no step is held by its row alone.
+MODEL_STEPS: tuple[frozenset[str], ...] = tuple(
+    frozenset(f"qdq.models.{name}" for name in step.split())
+    for step in (
+        "activations ops inputs outputs",
+        "config masks keymap",
+        "attention feed_forward embeddings",
+        "encoder",
+        "heads",
+        "model",
+        "family",
+        "albert bert megatron_bert realm roberta_prelayernorm",
+        "architectures",
+        "huggingface",
+    )
+)
+
+# Imported inside functions only. The onnx ones may stand at the top of files that do nothing else.
+ONNX = frozenset({"onnx", "onnx_ir", "onnxruntime", "onnxscript"})
+HEAVY = ONNX | {"openvino", "datasets", "matplotlib", "transformers", "accelerate"}
+HEAVY_FOR_COMMANDS = HEAVY | {"torch"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module. ``where``: 'top' runs on import, 'function' later, 'typing' never."""
+
+    module: str
+    line: int
+    where: str
+
+
+def imports_of(path: Path, root: Path) -> Iterator[Import]:
+    """Every import of a file. ``from qdq import spec`` imports qdq.spec, ``from qdq import load`` imports qdq."""
+    package = path.relative_to(root).with_suffix("").parts[:-1]
+
+    def resolve(node: ast.Import | ast.ImportFrom) -> Iterable[str]:
+        if isinstance(node, ast.Import):
+            return [alias.name for alias in node.names]
+        above = package[: len(package) - node.level + 1] if node.level else ()
+        module = ".".join([*above, *([node.module] if node.module else [])])
+        return [f"{module}.{a.name}" if _is_module(root, f"{module}.{a.name}") else module for a in node.names]
+
+    def walk(node: ast.AST, where: str) -> Iterator[Import]:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from (Import(module, node.lineno, where) for module in resolve(node))
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in {ast.unparse(node.test).removeprefix("typing.")}:
+            for child in node.body:
+                yield from walk(child, "typing")
+            for child in node.orelse:
+                yield from walk(child, where)
+        else:
+            inside = "function" if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) else where
+            for child in ast.iter_child_nodes(node):
+                yield from walk(child, inside)
+
+    yield from walk(ast.parse(path.read_text(encoding="utf-8")), "top")
+
+
+def _is_module(root: Path, module: str) -> bool:
+    path = root.joinpath(*module.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def files_of(root: Path) -> list[tuple[Path, str]]:
+    """Every file of the packages with the name it is imported by."""
+    files = sorted(path for package in PACKAGES for path in (root / package).rglob("*.py"))
+    return [(f, ".".join(f.relative_to(root).with_suffix("").parts).removesuffix(".__init__")) for f in files]
+
+
+def room_of(module: str) -> str | None:
+    rows = [room for room in ROOMS if module == room or (room != "qdq" and module.startswith(f"{room}."))]
+    return max(rows, key=len, default=None)
+
+
+def step_of(module: str) -> int | None:
+    return next((n for n, step in enumerate(MODEL_STEPS) if module in step), None)
+
+
+def arrows_the_wrong_way(root: Path) -> list[str]:
+    """What the rooms and the steps forbid, one line each; an empty list when all is well."""
+    faults = []
+    for path, module in files_of(root):
+        room, step = room_of(module), step_of(module)
+        if room is None:
+            faults.append(f"{path.relative_to(root)}: stands in no room; give it a row in {Path(__file__).name}")
+            continue
+        for found in imports_of(path, root):
+            if found.module.split(".")[0] not in PACKAGES:
+                continue
+            other, other_step = room_of(found.module), step_of(found.module)
+            place = f"{path.relative_to(root)}:{found.line}: imports {found.module}"
+            if other not in {room, *ROOMS[room]} and not (other or "").startswith(tuple(f"{r}." for r in ROOMS[room])):
+                faults.append(f"{place}, {room} may know {', '.join(ROOMS[room]) or 'nothing'}")
+            elif step is not None and other_step is not None and found.module != module and other_step >= step:
+                faults.append(f"{place}, which stands on no lower step of qdq.models")
+    return faults
+
+
+def heavy_at_the_top(root: Path) -> list[str]:
+    """Heavy packages that importing a module would load at once, one line each."""
+    faults = []
+    for path, module in files_of(root):
+        banned = HEAVY_FOR_COMMANDS if module == "qdq" or module.startswith("qdq.cli") else HEAVY
+        if module.startswith("exporters.onnx"):
+            banned = banned - ONNX
+        faults += [
+            f"{path.relative_to(root)}:{found.line}: {found.module} belongs inside the function that needs it"
+            for found in imports_of(path, root)
+            if found.where == "top" and (found.module.split(".")[0] in banned or found.module.startswith("tensorrt"))
+        ]
+    return faults
+
+
+def test_no_arrow_points_the_wrong_way() -> None:
+    assert arrows_the_wrong_way(ROOT) == []
+
+
+def test_heavy_packages_wait_inside_functions() -> None:
+    assert heavy_at_the_top(ROOT) == []
+
+
+def test_the_table_has_an_order() -> None:
+    order = list(TopologicalSorter(ROOMS).static_order())  # raises CycleError
+    assert set(order) == set(ROOMS)
+    assert order.index("qdq.errors") < order.index("qdq.models") < order.index("exporters") < order.index("qdq.cli")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The checks themselves: a planted fault is found, and its neighbours that are allowed are not.
+
+
+def plant(root: Path, files: dict[str, str]) -> Path:
+    for name in ("spec", "quantizer", "models/feed_forward"):  # so that `from qdq import spec` names a file
+        files.setdefault(f"qdq/{name}.py", "")
+    for name, source in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(source)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "culprit"),
+    [
+        ("qdq/models/heads.py", "from qdq.quantizer import Quantizer", "qdq.quantizer"),
+        ("qdq/models/heads.py", "from qdq import quantizer", "qdq.quantizer"),
+        ("qdq/models/heads.py", "import qdq.spec as s", "qdq.spec"),
+        ("qdq/models/heads.py", "from ..spec import QuantSpec", "qdq.spec"),
+        ("qdq/models/config.py", "from qdq.models.attention import Attention", "qdq.models.attention"),
+        ("qdq/models/attention.py", "from qdq.models import feed_forward", "qdq.models.feed_forward"),
+        ("qdq/models/ops.py", "from qdq.models.masks import bias", "qdq.models.masks"),
+        ("qdq/errors.py", "def f():\n    from qdq.spec import QuantSpec", "qdq.spec"),
+        ("qdq/storage.py", "if TYPE_CHECKING:\n    from qdq.spec import QuantSpec", "qdq.spec"),
+        ("qdq/spec.py", "import typing\nif typing.TYPE_CHECKING:\n    import qdq.recipe", "qdq.recipe"),
+        ("qdq/data/batches.py", "from qdq.models.config import ModelConfig", "qdq.models.config"),
+        ("qdq/modules/linear.py", "from qdq.models.attention import Attention", "qdq.models.attention"),
+        ("qdq/quantizer.py", "from qdq import load", "qdq"),
+        ("qdq/tasks/sts.py", "from qdq.training.loop import train", "qdq.training.loop"),
+        ("qdq/training/qat.py", "from qdq.cli.main import main", "qdq.cli.main"),
+        ("calibration/run.py", "class A:\n    def f(self):\n        import exporters.runners", "exporters.runners"),
+        ("exporters/onnx/a.py", "try:\n    pass\nexcept E:\n    from calibration import calibrate", "calibration"),
+    ],
+)
+def test_a_planted_arrow_is_found(file: str, source: str, culprit: str, tmp_path: Path) -> None:
+    (fault,) = arrows_the_wrong_way(plant(tmp_path, {file: source}))
+    assert fault.startswith(f"{file}:{len(source.splitlines())}: imports {culprit},")
+
+
+def test_a_file_in_no_room_is_found(tmp_path: Path) -> None:
+    (fault,) = arrows_the_wrong_way(plant(tmp_path, {"qdq/helpers.py": ""}))
+    assert fault.startswith("qdq/helpers.py: stands in no room")
+
+
+def test_arrows_the_right_way_are_left_alone(tmp_path: Path) -> None:
+    files = {
+        "qdq/__init__.py": "def __getattr__(name):\n    from exporters.runners import Runner",
+        "qdq/models/attention.py": "from qdq.models.config import ModelConfig\nfrom qdq.models.ops import MatMul",
+        "qdq/models/novelty.py": "from qdq.models.attention import Attention",
+        "qdq/modules/linear.py": "import torch\nfrom qdq.models.ops import MatMul\nfrom qdq import quantizer",
+        "qdq/tasks/sts.py": "from exporters.runners import Runner",
+        "qdq/training/qat.py": "from calibration import calibrate\nfrom qdq.tasks.sts import evaluate",
+        "qdq/cli/export.py": "import qdq\nfrom qdq.training.loop import train\nfrom calibration import calibrate",
+        "exporters/verify.py": "from qdq.prepare import named_slots\nfrom exporters.runners import Runner",
+    }
+    assert arrows_the_wrong_way(plant(tmp_path, files)) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "banned"),
+    [
+        ("exporters/runners.py", "import onnxruntime as ort", True),
+        ("exporters/runners.py", "try:\n    import openvino\nexcept ImportError:\n    pass", True),
+        ("exporters/runners.py", "if True:\n    from onnx import helper", True),
+        ("exporters/runners.py", "if TYPE_CHECKING:\n    pass\nelse:\n    import onnx", True),
+        ("exporters/runners.py", "if TYPE_CHECKING:\n    import onnx", False),
+        ("exporters/runners.py", "def f():\n    import onnx", False),
+        ("exporters/runners.py", "import torch", False),
+        ("exporters/tensorrt/build.py", "import tensorrt_rtx as trt", True),
+        ("exporters/onnx/export.py", "import onnx_ir as ir", False),
+        ("exporters/onnx/export.py", "import openvino", True),
+        ("qdq/data/text.py", "class A:\n    import datasets", True),
+        ("qdq/cli/main.py", "import torch", True),
+        ("qdq/__init__.py", "import torch", True),
+    ],
+)
+def test_a_planted_heavy_import_is_found(file: str, source: str, banned: bool, tmp_path: Path) -> None:
+    faults = heavy_at_the_top(plant(tmp_path, {file: source}))
+    assert len(faults) == banned
+    assert all(fault.startswith(f"{file}:") for fault in faults)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What really happens on import, and what is public.
+
+
+@pytest.mark.parametrize("module", ["qdq", "qdq.cli.main", "exporters"])
+def test_importing_stays_light(module: str) -> None:
+    code = f"import json, sys, {module}; print(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    loaded = set(json.loads(result.stdout.splitlines()[-1]))
+    assert module.partition(".")[0] in loaded
+    assert loaded & HEAVY_FOR_COMMANDS == set()
+
+
+def in_public_order(names: Sequence[str]) -> list[str]:
+    """CONSTANTS, then Classes, then the rest, each by the alphabet; the order ruff keeps too."""
+    return sorted(names, key=lambda n: (0 if n.isupper() and len(n) > 1 else 1 if n[0].isupper() else 2, n))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_public_surface_is_complete(package: str) -> None:
+    module = importlib.import_module(package)
+    names = getattr(module, "__all__", None)
+    assert isinstance(names, list | tuple), f"{package} has no __all__"
+    assert list(names) == in_public_order(names)
+    assert len(set(names)) == len(names)
+    assert [name for name in names if not hasattr(module, name)] == []
+
+    defined_here = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isfunction(value) or inspect.isclass(value))
+        and value.__module__ == package
+    }
+    assert defined_here - set(names) == set()
