@@ -104,13 +104,14 @@ def _run(
     progress: Callable[[int], None] | None,
 ) -> dict[str, Any]:
     device = next(model.parameters()).device
-    accepted = inspect.signature(model.forward).parameters
+    parameters = inspect.signature(model.forward).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     digest = hashlib.sha256()
     done = samples = tokens = 0
     with torch.inference_mode():
         for batch in batches:
-            unknown = [name for name in batch if name not in accepted]
-            if unknown:
+            unknown = [name for name in batch if name not in parameters]
+            if unknown and not takes_all:
                 raise CalibrationError(f"batch {done}: the model takes no {', '.join(unknown)}")
             inputs = {name: value.to(device) for name, value in batch.items()}
             attention_mask = inputs.get("attention_mask")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from exporters.onnx.targets import Target, target_named
-from exporters.onnx.trace import trace
+from exporters.onnx.targets import target_named
+from exporters.onnx.trace import OPSETS, trace
 from exporters.signature import Signature, signature_of
 from qdq.errors import ExportError, describe_faults
 from qdq.prepare import apply_recipe, named_slots
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["DEFAULT_OPSET", "Exported", "export_model"]
+__all__ = ["DEFAULT_OPSET", "Exported", "check_options", "export_model"]
 
 DEFAULT_OPSET = 21
 
@@ -33,14 +33,14 @@ class Exported:
 
     Args:
         target: name of the target, ``float`` for a float model.
-        recipe: name of the recipe in force, None for a float model.
+        recipe: the recipe in force when it is not the checkpoint's own.
         opset: of the standard operators.
         signature: names of inputs and outputs.
         notes: what a reader should know, a sentence each.
     """
 
     target: str
-    recipe: str | None
+    recipe: Recipe | None
     opset: int
     signature: Signature
     notes: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class Exported:
         """Plain values for ``export.json``."""
         return {
             "target": self.target,
-            "recipe": self.recipe,
+            "recipe": None if self.recipe is None else self.recipe.to_dict(),
             "opset": self.opset,
             "inputs": list(self.signature.inputs),
             "outputs": list(self.signature.outputs),
@@ -57,11 +57,23 @@ class Exported:
         }
 
 
+def check_options(target: str | None, opset: int) -> None:
+    """Refuse what cannot be, before anything is read or written.
+
+    Raises:
+        ExportError: for a target or opset that does not exist.
+    """
+    if target is not None:
+        target_named(target)
+    if opset not in OPSETS:
+        raise ExportError(f"opset {opset} is not supported: it must be from {OPSETS.start} to {OPSETS.stop - 1}")
+
+
 def export_model(
     model: nn.Module,
     path: Path,
     *,
-    target: str | Target | None,
+    target: str | None,
     recipe: Recipe | str | None = None,
     opset: int = DEFAULT_OPSET,
 ) -> Exported:
@@ -83,23 +95,24 @@ def export_model(
             cannot run (every slot is named).
         CalibrationError: for slots that are not calibrated; all are named.
     """
-    chosen = target_named(target) if isinstance(target, str) else target
+    check_options(target, opset)
+    chosen = None if target is None else target_named(target)
     slots = list(named_slots(model))
     notes: list[str] = []
-    name = None
+    changed: Recipe | None = None
     if chosen is not None:
         if not slots:
-            raise ExportError(f"the model is not quantized: calibrate it first, or export it in float without target")
+            raise ExportError("the model is not quantized: calibrate it first (qdq calibrate), or export it in float")
         if recipe is not None:
-            recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+            changed = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
         elif chosen.faults({slot: quantizer.spec for slot, quantizer in slots}):
-            recipe = load_recipe(chosen.recipe)
+            changed = load_recipe(chosen.recipe)
             notes.append(
-                f"The checkpoint's recipe cannot run on {chosen.name}; its ranges were used with the preset {recipe.name!r}."
+                f"The checkpoint's recipe cannot run on {chosen.name}: its ranges were used with the preset "
+                f"{changed.name!r}."
             )
-        if recipe is not None:
-            apply_recipe(model, recipe)
-            name = recipe.name
+        if changed is not None:
+            apply_recipe(model, changed)
         faults = chosen.faults({slot: quantizer.spec for slot, quantizer in named_slots(model)})
         if faults:
             raise ExportError(describe_faults(f"target {chosen.name} cannot run this recipe", faults))
@@ -109,10 +122,11 @@ def export_model(
     signature = signature_of(model)
     graph = trace(model, signature, opset=opset)
     passes = [] if chosen is None else chosen.passes()
-    ir.passes.Sequential(*passes)(graph) if passes else None
+    if passes:
+        ir.passes.Sequential(*passes)(graph)
     graph.producer_name = "qdq"
     _write(graph, path)
-    return Exported("float" if chosen is None else chosen.name, name, opset, signature, tuple(notes))
+    return Exported("float" if chosen is None else chosen.name, changed, opset, signature, tuple(notes))
 
 
 def _write(graph: ir.Model, path: Path) -> None:

@@ -14,6 +14,7 @@ from onnx_ir.passes import common
 from exporters.onnx.passes.fold_weights import FoldWeightsPass
 from exporters.onnx.passes.gather_before_dequantize import GatherBeforeDequantizePass
 from exporters.onnx.passes.integer_gemm import IntegerGemmPass
+from exporters.onnx.passes.residual_sum import ResidualSumPass
 from exporters.onnx.passes.transpose_weights import TransposeWeightsPass
 from exporters.onnx.passes.unsigned_activations import UnsignedActivationsPass
 from qdq.errors import ExportError
@@ -85,6 +86,7 @@ def _onnxruntime() -> list[ir_passes.InPlacePass]:
         UnsignedActivationsPass(),
         GatherBeforeDequantizePass(),
         IntegerGemmPass(),
+        ResidualSumPass(),
         *_tidy(),
     ]
 

@@ -6,9 +6,13 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import ConfigError, describe_faults
-from qdq.models.bert import BERT
+from qdq.models.albert import ALBERT
+from qdq.models.bert import BERT, QDQBERT
 from qdq.models.config import ModelConfig
-from qdq.models.model import Model, initialize
+from qdq.models.megatron_bert import MEGATRON_BERT
+from qdq.models.model import ModelBase, initialize
+from qdq.models.realm import REALM
+from qdq.models.roberta_prelayernorm import ROBERTA_PRELAYERNORM
 
 if TYPE_CHECKING:
     from qdq.models.attention import AttentionImplementation
@@ -16,10 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = ["FAMILIES", "build", "configure", "construct", "family_of", "fields_of", "task_of"]
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (BERT,)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (BERT, QDQBERT, ALBERT, ROBERTA_PRELAYERNORM, MEGATRON_BERT, REALM)
+}
 
 _ATTN_IMPLEMENTATIONS = ("eager", "sdpa")
 _OURS = {"switches", "extra"}
+# Fields that only families with a default for them have.
 _FAMILY_ONLY = {
     "classifier_dropout", "embedding_size", "num_hidden_groups", "inner_group_num", "classifier_dropout_prob",
     "retriever_proj_size", "num_candidates", "span_hidden_size", "max_span_width", "reader_layer_norm_eps",
@@ -115,7 +122,7 @@ def task_of(config: ModelConfig, task: str | None = None) -> tuple[str, Task]:
 
 def construct(
     config: ModelConfig, task: str | None = None, *, attn_implementation: AttentionImplementation = "eager"
-) -> Model:
+) -> ModelBase:
     """The model of ``config`` with whatever numbers torch puts into new modules."""
     if attn_implementation not in _ATTN_IMPLEMENTATIONS:
         raise ConfigError(f"attn_implementation is {attn_implementation!r}, must be one of eager, sdpa")
@@ -126,7 +133,7 @@ def construct(
 
 def build(
     config: ModelConfig, task: str | None = None, *, attn_implementation: AttentionImplementation = "eager"
-) -> Model:
+) -> ModelBase:
     """A freshly initialised model in training mode, as ``nn.Module`` constructors give it.
 
     Args:

@@ -99,7 +99,7 @@ class ModelConfig:
     embedding_size: int = 128
     num_hidden_groups: int = 1
     inner_group_num: int = 1
-    classifier_dropout_prob: float | None = 0.1
+    classifier_dropout_prob: float | None = None
     # REALM
     retriever_proj_size: int = 128
     num_candidates: int = 8
@@ -128,6 +128,12 @@ class ModelConfig:
     def embedding_width(self) -> int:
         """Width of the embedding tables: ``embedding_size`` where a projection follows, else ``hidden_size``."""
         return self.embedding_size if self.switches.embedding_projection else self.hidden_size
+
+    @property
+    def head_dropout(self) -> float:
+        """Dropout before a classifier: the family's own field, or the hidden one when that is None."""
+        own = self.classifier_dropout if self.classifier_dropout is not None else self.classifier_dropout_prob
+        return self.hidden_dropout_prob if own is None else own
 
     @property
     def use_return_dict(self) -> bool:
@@ -218,6 +224,10 @@ def _faults(config: ModelConfig) -> list[str]:
         found.append(f"pad_token_id is {config.pad_token_id!r}, must be null or below vocab_size {config.vocab_size}")
     if config.switches.positions_from_padding and config.pad_token_id is None:
         found.append(f"pad_token_id is null, but model_type '{config.model_type}' counts positions from it")
+    if config.num_hidden_groups > config.num_hidden_layers:
+        found.append(
+            f"num_hidden_groups {config.num_hidden_groups} exceeds num_hidden_layers {config.num_hidden_layers}"
+        )
     if config.add_cross_attention and not config.is_decoder:
         found.append("add_cross_attention needs is_decoder")
     if config.is_decoder and not config.switches.decoder:

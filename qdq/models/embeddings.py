@@ -102,7 +102,7 @@ class Embeddings(nn.Module):
         if position_ids is None:
             first = self.position.padding_idx + 1 if self.position.padding_idx is not None else 0
             longest = self.position.num_embeddings - first
-            if length + past_length > longest:
+            if self.absolute and length + past_length > longest:
                 cached = f" and {past_length} cached" if past_length else ""
                 raise InputError(
                     f"a sequence of {length} tokens{cached} is too long: the model takes at most {longest}"

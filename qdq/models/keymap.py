@@ -8,16 +8,22 @@ both directions are exact by construction.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
-__all__ = ["BERT_KEYS", "Keys", "translate"]
+__all__ = ["BERT_KEYS", "EMBEDDING_KEYS", "Keys", "nested", "translate", "without"]
 
+T = TypeVar("T")
 Keys = Mapping[str, str]
 
-BERT_KEYS: Keys = {
+EMBEDDING_KEYS: Keys = {
     "embeddings.word": "embeddings.word_embeddings",
     "embeddings.position": "embeddings.position_embeddings",
     "embeddings.token_type": "embeddings.token_type_embeddings",
     "embeddings.norm": "embeddings.LayerNorm",
+}
+
+BERT_KEYS: Keys = {
+    **EMBEDDING_KEYS,
     "encoder.layers.{}.attention.query": "encoder.layer.{}.attention.self.query",
     "encoder.layers.{}.attention.key": "encoder.layer.{}.attention.self.key",
     "encoder.layers.{}.attention.value": "encoder.layer.{}.attention.self.value",
@@ -51,3 +57,13 @@ def translate(name: str, keys: Keys, layers: Sequence[tuple[int, ...]]) -> str:
         module, _, leaf = template.rpartition(".")
         target = f"{keys[module]}.{leaf}"
     return target if depth is None else target.format(*layers[depth])
+
+
+def nested(keys: Keys, name: str) -> dict[str, str]:
+    """A head's table for the same head as the child ``name`` of another."""
+    return {own.replace("head.", f"head.{name}.", 1): theirs for own, theirs in keys.items()}
+
+
+def without(table: Mapping[str, T], *names: str) -> dict[str, T]:
+    """``table`` less the entries of ``names``."""
+    return {name: entry for name, entry in table.items() if name not in names}

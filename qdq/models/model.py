@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from qdq.models.config import ModelConfig
 
-__all__ = ["EncoderInputs", "Model", "Pooler", "initialize"]
+__all__ = ["EncoderInputs", "Model", "ModelBase", "Pooler", "initialize"]
 
 
 class EncoderInputs(TypedDict, total=False):
@@ -50,7 +50,30 @@ class Pooler(nn.Module):
         return torch.tanh(self.dense(hidden[:, 0]))
 
 
-class Model(nn.Module):
+class ModelBase(nn.Module):
+    """Configuration and task of a model, and how it answers."""
+
+    def __init__(self, config: ModelConfig, task: str) -> None:
+        super().__init__()
+        self.config = config
+        self.task = task
+
+    def wants_dict(self, return_dict: bool | None) -> bool:
+        """Whether a call returns an output object: its argument, or what the configuration says."""
+        return self.config.use_return_dict if return_dict is None else return_dict
+
+    def finish(self, result: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
+        """``result``, or its computed fields as a tuple."""
+        return result if self.wants_dict(return_dict) else result.to_tuple()
+
+    def set_attn_implementation(self, implementation: AttentionImplementation) -> None:
+        """Compute attention in modules (``"eager"``) or by torch's fused function (``"sdpa"``) from now on."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.implementation = implementation
+
+
+class Model(ModelBase):
     """An encoder without a task, and the base of the models that have one."""
 
     def __init__(
@@ -62,9 +85,7 @@ class Model(nn.Module):
         head: nn.Module | None = None,
         attn_implementation: AttentionImplementation = "eager",
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.task = task
+        super().__init__(config, task)
         switches = config.switches
         self.embeddings = Embeddings(
             vocab_size=config.vocab_size,
@@ -198,13 +219,10 @@ class Model(nn.Module):
             wanted = f"[{batch}, keys, {self.config.hidden_size}]"
             raise InputError(f"encoder_hidden_states has shape {list(memory.shape)}, must be {wanted}")
 
-    def wants_dict(self, return_dict: bool | None) -> bool:
-        """Whether a call returns an output object: its argument, or what the configuration says."""
-        return self.config.use_return_dict if return_dict is None else return_dict
-
-    def finish(self, result: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
-        """``result``, or its computed fields as a tuple."""
-        return result if self.wants_dict(return_dict) else result.to_tuple()
+    def run_head(self, *inputs: Tensor | None) -> Any:
+        """What the head makes of hidden states or of the pooled output."""
+        assert self.head is not None
+        return self.head(*inputs)
 
     # --- embeddings and heads ---
 
@@ -261,12 +279,6 @@ class Model(nn.Module):
         self.encoder.share()
 
     # --- modes ---
-
-    def set_attn_implementation(self, implementation: AttentionImplementation) -> None:
-        """Compute attention in modules (``"eager"``) or by torch's fused function (``"sdpa"``) from now on."""
-        for module in self.modules():
-            if isinstance(module, Attention):
-                module.implementation = implementation
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute each layer in the backward pass instead of keeping its activations."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporters.onnx.passes.graph import constant, initializer, is_op, only_consumer
+from exporters.onnx.passes.graph import constant, initializer, is_op, only_consumer, producer
 
 __all__ = ["FoldWeightsPass"]
 
@@ -16,6 +16,7 @@ class FoldWeightsPass(ir.passes.InPlacePass):
     Case 1: ``W -> QuantizeLinear -> ...`` becomes ``W_quantized -> ...``.
     Case 2: ``W -> QuantizeLinear -> Clip -> ...`` (fewer bits, narrow range): the clipping is folded in.
     Case 3: the input is computed, an activation: left alone.
+    Case 4: the zero point is a Cast of a constant, too long for the exporter to fold: it becomes a constant here.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -28,6 +29,9 @@ class FoldWeightsPass(ir.passes.InPlacePass):
 
 
 def _try_fold(graph: ir.Graph, node: ir.Node) -> bool:
+    cast = producer(node.inputs[2], "Cast")
+    if cast is not None and constant(cast.inputs[0]) is not None:
+        _fold_cast(graph, cast)  # case 4
     weight, scale, zero_point = (constant(value) for value in node.inputs[:3])
     if weight is None or scale is None or zero_point is None:
         return False  # case 3
@@ -55,3 +59,11 @@ def _try_fold(graph: ir.Graph, node: ir.Node) -> bool:
     for old in ([clip] if clip is not None else []) + [node]:
         graph.remove(old, safe=True)
     return True
+
+
+def _fold_cast(graph: ir.Graph, cast: ir.Node) -> None:
+    source = constant(cast.inputs[0])
+    assert source is not None
+    array = source.astype(ir.DataType(cast.attributes.get_int("to", 0)).numpy())
+    cast.outputs[0].replace_all_uses_with(initializer(graph, f"{cast.name}_folded", array))
+    graph.remove(cast, safe=True)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 __all__ = ["NameAfterModulesPass"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # what torch writes for shapes of the inputs
 
 
 class NameAfterModulesPass(ir.passes.InPlacePass):
@@ -17,7 +18,8 @@ class NameAfterModulesPass(ir.passes.InPlacePass):
 
     Case 1: torch's exporter left the module's path in the node's metadata: that is the name.
     Case 2: it did not: the operator alone, numbered.
-    Graph inputs, outputs and initializers keep their names: they are part of the signature or named already.
+    Case 3: initializers lose the prefix. The scale of a quantizer that several modules share is named after the first.
+    Graph inputs and outputs keep their names: they are the signature.
 
         encoder.layers.0.attention.query/MatMul        a second one there: encoder.layers.0.attention.query/MatMul_1
 
@@ -42,11 +44,22 @@ class NameAfterModulesPass(ir.passes.InPlacePass):
             for index, output in enumerate(node.outputs):
                 if not output.is_graph_output():
                     output.name = f"{name}_output_{index}"
+        modified |= self._name_initializers(model.graph)
         return ir.passes.PassResult(model, modified)
+
+    def _name_initializers(self, graph: ir.Graph) -> bool:  # case 3
+        names = {value: name.removeprefix(f"{self._prefix}.") for name, value in graph.initializers.items()}
+        for node in graph:
+            if node.op_type == "QuantizeLinear" and node.inputs[1] in names:
+                names[node.inputs[1]] = f"{self._module(node)}.scale"
+        changed = [value for value, name in names.items() if value.name != name]
+        for value in changed:
+            value.name = names[value]
+        return bool(changed)
 
     def _module(self, node: ir.Node) -> str:
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
         path = scopes[-2] if len(scopes) > 1 else ""  # the last scope is the operation itself
-        if path == self._prefix:
+        if path in (self._prefix, _NO_MODULE):
             return ""
         return str(path).removeprefix(f"{self._prefix}.")

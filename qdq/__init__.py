@@ -1,0 +1,87 @@
+"""BERT-family encoders from a Hugging Face checkpoint to int8.
+
+    import qdq
+
+    model = qdq.load("checkpoint")                           the float reference
+    qdq.quantize(model, "onnxruntime")                       quantizers in the slots that the recipe names
+    summary = qdq.calibrate(model, batches)                  ranges from sample data
+    qdq.save(model, "quantized", recipe=..., calibration=summary.to_dict(), source="checkpoint")
+    qdq.export("quantized", "exported", target="onnxruntime")
+    qdq.verify("quantized", "exported")
+
+Everything is imported when it is first used: ``import qdq`` alone loads neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from calibration import calibrate
+    from exporters.benchmark import benchmark
+    from exporters.folder import export, verify
+    from qdq.checkpoint import load, save
+    from qdq.data.text import read_samples
+    from qdq.data.tokenize import encode_batches, load_tokenizer
+    from qdq.errors import QDQError
+    from qdq.models.architectures import build
+    from qdq.prepare import apply_recipe, quantize
+    from qdq.recipe import Recipe, load_recipe
+    from qdq.spec import PerAxis, PerTensor, QuantSpec
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "PerAxis": "qdq.spec",
+    "PerTensor": "qdq.spec",
+    "QDQError": "qdq.errors",
+    "QuantSpec": "qdq.spec",
+    "Recipe": "qdq.recipe",
+    "apply_recipe": "qdq.prepare",
+    "benchmark": "exporters.benchmark",
+    "build": "qdq.models.architectures",
+    "calibrate": "calibration",
+    "encode_batches": "qdq.data.tokenize",
+    "export": "exporters.folder",
+    "load": "qdq.checkpoint",
+    "load_recipe": "qdq.recipe",
+    "load_tokenizer": "qdq.data.tokenize",
+    "quantize": "qdq.prepare",
+    "read_samples": "qdq.data.text",
+    "save": "qdq.checkpoint",
+    "verify": "exporters.folder",
+}
+
+__all__ = [
+    "PerAxis",
+    "PerTensor",
+    "QDQError",
+    "QuantSpec",
+    "Recipe",
+    "apply_recipe",
+    "benchmark",
+    "build",
+    "calibrate",
+    "encode_batches",
+    "export",
+    "load",
+    "load_recipe",
+    "load_tokenizer",
+    "quantize",
+    "read_samples",
+    "save",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qdq' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,201 @@
+"""A quantized checkpoint on disk: a Hugging Face directory, and beside it what the quantizers know.
+
+    config.json  model.safetensors  tokenizer ...     the float model, which transformers loads as ever
+    quantization.json                                 format version, recipe, spec of every slot, how it was calibrated
+    quantizers.safetensors                            per slot: scale, zero_point; of activations also the range found:
+                                                      lower, upper, amax
+
+The ranges of slots that stay float are stored too: from them the checkpoint can be exported with another recipe.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qdq.data.tokenize import TOKENIZER_FILES
+from qdq.errors import CalibrationError, CheckpointError, RecipeError, describe_faults
+from qdq.models.huggingface import load_model, save_model
+from qdq.prepare import apply_specs, named_slots, slots, wrap
+from qdq.quantizer import Mode, Quantizer, Range, quantizers, set_mode
+from qdq.spec import QuantSpec
+from qdq.storage import atomic_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from qdq.models.model import Model
+    from qdq.recipe import Recipe, Slot
+
+__all__ = ["QUANTIZATION_FILE", "copy_companions", "is_quantized", "load", "read_quantization", "save"]
+
+FORMAT = 1
+QUANTIZATION_FILE = "quantization.json"
+QUANTIZERS_FILE = "quantizers.safetensors"
+
+# What sentence-transformers keeps beside the model: how token vectors become one.
+_COMPANIONS = (*TOKENIZER_FILES, "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+_COMPANION_FOLDERS = ("1_Pooling", "2_Normalize")
+
+
+def save(
+    model: Model,
+    path: str | Path,
+    *,
+    recipe: Recipe,
+    calibration: Mapping[str, Any],
+    source: str | Path | None = None,
+) -> None:
+    """Write a quantized checkpoint; the directory appears whole or not at all.
+
+    Args:
+        model: wrapped and calibrated.
+        path: of the directory; an older checkpoint of ours there is replaced.
+        recipe: that the specs came from, for the record.
+        calibration: how the ranges were found, for the record: ``CalibrationSummary.to_dict()``.
+        source: the directory the model came from, whose tokenizer is copied along.
+
+    Raises:
+        ConfigError: when something that is not ours is in the way.
+        StorageError: when the disk is full, or the like.
+    """
+    with atomic_directory(Path(path), kind="checkpoint") as folder:
+        save_model(model, folder)
+        if source is not None:
+            copy_companions(Path(source), folder)
+        document = {
+            "format": FORMAT,
+            "recipe": recipe.to_dict(),
+            "slots": {str(slot): q.spec.to_dict() for slot, q in named_slots(model) if q.spec is not None},
+            "calibration": dict(calibration),
+        }
+        (folder / QUANTIZATION_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        save_file(_tensors(model), folder / QUANTIZERS_FILE)
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy tokenizer and sentence-transformers files, those that there are."""
+    for name in _COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    for name in _COMPANION_FOLDERS:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name, dirs_exist_ok=True)
+
+
+def is_quantized(path: str | Path) -> bool:
+    """Whether ``path`` is a quantized checkpoint, not a float one."""
+    return (Path(path) / QUANTIZATION_FILE).is_file()
+
+
+def load(path: str | Path, task: str | None = None, *, allow_missing: Collection[str] = ()) -> Model:
+    """A model from a directory: the float reference, or wrapped and quantizing when the checkpoint is quantized.
+
+    Args:
+        path: Hugging Face directory, or one that ``qdq calibrate`` wrote.
+        task: one of the tasks; None reads it from ``architectures`` in config.json.
+        allow_missing: ``{"head"}`` to put a fresh head on a base checkpoint.
+
+    Raises:
+        CheckpointError: for anything damaged, missing or left over, all faults at once.
+        ConfigError: for a configuration that cannot be followed.
+    """
+    path = Path(path)
+    model = load_model(path, task, allow_missing=allow_missing)
+    if is_quantized(path):
+        document = read_quantization(path)
+        wrap(model)
+        apply_specs(model, _specs(model, document, path / QUANTIZATION_FILE))
+        _fill(model, path / QUANTIZERS_FILE)
+        set_mode(model, Mode.QUANTIZE)
+    return model
+
+
+def read_quantization(path: str | Path) -> dict[str, Any]:
+    """The contents of ``quantization.json``.
+
+    Raises:
+        CheckpointError: when it is missing, not JSON, incomplete, or of a newer format.
+    """
+    file = Path(path) / QUANTIZATION_FILE
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is not a quantized checkpoint: it has no {QUANTIZATION_FILE}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file}: not JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{file}: expected a JSON object")
+    if document.get("format") != FORMAT:
+        raise CheckpointError(f"{file}: format {document.get('format')!r} is not supported, this version reads {FORMAT}")
+    faults = [f"{key} is missing" for key in ("recipe", "slots", "calibration") if not isinstance(document.get(key), dict)]
+    if faults:
+        raise CheckpointError(describe_faults(str(file), faults))
+    return document
+
+
+def _tensors(model: Model) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, quantizer in quantizers(model):
+        if quantizer.spec is not None:
+            tensors |= {f"{name}.scale": quantizer.scale, f"{name}.zero_point": quantizer.zero_point}
+        if quantizer.range is not None and not name.endswith(".weight_quantizer"):
+            tensors |= {f"{name}.{key}": getattr(quantizer.range, key) for key in ("lower", "upper", "amax")}
+    return {name: tensor.detach().clone().contiguous().cpu() for name, tensor in tensors.items()}
+
+
+def _specs(model: Model, document: Mapping[str, Any], file: Path) -> dict[Slot, QuantSpec | None]:
+    specs: dict[Slot, QuantSpec | None] = dict.fromkeys(slots(model))
+    known = {str(slot): slot for slot in specs}
+    faults = [f"slot {name!r} does not exist in this model" for name in document["slots"] if name not in known]
+    for name, values in document["slots"].items():
+        try:
+            if name in known:
+                specs[known[name]] = QuantSpec.from_dict(values if isinstance(values, dict) else {"spec": values})
+        except RecipeError as error:
+            faults.append(f"slot {name}: {error}")
+    if faults:
+        raise CheckpointError(describe_faults(str(file), faults))
+    return specs
+
+
+def _fill(model: Model, file: Path) -> None:
+    """Set scales, zero points and ranges, strictly: every tensor has its place and every place its tensor."""
+    try:
+        tensors = load_file(file)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} is missing") from error
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{file}: damaged or incomplete ({error})") from error
+    faults: list[str] = []
+    for name, quantizer in quantizers(model):
+        own = {key.rpartition(".")[2]: tensors.pop(key) for key in list(tensors) if key.rpartition(".")[0] == name}
+        faults += [f"{name}: {fault}" for fault in _fill_one(quantizer, own)]
+    faults += [f"{name} belongs to no slot" for name in tensors]
+    if faults:
+        raise CheckpointError(describe_faults(str(file), faults))
+
+
+def _fill_one(quantizer: Quantizer, tensors: dict[str, Tensor]) -> list[str]:
+    faults = []
+    bounds = [tensors.pop(key, None) for key in ("lower", "upper", "amax")]
+    if all(bound is not None and bound.shape == () and bool(torch.isfinite(bound)) for bound in bounds):
+        quantizer.range = Range(*(bound for bound in bounds if bound is not None))
+    elif any(bound is not None for bound in bounds):
+        faults.append("lower, upper and amax must be three finite numbers")
+    if quantizer.spec is not None:
+        missing = [key for key in ("scale", "zero_point") if key not in tensors]
+        if missing:
+            return [*faults, f"{' and '.join(missing)} missing"]
+        try:
+            quantizer.set_scale(tensors.pop("scale"), tensors.pop("zero_point"))
+        except CalibrationError as error:
+            faults.append(str(error))
+    return faults + [f"unexpected tensor {key!r}" for key in tensors]
