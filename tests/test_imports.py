@@ -57,7 +57,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.recipe": (*BASE, "qdq.spec", "qdq.functional", "qdq.quantizer", "qdq.modules"),
     "qdq.recipes": (),  # presets, as files
     "qdq.prepare": (*BASE, "qdq.spec", "qdq.functional", "qdq.quantizer", "qdq.modules", "qdq.recipe", "qdq.models"),
-    "qdq.checkpoint": tuple(room for room in CORE if room not in {"qdq.checkpoint", "qdq.data"}),
+    "qdq.checkpoint": tuple(room for room in CORE if room != "qdq.checkpoint"),
     # what is done with the core: side by side, with two exceptions
     "calibration": CORE,
     "exporters": CORE,
@@ -77,13 +77,15 @@ MODEL_STEPS: tuple[frozenset[str], ...] = tuple(
     frozenset(f"qdq.models.{name}" for name in step.split())
     for step in (
         "activations ops inputs outputs",
-        "config masks keymap",
+        "config keymap masks cache losses",
         "attention feed_forward embeddings",
         "encoder",
         "heads",
         "model",
+        "task_models realm_models",
         "family",
-        "albert bert megatron_bert realm roberta_prelayernorm",
+        "bert",  # the others may begin from it
+        "albert megatron_bert realm roberta_prelayernorm",
         "architectures",
         "huggingface",
     )
@@ -113,7 +115,8 @@ def imports_of(path: Path, root: Path) -> Iterator[Import]:
             return [alias.name for alias in node.names]
         above = package[: len(package) - node.level + 1] if node.level else ()
         module = ".".join([*above, *([node.module] if node.module else [])])
-        return [f"{module}.{a.name}" if _is_module(root, f"{module}.{a.name}") else module for a in node.names]
+        names = [f"{module}.{alias.name}" for alias in node.names]
+        return dict.fromkeys(name if _is_module(root, name) else module for name in names)
 
     def walk(node: ast.AST, where: str) -> Iterator[Import]:
         if isinstance(node, ast.Import | ast.ImportFrom):
