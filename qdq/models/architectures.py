@@ -10,7 +10,7 @@ from qdq.models.albert import ALBERT
 from qdq.models.bert import BERT, QDQBERT
 from qdq.models.config import ModelConfig
 from qdq.models.megatron_bert import MEGATRON_BERT
-from qdq.models.model import ModelBase, initialize
+from qdq.models.model import Model, initialize
 from qdq.models.realm import REALM
 from qdq.models.roberta_prelayernorm import ROBERTA_PRELAYERNORM
 
@@ -122,7 +122,7 @@ def task_of(config: ModelConfig, task: str | None = None) -> tuple[str, Task]:
 
 def construct(
     config: ModelConfig, task: str | None = None, *, attn_implementation: AttentionImplementation = "eager"
-) -> ModelBase:
+) -> Model:
     """The model of ``config`` with whatever numbers torch puts into new modules."""
     if attn_implementation not in _ATTN_IMPLEMENTATIONS:
         raise ConfigError(f"attn_implementation is {attn_implementation!r}, must be one of eager, sdpa")
@@ -133,7 +133,7 @@ def construct(
 
 def build(
     config: ModelConfig, task: str | None = None, *, attn_implementation: AttentionImplementation = "eager"
-) -> ModelBase:
+) -> Model:
     """A freshly initialised model in training mode, as ``nn.Module`` constructors give it.
 
     Args:

@@ -22,36 +22,29 @@ PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label
 class Switches:
     """What a family fixes about the common encoder; the defaults are BERT."""
 
-    norm_first: bool = False
-    """Normalise the input of attention and feed-forward, not the sum with the residual."""
-    embedding_norm: bool = True
-    """LayerNorm after the sum of embeddings."""
-    final_norm: bool = False
-    """LayerNorm after the last layer."""
-    final_norm_in_hidden_states: bool = True
-    """Whether the last of ``hidden_states`` has passed the final LayerNorm."""
-    embedding_projection: bool = False
-    """Embeddings of width ``embedding_size``, mapped to ``hidden_size`` by a linear."""
-    shared_layers: bool = False
-    """ALBERT: depths repeat the layers of ``num_hidden_groups`` groups, sharing their parameters."""
-    feed_forward_dropout: bool = True
-    """Dropout between feed-forward and residual."""
-    positions_from_padding: bool = False
-    """Positions count the tokens that are not padding, starting behind ``pad_token_id``."""
-    zero_padding_row: bool = True
-    """Initialise the embedding of the padding token with zeros."""
-    relative_scores_scaled: bool = True
-    """Divide relative position terms by sqrt(head size), as the scores they are added to."""
-    relative_with_cache: bool = True
-    """Relative positions work together with a key/value cache."""
-    relative_cross_attention: bool = True
-    """Cross-attention follows ``position_embedding_type`` (otherwise it is always absolute)."""
-    chunking: bool = True
-    """``chunk_size_feed_forward`` is followed."""
-    decoder: bool = True
-    """Decoder mode, cross-attention and cache exist."""
-    gradient_checkpointing: bool = True
-    """Recomputing activations in the backward pass is offered."""
+    norm_first: bool = False  # Normalise the input of attention and feed-forward, not the sum with the residual.
+    embedding_norm: bool = True  # LayerNorm after the sum of embeddings.
+    final_norm: bool = False  # LayerNorm after the last layer.
+    final_norm_in_hidden_states: bool = True  # Whether the last of ``hidden_states`` has passed the final LayerNorm.
+    embedding_projection: bool = False  # Embeddings of width ``embedding_size``, mapped to ``hidden_size`` by a linear.
+    shared_layers: bool = (
+        False  # ALBERT: depths repeat the layers of ``num_hidden_groups`` groups, sharing their parameters.
+    )
+    feed_forward_dropout: bool = True  # Dropout between feed-forward and residual.
+    positions_from_padding: bool = (
+        False  # Positions count the tokens that are not padding, starting behind ``pad_token_id``.
+    )
+    zero_padding_row: bool = True  # Initialise the embedding of the padding token with zeros.
+    relative_scores_scaled: bool = (
+        True  # Divide relative position terms by sqrt(head size), as the scores they are added to.
+    )
+    relative_with_cache: bool = True  # Relative positions work together with a key/value cache.
+    relative_cross_attention: bool = (
+        True  # Cross-attention follows ``position_embedding_type`` (otherwise it is always absolute).
+    )
+    chunking: bool = True  # ``chunk_size_feed_forward`` is followed.
+    decoder: bool = True  # Decoder mode, cross-attention and cache exist.
+    gradient_checkpointing: bool = True  # Recomputing activations in the backward pass is offered.
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from qdq.models.config import ModelConfig, Switches
 from qdq.models.heads import choice_head, label_head, pair_head
-from qdq.models.model import Model, ModelBase
-from qdq.models.task_models import MultipleChoice, QuestionAnswering, SequenceClassification, TokenClassification
+from qdq.models.task_models import (
+    FeatureExtraction,
+    MultipleChoice,
+    QuestionAnswering,
+    SequenceClassification,
+    TokenClassification,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -16,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qdq.models.keymap import Keys
+    from qdq.models.model import Model
 
 __all__ = ["Family", "Task", "standard_tasks"]
 
@@ -26,7 +32,7 @@ class Task:
 
     name: str
     """Upstream's class name, as in ``architectures`` of config.json."""
-    model: Callable[..., ModelBase] = Model
+    model: Callable[..., Model] = FeatureExtraction
     head: Callable[[ModelConfig], nn.Module] | None = None
     pooler: bool = False
     keys: Keys = field(default_factory=dict)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from qdq.models.attention import AttentionImplementation
     from qdq.models.family import Task
-    from qdq.models.model import ModelBase
+    from qdq.models.model import Model
 
 __all__ = [
     "config_to_json",
@@ -197,7 +197,7 @@ class _Entry:
     parameter: nn.Parameter
 
 
-def _entries(model: ModelBase) -> list[_Entry]:
+def _entries(model: Model) -> list[_Entry]:
     """Every distinct parameter of ``model``; upstream's keys are without the base prefix."""
     family, task = family_of(model.config.model_type), task_of(model.config, model.task)[1]
     keys = {**family.keys, **task.keys}
@@ -223,7 +223,7 @@ def _bias_copy(key: str) -> str | None:
     return f"{stem}.decoder.bias" if leaf == "bias" and stem.endswith(("predictions", "lm_head")) else None
 
 
-def upstream_state(model: ModelBase) -> dict[str, Tensor]:
+def upstream_state(model: Model) -> dict[str, Tensor]:
     """The weights of ``model`` under upstream's keys, each tied weight once; the tensors are not copied."""
     family, task = family_of(model.config.model_type), task_of(model.config, model.task)[1]
     state: dict[str, Tensor] = {}
@@ -245,7 +245,7 @@ def _normalized(key: str, prefix: str) -> str:
 
 
 def load_weights(
-    model: ModelBase,
+    model: Model,
     tensors: Mapping[str, Tensor],
     *,
     source: str = "checkpoint",
@@ -311,7 +311,7 @@ def _keys_of_other_tasks(tasks: Iterable[Task]) -> set[str]:
     return keys | set(filter(None, map(_bias_copy, keys)))
 
 
-def _fresh(model: ModelBase, name: str, dtype: torch.dtype) -> nn.Parameter:
+def _fresh(model: Model, name: str, dtype: torch.dtype) -> nn.Parameter:
     """A newly initialised parameter in place of ``name``."""
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
@@ -337,7 +337,7 @@ def load_model(
     ignore: tuple[str, ...] = (),
     dtype: torch.dtype = torch.float32,
     config: ModelConfig | None = None,
-) -> ModelBase:
+) -> Model:
     """The model in the directory ``path``, in evaluation mode. The weights are mapped from the file, not copied.
 
     Args:
@@ -361,7 +361,7 @@ def load_model(
     return model.eval()
 
 
-def save_model(model: ModelBase, path: str | os.PathLike[str]) -> None:
+def save_model(model: Model, path: str | os.PathLike[str]) -> None:
     """Write ``config.json`` and ``model.safetensors`` with upstream's keys into the directory ``path``.
 
     Each file is written beside its place and then moved there, so a model may be saved over its own files.

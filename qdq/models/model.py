@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,25 +17,11 @@ from qdq.models.masks import attention_bias, head_mask_rows, memory_bias
 from qdq.models.outputs import BaseOutput, Cache, Output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from qdq.models.config import ModelConfig
 
-__all__ = ["EncoderInputs", "Model", "ModelBase", "Pooler", "initialize"]
-
-
-class EncoderInputs(TypedDict, total=False):
-    """What every model's ``forward`` takes beside ids, mask and token types; see ``Model.encode``."""
-
-    position_ids: Tensor | None
-    head_mask: Tensor | None
-    inputs_embeds: Tensor | None
-    encoder_hidden_states: Tensor | None
-    encoder_attention_mask: Tensor | None
-    past_key_values: Cache | None
-    use_cache: bool | None
-    output_attentions: bool | None
-    output_hidden_states: bool | None
+__all__ = ["EncoderModel", "Model", "Pooler", "initialize"]
 
 
 class Pooler(nn.Module):
@@ -50,7 +36,7 @@ class Pooler(nn.Module):
         return torch.tanh(self.dense(hidden[:, 0]))
 
 
-class ModelBase(nn.Module):
+class Model(nn.Module):
     """Configuration and task of a model, and how it answers."""
 
     def __init__(self, config: ModelConfig, task: str) -> None:
@@ -58,13 +44,10 @@ class ModelBase(nn.Module):
         self.config = config
         self.task = task
 
-    def wants_dict(self, return_dict: bool | None) -> bool:
-        """Whether a call returns an output object: its argument, or what the configuration says."""
-        return self.config.use_return_dict if return_dict is None else return_dict
-
     def finish(self, result: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
-        """``result``, or its computed fields as a tuple."""
-        return result if self.wants_dict(return_dict) else result.to_tuple()
+        """``result``, or its computed fields as a tuple when the call or else the configuration says so."""
+        wanted = self.config.use_return_dict if return_dict is None else return_dict
+        return result if wanted else result.to_tuple()
 
     def set_attn_implementation(self, implementation: AttentionImplementation) -> None:
         """Compute attention in modules (``"eager"``) or by torch's fused function (``"sdpa"``) from now on."""
@@ -73,8 +56,15 @@ class ModelBase(nn.Module):
                 module.implementation = implementation
 
 
-class Model(ModelBase):
-    """An encoder without a task, and the base of the models that have one."""
+class EncoderModel(Model):
+    """Embeddings, encoder, pooler and head: the base of the models for the tasks.
+
+    A task says by ``answer`` what it makes of the encoder's output, and by ``targets`` which arguments of a call are
+    for ``answer``; all others are for ``encode``.
+    """
+
+    targets: ClassVar[tuple[str, ...]] = ()
+    answer: Callable[..., Output]
 
     def __init__(
         self,
@@ -106,8 +96,6 @@ class Model(ModelBase):
         self._prune(config.pruned_heads)
         self.tie_weights()
 
-    # --- forward ---
-
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -115,14 +103,17 @@ class Model(ModelBase):
         token_type_ids: Tensor | None = None,
         *,
         return_dict: bool | None = None,
-        **inputs: Unpack[EncoderInputs],
-    ) -> BaseOutput | tuple[Any, ...]:
-        """Hidden states and pooled output; arguments as in ``encode``."""
-        result = self.encode(input_ids, attention_mask, token_type_ids, **inputs)
-        if self.wants_dict(return_dict):
-            return result
-        # As a tuple, the pooled output keeps its place even when there is no pooler.
-        return result.last_hidden_state, result.pooler_output, *result.to_tuple()[1 + (self.pooler is not None) :]
+        **inputs: Any,
+    ) -> Output | tuple[Any, ...]:
+        """The task's output for arguments as in ``encode`` and the task's own, as a tuple unless ``return_dict``."""
+        texts = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        inputs = self.prepare({**texts, **inputs})
+        own = {name: inputs.pop(name, None) for name in self.targets}
+        return self.finish(self.answer(self.encode(**inputs), **own), return_dict)
+
+    def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Change the arguments of a call before anything is computed."""
+        return inputs
 
     def encode(
         self,

@@ -1,0 +1,89 @@
+"""ALBERT (Lan et al. 2019): narrow embeddings, and layers that are repeated in groups."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qdq.models.config import Switches
+from qdq.models.family import Family, Task, standard_tasks
+from qdq.models.heads import LanguageModelHead, PreTrainingHead, label_head
+from qdq.models.keymap import EMBEDDING_KEYS, nested
+from qdq.models.task_models import MaskedLM, SentenceOrderPreTraining
+
+if TYPE_CHECKING:
+    from qdq.models.config import ModelConfig
+
+__all__ = ["ALBERT"]
+
+_KEYS = {
+    **EMBEDDING_KEYS,
+    "embeddings.projection": "encoder.embedding_hidden_mapping_in",
+    **{
+        f"encoder.layers.{{}}.{ours}": f"encoder.albert_layer_groups.{{}}.albert_layers.{{}}.{theirs}"
+        for ours, theirs in {
+            "attention.query": "attention.query",
+            "attention.key": "attention.key",
+            "attention.value": "attention.value",
+            "attention.distance": "attention.distance_embedding",
+            "attention.output": "attention.dense",
+            "attention.norm": "attention.LayerNorm",
+            "feed_forward.up": "ffn",
+            "feed_forward.down": "ffn_output",
+            "feed_forward.norm": "full_layer_layer_norm",
+        }.items()
+    },
+    "pooler.dense": "pooler",
+}
+_LM_KEYS = {
+    "head.dense": "predictions.dense",
+    "head.norm": "predictions.LayerNorm",
+    "head.decoder": "predictions.decoder",
+    "head.decoder.bias": "predictions.bias",
+}
+_ORDER_KEYS = {"head.classifier": "sop_classifier.classifier"}
+
+
+def _pre_training(config: ModelConfig) -> PreTrainingHead:
+    return PreTrainingHead(LanguageModelHead.of(config), label_head(config))
+
+
+ALBERT = Family(
+    model_type="albert",
+    prefix="albert",
+    keys=_KEYS,
+    tasks={
+        **standard_tasks("Albert"),
+        "masked-lm": Task(name="AlbertForMaskedLM", model=MaskedLM, head=LanguageModelHead.of, keys=_LM_KEYS),
+        "pre-training": Task(
+            name="AlbertForPreTraining",
+            model=SentenceOrderPreTraining,
+            head=_pre_training,
+            pooler=True,
+            keys={**nested(_LM_KEYS, "predictions"), **nested(_ORDER_KEYS, "relationship")},
+        ),
+    },
+    switches=Switches(
+        embedding_projection=True,
+        shared_layers=True,
+        feed_forward_dropout=False,
+        relative_scores_scaled=False,
+        decoder=False,
+        gradient_checkpointing=False,
+    ),
+    # Upstream's defaults describe the xxlarge model.
+    defaults={
+        "vocab_size": 30000,
+        "embedding_size": 128,
+        "hidden_size": 4096,
+        "num_hidden_groups": 1,
+        "inner_group_num": 1,
+        "num_attention_heads": 64,
+        "intermediate_size": 16384,
+        "hidden_act": "gelu_new",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "classifier_dropout_prob": 0.1,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    },
+)

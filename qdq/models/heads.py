@@ -1,0 +1,130 @@
+"""Head modules: what stands between hidden states and logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from qdq.models.activations import activation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qdq.models.config import ModelConfig
+
+__all__ = [
+    "Classifier",
+    "LanguageModelHead",
+    "PreTrainingHead",
+    "choice_head",
+    "label_head",
+    "pair_head",
+    "pre_training_head",
+    "sentence_head",
+]
+
+
+class LanguageModelHead(nn.Module):
+    """Linear, activation, LayerNorm, and the linear to the vocabulary, whose weight is usually the word embedding."""
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        width: int,
+        vocab_size: int,
+        hidden_act: str | Callable[[Tensor], Tensor],
+        eps: float,
+    ) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, width)
+        self.activation = activation(hidden_act)
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.decoder = nn.Linear(width, vocab_size)
+
+    @classmethod
+    def of(cls, config: ModelConfig, hidden_act: str | None = None) -> LanguageModelHead:
+        """The head for ``config``; ``hidden_act`` overrides its activation."""
+        return cls(
+            hidden_size=config.hidden_size,
+            width=config.embedding_width,
+            vocab_size=config.vocab_size,
+            hidden_act=hidden_act or config.hidden_act,
+            eps=config.layer_norm_eps,
+        )
+
+    @property
+    def output_embedding(self) -> nn.Linear:
+        """The linear to the vocabulary."""
+        return self.decoder
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``(batch, seq, hidden)`` -> ``(batch, seq, vocab)``."""
+        logits: Tensor = self.decoder(self.norm(self.activation(self.dense(hidden))))
+        return logits
+
+
+class Classifier(nn.Module):
+    """Dropout and a linear to the labels; with ``hidden`` (RoBERTa) a linear with tanh and another dropout before."""
+
+    def __init__(self, *, hidden_size: int, num_labels: int, dropout: float = 0.0, hidden: bool = False) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.dense = nn.Linear(hidden_size, hidden_size) if hidden else None
+        self.classifier = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``(..., hidden)`` -> ``(..., num_labels)``."""
+        hidden = self.dropout(hidden)
+        if self.dense is not None:
+            hidden = self.dropout(torch.tanh(self.dense(hidden)))
+        logits: Tensor = self.classifier(hidden)
+        return logits
+
+
+class PreTrainingHead(nn.Module):
+    """Masked tokens from the sequence, and a relation of the two sentences from the pooled output."""
+
+    def __init__(self, predictions: LanguageModelHead, relationship: Classifier) -> None:
+        super().__init__()
+        self.predictions = predictions
+        self.relationship = relationship
+
+    @property
+    def output_embedding(self) -> nn.Linear:
+        """The linear to the vocabulary."""
+        return self.predictions.decoder
+
+    def forward(self, hidden: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(batch, seq, vocab)`` and ``(batch, 2)``."""
+        return self.predictions(hidden), self.relationship(pooled)
+
+
+def label_head(config: ModelConfig) -> Classifier:
+    """Dropout and a linear to ``num_labels``."""
+    return Classifier(hidden_size=config.hidden_size, num_labels=config.num_labels, dropout=config.head_dropout)
+
+
+def sentence_head(config: ModelConfig) -> Classifier:
+    """RoBERTa's classifier of whole sequences."""
+    return Classifier(
+        hidden_size=config.hidden_size, num_labels=config.num_labels, dropout=config.head_dropout, hidden=True
+    )
+
+
+def choice_head(config: ModelConfig, dropout: float | None = None) -> Classifier:
+    """Dropout (the classifier's, or as given) and a linear to one score."""
+    probability = config.head_dropout if dropout is None else dropout
+    return Classifier(hidden_size=config.hidden_size, num_labels=1, dropout=probability)
+
+
+def pair_head(config: ModelConfig) -> Classifier:
+    """A linear to two logits: start and end of an answer, or the relation of two sentences."""
+    return Classifier(hidden_size=config.hidden_size, num_labels=2)
+
+
+def pre_training_head(config: ModelConfig) -> PreTrainingHead:
+    """Masked tokens and next sentence."""
+    return PreTrainingHead(LanguageModelHead.of(config), pair_head(config))

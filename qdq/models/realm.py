@@ -1,0 +1,118 @@
+"""REALM (Guu et al. 2020): a BERT encoder that embeds, scores, augments and reads retrieved text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qdq.models.bert import LANGUAGE_MODEL_KEYS
+from qdq.models.config import Switches
+from qdq.models.family import Family, Task
+from qdq.models.heads import LanguageModelHead
+from qdq.models.keymap import BERT_KEYS, nested
+from qdq.models.realm_models import (
+    Embedder,
+    EmbedderHead,
+    KnowledgeAugmentedEncoder,
+    Reader,
+    ReaderHead,
+    Scorer,
+)
+
+if TYPE_CHECKING:
+    from qdq.models.config import ModelConfig
+
+__all__ = ["REALM"]
+
+# Embedder and reader carry a language-model head that nothing calls; checkpoints have its weights.
+_SPARE = nested(LANGUAGE_MODEL_KEYS, "predictions")
+_EMBEDDER_KEYS = {"head.projection": "cls.dense", "head.norm": "cls.LayerNorm", **_SPARE}
+_READER_KEYS = {
+    "head.intermediate": "qa_outputs.dense_intermediate",
+    "head.norm": "qa_outputs.layer_normalization",
+    "head.output": "qa_outputs.dense_output",
+    **_SPARE,
+}
+_SCORER_KEYS = {
+    f"{name}.{ours}": f"{name}.{theirs}"
+    for name in ("embedder", "query_embedder")
+    for table in ({ours: f"realm.{theirs}" for ours, theirs in BERT_KEYS.items()}, _EMBEDDER_KEYS)
+    for ours, theirs in table.items()
+}
+
+
+def _embedder(config: ModelConfig) -> EmbedderHead:
+    return EmbedderHead(
+        hidden_size=config.hidden_size,
+        projection_size=config.retriever_proj_size,
+        eps=config.layer_norm_eps,
+        predictions=LanguageModelHead.of(config),
+    )
+
+
+def _reader(config: ModelConfig) -> ReaderHead:
+    return ReaderHead(
+        hidden_size=config.hidden_size,
+        span_hidden_size=config.span_hidden_size,
+        max_span_width=config.max_span_width,
+        eps=config.reader_layer_norm_eps,
+        predictions=LanguageModelHead.of(config),
+    )
+
+
+REALM = Family(
+    model_type="realm",
+    prefix="realm",
+    keys=BERT_KEYS,
+    tasks={
+        "feature-extraction": Task(name="RealmBertModel", pooler=True, prefixed=False),
+        "retrieval": Task(
+            name="RealmEmbedder",
+            model=Embedder,
+            head=_embedder,
+            pooler=True,
+            keys=_EMBEDDER_KEYS,
+            unused=("head.predictions",),
+        ),
+        "scoring": Task(
+            name="RealmScorer",
+            model=Scorer,
+            head=_embedder,
+            pooler=True,
+            keys=_SCORER_KEYS,
+            unused=("embedder.head.predictions", "query_embedder.head.predictions"),
+        ),
+        "masked-lm": Task(
+            name="RealmKnowledgeAugEncoder",
+            model=KnowledgeAugmentedEncoder,
+            head=LanguageModelHead.of,
+            pooler=True,
+            keys=LANGUAGE_MODEL_KEYS,
+            unused=("pooler",),
+        ),
+        "question-answering": Task(
+            name="RealmReader",
+            model=Reader,
+            head=_reader,
+            pooler=True,
+            keys=_READER_KEYS,
+            unused=("pooler", "head.predictions"),
+        ),
+    },
+    switches=Switches(relative_cross_attention=False, gradient_checkpointing=False),
+    # The special tokens are RoBERTa's although the vocabulary is BERT's; only the padding row depends on it.
+    defaults={
+        "hidden_act": "gelu_new",
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "retriever_proj_size": 128,
+        "num_candidates": 8,
+        "span_hidden_size": 256,
+        "max_span_width": 10,
+        "reader_layer_norm_eps": 1e-3,
+        "reader_beam_size": 5,
+        "reader_seq_len": 320,
+        "num_block_records": 13353718,
+        "searcher_beam_size": 5000,
+    },
+)

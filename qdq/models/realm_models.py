@@ -1,0 +1,317 @@
+"""The models of REALM: embedder, scorer, knowledge-augmented encoder, reader.
+
+Shape letters: (b) questions, (n) candidates of a question, (k) retrieved blocks, (s) tokens, (c) candidate spans,
+(r) projection.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from qdq.models.inputs import InputError, check_shape, is_tracing
+from qdq.models.losses import IGNORED
+from qdq.models.model import EncoderModel, Model
+from qdq.models.outputs import BaseOutput, Output, TaskOutput, Tensors, output
+
+if TYPE_CHECKING:
+    from qdq.models.attention import AttentionImplementation
+    from qdq.models.config import ModelConfig
+    from qdq.models.heads import LanguageModelHead
+
+__all__ = [
+    "Embedder",
+    "EmbedderHead",
+    "EmbedderOutput",
+    "KnowledgeAugmentedEncoder",
+    "Reader",
+    "ReaderHead",
+    "ReaderOutput",
+    "Scorer",
+    "ScorerOutput",
+]
+
+
+@output
+class EmbedderOutput(Output):
+    """``projected_score`` is ``(b, r)``."""
+
+    projected_score: Tensor
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+
+
+@output
+class ScorerOutput(Output):
+    """Scores ``(b, n)``, and what they are the inner products of: ``(b, r)`` and ``(b, n, r)``."""
+
+    relevance_score: Tensor
+    query_score: Tensor
+    candidate_score: Tensor
+
+
+@output
+class ReaderOutput(Output):
+    """Losses if asked for, and the best span: its block and candidate (scalars), first and last token ``(1,)``."""
+
+    loss: Tensor | None = None
+    retriever_loss: Tensor | None = None
+    reader_loss: Tensor | None = None
+    retriever_correct: Tensor | None = None
+    reader_correct: Tensor | None = None
+    block_idx: Tensor | None = None
+    candidate: Tensor | None = None
+    start_pos: Tensor | None = None
+    end_pos: Tensor | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+
+
+class EmbedderHead(nn.Module):
+    """Linear and LayerNorm from the pooled output to the space of retrieval. Nothing calls ``predictions``."""
+
+    def __init__(self, *, hidden_size: int, projection_size: int, eps: float, predictions: LanguageModelHead) -> None:
+        super().__init__()
+        self.projection = nn.Linear(hidden_size, projection_size)
+        self.norm = nn.LayerNorm(projection_size, eps=eps)
+        self.predictions = predictions
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """``(b, hidden)`` -> ``(b, r)``."""
+        projected: Tensor = self.norm(self.projection(pooled))
+        return projected
+
+
+class Embedder(EncoderModel):
+    """Text to a vector ``(b, r)``; relevance is the inner product of two of them."""
+
+    def answer(self, encoded: BaseOutput) -> Output:
+        """The projected text."""
+        return EmbedderOutput(self.run_head(encoded.pooler_output), encoded.hidden_states, encoded.attentions)
+
+
+class Scorer(Model):
+    """Relevance of ``num_candidates`` texts for a question. Without a second head, one embedder serves both."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        task: str = "scoring",
+        pooler: bool = True,
+        head: nn.Module | None = None,
+        query_head: nn.Module | None = None,
+        attn_implementation: AttentionImplementation = "eager",
+    ) -> None:
+        super().__init__(config, task)
+        self.embedder = Embedder(
+            config, task="retrieval", pooler=pooler, head=head, attn_implementation=attn_implementation
+        )
+        self.query_embedder = self.embedder
+        if query_head is not None:
+            self.query_embedder = Embedder(
+                config, task="retrieval", pooler=pooler, head=query_head, attn_implementation=attn_implementation
+            )
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        position_ids: Tensor | None = None,
+        candidate_input_ids: Tensor | None = None,
+        candidate_attention_mask: Tensor | None = None,
+        candidate_token_type_ids: Tensor | None = None,
+        candidate_inputs_embeds: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> Output | tuple[Any, ...]:
+        """Score candidates ``(b, n, s)``, or embedded ones ``(b * n, s, hidden)``, for questions ``(b, s)``.
+
+        ``position_ids`` and ``head_mask`` serve both.
+        """
+        if candidate_input_ids is None and candidate_inputs_embeds is None:
+            raise InputError("give candidate_input_ids or candidate_inputs_embeds")
+        shared = {"position_ids": position_ids, "head_mask": head_mask}
+        query = self.query_embedder(
+            input_ids, attention_mask, token_type_ids, inputs_embeds=inputs_embeds, return_dict=True, **shared
+        ).projected_score
+        candidates = self.embedder(
+            _flat(candidate_input_ids),
+            _flat(candidate_attention_mask),
+            _flat(candidate_token_type_ids),
+            inputs_embeds=candidate_inputs_embeds,
+            return_dict=True,
+            **shared,
+        ).projected_score
+        wanted = self.config.num_candidates
+        if candidates.shape[0] != query.shape[0] * wanted:
+            raise InputError(
+                f"{candidates.shape[0]} candidates for {query.shape[0]} questions: num_candidates is {wanted}"
+            )
+        candidates = candidates.view(-1, wanted, candidates.shape[-1])
+        relevance = torch.einsum("br,bnr->bn", query, candidates)
+        return self.finish(ScorerOutput(relevance, query, candidates), return_dict)
+
+
+class KnowledgeAugmentedEncoder(EncoderModel):
+    """Masked language model over several retrieved texts, marginalised by their relevance.
+
+    Ids, mask and token types are ``(b, n, s)``, other inputs ``(b * n, ...)``; logits are ``(b * n, s, vocab)``. A loss
+    needs ``labels`` ``(b, s)``, common to all candidates, and ``relevance_score`` ``(b, n)``, which it trains too;
+    ``mlm_mask`` ``(b, s)`` says which positions count in the mean (by default all, also those labelled -100).
+    """
+
+    targets: ClassVar[tuple[str, ...]] = ("labels", "relevance_score", "mlm_mask")
+
+    def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Make the candidates part of the batch."""
+        if inputs.get("labels") is not None and inputs.get("relevance_score") is None:
+            raise InputError("labels need a relevance_score [batch, candidates] to weigh the candidates")
+        texts = ("input_ids", "attention_mask", "token_type_ids")
+        return {**inputs, **{name: _flat(inputs.get(name)) for name in texts}}
+
+    def answer(
+        self,
+        encoded: BaseOutput,
+        labels: Tensor | None = None,
+        relevance_score: Tensor | None = None,
+        mlm_mask: Tensor | None = None,
+    ) -> Output:
+        """Logits, and the loss when there are labels."""
+        logits = self.run_head(encoded.last_hidden_state)
+        loss = None
+        if labels is not None and relevance_score is not None:
+            loss = self._loss(logits, labels, relevance_score, mlm_mask)
+        return TaskOutput(loss, logits, encoded.hidden_states, encoded.attentions)
+
+    def _loss(self, logits: Tensor, labels: Tensor, relevance: Tensor, mask: Tensor | None) -> Tensor:
+        batch, length = labels.shape
+        count = self.config.num_candidates
+        check_shape("relevance_score", relevance, [(batch, count)])
+        if logits.shape[:2] != (batch * count, length):
+            raise InputError(
+                f"labels has shape {list(labels.shape)} and num_candidates is {count}: "
+                f"the inputs must be {[batch, count, length]}, together they are {list(logits.shape[:2])}"
+            )
+        target = labels[:, None].expand(batch, count, length).reshape(-1)
+        tokens = -nn.functional.cross_entropy(logits.flatten(0, 1), target, ignore_index=IGNORED, reduction="none")
+        candidates = torch.log_softmax(relevance, dim=-1)[:, :, None]
+        marginal = torch.logsumexp(candidates + tokens.view(batch, count, length), dim=1)  # (b, s)
+        weight = torch.ones_like(marginal) if mask is None else mask.to(marginal.dtype)
+        # An empty mask divides by zero: such a batch teaches nothing.
+        return -torch.nansum(torch.sum(marginal * weight) / torch.sum(weight))
+
+
+class ReaderHead(nn.Module):
+    """Logits of all spans up to ``max_span_width`` tokens from their ends. Nothing calls ``predictions``."""
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        span_hidden_size: int,
+        max_span_width: int,
+        eps: float,
+        predictions: LanguageModelHead,
+    ) -> None:
+        super().__init__()
+        self.max_span_width = max_span_width
+        self.intermediate = nn.Linear(hidden_size, 2 * span_hidden_size)
+        self.norm = nn.LayerNorm(span_hidden_size, eps=eps)
+        self.output = nn.Linear(span_hidden_size, 1)
+        self.predictions = predictions
+
+    def spans(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """First and last token of every candidate ``(c,)``: all of width 1 from the left, then of width 2, ..."""
+        widths = range(1, self.max_span_width + 1)
+        starts = torch.cat([torch.arange(length - width + 1, device=device) for width in widths])
+        ends = torch.cat([torch.arange(width - 1, length, device=device) for width in widths])
+        return starts, ends
+
+    def forward(self, hidden: Tensor, block_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``(k, s, hidden)`` and the evidence mask ``(k, s)`` to logits ``(k, c)``, starts and ends ``(c,)``."""
+        starts, ends = self.spans(hidden.shape[1], hidden.device)
+        first, last = self.intermediate(hidden).chunk(2, dim=-1)
+        features = self.norm(torch.relu(first[:, starts] + last[:, ends]))
+        logits = self.output(features).squeeze(-1)
+        # Both ends have to be evidence; what lies between is not looked at.
+        outside = ~(block_mask[:, starts].bool() & block_mask[:, ends].bool())
+        return logits + outside.to(logits.dtype) * torch.finfo(logits.dtype).min, starts, ends
+
+
+class Reader(EncoderModel):
+    """The best answer span over ``reader_beam_size`` blocks ``(k, s)``, each a question with one retrieved text.
+
+    Needs ``relevance_score`` ``(retrieved,)`` of at least k blocks, added to the logits of each, and ``block_mask``
+    ``(retrieved, s)``, 1 where a token belongs to the evidence. Losses need ``start_positions`` and ``end_positions``
+    ``(retrieved, answers)``, inclusive and padded with -1, and ``has_answers`` ``(retrieved,)``.
+    """
+
+    targets: ClassVar[tuple[str, ...]] = (
+        "relevance_score",
+        "block_mask",
+        "start_positions",
+        "end_positions",
+        "has_answers",
+    )
+
+    def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Check what the reader cannot do without."""
+        if inputs.get("relevance_score") is None or inputs.get("block_mask") is None:
+            raise InputError("the reader needs relevance_score [retrieved] and block_mask [retrieved, seq]")
+        return inputs
+
+    def answer(
+        self,
+        encoded: BaseOutput,
+        *,
+        relevance_score: Tensor,
+        block_mask: Tensor,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        has_answers: Tensor | None = None,
+    ) -> Output:
+        """The best span, and the losses."""
+        length = encoded.last_hidden_state.shape[1]
+        if not is_tracing() and length < self.config.max_span_width:
+            raise InputError(
+                f"a sequence of {length} tokens is shorter than max_span_width {self.config.max_span_width}"
+            )
+        count = self.config.reader_beam_size
+        logits, starts, ends = self.run_head(encoded.last_hidden_state, block_mask[:count])
+        logits = logits + relevance_score[:count, None]
+        candidate = logits.amax(dim=0).argmax()
+        result = ReaderOutput(
+            block_idx=logits.amax(dim=1).argmax(),
+            candidate=candidate,
+            start_pos=starts[candidate][None],
+            end_pos=ends[candidate][None],
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+        if start_positions is not None and end_positions is not None and has_answers is not None:
+            gold_starts = start_positions[:count].clamp(-1, length)[:, :, None]  # (k, answers, 1)
+            gold_ends = end_positions[:count].clamp(-1, length)[:, :, None]
+            correct = ((gold_starts == starts) & (gold_ends == ends)).any(dim=1)
+            result.retriever_correct = has_answers
+            result.reader_correct = correct
+            result.retriever_loss = _marginal_loss(relevance_score, has_answers) * has_answers.any()
+            result.reader_loss = _marginal_loss(logits.flatten(), correct.flatten()) * correct.any()
+            result.loss = result.retriever_loss + result.reader_loss
+        return result
+
+
+def _marginal_loss(logits: Tensor, good: Tensor) -> Tensor:
+    """Negative log of the probability of all ``good`` entries together; both ``(n,)``."""
+    hidden = (1.0 - good.to(logits.dtype)) * torch.finfo(logits.dtype).min
+    return torch.logsumexp(logits, dim=0) - torch.logsumexp(logits + hidden, dim=0)
+
+
+def _flat(tensor: Tensor | None) -> Tensor | None:
+    """``(b, n, s)`` -> ``(b * n, s)``; anything of two axes stays."""
+    return tensor if tensor is None or tensor.dim() <= 2 else tensor.reshape(-1, tensor.shape[-1])

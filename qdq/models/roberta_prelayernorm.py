@@ -1,0 +1,79 @@
+"""RoBERTa-PreLayerNorm (Wettig et al. 2022): pre-norm, LayerNorms at both ends, positions counted from padding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qdq.models.config import Switches
+from qdq.models.family import Family, Task, standard_tasks
+from qdq.models.heads import Classifier, LanguageModelHead, choice_head, sentence_head
+from qdq.models.keymap import BERT_KEYS
+from qdq.models.task_models import CausalLM, MaskedLM, MultipleChoice, SequenceClassification
+
+if TYPE_CHECKING:
+    from qdq.models.config import ModelConfig
+
+__all__ = ["ROBERTA_PRELAYERNORM"]
+
+_STEM = "RobertaPreLayerNorm"
+_LM_KEYS = {
+    "head.dense": "lm_head.dense",
+    "head.norm": "lm_head.layer_norm",
+    "head.decoder": "lm_head.decoder",
+    "head.decoder.bias": "lm_head.bias",
+}
+
+
+def _language_model(config: ModelConfig) -> LanguageModelHead:
+    # The exact GELU here, whatever the layers use.
+    return LanguageModelHead.of(config, hidden_act="gelu")
+
+
+def _choice(config: ModelConfig) -> Classifier:
+    # Here alone the classifier's own dropout does not count.
+    return choice_head(config, dropout=config.hidden_dropout_prob)
+
+
+ROBERTA_PRELAYERNORM = Family(
+    model_type="roberta-prelayernorm",
+    prefix="roberta_prelayernorm",
+    keys={
+        **BERT_KEYS,
+        "encoder.layers.{}.attention.norm": "encoder.layer.{}.attention.LayerNorm",
+        "encoder.layers.{}.cross_attention.norm": "encoder.layer.{}.crossattention.LayerNorm",
+        "encoder.layers.{}.feed_forward.norm": "encoder.layer.{}.intermediate.LayerNorm",
+        "encoder.norm": "LayerNorm",
+    },
+    tasks={
+        **standard_tasks(_STEM),
+        "masked-lm": Task(name=f"{_STEM}ForMaskedLM", model=MaskedLM, head=_language_model, keys=_LM_KEYS),
+        "causal-lm": Task(name=f"{_STEM}ForCausalLM", model=CausalLM, head=_language_model, keys=_LM_KEYS),
+        "sequence-classification": Task(
+            name=f"{_STEM}ForSequenceClassification",
+            model=SequenceClassification,
+            head=sentence_head,
+            keys={"head.dense": "classifier.dense", "head.classifier": "classifier.out_proj"},
+        ),
+        "multiple-choice": Task(
+            name=f"{_STEM}ForMultipleChoice",
+            model=MultipleChoice,
+            head=_choice,
+            pooler=True,
+            keys={"head.classifier": "classifier"},
+        ),
+    },
+    switches=Switches(
+        norm_first=True,
+        final_norm=True,
+        final_norm_in_hidden_states=False,
+        positions_from_padding=True,
+        relative_cross_attention=False,
+    ),
+    defaults={
+        "vocab_size": 50265,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "classifier_dropout": None,
+    },
+)
