@@ -28,13 +28,13 @@ class TokenMask:
     def select(self, x: Tensor) -> Tensor:
         """The values of ``x`` that belong to tokens.
 
-        Numbered by the shape of ``x``: (1) ``(batch, seq, hidden)`` and (2) ``(batch, heads, seq, k)`` lose their padding
+        By the shape of ``x``: (1) ``(batch, seq, hidden)`` and (2) ``(batch, heads, seq, k)`` lose their padding
         positions; (3) anything else, a pooled vector say, has none and is taken whole.
         """
         mask = self._mask
         if mask is None or x.dim() not in (3, 4) or (x.shape[0], x.shape[-2]) != mask.shape:
             return x  # case 3
-        return (x if x.dim() == 3 else x.transpose(1, 2))[mask]  # noqa: PLR2004 (cases 1 and 2)
+        return (x if x.dim() == 3 else x.transpose(1, 2))[mask]
 
 
 class Collector(Protocol):
@@ -115,7 +115,7 @@ class HistogramCollector(MinMaxCollector):
             self.counts[half] += x.numel()
             return
         reach = half * self.width
-        for chunk in x.reshape(-1).float().split(self._AT_ONCE):
+        for chunk in torch.split(x.reshape(-1).float(), self._AT_ONCE):
             self.counts += torch.histc(chunk, len(self.counts), -reach, reach).to(torch.int64).cpu()
 
     def _reach(self, amax: float) -> None:

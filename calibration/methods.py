@@ -68,7 +68,7 @@ class Percentile:
     name = "percentile"
 
     def __post_init__(self) -> None:
-        if not 50 < self.percentile <= 100:  # noqa: PLR2004
+        if not 50 < self.percentile <= 100:
             raise CalibrationError(f"percentile is {self.percentile}, must be above 50 and at most 100")
 
     def collector(self, mask: TokenMask) -> HistogramCollector:

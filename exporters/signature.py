@@ -31,7 +31,13 @@ class Signature:
 
 
 def example_inputs(
-    names: tuple[str, ...], *, batch_size: int = 2, seq_len: int = 8, vocab_size: int = 32, padding: int = 0, seed: int = 0
+    names: tuple[str, ...],
+    *,
+    batch_size: int = 2,
+    seq_len: int = 8,
+    vocab_size: int = 32,
+    padding: int = 0,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
     """Random token ids, the last ``padding`` positions of every odd row masked out.
 

@@ -3,8 +3,9 @@
 By segment: the graph is cut at its quantizers, every piece is fed torch's own integers, runtime optimizations off; the
 integers that come out must be equal, except values that lie within ``TIE`` of a rounding tie, which are counted.
 
-End to end: the file as it is deployed, optimizations on. One flipped step grows through the layers, so file and checkpoint
-may differ there; but both must lie equally close to the float model, and close to each other within stated bounds.
+End to end: the file as it is deployed, optimizations on. One flipped step grows through the layers, so file and
+checkpoint may differ there; but both must lie equally close to the float model, and close to each other within stated
+bounds.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Segment:
         values: how many were compared.
         ties: how many differ by one step and lie within ``TIE`` of a rounding tie.
         wrong: how many differ otherwise.
-        largest: largest difference, in steps; for an output relative to the largest magnitude.
+        largest: largest difference.
+        unit: of ``largest``: ``steps``, or for an output ``of the largest magnitude``.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Segment:
     ties: int
     wrong: int
     largest: float
+    unit: str
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,7 @@ def _end_to_end_faults(row: EndToEnd, bounds: Bounds, runtime: str) -> list[str]
 
 
 def sqnr_db(reference: np.ndarray, actual: np.ndarray) -> float:
-    """Signal to quantization-noise ratio in decibels: 10 log10 of the mean square of the signal over that of the error."""
+    """Signal to quantization-noise ratio in decibels: 10 log10 of the power of the signal over that of the error."""
     signal = np.square(reference, dtype=np.float64).sum()
     noise = np.square(np.subtract(reference, actual, dtype=np.float64)).sum()
     return float("inf") if noise == 0 else float(10 * np.log10(signal / noise))
@@ -315,35 +318,39 @@ class _Tally:
 
     def __init__(self) -> None:
         self._rows: dict[str, Segment] = {}
-        self._float_rows: set[str] = set()
 
     def add_integers(self, name: str, record: _Record, integers: np.ndarray) -> None:
         difference = np.abs(record.integers - integers)
         off = difference > 0
         tie = off & (difference <= 1) & (np.abs(np.abs(record.steps % 1) - 0.5) <= TIE)
-        self._add(name, difference.size, int(tie.sum()), int((off & ~tie).sum()), float(difference.max(initial=0)))
+        wrong = int((off & ~tie).sum())
+        self._add(Segment(name, difference.size, int(tie.sum()), wrong, float(difference.max(initial=0)), "steps"))
 
     def add_floats(self, name: str, expected: np.ndarray, actual: np.ndarray) -> None:
         amax = max(float(np.abs(expected).max(initial=0)), float(np.finfo(np.float32).tiny))
         difference = np.abs(expected - actual) / amax
         wrong = int((~(difference <= FLOAT_TOLERANCE)).sum())  # NaN is wrong
-        self._float_rows.add(name)
-        self._add(name, difference.size, 0, wrong, float(difference.max(initial=0)))
+        largest = float(difference.max(initial=0))
+        self._add(Segment(name, difference.size, 0, wrong, largest, "of the largest magnitude"))
 
-    def _add(self, name: str, values: int, ties: int, wrong: int, largest: float) -> None:
-        old = self._rows.get(name, Segment(name, 0, 0, 0, 0.0))
-        self._rows[name] = Segment(
-            name, old.values + values, old.ties + ties, old.wrong + wrong, max(old.largest, largest)
+    def _add(self, new: Segment) -> None:
+        old = self._rows.get(new.name, Segment(new.name, 0, 0, 0, 0.0, new.unit))
+        self._rows[new.name] = Segment(
+            new.name,
+            old.values + new.values,
+            old.ties + new.ties,
+            old.wrong + new.wrong,
+            max(old.largest, new.largest),
+            new.unit,
         )
 
     def segments(self) -> list[Segment]:
         return list(self._rows.values())
 
     def faults(self) -> list[str]:
-        """The segments that do not hold, first one first: what lies behind it is innocent until it is mended."""
-        unit = {True: f"of the largest magnitude, allowed {FLOAT_TOLERANCE:g}", False: "steps"}
+        """The segments that do not hold, in the order of the graph."""
         return [
-            f"{row.name}: {row.wrong} of {row.values} values are wrong, by up to {row.largest:.3g} {unit[row.name in self._float_rows]}"
+            f"{row.name}: {row.wrong} of {row.values} values are wrong, by up to {row.largest:.3g} {row.unit}"
             for row in self._rows.values()
             if row.wrong
         ]

@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from calibration import calibrate
+    from calibration.calibrate import calibrate
     from exporters.benchmark import benchmark
     from exporters.folder import export, verify
     from qdq.checkpoint import load, save

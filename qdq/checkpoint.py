@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from qdq.data.tokenize import TOKENIZER_FILES
@@ -77,7 +78,7 @@ def save(
             "calibration": dict(calibration),
         }
         (folder / QUANTIZATION_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        save_file(_tensors(model), folder / QUANTIZERS_FILE)
+        (folder / QUANTIZERS_FILE).write_bytes(serialize(_tensors(model)))
 
 
 def copy_companions(source: Path, target: Path) -> None:
@@ -134,8 +135,12 @@ def read_quantization(path: str | Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise CheckpointError(f"{file}: expected a JSON object")
     if document.get("format") != FORMAT:
-        raise CheckpointError(f"{file}: format {document.get('format')!r} is not supported, this version reads {FORMAT}")
-    faults = [f"{key} is missing" for key in ("recipe", "slots", "calibration") if not isinstance(document.get(key), dict)]
+        raise CheckpointError(
+            f"{file}: format {document.get('format')!r} is not supported, this version reads {FORMAT}"
+        )
+    faults = [
+        f"{key} is missing" for key in ("recipe", "slots", "calibration") if not isinstance(document.get(key), dict)
+    ]
     if faults:
         raise CheckpointError(describe_faults(str(file), faults))
     return document

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["apply_recipe", "apply_specs", "named_slots", "quantize", "slots", "wrap"]
 
-_KINDS = {wrapped: kind for wrapped, kind in zip(WRAPPED.values(), ("linear", "embedding", "matmul", "add"), strict=True)}
+_KINDS = dict(zip(WRAPPED.values(), ("linear", "embedding", "matmul", "add"), strict=True))
 
 
 def quantize(model: nn.Module, recipe: Recipe | str | Path) -> nn.Module:

@@ -120,7 +120,9 @@ class Quantizer(nn.Module):
         assert self.spec is not None, "a slot without spec has no scale"
         faults = []
         if scale.shape != self.scale.shape or zero_point.shape != self.scale.shape:
-            faults.append(f"scale {tuple(scale.shape)}, zero_point {tuple(zero_point.shape)}: expected {tuple(self.scale.shape)}")
+            faults.append(
+                f"scale {tuple(scale.shape)}, zero_point {tuple(zero_point.shape)}: expected {tuple(self.scale.shape)}"
+            )
         if not bool((torch.isfinite(scale) & (scale > 0)).all()):
             faults.append("scale must be finite and positive")
         if not bool(((zero_point >= self.spec.qmin) & (zero_point <= self.spec.qmax)).all()):
@@ -153,12 +155,13 @@ class Quantizer(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        """Spec and mode, for ``print(model)``."""
         return f"{self.spec or 'float'}, {self.mode.value}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
         """Move with the model, but keep the scale in float32: half precision would move every grid point."""
         scale = self._buffers.get("scale")
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if scale is not None and self.scale.dtype != torch.float32:
             self.scale = scale.to(self.scale.device)
         return self

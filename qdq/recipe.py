@@ -61,9 +61,7 @@ class Rule:
     def matches(self, slot: Slot) -> bool:
         """Whether the rule speaks of ``slot``."""
         return (
-            fnmatchcase(slot.module, self.module)
-            and self.kind in (None, slot.kind)
-            and self.slot in ("*", slot.name)
+            fnmatchcase(slot.module, self.module) and self.kind in (None, slot.kind) and self.slot in ("*", slot.name)
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,7 +98,9 @@ class Recipe:
                     faults.append(f"{option} pattern {pattern!r} matches nothing")
         if faults:
             modules = sorted({slot.module for slot in slots})
-            faults.append(f"modules are named like {', '.join(modules[:3])} ... {modules[-1]}" if modules else "no slots")
+            faults.append(
+                f"modules are named like {', '.join(modules[:3])} ... {modules[-1]}" if modules else "no slots"
+            )
             raise RecipeError(describe_faults(f"recipe {self.name!r}", faults))
         return {slot: self._spec(slot) for slot in slots}
 
@@ -150,7 +150,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     if not path.is_file():
         raise RecipeError(f"no recipe {str(name_or_path)!r}: neither a file nor one of the presets {', '.join(known)}")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_LineLoader)  # noqa: S506 (a SafeLoader)
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_LineLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

@@ -69,7 +69,7 @@ class QuantSpec:
 
     def __post_init__(self) -> None:
         faults = []
-        if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:  # noqa: PLR2004
+        if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
             faults.append(f"bits is {self.bits!r}, must be a whole number from 2 to 8")
         if self.narrow_range and not self.signed:
             faults.append("narrow_range is for signed integers")
@@ -81,12 +81,12 @@ class QuantSpec:
     @property
     def qmin(self) -> int:
         """The lowest integer."""
-        return -(2 ** (self.bits - 1)) + int(self.narrow_range) if self.signed else 0
+        return int(self.narrow_range) - (1 << (self.bits - 1)) if self.signed else 0
 
     @property
     def qmax(self) -> int:
         """The highest integer."""
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return (1 << (self.bits - self.signed)) - 1
 
     @property
     def axis(self) -> int | None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx_ir as ir
 
 from exporters.onnx.passes.graph import constant, is_op
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import numpy as np
 
 __all__ = ["Cut", "CutModel", "cut_at_quantizers"]
 
@@ -59,7 +60,9 @@ def cut_at_quantizers(path: Path) -> CutModel:
         assert zero_point is not None
         last = next((use.node for use in node.outputs[0].uses() if is_op(use.node, "Clip")), node)
         q = last.outputs[0]
-        fed = ir.Value(name=f"{q.name}__fed", shape=q.shape, type=ir.TensorType(ir.DataType.from_numpy(zero_point.dtype)))
+        fed = ir.Value(
+            name=f"{q.name}__fed", shape=q.shape, type=ir.TensorType(ir.DataType.from_numpy(zero_point.dtype))
+        )
         q.replace_all_uses_with(fed)
         q.type = fed.type
         graph.inputs.append(fed)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import onnx_ir.passes as ir_passes
 from onnx_ir.passes import common
 
 from exporters.onnx.passes.fold_weights import FoldWeightsPass
@@ -21,6 +20,8 @@ from qdq.errors import ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    import onnx_ir.passes as ir_passes
 
     from qdq.recipe import Slot
     from qdq.spec import QuantSpec
@@ -62,7 +63,7 @@ def _tensorrt(slot: Slot, spec: QuantSpec) -> str | None:
         return "TensorRT cannot look up int8 tables"
     if not spec.signed or not spec.symmetric:
         return f"TensorRT takes symmetric int8, this is {spec}"
-    if spec.bits != 8 or spec.narrow_range:  # noqa: PLR2004
+    if spec.bits != 8 or spec.narrow_range:
         return f"TensorRT takes int8 with all of its values, this is {spec}"
     return None
 
@@ -104,9 +105,7 @@ def _tidy() -> list[ir_passes.InPlacePass]:
 TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
-        Target(
-            name="onnxruntime", recipe="onnxruntime", runtime="onnxruntime", passes=_onnxruntime, refuses=_any
-        ),
+        Target(name="onnxruntime", recipe="onnxruntime", runtime="onnxruntime", passes=_onnxruntime, refuses=_any),
         Target(name="openvino", recipe="openvino", runtime="openvino", passes=_plain, refuses=_any),
         Target(name="tensorrt", recipe="tensorrt", runtime="reference", passes=_plain, refuses=_tensorrt),
     )

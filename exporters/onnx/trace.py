@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from exporters.signature import Signature, example_inputs
 from qdq.errors import ExportError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import onnx_ir as ir
 
 __all__ = ["OPSETS", "trace"]
@@ -72,17 +75,15 @@ def trace(model: nn.Module, signature: Signature, *, opset: int = 21) -> ir.Mode
     return exported
 
 
-class _quiet:  # noqa: N801 (used like a function)
+@contextmanager
+def _quiet() -> Iterator[None]:
     """The exporter's remarks about itself (torchvision is not installed, ...) are not for our users."""
-
-    def __enter__(self) -> None:
-        self._warnings = warnings.catch_warnings()
-        self._warnings.__enter__()
-        warnings.simplefilter("ignore")
-        self._logger = logging.getLogger("torch.onnx")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *exception: Any) -> None:
-        self._logger.setLevel(self._level)
-        self._warnings.__exit__(*exception)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from qdq.modules.wrapped import add_slots
-from qdq.quantizer import Quantizer
+
+if TYPE_CHECKING:
+    from qdq.quantizer import Quantizer
 
 __all__ = ["QuantLinear"]
 

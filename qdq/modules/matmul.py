@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from qdq.models.ops import MatMul
 from qdq.modules.wrapped import add_slots
-from qdq.quantizer import Quantizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from qdq.quantizer import Quantizer
 
 __all__ = ["QuantMatMul"]
 

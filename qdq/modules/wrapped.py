@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol, Self, runtime_checkable
-
-from torch import nn
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
 
 from qdq.quantizer import Quantizer
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["Wrapped", "add_slots"]
 

@@ -1,1 +1,1 @@
-"""Graph passes: one a file, each with its cases numbered in its docstring, each honest about whether it changed anything."""
+"""Graph passes, one a file: cases numbered in the docstring, honest about whether anything changed."""

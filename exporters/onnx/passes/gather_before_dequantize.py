@@ -13,7 +13,7 @@ __all__ = ["GatherBeforeDequantizePass"]
 class GatherBeforeDequantizePass(ir.passes.InPlacePass):
     """Move the dequantization of an integer table behind the look-up, from the whole table to the rows in use.
 
-    Case 1: one scale for the table: ``DequantizeLinear(table) -> Gather`` becomes ``Gather(table) -> DequantizeLinear``.
+    Case 1: one scale: ``DequantizeLinear(table) -> Gather`` becomes ``Gather(table) -> DequantizeLinear``.
     Case 2: a scale for each row and zero points of 0: the scales are looked up too, and
     ``Cast(Gather(table)) * Gather(scales)`` is the dequantized row.
     Case 3: other axes, other zero points, a computed table: left alone.

@@ -42,7 +42,7 @@ def _try_fuse(graph: ir.Graph, matmul: ir.Node) -> bool:
         return False
     weight, zeros, scales = constant(w.inputs[0]), constant(w.inputs[2]), constant(w.inputs[1])
     x_zero = constant(x.inputs[2])
-    if weight is None or zeros is None or scales is None or x_zero is None or weight.ndim != 2:  # noqa: PLR2004
+    if weight is None or zeros is None or scales is None or x_zero is None or weight.ndim != 2:
         return False  # case 4
     per_column = scales.ndim == 0 or w.attributes.get_int("axis", 1) % 2 == 1
     if x_zero.dtype != np.uint8 or x_zero.ndim or weight.dtype != np.int8 or zeros.any() or not per_column:

@@ -37,12 +37,11 @@ def _try_fold(graph: ir.Graph, transpose: ir.Node) -> bool:
         return False  # case 2
     perm = transpose.attributes.get_ints("perm", tuple(reversed(range(array.ndim))))
     stored = initializer(graph, f"{weight.name}_transposed", np.ascontiguousarray(array.transpose(perm)))
+    scales = constant(dequantize.inputs[1])
     attributes = {}
-    if "axis" in dequantize.attributes and (constant(dequantize.inputs[1]) is None or dequantize.inputs[1].shape.rank()):  # type: ignore[union-attr]
+    if scales is None or scales.ndim:
         attributes["axis"] = list(perm).index(dequantize.attributes.get_int("axis", 1) % array.ndim)
-    replacement = ir.node(
-        "DequantizeLinear", [stored, *dequantize.inputs[1:]], attributes, name=dequantize.name
-    )
+    replacement = ir.node("DequantizeLinear", [stored, *dequantize.inputs[1:]], attributes, name=dequantize.name)
     replacement.outputs[0].name = dequantize.outputs[0].name
     graph.insert_before(transpose, replacement)
     transpose.outputs[0].replace_all_uses_with(replacement.outputs[0])

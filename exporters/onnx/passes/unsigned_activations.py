@@ -28,7 +28,7 @@ class UnsignedActivationsPass(ir.passes.InPlacePass):
 
 
 def _try_shift(graph: ir.Graph, quantize: ir.Node) -> bool:
-    zero_point = constant(quantize.inputs[2]) if len(quantize.inputs) > 2 else None  # noqa: PLR2004
+    zero_point = constant(quantize.inputs[2]) if len(quantize.inputs) > 2 else None
     q = quantize.outputs[0]
     readers = [use.node for use in q.uses()]
     if zero_point is None or zero_point.dtype != np.int8 or q.is_graph_output():
