@@ -49,6 +49,7 @@ BERT = Family(
     prefix="bert",
     keys=BERT_KEYS,
     tasks=bert_tasks("Bert"),
+    switches=Switches(relative_cross_attention=False),
     defaults={"classifier_dropout": None},
 )
 

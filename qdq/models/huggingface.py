@@ -1,8 +1,8 @@
 """Reading and writing Hugging Face model directories, without transformers.
 
 A directory holds ``config.json`` and the weights: ``model.safetensors``, or shards that
-``model.safetensors.index.json`` names, or ``pytorch_model.bin`` (loaded without running pickled code). Loading is strict:
-every tensor that the model needs must be there in its shape, and nothing else, except for
+``model.safetensors.index.json`` names, or ``pytorch_model.bin`` (loaded without running pickled code). Loading is
+strict: every tensor that the model needs must be there in its shape, and nothing else, except for
 
 1. either name of a tied pair, and the copy of a language-model bias;
 2. heads and pooler of the same family that this model has not;
