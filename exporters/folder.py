@@ -20,7 +20,7 @@ from qdq.models.huggingface import config_to_json
 from qdq.prepare import apply_recipe
 from qdq.quantizer import Mode, quantizers, set_mode
 from qdq.recipe import Recipe
-from qdq.storage import atomic_directory
+from qdq.storage import atomic_directory, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -71,8 +71,8 @@ def export(
         model = load(checkpoint)
         exported = export_model(model, folder / MODEL_FILE, target=target, recipe=recipe, opset=opset or DEFAULT_OPSET)
         copy_companions(Path(checkpoint), folder)
-        _write_json(folder / "config.json", config_to_json(model.config, model.task))
-        _write_json(folder / EXPORT_FILE, {"format": FORMAT, **exported.to_dict()})
+        write_json(folder / "config.json", config_to_json(model.config, model.task))
+        write_json(folder / EXPORT_FILE, {"format": FORMAT, **exported.to_dict()})
     return exported
 
 
@@ -154,7 +154,3 @@ def proof_batches(checkpoint: str | Path, model: Model, names: tuple[str, ...]) 
         )
         batches.append({name: batch[name] for name in names})
     return batches
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

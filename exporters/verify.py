@@ -249,6 +249,9 @@ class _Record:
     steps: np.ndarray
     integers: np.ndarray
 
+    def transposed(self, perm: tuple[int, ...] | None) -> _Record:
+        return self if perm is None else _Record(self.steps.transpose(perm), self.integers.transpose(perm))
+
 
 def _record(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[Quantizer, _Record], dict[str, np.ndarray]]:
     """Run torch and keep the integers of every quantizer, and the outputs."""
@@ -295,7 +298,7 @@ def _compare_segments(
     arrays: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
 ) -> None:
-    torch_side = {piece: recorded[_quantizer(model, piece)] for piece in cut.cuts}
+    torch_side = {piece: recorded[_quantizer(model, piece)].transposed(piece.perm) for piece in cut.cuts}
     fed = {
         piece.input: (record.integers + piece.zero_point).astype(piece.dtype) for piece, record in torch_side.items()
     }

@@ -27,7 +27,7 @@ from qdq.models.huggingface import load_model, save_model
 from qdq.prepare import apply_specs, named_slots, slots, wrap
 from qdq.quantizer import Mode, Quantizer, Range, quantizers, set_mode
 from qdq.spec import QuantSpec
-from qdq.storage import atomic_directory
+from qdq.storage import atomic_directory, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from qdq.models.model import Model
     from qdq.recipe import Recipe, Slot
 
-__all__ = ["QUANTIZATION_FILE", "copy_companions", "is_quantized", "load", "read_quantization", "save"]
+__all__ = ["QUANTIZATION_FILE", "copy_companions", "is_quantized", "load", "read_quantization", "save", "write"]
 
 FORMAT = 1
 QUANTIZATION_FILE = "quantization.json"
@@ -68,17 +68,29 @@ def save(
         StorageError: when the disk is full, or the like.
     """
     with atomic_directory(Path(path), kind="checkpoint") as folder:
-        save_model(model, folder)
-        if source is not None:
-            copy_companions(Path(source), folder)
-        document = {
-            "format": FORMAT,
-            "recipe": recipe.to_dict(),
-            "slots": {str(slot): q.spec.to_dict() for slot, q in named_slots(model) if q.spec is not None},
-            "calibration": dict(calibration),
-        }
-        (folder / QUANTIZATION_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        (folder / QUANTIZERS_FILE).write_bytes(serialize(_tensors(model)))
+        write(model, folder, recipe=recipe, calibration=calibration, source=source)
+
+
+def write(
+    model: Model,
+    folder: Path,
+    *,
+    recipe: Recipe,
+    calibration: Mapping[str, Any],
+    source: str | Path | None = None,
+) -> None:
+    """Write the files of a quantized checkpoint into ``folder``, which exists; :func:`save` without its care."""
+    save_model(model, folder)
+    if source is not None:
+        copy_companions(Path(source), folder)
+    document = {
+        "format": FORMAT,
+        "recipe": recipe.to_dict(),
+        "slots": {str(slot): q.spec.to_dict() for slot, q in named_slots(model) if q.spec is not None},
+        "calibration": dict(calibration),
+    }
+    write_json(folder / QUANTIZATION_FILE, document)
+    (folder / QUANTIZERS_FILE).write_bytes(serialize(_tensors(model)))
 
 
 def copy_companions(source: Path, target: Path) -> None:

@@ -5,6 +5,7 @@ A :class:`QuantSpec` says nothing about values; scale and zero_point belong to a
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -68,14 +69,7 @@ class QuantSpec:
     overflow_safe: bool = False
 
     def __post_init__(self) -> None:
-        faults = []
-        if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
-            faults.append(f"bits is {self.bits!r}, must be a whole number from 2 to 8")
-        if self.narrow_range and not self.signed:
-            faults.append("narrow_range is for signed integers")
-        if self.overflow_safe and not (self.signed and self.symmetric and self.granularity == PerAxis(0)):
-            faults.append("overflow_safe is for linear weights: signed, symmetric, granularity per-axis(0)")
-        if faults:
+        if faults := _faults(vars(self)):
             raise RecipeError(describe_faults("quantization spec", faults))
 
     @property
@@ -108,31 +102,50 @@ class QuantSpec:
         """Read what :meth:`to_dict` wrote; missing keys take their defaults.
 
         Raises:
-            RecipeError: for unknown keys and for values of the wrong kind, all at once.
+            RecipeError: for unknown keys, values of the wrong kind and combinations that do not exist, all at once.
         """
-        known = {field.name: field for field in fields(cls)}
-        faults = [f"unknown key {key!r} (known: {', '.join(known)})" for key in values if key not in known]
-        settings: dict[str, Any] = {key: value for key, value in values.items() if key in known}
-        for key in ("signed", "symmetric", "narrow_range", "overflow_safe"):
-            if not isinstance(settings.get(key, True), bool):
-                faults.append(f"{key} is {settings[key]!r}, must be true or false")
-        if isinstance(settings.get("bits"), bool) or not isinstance(settings.get("bits", 8), int):
-            faults.append(f"bits is {settings['bits']!r}, must be a whole number from 2 to 8")
-        if "granularity" in settings:
-            granularity = _parse_granularity(settings["granularity"])
-            if granularity is None:
-                faults.append(f"granularity is {settings['granularity']!r}, must be per-tensor or per-axis(N)")
-            else:
-                settings["granularity"] = granularity
-        if faults:
+        if faults := cls.faults_in(values):
             raise RecipeError(describe_faults("quantization spec", faults))
-        return cls(**settings)
+        return cls(**_settings(values))
+
+    @classmethod
+    def faults_in(cls, values: Mapping[str, Any]) -> list[str]:
+        """What keeps :meth:`from_dict` from reading ``values``; nothing when it can."""
+        defaults = {field.name: field.default for field in fields(cls)}
+        unknown = [f"unknown key {key!r} (known: {', '.join(defaults)})" for key in values if key not in defaults]
+        return unknown + _faults(defaults | _settings(values))
 
 
-def _parse_granularity(text: object) -> Granularity | None:
+def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with the granularity as an object where it can be read."""
+    settings = dict(values)
+    if "granularity" in values:
+        settings["granularity"] = _parse_granularity(values["granularity"])
+    return settings
+
+
+def _parse_granularity(text: object) -> object:
+    """What ``str(granularity)`` wrote; anything else comes back as it is."""
     if text == "per-tensor":
         return PerTensor()
-    if isinstance(text, str) and text.startswith("per-axis(") and text.endswith(")"):
-        axis = text.removeprefix("per-axis(").removesuffix(")")
-        return PerAxis(int(axis)) if axis.lstrip("-").isdigit() else None
-    return None
+    match = re.fullmatch(r"per-axis\((-?[0-9]{1,4})\)", text) if isinstance(text, str) else None
+    return text if match is None else PerAxis(int(match[1]))
+
+
+def _faults(settings: Mapping[str, Any]) -> list[str]:
+    faults = []
+    bits, granularity = settings["bits"], settings["granularity"]
+    if not isinstance(bits, int) or isinstance(bits, bool) or not 2 <= bits <= 8:
+        faults.append(f"bits is {bits!r}, must be a whole number from 2 to 8")
+    flags = ("signed", "symmetric", "narrow_range", "overflow_safe")
+    wrong = [key for key in flags if not isinstance(settings[key], bool)]
+    faults += [f"{key} is {settings[key]!r}, must be true or false" for key in wrong]
+    if not isinstance(granularity, Granularity):
+        faults.append(f"granularity is {granularity!r}, must be per-tensor or per-axis(N)")
+    if wrong:
+        return faults
+    if settings["narrow_range"] and not settings["signed"]:
+        faults.append("narrow_range is for signed integers")
+    if settings["overflow_safe"] and not (settings["signed"] and settings["symmetric"] and granularity == PerAxis(0)):
+        faults.append("overflow_safe is for linear weights: signed, symmetric, granularity per-axis(0)")
+    return faults

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from exporters.onnx.passes.graph import constant, is_op
+from exporters.onnx.passes.graph import constant, is_op, producer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +31,7 @@ class Cut:
         input: graph input for the integers that the piece behind reads.
         zero_point: of the graph, which may hold the grid shifted (uint8 for int8).
         dtype: of the integers.
+        perm: how the graph transposes the tensor of this slot before it quantizes it, None when it does not.
     """
 
     slot: str
@@ -38,6 +39,7 @@ class Cut:
     input: str
     zero_point: int
     dtype: np.dtype[np.generic]
+    perm: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,5 +70,11 @@ def cut_at_quantizers(path: Path) -> CutModel:
         graph.inputs.append(fed)
         graph.outputs.append(q)
         slot = str(node.name).rpartition("/")[0]
-        cuts.append(Cut(slot, str(q.name), str(fed.name), int(zero_point), zero_point.dtype))
+        moved = producer(node.inputs[0], "Transpose")
+        perm = (
+            tuple(moved.attributes.get_ints("perm"))
+            if moved is not None and moved.name == f"{slot}/Transpose"
+            else None
+        )
+        cuts.append(Cut(slot, str(q.name), str(fed.name), int(zero_point), zero_point.dtype, perm))
     return CutModel(ir.to_proto(model).SerializeToString(), tuple(cuts))

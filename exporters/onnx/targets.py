@@ -13,6 +13,7 @@ from onnx_ir.passes import common
 from exporters.onnx.passes.fold_weights import FoldWeightsPass
 from exporters.onnx.passes.gather_before_dequantize import GatherBeforeDequantizePass
 from exporters.onnx.passes.integer_gemm import IntegerGemmPass
+from exporters.onnx.passes.quantize_after_transpose import QuantizeAfterTransposePass
 from exporters.onnx.passes.residual_sum import ResidualSumPass
 from exporters.onnx.passes.transpose_weights import TransposeWeightsPass
 from exporters.onnx.passes.unsigned_activations import UnsignedActivationsPass
@@ -74,6 +75,7 @@ def _plain() -> list[ir_passes.InPlacePass]:
         common.CommonSubexpressionEliminationPass(),
         FoldWeightsPass(),
         TransposeWeightsPass(),
+        QuantizeAfterTransposePass(),
         *_tidy(),
     ]
 
@@ -84,6 +86,7 @@ def _onnxruntime() -> list[ir_passes.InPlacePass]:
         common.CommonSubexpressionEliminationPass(),
         FoldWeightsPass(),
         TransposeWeightsPass(),
+        QuantizeAfterTransposePass(),
         UnsignedActivationsPass(),
         GatherBeforeDequantizePass(),
         IntegerGemmPass(),

@@ -92,3 +92,9 @@ def assert_same(ours: Any, theirs: Any, *, atol: float = 1e-5, where: str = "out
 @pytest.fixture(name="assert_same")
 def _assert_same() -> Any:
     return assert_same
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(_reproducible: None) -> None:
+    """These models are too small for two threads, which then only wait for each other."""
+    torch.set_num_threads(1)

@@ -24,11 +24,13 @@ def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
 
 
 def only_consumer(value: ir.Value, *op_types: str) -> ir.Node | None:
-    """The one node that reads ``value``, if there is just one, once, it is one of ``op_types``, and no graph output."""
+    """The one node that reads ``value``, if there is just one, it is one of ``op_types`` (if any are given), and ``value``
+    is no graph output.
+    """
     readers = [use.node for use in value.uses()]
     if len(readers) != 1 or value.is_graph_output():
         return None
-    return readers[0] if is_op(readers[0], *op_types) else None
+    return readers[0] if not op_types or is_op(readers[0], *op_types) else None
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:

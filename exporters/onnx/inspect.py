@@ -1,0 +1,103 @@
+"""What an ONNX file computes in integers, and what it holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from exporters.onnx.passes.graph import constant, producer
+from qdq.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["GraphReport", "Product", "inspect_graph"]
+
+_INTEGER = "int8"
+_FLOAT = "float"
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product of the graph.
+
+    Args:
+        name: of the node, which is that of its module.
+        kind: ``linear`` (one operand is stored) or ``attention`` (both are computed).
+        runs_in: ``int8`` when both operands are quantized, else ``float``.
+    """
+
+    name: str
+    kind: str
+    runs_in: str
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """The report of :func:`inspect_graph`.
+
+    Args:
+        opsets: version of each operator domain.
+        operators: how many nodes of each type.
+        products: every matrix product, in graph order.
+        bytes_by_type: stored bytes of each element type.
+    """
+
+    opsets: dict[str, int]
+    operators: dict[str, int]
+    products: list[Product]
+    bytes_by_type: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def inspect_graph(path: Path) -> GraphReport:
+    """Read the file ``path``; nothing is run.
+
+    Raises:
+        CheckpointError: when it is not an ONNX file.
+    """
+    try:
+        model = ir.load(path)
+        graph = model.graph
+    except Exception as error:  # protobuf has its own tree of errors, and several libraries stand between
+        raise CheckpointError(f"{path}: not an ONNX file ({error})") from error
+    sizes: Counter[str] = Counter()
+    for value in graph.initializers.values():
+        if value.const_value is not None:
+            sizes[str(value.const_value.dtype)] += value.const_value.nbytes
+    products = [product for node in graph if (product := _product(node)) is not None]
+    operators = Counter(node.op_type if not node.domain else f"{node.domain}.{node.op_type}" for node in graph)
+    return GraphReport(
+        {domain or "ai.onnx": version for domain, version in graph.opset_imports.items()},
+        dict(operators.most_common()),
+        products,
+        dict(sizes.most_common()),
+    )
+
+
+def _product(node: ir.Node) -> Product | None:
+    if node.op_type == "MatMulIntegerToFloat":
+        return Product(str(node.name), "linear", _INTEGER)
+    if node.op_type not in ("MatMul", "Gemm", "FusedMatMul"):
+        return None
+    stored = [_stored(value) for value in node.inputs[:2]]
+    quantized = all(_quantized(value) for value in node.inputs[:2])
+    return Product(str(node.name), "linear" if any(stored) else "attention", _INTEGER if quantized else _FLOAT)
+
+
+def _stored(value: ir.Value | None) -> bool:
+    """A constant, or one behind a DequantizeLinear or a Transpose."""
+    node = producer(value, "DequantizeLinear", "Transpose")
+    return constant(value) is not None or (node is not None and _stored(node.inputs[0]))
+
+
+def _quantized(value: ir.Value | None) -> bool:
+    """Behind a DequantizeLinear, maybe with a change of shape between."""
+    node = producer(value, "DequantizeLinear", "Transpose", "Reshape")
+    return node is not None and (node.op_type == "DequantizeLinear" or _quantized(node.inputs[0]))

@@ -1,0 +1,52 @@
+"""Transpose first, quantize then."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from exporters.onnx.passes.graph import constant, is_op, only_consumer, producer
+
+__all__ = ["QuantizeAfterTransposePass"]
+
+
+class QuantizeAfterTransposePass(ir.passes.InPlacePass):
+    """Move a transposition in front of the quantizer of a computed tensor, so that a product reads DequantizeLinear.
+
+    Runtimes look for a product right behind its DequantizeLinear nodes; and ONNX Runtime (1.31, opset 21 and above), in
+    moving a DequantizeLinear through a transposition by itself, builds nodes that do not fit together and refuses its
+    own graph.
+
+    Case 1: ``QuantizeLinear -> DequantizeLinear -> Transpose`` with one scale and nobody else reading between: becomes
+    ``Transpose -> QuantizeLinear -> DequantizeLinear``. The new node carries the quantizer's name.
+    Case 2: a scale for each channel, a stored weight, other readers: left alone.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Move."""
+        modified = False
+        for node in list(model.graph):
+            if is_op(node, "Transpose"):
+                modified |= _try_move(model.graph, node)
+        return ir.passes.PassResult(model, modified)
+
+
+def _try_move(graph: ir.Graph, transpose: ir.Node) -> bool:
+    dequantize = producer(transpose.inputs[0], "DequantizeLinear")
+    quantize = None if dequantize is None else producer(dequantize.inputs[0], "QuantizeLinear")
+    if dequantize is None or quantize is None:
+        return False
+    scale = constant(quantize.inputs[1])
+    alone = only_consumer(quantize.outputs[0]) and only_consumer(dequantize.outputs[0])
+    if scale is None or scale.ndim or not alone or constant(quantize.inputs[0]) is not None:
+        return False  # case 2
+    slot = str(quantize.name).rpartition("/")[0]
+    moved = ir.node("Transpose", [quantize.inputs[0]], transpose.attributes, name=f"{slot}/Transpose")
+    moved.outputs[0].name = f"{moved.name}_output_0"
+    moved.outputs[0].type = None if quantize.inputs[0] is None else quantize.inputs[0].type
+    for value in (moved.outputs[0], quantize.outputs[0], dequantize.outputs[0]):
+        value.shape = transpose.outputs[0].shape
+    graph.insert_before(quantize, moved)
+    quantize.replace_input_with(0, moved.outputs[0])
+    transpose.outputs[0].replace_all_uses_with(dequantize.outputs[0], replace_graph_outputs=True)
+    graph.remove(transpose, safe=True)
+    return True

