@@ -46,8 +46,9 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, *, qmin: int, qmax: i
 
 
 def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, *, axis: int | None = None) -> Tensor:
-    """``(q - zero_point) * scale`` in float32, ONNX's DequantizeLinear."""
-    return (q - _broadcast(zero_point, q, axis)).to(torch.float32) * _broadcast(scale, q, axis)
+    """``(q - zero_point) * scale`` in float32, ONNX's DequantizeLinear; ``q`` of any type, integers included."""
+    # Convert first: a difference of 8-bit integers would wrap around.
+    return (q.to(torch.float32) - _broadcast(zero_point, q, axis)) * _broadcast(scale, q, axis)
 
 
 @torch.library.custom_op("qdq::fake_quantize", mutates_args=())
@@ -106,7 +107,7 @@ def scale_and_zero_point(
 
     Returns:
         scale (float32) and zero_point (int32), both of the shape of ``lower``. A range of width zero gives the scale
-        1, which holds its only value, 0, exactly.
+        1, which holds its only value, 0, exactly. A range that is not finite gives a scale that is not.
     """
     lower, upper = lower.to(torch.float32), upper.to(torch.float32)
     if symmetric:
@@ -115,10 +116,10 @@ def scale_and_zero_point(
         zero_point = torch.full_like(scale, middle, dtype=torch.int32)
     else:
         lower, upper = lower.clamp(max=0), upper.clamp(min=0)
-        scale = (upper - lower) / (qmax - qmin)
+        scale = (upper / 2 - lower / 2) / (qmax - qmin) * 2  # halved: the width of a range may exceed float32
         # Divide by the scale that will be used, not by one that is about to be replaced.
         steps = lower / torch.where(scale >= _TINY, scale, 1.0)
         zero_point = (qmin - steps).round().clamp(qmin, qmax).to(torch.int32)
         zero_point = torch.where(scale >= _TINY, zero_point, 0)
     # Below the smallest normal number a division loses its digits, and runtimes refuse a scale of zero.
-    return torch.where(scale >= _TINY, scale, 1.0), zero_point
+    return torch.where(scale < _TINY, 1.0, scale), zero_point
