@@ -15,7 +15,7 @@ from qdq.models.inputs import InputError, is_tracing
 from qdq.models.ops import Add, MatMul
 
 if TYPE_CHECKING:
-    from qdq.models.config import PositionType
+    from qdq.models.config import ModelConfig
 
 __all__ = ["Attention", "AttentionImplementation"]
 
@@ -25,52 +25,40 @@ AttentionImplementation = Literal["eager", "sdpa"]
 class Attention(nn.Module):
     """Attention block: projections, scores, softmax, context, output projection, residual and LayerNorm.
 
-    ``implementation="eager"`` computes scores and context in the modules of these names; ``"sdpa"`` uses torch's fused
+    ``implementation`` "eager" computes scores and context in the modules of these names; "sdpa" uses torch's fused
     function wherever a call needs neither weights, nor a head mask, nor relative positions.
 
     Shapes: (b) batch, (s) new tokens, (t) keys, (h) heads, (d) head size.
     """
 
-    def __init__(
-        self,
-        *,
-        hidden_size: int,
-        num_heads: int,
-        head_size: int,
-        dropout: float,
-        output_dropout: float,
-        eps: float,
-        norm_first: bool = False,
-        cross: bool = False,
-        position_type: PositionType = "absolute",
-        max_positions: int = 512,
-        relative_scaled: bool = True,
-        relative_with_cache: bool = True,
-        implementation: AttentionImplementation = "eager",
-    ) -> None:
+    def __init__(self, config: ModelConfig, *, cross: bool = False) -> None:
         super().__init__()
-        width = num_heads * head_size
-        self.num_heads = num_heads
-        self.head_size = head_size
-        self.norm_first = norm_first
-        self.position_type = position_type
-        self.max_positions = max_positions
-        self.relative_scaled = relative_scaled
-        self.relative_with_cache = relative_with_cache
-        self.implementation = implementation
+        switches = config.switches
+        self.num_heads = config.num_attention_heads
+        self.head_size = config.head_size
+        self.norm_first = switches.norm_first
+        self.max_positions = config.max_position_embeddings
+        self.relative_scaled = switches.relative_scores_scaled
+        self.relative_with_cache = switches.relative_with_cache
+        absolute = cross and not switches.relative_cross_attention
+        self.position_type = "absolute" if absolute else config.position_embedding_type
+        self.implementation: AttentionImplementation = "eager"
         self.same_input: tuple[tuple[str, ...], ...] = (("key", "value"),) if cross else (("query", "key", "value"),)
 
-        self.query = nn.Linear(hidden_size, width)
-        self.key = nn.Linear(hidden_size, width)
-        self.value = nn.Linear(hidden_size, width)
-        self.distance = None if position_type == "absolute" else nn.Embedding(2 * max_positions - 1, head_size)
+        hidden, width = config.hidden_size, self.num_heads * self.head_size
+        self.query = nn.Linear(hidden, width)
+        self.key = nn.Linear(hidden, width)
+        self.value = nn.Linear(hidden, width)
+        self.distance = None
+        if self.position_type != "absolute":
+            self.distance = nn.Embedding(2 * self.max_positions - 1, self.head_size)
         self.scores = MatMul(transpose_other=True)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.context = MatMul()
-        self.output = nn.Linear(width, hidden_size)
-        self.output_dropout = nn.Dropout(output_dropout)
+        self.output = nn.Linear(width, hidden)
+        self.output_dropout = nn.Dropout(config.hidden_dropout_prob)
         self.add = Add()
-        self.norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
 
     def forward(
         self,

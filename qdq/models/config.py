@@ -144,34 +144,9 @@ class ModelConfig:
         return tuple((group, inner) for group in groups for inner in range(self.inner_group_num))
 
 
-_POSITIVE = [
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "num_labels",
-    "embedding_size",
-    "num_hidden_groups",
-    "inner_group_num",
-    "retriever_proj_size",
-    "num_candidates",
-    "span_hidden_size",
-    "max_span_width",
-    "reader_beam_size",
-    "reader_seq_len",
-    "num_block_records",
-    "searcher_beam_size",
-]
+_POSITIVE = [f.name for f in fields(ModelConfig) if f.type == "int" and f.name != "chunk_size_feed_forward"]
 _BOOLEAN = [f.name for f in fields(ModelConfig) if f.type == "bool"]
-_PROBABILITIES = (
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "classifier_dropout",
-    "classifier_dropout_prob",
-)
+_PROBABILITIES = [f.name for f in fields(ModelConfig) if "dropout" in f.name]
 _OPTIONAL = ("classifier_dropout", "classifier_dropout_prob")
 _FLOATS = ("initializer_range", "layer_norm_eps", "reader_layer_norm_eps")
 
@@ -203,7 +178,11 @@ def _faults(config: ModelConfig) -> list[str]:
     )
     check(["position_embedding_type"], lambda v: v in POSITION_TYPES, f"one of {', '.join(POSITION_TYPES)}")
     check(["problem_type"], lambda v: v in PROBLEM_TYPES, f"null or one of {', '.join(map(str, PROBLEM_TYPES[1:]))}")
-    check(["hidden_act"], lambda v: callable(v) or v in ACTIVATIONS, f"one of {', '.join(sorted(ACTIVATIONS))}")
+    check(
+        ["hidden_act"],
+        lambda v: callable(v) or (isinstance(v, str) and v in ACTIVATIONS),
+        f"one of {', '.join(sorted(ACTIVATIONS))}",
+    )
     if found:
         return found
 

@@ -2,46 +2,40 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from qdq.models.inputs import InputError, check_range, check_shape, is_tracing
 
+if TYPE_CHECKING:
+    from qdq.models.config import ModelConfig
+
 __all__ = ["Embeddings"]
 
 
 class Embeddings(nn.Module):
-    """Sum of three tables, optional LayerNorm, dropout, optional projection from ``width`` to ``hidden_size``.
+    """Sum of three tables, then LayerNorm, dropout and projection, as far as the family has them.
 
-    The position table exists in every case, as checkpoints carry it, but is added only when ``absolute``. With
-    ``positions_from_padding`` (RoBERTa) positions count tokens other than ``pad_token_id`` and start behind it.
+    The position table exists in every case, as checkpoints carry it, but is added only for absolute positions.
     """
 
-    def __init__(
-        self,
-        *,
-        vocab_size: int,
-        width: int,
-        max_positions: int,
-        type_vocab_size: int,
-        pad_token_id: int | None,
-        dropout: float,
-        eps: float,
-        norm: bool = True,
-        absolute: bool = True,
-        positions_from_padding: bool = False,
-        hidden_size: int | None = None,
-    ) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.absolute = absolute
-        self.positions_from_padding = positions_from_padding
-        self.pad_token_id = pad_token_id
-        self.word = nn.Embedding(vocab_size, width, padding_idx=pad_token_id)
-        self.position = nn.Embedding(max_positions, width, padding_idx=pad_token_id if positions_from_padding else None)
-        self.token_type = nn.Embedding(type_vocab_size, width)
-        self.norm = nn.LayerNorm(width, eps=eps) if norm else None
-        self.dropout = nn.Dropout(dropout)
-        self.projection = None if hidden_size is None else nn.Linear(width, hidden_size)
+        switches, width, pad = config.switches, config.embedding_width, config.pad_token_id
+        self.absolute = config.position_embedding_type == "absolute"
+        self.first_position = 0
+        if switches.positions_from_padding and pad is not None:
+            self.first_position = pad + 1
+        self.word = nn.Embedding(config.vocab_size, width, padding_idx=pad)
+        self.position = nn.Embedding(
+            config.max_position_embeddings, width, padding_idx=pad if self.first_position else None
+        )
+        self.token_type = nn.Embedding(config.type_vocab_size, width)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if switches.embedding_norm else None
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.projection = nn.Linear(width, config.hidden_size) if switches.embedding_projection else None
 
     def forward(
         self,
@@ -73,15 +67,19 @@ class Embeddings(nn.Module):
         return hidden
 
     def _positions(self, input_ids: Tensor | None, words: Tensor, past_length: int) -> Tensor:
-        """Position of every token, ``(1 or batch, seq)``."""
-        start, device = past_length, words.device
-        if self.positions_from_padding and self.pad_token_id is not None:
-            if input_ids is not None:
-                counted = input_ids.ne(self.pad_token_id).long()
-                return (counted.cumsum(dim=1) + past_length) * counted + self.pad_token_id
-            start = self.pad_token_id + 1  # embeddings hide which token is padding; the cache is not counted either
+        """Position of every token, ``(1 or batch, seq)``.
+
+        1. Counted from 0 behind the cache.
+        2. RoBERTa: counting the tokens that are not padding, from behind the number of the padding token.
+        3. RoBERTa without ids, which shows no padding: counted through, and the cache is not counted either.
+        """
+        first = self.first_position
+        if first and input_ids is not None:
+            counted = input_ids.ne(first - 1).long()
+            return (counted.cumsum(dim=1) + past_length) * counted + first - 1
+        start = first or past_length
         # arange, not a slice of a buffer: a graph with a free sequence length needs no guard for it.
-        return torch.arange(start, start + words.shape[1], device=device)[None, :]
+        return torch.arange(start, start + words.shape[1], device=words.device)[None, :]
 
     def _check(
         self,
@@ -93,27 +91,24 @@ class Embeddings(nn.Module):
     ) -> None:
         if is_tracing():
             return
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        rank, what = (2, "[batch, seq]") if inputs_embeds is None else (3, f"[batch, seq, {self.word.embedding_dim}]")
-        if given is None or given.dim() != rank or (rank == 3 and given.shape[2] != self.word.embedding_dim):
-            name = "input_ids" if inputs_embeds is None else "inputs_embeds"
-            raise InputError(f"{name} has shape {None if given is None else list(given.shape)}, must be {what}")
+        name, given, width = "input_ids", input_ids, self.word.embedding_dim
+        if inputs_embeds is not None:
+            name, given = "inputs_embeds", inputs_embeds
+        assert given is not None
+        if given.dim() < 2:
+            raise InputError(f"{name} has shape {list(given.shape)}, must be [batch, seq] at least")
         batch, length = given.shape[:2]
-        if position_ids is None:
-            first = self.position.padding_idx + 1 if self.position.padding_idx is not None else 0
-            longest = self.position.num_embeddings - first
-            if self.absolute and length + past_length > longest:
-                cached = f" and {past_length} cached" if past_length else ""
-                raise InputError(
-                    f"a sequence of {length} tokens{cached} is too long: the model takes at most {longest}"
-                )
+        if inputs_embeds is None:
+            check_shape("input_ids", given, [(batch, length)])
+            check_range("input_ids", given, self.word.num_embeddings, what="the vocabulary")
         else:
+            check_shape("inputs_embeds", given, [(batch, length, width)])
+        if position_ids is not None:
             check_shape("position_ids", position_ids, [(batch, length)])
-            check_range(
-                "position_ids", position_ids, self.position.num_embeddings, what="the rows of the position table"
-            )
+            check_range("position_ids", position_ids, self.position.num_embeddings, what="the table of positions")
+        elif self.absolute and length + past_length > (longest := self.position.num_embeddings - self.first_position):
+            cached = f" and {past_length} cached" if past_length else ""
+            raise InputError(f"a sequence of {length} tokens{cached} is too long: the model takes at most {longest}")
         if token_type_ids is not None:
             check_shape("token_type_ids", token_type_ids, [(batch, length)])
             check_range("token_type_ids", token_type_ids, self.token_type.num_embeddings, what="the token types")
-        if inputs_embeds is None:
-            check_range("input_ids", input_ids, self.word.num_embeddings, what="the vocabulary")

@@ -12,7 +12,7 @@ from qdq.models.inputs import InputError, is_tracing
 from qdq.models.ops import Add
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from qdq.models.config import ModelConfig
 
 __all__ = ["FeedForward"]
 
@@ -20,30 +20,21 @@ __all__ = ["FeedForward"]
 class FeedForward(nn.Module):
     """Two linears around an activation, then residual and LayerNorm.
 
-    ``chunk_size`` > 0 computes the sequence in pieces of that length, which saves memory and changes no number;
-    exports ignore it.
+    ``chunk_size_feed_forward`` > 0 computes the sequence in pieces of that length, which saves memory and changes no
+    number; exports ignore it.
     """
 
-    def __init__(
-        self,
-        *,
-        hidden_size: int,
-        intermediate_size: int,
-        hidden_act: str | Callable[[Tensor], Tensor],
-        dropout: float,
-        eps: float,
-        norm_first: bool = False,
-        chunk_size: int = 0,
-    ) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.norm_first = norm_first
-        self.chunk_size = chunk_size
-        self.up = nn.Linear(hidden_size, intermediate_size)
-        self.activation = activation(hidden_act)
-        self.down = nn.Linear(intermediate_size, hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        switches = config.switches
+        self.norm_first = switches.norm_first
+        self.chunk_size = config.chunk_size_feed_forward if switches.chunking else 0
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = activation(config.hidden_act)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if switches.feed_forward_dropout else 0.0)
         self.add = Add()
-        self.norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(batch, seq, hidden)`` -> ``(batch, seq, hidden)``."""

@@ -14,12 +14,12 @@ from qdq.models.embeddings import Embeddings
 from qdq.models.encoder import Encoder, Layer
 from qdq.models.inputs import InputError, is_tracing
 from qdq.models.masks import attention_bias, head_mask_rows, memory_bias
-from qdq.models.outputs import BaseOutput, Cache, Output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from qdq.models.config import ModelConfig
+    from qdq.models.outputs import BaseOutput, Cache, Output
 
 __all__ = ["EncoderModel", "Model", "Pooler", "initialize"]
 
@@ -76,23 +76,11 @@ class EncoderModel(Model):
         attn_implementation: AttentionImplementation = "eager",
     ) -> None:
         super().__init__(config, task)
-        switches = config.switches
-        self.embeddings = Embeddings(
-            vocab_size=config.vocab_size,
-            width=config.embedding_width,
-            max_positions=config.max_position_embeddings,
-            type_vocab_size=config.type_vocab_size,
-            pad_token_id=config.pad_token_id,
-            dropout=config.hidden_dropout_prob,
-            eps=config.layer_norm_eps,
-            norm=switches.embedding_norm,
-            absolute=config.position_embedding_type == "absolute",
-            positions_from_padding=switches.positions_from_padding,
-            hidden_size=config.hidden_size if switches.embedding_projection else None,
-        )
-        self.encoder = Encoder(config, attn_implementation)
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
         self.pooler = Pooler(config.hidden_size) if pooler else None
         self.head = head
+        self.set_attn_implementation(attn_implementation)
         self._prune(config.pruned_heads)
         self.tie_weights()
 
@@ -181,7 +169,7 @@ class EncoderModel(Model):
         if encoder_hidden_states is not None:
             self._check_memory(encoder_hidden_states, batch)
             memory_mask = memory_bias(encoder_attention_mask, memory=encoder_hidden_states, new=new, dtype=dtype)
-        result = self.encoder(
+        result: BaseOutput = self.encoder(
             hidden,
             bias,
             head_mask=head_mask_rows(
@@ -194,14 +182,9 @@ class EncoderModel(Model):
             output_attentions=config.output_attentions if output_attentions is None else output_attentions,
             output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
         )
-        return BaseOutput(
-            last_hidden_state=result.hidden,
-            pooler_output=None if self.pooler is None else self.pooler(result.hidden),
-            past_key_values=result.cache,
-            hidden_states=result.hidden_states,
-            attentions=result.attentions,
-            cross_attentions=result.cross_attentions,
-        )
+        if self.pooler is not None:
+            result.pooler_output = self.pooler(result.last_hidden_state)
+        return result
 
     def _check_memory(self, memory: Tensor, batch: int) -> None:
         if is_tracing():
