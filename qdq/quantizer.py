@@ -96,7 +96,7 @@ class Quantizer(nn.Module):
     @property
     def is_calibrated(self) -> bool:
         """Whether there is a scale to quantize with; a slot without spec needs none."""
-        return self.spec is None or bool(torch.isfinite(self.scale).all())
+        return self.spec is None or (self.scale.numel() > 0 and _is_scale(self.scale))
 
     def set_range(self, range_: Range) -> None:
         """Keep what calibration found and set scale and zero_point from it."""
@@ -114,21 +114,26 @@ class Quantizer(nn.Module):
         """Fill the buffers, in place.
 
         Raises:
-            CalibrationError: when the shapes do not fit, a scale is not finite and positive, or a zero point lies
-                outside the integers of the spec.
+            CalibrationError: when the shapes do not fit, a scale is not finite and positive, or a zero point is not an
+                integer of the spec (of a symmetric spec: not the one that is fixed).
         """
         assert self.spec is not None, "a slot without spec has no scale"
+        spec, scale = self.spec, scale.to(torch.float32)
         faults = []
         if scale.shape != self.scale.shape or zero_point.shape != self.scale.shape:
             faults.append(
                 f"scale {tuple(scale.shape)}, zero_point {tuple(zero_point.shape)}: expected {tuple(self.scale.shape)}"
             )
-        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        if not _is_scale(scale):
             faults.append("scale must be finite and positive")
-        if not bool(((zero_point >= self.spec.qmin) & (zero_point <= self.spec.qmax)).all()):
-            faults.append(f"zero_point must lie in [{self.spec.qmin}, {self.spec.qmax}]")
+        if zero_point.is_floating_point() or zero_point.is_complex():
+            faults.append(f"zero_point must be whole numbers, not {zero_point.dtype}")
+        elif spec.symmetric and not bool((zero_point == spec.middle).all()):
+            faults.append(f"zero_point must be {spec.middle}")
+        elif not bool(((zero_point >= spec.qmin) & (zero_point <= spec.qmax)).all()):
+            faults.append(f"zero_point must lie in [{spec.qmin}, {spec.qmax}]")
         if faults:
-            raise CalibrationError(describe_faults(f"quantizer ({self.spec})", faults))
+            raise CalibrationError(describe_faults(f"quantizer ({spec})", faults))
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
 
@@ -169,6 +174,10 @@ class Quantizer(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.range = None  # whatever was collected belongs to the state that was replaced
+
+
+def _is_scale(scale: Tensor) -> bool:
+    return bool((torch.isfinite(scale) & (scale > 0)).all())
 
 
 def quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:

@@ -83,6 +83,11 @@ class QuantSpec:
         return (1 << (self.bits - self.signed)) - 1
 
     @property
+    def middle(self) -> int:
+        """The zero point of a symmetric spec: 0, or the middle of unsigned integers."""
+        return 0 if self.signed else 1 << (self.bits - 1)
+
+    @property
     def axis(self) -> int | None:
         """The axis that keeps its own scales, None per tensor."""
         return self.granularity.axis if isinstance(self.granularity, PerAxis) else None
