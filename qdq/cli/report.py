@@ -109,7 +109,7 @@ class Report:
             lines += [f"  - {text}" for text in (*self.notes.get(row.name, []), *proof["faults"])]
         lines += [
             "",
-            "`tensorrt/model.onnx` is made for TensorRT on a GPU; its time in ONNX Runtime on a CPU is beside the point.",
+            "`tensorrt/model.onnx` is made for TensorRT on a GPU; its time on a CPU is beside the point.",
             "",
         ]
         return "\n".join(lines)

@@ -24,8 +24,8 @@ def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
 
 
 def only_consumer(value: ir.Value, *op_types: str) -> ir.Node | None:
-    """The one node that reads ``value``, if there is just one, it is one of ``op_types`` (if any are given), and ``value``
-    is no graph output.
+    """The one node that reads ``value``; None when there are more, it is not one of the ``op_types`` that are given, or
+    ``value`` is a graph output.
     """
     readers = [use.node for use in value.uses()]
     if len(readers) != 1 or value.is_graph_output():
