@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from qdq.errors import RecipeError
+from qdq.errors import CalibrationError, RecipeError, describe_faults
 from qdq.modules import WRAPPED, set_weight_scale
 from qdq.modules.wrapped import Wrapped
 from qdq.quantizer import Mode, Quantizer, Range, quantizers
@@ -30,23 +30,40 @@ def quantize(model: nn.Module, recipe: Recipe | str | Path) -> nn.Module:
 
     Raises:
         RecipeError: for a recipe with mistakes, one that names slots this model does not have, or a model that is
-            wrapped already.
+            wrapped already. The model is then as it was.
+        CalibrationError: when weights are NaN or infinite; likewise.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     if any(quantizers(model)):
         raise RecipeError("the model is quantized already; apply_recipe(model, recipe) gives it another recipe")
-    wrap(model)
-    apply_recipe(model, recipe)
+    replaced = wrap(model)
+    try:
+        apply_recipe(model, recipe)
+    except BaseException:
+        for name, module in replaced.items():
+            _replace(model, name, module)
+        raise
     return model
 
 
-def wrap(model: nn.Module) -> None:
-    """Replace the modules that ``qdq.modules.WRAPPED`` knows by their wrapped twins, every slot empty."""
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if name and type(module) in WRAPPED:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, WRAPPED[type(module)].from_float(module))
+def wrap(model: nn.Module) -> dict[str, nn.Module]:
+    """Replace the modules that ``qdq.modules.WRAPPED`` knows by their wrapped twins, every slot empty.
+
+    Returns:
+        The float modules that were replaced, by name.
+    """
+    replaced = {
+        name: module for name, module in model.named_modules(remove_duplicate=False) if name and type(module) in WRAPPED
+    }
+    for name, module in replaced.items():
+        _replace(model, name, WRAPPED[type(module)].from_float(module))
+    return replaced
+
+
+def _replace(model: nn.Module, name: str, module: object) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
 
 
 def slots(model: nn.Module) -> list[Slot]:
@@ -68,8 +85,12 @@ def named_slots(model: nn.Module) -> Iterator[tuple[Slot, Quantizer]]:
 def apply_recipe(model: nn.Module, recipe: Recipe) -> None:
     """Give the slots of a wrapped model the specs of ``recipe``; ranges found by calibration are kept and used.
 
+    All quantizers are off afterwards; ``qdq.quantizer.set_mode`` switches them on.
+
     Raises:
-        RecipeError: for a recipe that names slots this model does not have.
+        RecipeError: for a recipe that names slots this model does not have, or gives a slot a spec it cannot have. The
+            model is then as it was.
+        CalibrationError: when weights are NaN or infinite; likewise.
     """
     apply_specs(model, recipe.assign(slots(model)))
 
@@ -79,32 +100,61 @@ def apply_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None]) -> Non
 
     Slots that read the same tensor share one quantizer when their specs are equal: query, key and value; a weight that
     several modules share.
+
+    Raises:
+        RecipeError: for specs that their slots cannot have, all of them at once. The model is then as it was.
+        CalibrationError: for weights that are NaN or infinite; likewise.
     """
+    if faults := [fault for slot, spec in specs.items() if spec and (fault := _misfit(model, slot, spec))]:
+        raise RecipeError(describe_faults("quantization specs", faults))
+    fresh: dict[Slot, Quantizer] = {}
     for group in _same_tensor(model, list(specs)):
         known: Range | None = next((q.range for q in (_quantizer(model, slot) for slot in group) if q.range), None)
         made: dict[QuantSpec | None, Quantizer] = {}
         for slot in group:
             spec = specs[slot]
             if spec not in made:
-                made[spec] = _make(model, slot, spec, known)
-            setattr(model.get_submodule(slot.module), f"{slot.name}_quantizer", made[spec])
+                try:
+                    made[spec] = _make(model, slot, spec, known)
+                except CalibrationError as error:
+                    made[spec] = Quantizer()
+                    faults.append(f"{slot}: {error}")
+            fresh[slot] = made[spec]
+    if faults:
+        raise CalibrationError(describe_faults("scales", faults))
+    for slot, quantizer in fresh.items():
+        setattr(model.get_submodule(slot.module), f"{slot.name}_quantizer", quantizer)
+
+
+def _misfit(model: nn.Module, slot: Slot, spec: QuantSpec) -> str | None:
+    """Why ``spec`` is none for ``slot``."""
+    if spec.axis is None:
+        return None
+    if slot.name != "weight":
+        return f"{slot}: {spec.granularity} is for weights; activations are quantized per tensor"
+    shape = tuple(_weight(model, slot).shape)
+    if not -len(shape) <= spec.axis < len(shape):
+        return f"{slot}: {spec.granularity} does not exist in a weight of shape {shape}"
+    return None
 
 
 def _make(model: nn.Module, slot: Slot, spec: QuantSpec | None, known: Range | None) -> Quantizer:
     if slot.name != "weight":
-        if spec is not None and spec.axis is not None:
-            raise RecipeError(f"{slot}: {spec.granularity} is for weights; activations are quantized per tensor")
-        quantizer = Quantizer(spec)
-        quantizer.range = known
+        quantizer = Quantizer(spec).to(next(model.parameters()).device)
         if known is not None:
             quantizer.set_range(known)
         return quantizer
-    weight = model.get_submodule(slot.module).weight
-    assert isinstance(weight, nn.Parameter)
+    weight = _weight(model, slot)
     channels = None if spec is None or spec.axis is None else weight.shape[spec.axis]
     quantizer = Quantizer(spec, channels=channels).to(weight.device)
     set_weight_scale(quantizer, weight)
     return quantizer
+
+
+def _weight(model: nn.Module, slot: Slot) -> nn.Parameter:
+    weight = model.get_submodule(slot.module).weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
 
 
 def _same_tensor(model: nn.Module, addresses: list[Slot]) -> list[list[Slot]]:
@@ -117,7 +167,7 @@ def _same_tensor(model: nn.Module, addresses: list[Slot]) -> list[list[Slot]]:
 
 def _tensor_key(model: nn.Module, slot: Slot) -> object:
     if slot.name == "weight":
-        return id(model.get_submodule(slot.module).weight)
+        return id(_weight(model, slot))
     # A module says in `same_input` which of its projections read the same tensor.
     parent, _, child = slot.module.rpartition(".")
     for names in getattr(model.get_submodule(parent), "same_input", ()):

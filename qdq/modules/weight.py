@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qdq.errors import CalibrationError
 from qdq.quantizer import Quantizer, Range
 
 __all__ = ["set_weight_scale", "weight_amax"]
@@ -34,7 +35,11 @@ def weight_amax(weight: Tensor, *, axis: int | None, overflow_safe: bool = False
 
 
 def set_weight_scale(quantizer: Quantizer, weight: Tensor) -> None:
-    """Scale and zero_point of ``quantizer`` from ``weight``: max ranges, per axis as its spec says."""
+    """Scale and zero_point of ``quantizer`` from ``weight``: max ranges, per axis as its spec says.
+
+    Raises:
+        CalibrationError: when weights are NaN or infinite.
+    """
     spec = quantizer.spec
     if spec is None:
         return
@@ -45,4 +50,6 @@ def set_weight_scale(quantizer: Quantizer, weight: Tensor) -> None:
         others = [i for i in range(weight.dim()) if spec.axis is None or i != spec.axis % weight.dim()]
         lower, upper = (reduce(weight.detach().float(), dim=others) for reduce in (torch.amin, torch.amax))
         range_ = Range(lower, upper, torch.maximum(lower.abs(), upper.abs()))
+    if not bool(torch.isfinite(range_.amax).all()):
+        raise CalibrationError("NaN or infinite weights have no scale")
     quantizer.set_range(range_)
