@@ -17,6 +17,7 @@ matches stays float. ``include`` and ``exclude`` patterns have the last word.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -25,11 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from qdq.errors import RecipeError, describe_faults
+from qdq.errors import RecipeError, StorageError, describe_faults
 from qdq.spec import QuantSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["Recipe", "Rule", "Slot", "load_recipe", "presets"]
 
@@ -64,6 +65,10 @@ class Rule:
             fnmatchcase(slot.module, self.module) and self.kind in (None, slot.kind) and self.slot in ("*", slot.name)
         )
 
+    def __str__(self) -> str:
+        kind = "" if self.kind is None else f"kind: {self.kind}, "
+        return f"{{module: {self.module!r}, {kind}slot: {self.slot!r}, spec: {self.spec or 'off'}}}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values; the spec stands in the rule itself."""
         spec = "off" if self.spec is None else self.spec.to_dict()
@@ -91,7 +96,7 @@ class Recipe:
             RecipeError: for rules and patterns that match no slot at all, all of them at once: they are typing errors.
         """
         slots = list(slots)
-        faults = [f"rule {rule.to_dict()} matches nothing" for rule in self.rules if not any(map(rule.matches, slots))]
+        faults = [f"rule {rule} matches nothing" for rule in self.rules if not any(map(rule.matches, slots))]
         for option in ("include", "exclude"):
             for pattern in getattr(self, option):
                 if not any(_is_named(slot, (pattern,)) for slot in slots):
@@ -144,6 +149,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
     Raises:
         RecipeError: when there is no such preset or file, or the file has mistakes (all of them, with their lines).
+        StorageError: when the file cannot be read.
     """
     known = presets()
     path = known.get(str(name_or_path), Path(name_or_path))
@@ -151,23 +157,39 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         raise RecipeError(f"no recipe {str(name_or_path)!r}: neither a file nor one of the presets {', '.join(known)}")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_LineLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: not UTF-8, or a date that does not exist
         raise RecipeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping with the keys name, specs, rules")
     return Recipe.from_dict(values, source=str(path))
 
 
-_LINE = "__line__"
+class _Lines(dict[Any, Any]):
+    """A mapping of a YAML file that knows its own line, those of its keys, and the keys that came more than once."""
+
+    own: int
+    of: Mapping[Any, int]
+    repeated: Sequence[Any]
 
 
 class _LineLoader(yaml.SafeLoader):
-    """A safe loader whose mappings know the line they begin on, and whose ``off`` is a word, not a boolean."""
+    """A safe loader whose mappings know their lines, and whose ``off`` is a word, not a boolean."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        return super().construct_mapping(node, deep=deep) | {_LINE: node.start_mark.line + 1}
+    def construct_lines(self, node: yaml.MappingNode) -> _Lines:
+        """The mapping of ``node``."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        mapping = _Lines(self.construct_mapping(node, deep=True))
+        mapping.own = node.start_mark.line + 1
+        mapping.of = {self.construct_object(key): key.start_mark.line + 1 for key, _ in node.value}
+        mapping.repeated = sorted({key for key in keys if keys.count(key) > 1})
+        return mapping
 
 
+_LineLoader.add_constructor("tag:yaml.org,2002:map", _LineLoader.construct_lines)
 _LineLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -183,79 +205,91 @@ class _Reader:
         self.source = source
         self.faults: list[str] = []
 
-    def read(self, values: Mapping[str, Any]) -> Recipe:
+    def read(self, values: Any) -> Recipe:
+        if not isinstance(values, Mapping):
+            raise RecipeError(f"{self.source}: a recipe is a mapping with the keys name, specs, rules")
         self._check_keys(values, ("name", "specs", "rules", "include", "exclude"), where="recipe")
         name = values.get("name")
-        if not isinstance(name, str) or not name:
+        if "name" not in values:
             self._fault(values, "name is missing")
+        elif not isinstance(name, str) or not name:
+            self._fault(values, f"name is {name!r}, must be text", key="name")
         specs = self._mapping(values, "specs")
-        named = {key: self._spec(spec, key) for key, spec in specs.items() if key != _LINE}
+        named = {key: self._spec(spec, str(key), within=specs, key=key) for key, spec in specs.items()}
         rules = values.get("rules")
         if not isinstance(rules, list) or not rules:
-            self._fault(values, "rules is missing: a list with at least one rule")
+            problem = "is missing" if "rules" not in values else "is not a list with at least one rule"
+            self._fault(values, f"rules {problem}", key="rules")
             rules = []
-        read = [self._rule(rule, named) for rule in rules]
+        read = [self._rule(rule, named, within=values) for rule in rules]
         patterns = {key: self._patterns(values, key) for key in ("include", "exclude")}
         if self.faults:
             raise RecipeError(describe_faults(self.source, self.faults))
         return Recipe(name=str(name), rules=tuple(rule for rule in read if rule), **patterns)
 
-    def _rule(self, values: Any, named: Mapping[str, QuantSpec | None]) -> Rule | None:
-        if not isinstance(values, dict):
-            self._fault({}, f"rule {values!r} is not a mapping")
+    def _rule(self, values: Any, named: Mapping[Any, QuantSpec | None], *, within: Mapping[Any, Any]) -> Rule | None:
+        if not isinstance(values, Mapping):
+            self._fault(within, f"rule {values!r} is not a mapping", key="rules")
             return None
         before = len(self.faults)
         self._check_keys(values, ("module", "kind", "slot", "spec"), where="rule")
         for key, choices in (("kind", KINDS), ("slot", (*SLOTS, "*"))):
             if key in values and values[key] not in choices:
-                self._fault(values, f"{key} is {values[key]!r}, must be one of {', '.join(choices)}")
+                self._fault(values, f"{key} is {values[key]!r}, must be one of {', '.join(choices)}", key=key)
         for key in ("module", "slot", "spec"):
             if key not in values:
                 self._fault(values, f"a rule needs the key {key!r}")
         if not isinstance(values.get("module", ""), str):
-            self._fault(values, f"module is {values['module']!r}, must be a pattern")
+            self._fault(values, f"module is {values['module']!r}, must be a pattern", key="module")
         spec = values.get("spec", "off")
-        if isinstance(spec, dict):
-            resolved = self._spec(spec, "spec")
-        elif spec == "off":
-            resolved = None
+        resolved = None
+        if isinstance(spec, Mapping):
+            resolved = self._spec(spec, "spec", within=values, key="spec")
         elif isinstance(spec, str) and spec in named:
             resolved = named[spec]
-        else:
-            self._fault(values, f"spec is {spec!r}, must be off or one of {', '.join(named) or '(no specs given)'}")
-            resolved = None
+        elif spec != "off":
+            names = ", ".join(["off", *map(str, named)])
+            self._fault(values, f"spec is {spec!r}, must be one of {names}, or a mapping", key="spec")
         if len(self.faults) > before:
             return None
         return Rule(module=values["module"], kind=values.get("kind"), slot=values["slot"], spec=resolved)
 
-    def _spec(self, values: Any, name: str) -> QuantSpec | None:
-        if not isinstance(values, dict):
-            self._fault({}, f"spec {name!r} is not a mapping")
+    def _spec(self, values: Any, name: str, *, within: Mapping[Any, Any], key: Any) -> QuantSpec | None:
+        if not isinstance(values, Mapping):
+            self._fault(within, f"spec {name!r} is {values!r}, must be a mapping", key=key)
             return None
-        try:
-            return QuantSpec.from_dict({key: value for key, value in values.items() if key != _LINE})
-        except RecipeError as error:
-            self._fault(values, f"{name}: {error}")
-            return None
+        self._check_repeated(values)
+        faults = QuantSpec.faults_in(values)
+        for fault in faults:
+            self._fault(values, f"{name}: {fault}")
+        return None if faults else QuantSpec.from_dict(values)
 
-    def _mapping(self, values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    def _mapping(self, values: Mapping[Any, Any], key: str) -> Mapping[Any, Any]:
         value = values.get(key, {})
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
+            self._check_repeated(value)
             return value
-        self._fault(values, f"{key} is not a mapping")
+        self._fault(values, f"{key} is not a mapping", key=key)
         return {}
 
-    def _patterns(self, values: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    def _patterns(self, values: Mapping[Any, Any], key: str) -> tuple[str, ...]:
         value = values.get(key, [])
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return tuple(value)
-        self._fault(values, f"{key} is not a list of patterns")
+        self._fault(values, f"{key} is not a list of patterns", key=key)
         return ()
 
-    def _check_keys(self, values: Mapping[str, Any], known: tuple[str, ...], *, where: str) -> None:
+    def _check_keys(self, values: Mapping[Any, Any], known: tuple[str, ...], *, where: str) -> None:
+        self._check_repeated(values)
         for key in values:
-            if key not in known and key != _LINE:
-                self._fault(values, f"unknown key {key!r} in a {where} (known: {', '.join(known)})")
+            if key not in known:
+                self._fault(values, f"unknown key {key!r} in a {where} (known: {', '.join(known)})", key=key)
 
-    def _fault(self, values: Mapping[str, Any], text: str) -> None:
-        self.faults.append(f"line {values[_LINE]}: {text}" if _LINE in values else text)
+    def _check_repeated(self, values: Mapping[Any, Any]) -> None:
+        for key in getattr(values, "repeated", ()):
+            self._fault(values, f"the key {key!r} stands here more than once", key=key)
+
+    def _fault(self, values: Mapping[Any, Any], text: str, *, key: Any = None) -> None:
+        """Note a mistake in ``values``, with the line of ``key`` or else of the whole."""
+        line = values.of.get(key, values.own) if isinstance(values, _Lines) else None
+        self.faults.append(text if line is None else f"line {line}: {text}")
