@@ -13,11 +13,19 @@ from torch import Tensor
 
 __all__ = ["Collector", "HistogramCollector", "MinMaxCollector", "TokenMask"]
 
+_TINY = 2.0**-126  # the smallest normal number of float32
+
 
 class TokenMask:
-    """Which positions of the current batch hold real tokens; all collectors of a run share one."""
+    """Which positions of the current batch hold real tokens; the collectors of a run share one.
 
-    def __init__(self) -> None:
+    Args:
+        keys: for attention weights ``(batch, heads, seq, seq)``, whose last axis is positions too: what is said to
+            padding, nothing, is no more data than what padding says.
+    """
+
+    def __init__(self, *, keys: bool = False) -> None:
+        self._keys = keys
         self._mask: Tensor | None = None
 
     def set(self, attention_mask: Tensor | None) -> None:
@@ -29,11 +37,14 @@ class TokenMask:
         """The values of ``x`` that belong to tokens.
 
         By the shape of ``x``: (1) ``(batch, seq, hidden)`` and (2) ``(batch, heads, seq, k)`` lose their padding
-        positions; (3) anything else, a pooled vector say, has none and is taken whole.
+        positions, (3) ``(batch, heads, seq, seq)`` on both axes where ``keys`` is set; (4) anything else, a pooled
+        vector say, has none and is taken whole.
         """
         mask = self._mask
         if mask is None or x.dim() not in (3, 4) or (x.shape[0], x.shape[-2]) != mask.shape:
-            return x  # case 3
+            return x  # case 4
+        if self._keys and x.dim() == 4 and x.shape[-1] == x.shape[-2]:
+            return x.masked_select(mask[:, None, :, None] & mask[:, None, None, :])  # case 3
         return (x if x.dim() == 3 else x.transpose(1, 2))[mask]
 
 
@@ -77,21 +88,23 @@ class MinMaxCollector:
 
 
 class HistogramCollector(MinMaxCollector):
-    """Counts in bins of equal width on ``[-reach, reach)``, beside the smallest and the largest value.
+    """Counts in bins of equal width, as many below zero as above, beside the smallest and the largest value.
 
     The width is a power of two: the smallest for which the bins reach all values. When a value lies outside, the width
-    doubles and pairs of bins become one, which is exact; so the result is the same in whatever order values come.
+    doubles and pairs of bins become one. Dividing by a power of two is exact, and so is merging; so the result is the
+    same in whatever order values come.
 
     Args:
         mask: which positions count.
         bins: number of bins, a multiple of four.
 
     Attributes:
-        counts: int64 ``(bins,)``.
+        counts: int64 ``(bins,)``. A bin holds magnitudes from its inner edge up to, not including, its outer one; zero
+            is the first of the upper half.
         width: of a bin, 0.0 before the first value that is not zero.
     """
 
-    _AT_ONCE = 2**23  # torch.histc counts in float32, which holds whole numbers to 2**24
+    _AT_ONCE = 2**18  # what fits a cache, and bounds the memory for the numbers of the bins
 
     def __init__(self, mask: TokenMask, bins: int = 4096) -> None:
         super().__init__(mask)
@@ -114,14 +127,15 @@ class HistogramCollector(MinMaxCollector):
         if self.width == 0.0:
             self.counts[half] += x.numel()
             return
-        reach = half * self.width
         for chunk in torch.split(x.reshape(-1).float(), self._AT_ONCE):
-            self.counts += torch.histc(chunk, len(self.counts), -reach, reach).to(torch.int64).cpu()
+            index = (chunk.abs() / self.width).to(torch.int32)
+            index = torch.where(chunk < 0, half - 1 - index, half + index)
+            self.counts += torch.bincount(index, minlength=2 * half).cpu()
 
     def _reach(self, amax: float) -> None:
         half = len(self.counts) // 2
-        needed = 2.0 ** math.ceil(math.log2(amax / half)) if amax > 0 else 0.0
-        if needed * half <= amax:  # the last edge is not part of a bin
+        needed = max(2.0 ** math.ceil(math.log2(amax / half)), _TINY) if amax > 0 else 0.0
+        if needed * half <= amax:  # the outer edge is not part of a bin
             needed *= 2
         if self.width == 0.0:
             self.width = needed

@@ -76,7 +76,9 @@ class Percentile:
         return HistogramCollector(mask)
 
     def range(self, collector: HistogramCollector) -> Range:
-        """Percentiles by linear interpolation inside a bin, never outside what was seen."""
+        """Percentiles by linear interpolation inside a bin, never outside what was seen; not finite if that was not."""
+        if not bool(torch.isfinite(collector.lower) & torch.isfinite(collector.upper)):
+            return Max().range(collector)
         half = len(collector.counts) // 2
         edges, counts = collector.edges, collector.counts.double()
         tail = (100 - self.percentile) / 200
