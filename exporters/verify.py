@@ -33,6 +33,9 @@ __all__ = ["Bounds", "EndToEnd", "Segment", "Verification", "cosine", "sqnr_db",
 TIE = 1e-3
 """Width, in quantization steps, of the zone around a tie in which float32 noise may decide the rounding."""
 
+EQUAL_DB = 200.0
+"""The SQNR of equal arrays."""
+
 _EXACT_DB = 80.0
 
 FLOAT_TOLERANCE = 1e-4
@@ -218,10 +221,15 @@ def _end_to_end_faults(row: EndToEnd, bounds: Bounds, runtime: str) -> list[str]
 
 
 def sqnr_db(reference: np.ndarray, actual: np.ndarray) -> float:
-    """Signal to quantization-noise ratio in decibels: 10 log10 of the power of the signal over that of the error."""
+    """Signal to quantization-noise ratio in decibels: 10 log10 of the power of the signal over that of the error.
+
+    200 dB, far beyond float32, stands for equal arrays: a number that JSON has.
+    """
     signal = np.square(reference, dtype=np.float64).sum()
     noise = np.square(np.subtract(reference, actual, dtype=np.float64)).sum()
-    return float("inf") if noise == 0 else float(10 * np.log10(signal / noise))
+    if noise == 0:
+        return EQUAL_DB
+    return min(EQUAL_DB, float(10 * np.log10(max(signal, np.finfo(np.float64).tiny) / noise)))
 
 
 def cosine(reference: np.ndarray, actual: np.ndarray) -> float:
