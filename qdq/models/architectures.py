@@ -126,6 +126,10 @@ def construct(
     """The model of ``config`` with whatever numbers torch puts into new modules."""
     if attn_implementation not in _ATTN_IMPLEMENTATIONS:
         raise ConfigError(f"attn_implementation is {attn_implementation!r}, must be one of eager, sdpa")
+    if config.switches != family_of(config.model_type).switches:
+        raise ConfigError(
+            f"the configuration is not of '{config.model_type}': make it with configure('{config.model_type}')"
+        )
     name, entry = task_of(config, task)
     head = None if entry.head is None else entry.head(config)
     return entry.model(config, task=name, pooler=entry.pooler, head=head, attn_implementation=attn_implementation)

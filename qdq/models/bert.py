@@ -49,7 +49,6 @@ BERT = Family(
     prefix="bert",
     keys=BERT_KEYS,
     tasks=bert_tasks("Bert"),
-    switches=Switches(relative_cross_attention=False),
     defaults={"classifier_dropout": None},
 )
 
@@ -58,6 +57,6 @@ QDQBERT = Family(
     prefix="bert",
     keys=BERT_KEYS,
     tasks=without(bert_tasks("QDQBert"), "pre-training"),
-    switches=Switches(chunking=False, relative_with_cache=False),
+    switches=Switches(chunking=False, relative_with_cache=False, relative_cross_attention=True),
     defaults={"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
 )

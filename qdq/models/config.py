@@ -40,7 +40,7 @@ class Switches:
     )
     relative_with_cache: bool = True  # Relative positions work together with a key/value cache.
     relative_cross_attention: bool = (
-        True  # Cross-attention follows ``position_embedding_type`` (otherwise it is always absolute).
+        False  # Cross-attention follows ``position_embedding_type`` (otherwise it is always absolute).
     )
     chunking: bool = True  # ``chunk_size_feed_forward`` is followed.
     decoder: bool = True  # Decoder mode, cross-attention and cache exist.

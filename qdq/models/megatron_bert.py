@@ -20,7 +20,13 @@ MEGATRON_BERT = Family(
         "encoder.norm": "encoder.ln",
     },
     tasks=bert_tasks("MegatronBert", causal="ForCausalLM"),
-    switches=Switches(norm_first=True, embedding_norm=False, final_norm=True, zero_padding_row=False),
+    switches=Switches(
+        norm_first=True,
+        embedding_norm=False,
+        final_norm=True,
+        zero_padding_row=False,
+        relative_cross_attention=True,
+    ),
     defaults={
         "vocab_size": 29056,
         "hidden_size": 1024,

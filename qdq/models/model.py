@@ -145,9 +145,6 @@ class EncoderModel(Model):
             raise InputError(
                 "encoder_hidden_states given, but the model is no decoder: set is_decoder in its configuration"
             )
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        assert given is not None
-        batch, new = given.shape[0], given.shape[1]
         past = 0 if past_key_values is None else past_key_values[0][0].shape[2]
         caching = config.is_decoder and (config.use_cache if use_cache is None else use_cache)
         if caching and self.encoder.checkpointing and self.training:
@@ -155,7 +152,7 @@ class EncoderModel(Model):
             caching = False
 
         hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, past)
-        dtype = hidden.dtype
+        batch, new, dtype = hidden.shape[0], hidden.shape[1], hidden.dtype
         bias = attention_bias(
             attention_mask,
             batch=batch,

@@ -98,7 +98,7 @@ REALM = Family(
             unused=("pooler", "head.predictions"),
         ),
     },
-    switches=Switches(relative_cross_attention=False, gradient_checkpointing=False),
+    switches=Switches(gradient_checkpointing=False),
     # The special tokens are RoBERTa's although the vocabulary is BERT's; only the padding row depends on it.
     defaults={
         "hidden_act": "gelu_new",

@@ -67,7 +67,6 @@ ROBERTA_PRELAYERNORM = Family(
         final_norm=True,
         final_norm_in_hidden_states=False,
         positions_from_padding=True,
-        relative_cross_attention=False,
     ),
     defaults={
         "vocab_size": 50265,

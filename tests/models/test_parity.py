@@ -144,10 +144,9 @@ def test_other_inputs_agree(model_type: str, change: str, kit: Any, tmp_path: Pa
         assert_same(ours(**inputs).to_tuple(), theirs(**given).to_tuple())
 
 
-ACTIVATIONS = (
-    "gelu gelu_new gelu_fast gelu_accurate gelu_pytorch_tanh gelu_python quick_gelu gelu_10 silu swish mish laplace relu2 "
-    "relu relu6 leaky_relu tanh sigmoid linear"
-).split()
+ACTIVATIONS = ["gelu", "gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python", "quick_gelu",
+               "gelu_10", "silu", "swish", "mish", "laplace", "relu2", "relu", "relu6", "leaky_relu", "tanh", "sigmoid",
+               "linear"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -1,0 +1,103 @@
+"""Configurations: defaults of each family, and every value that cannot be followed, all at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qdq.errors import ConfigError
+from qdq.models.architectures import FAMILIES, configure
+from qdq.models.config import ModelConfig
+
+
+@pytest.mark.parametrize("model_type", ["bert", "albert", "megatron-bert", "roberta-prelayernorm"])
+def test_defaults_are_upstreams(model_type: str) -> None:
+    import transformers
+
+    ours, theirs = configure(model_type), transformers.AutoConfig.for_model(model_type)
+    fields = vars(theirs).keys() & vars(ours).keys() - {"architectures", "id2label", "label2id", "torchscript"}
+    # transformers 5 gives token ids of no consequence to some families
+    different = {name for name in fields if getattr(ours, name) != getattr(theirs, name)}
+    assert different <= {"bos_token_id", "eos_token_id"}
+    assert len(fields) > 20
+
+
+def test_plain_config_is_bert() -> None:
+    assert ModelConfig() == configure("bert", architectures=())
+
+
+@pytest.mark.parametrize(
+    ("layers", "groups", "inner", "order"),
+    [
+        (12, 1, 1, "0" * 12),
+        (12, 5, 1, "000112223344"),
+        (4, 2, 2, "0101" + "2323"),
+    ],
+    ids=["one group", "uneven groups", "inner layers"],
+)
+def test_albert_layer_order(layers: int, groups: int, inner: int, order: str) -> None:
+    config = configure("albert", num_hidden_layers=layers, num_hidden_groups=groups, inner_group_num=inner)
+    assert "".join(str(group * inner + index) for group, index in config.layer_order) == order
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "zero layers": ({"num_hidden_layers": 0}, "num_hidden_layers is 0, must be a positive whole number"),
+    "text for a number": ({"hidden_size": "768"}, "hidden_size is '768', must be a positive whole number"),
+    "true for a number": ({"vocab_size": True}, "vocab_size is True"),
+    "number for a switch": ({"is_decoder": 1}, "is_decoder is 1, must be true or false"),
+    "heads": ({"hidden_size": 770}, "hidden_size 770 is not a multiple of num_attention_heads 12"),
+    "activation": ({"hidden_act": "geglu"}, "hidden_act is 'geglu', must be one of gelu, gelu_10"),
+    "activation list": ({"hidden_act": ["gelu"]}, "hidden_act is"),
+    "positions": ({"position_embedding_type": "rotary"}, "must be one of absolute, relative_key, relative_key_query"),
+    "dropout": ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob is 1.5, must be a probability"),
+    "dropout none": ({"hidden_dropout_prob": None}, "hidden_dropout_prob is None, must be a probability"),
+    "eps": ({"layer_norm_eps": -1.0}, "layer_norm_eps is -1.0"),
+    "chunks": ({"chunk_size_feed_forward": -1}, "chunk_size_feed_forward is -1"),
+    "problem": ({"problem_type": "ranking"}, "problem_type is 'ranking'"),
+    "padding": ({"pad_token_id": 40000}, "pad_token_id is 40000, must be null or below vocab_size 30522"),
+    "cross-attention": ({"add_cross_attention": True}, "add_cross_attention needs is_decoder"),
+    "pruned layer": ({"pruned_heads": {"12": [0]}}, "pruned_heads names layer 12, the model has 12"),
+    "pruned head": ({"pruned_heads": {"0": [12]}}, r"pruned_heads of layer 0 are \[12\], there are 12"),
+    "pruned all": ({"pruned_heads": {"0": list(range(12))}}, "pruned_heads of layer 0 leaves no head"),
+    "pruned text": ({"pruned_heads": "none"}, "pruned_heads is 'none', must map layers"),
+    "labels": ({"id2label": ["a"]}, "id2label is .*, must map numbers to names"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG.keys())
+def test_value_that_cannot_be_followed(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configure("bert", **changes)
+
+
+def test_faults_arrive_together() -> None:
+    with pytest.raises(ConfigError) as error:
+        configure("bert", hidden_size=0, hidden_act="x", layer_norm_eps="y")
+    assert all(name in str(error.value) for name in ("3 faults", "hidden_size", "hidden_act", "layer_norm_eps"))
+
+
+def test_rules_of_families() -> None:
+    with pytest.raises(ConfigError, match="is_decoder is not possible for model_type 'albert'"):
+        configure("albert", is_decoder=True)
+    with pytest.raises(ConfigError, match="counts positions from it"):
+        configure("roberta-prelayernorm", pad_token_id=None)
+    with pytest.raises(ConfigError, match="num_hidden_groups 13 exceeds num_hidden_layers 12"):
+        configure("albert", num_hidden_groups=13)
+    with pytest.raises(ConfigError, match="id2label has 1 entries, but num_labels is 3"):
+        ModelConfig(id2label={0: "a"}, num_labels=3)
+
+
+def test_classifier_dropout_is_the_familys_own() -> None:
+    assert configure("bert", classifier_dropout=0.3).head_dropout == 0.3
+    assert configure("bert").head_dropout == configure("bert").hidden_dropout_prob
+    assert configure("albert").head_dropout == 0.1
+    assert configure("albert", classifier_dropout_prob=None, hidden_dropout_prob=0.2).head_dropout == 0.2
+    # QDQBERT and Megatron-BERT have no such field
+    assert configure("megatron-bert", classifier_dropout=0.3).head_dropout == 0.1
+
+
+def test_every_family_has_the_common_tasks() -> None:
+    for family in FAMILIES.values():
+        assert "feature-extraction" in family.tasks
+        assert len({task.name for task in family.tasks.values()}) == len(family.tasks)
