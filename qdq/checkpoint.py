@@ -22,7 +22,8 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from qdq.data.tokenize import TOKENIZER_FILES
-from qdq.errors import CalibrationError, CheckpointError, RecipeError, describe_faults
+from qdq.errors import CalibrationError, CheckpointError, RecipeError, StorageError, describe_faults
+from qdq.models.architectures import task_of
 from qdq.models.huggingface import load_model, save_model
 from qdq.prepare import apply_specs, named_slots, slots, wrap
 from qdq.quantizer import Mode, Quantizer, Range, quantizers, set_mode
@@ -40,6 +41,9 @@ __all__ = ["QUANTIZATION_FILE", "copy_companions", "is_quantized", "load", "read
 FORMAT = 1
 QUANTIZATION_FILE = "quantization.json"
 QUANTIZERS_FILE = "quantizers.safetensors"
+
+_RANGE = ("lower", "upper", "amax")
+_WEIGHT = ".weight_quantizer"
 
 # What sentence-transformers keeps beside the model: how token vectors become one.
 _COMPANIONS = (*TOKENIZER_FILES, "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
@@ -64,6 +68,7 @@ def save(
         source: the directory the model came from, whose tokenizer is copied along.
 
     Raises:
+        CalibrationError: when the model is not wrapped or slots are not calibrated, all of them named.
         ConfigError: when something that is not ours is in the way.
         StorageError: when the disk is full, or the like.
     """
@@ -80,6 +85,10 @@ def write(
     source: str | Path | None = None,
 ) -> None:
     """Write the files of a quantized checkpoint into ``folder``, which exists; :func:`save` without its care."""
+    if not any(quantizers(model)):
+        raise CalibrationError("the model has no quantizers: wrap it first with qdq.quantize(model, recipe)")
+    if missing := [name for name, quantizer in quantizers(model) if not quantizer.is_calibrated]:
+        raise CalibrationError(describe_faults("not calibrated", missing))
     save_model(model, folder)
     if source is not None:
         copy_companions(Path(source), folder)
@@ -104,8 +113,8 @@ def copy_companions(source: Path, target: Path) -> None:
 
 
 def is_quantized(path: str | Path) -> bool:
-    """Whether ``path`` is a quantized checkpoint, not a float one."""
-    return (Path(path) / QUANTIZATION_FILE).is_file()
+    """Whether ``path`` is a quantized checkpoint, be it an incomplete one, and not a float one."""
+    return any((Path(path) / name).is_file() for name in (QUANTIZATION_FILE, QUANTIZERS_FILE))
 
 
 def load(path: str | Path, task: str | None = None, *, allow_missing: Collection[str] = ()) -> Model:
@@ -125,8 +134,14 @@ def load(path: str | Path, task: str | None = None, *, allow_missing: Collection
     if is_quantized(path):
         document = read_quantization(path)
         wrap(model)
-        apply_specs(model, _specs(model, document, path / QUANTIZATION_FILE))
-        _fill(model, path / QUANTIZERS_FILE)
+        # A head or pooler that this task has not: the float weights may hold them too.
+        elsewhere = () if model.task == task_of(model.config)[0] else ("head.", "pooler.")
+        specs = _specs(model, document, path / QUANTIZATION_FILE, elsewhere)
+        try:
+            apply_specs(model, specs)
+        except (RecipeError, CalibrationError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        _fill(model, path / QUANTIZERS_FILE, elsewhere)
         set_mode(model, Mode.QUANTIZE)
     return model
 
@@ -136,13 +151,18 @@ def read_quantization(path: str | Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: when it is missing, not JSON, incomplete, or of a newer format.
+        StorageError: when it cannot be read.
     """
     file = Path(path) / QUANTIZATION_FILE
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is not a quantized checkpoint: it has no {QUANTIZATION_FILE}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path} has no {QUANTIZATION_FILE}: not a quantized checkpoint, or an incomplete one"
+        ) from error
+    except OSError as error:
+        raise StorageError(f"cannot read {file}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers or nesting beyond all bounds
         raise CheckpointError(f"{file}: not JSON ({error})") from error
     if not isinstance(document, dict):
         raise CheckpointError(f"{file}: expected a JSON object")
@@ -163,56 +183,75 @@ def _tensors(model: Model) -> dict[str, Tensor]:
     for name, quantizer in quantizers(model):
         if quantizer.spec is not None:
             tensors |= {f"{name}.scale": quantizer.scale, f"{name}.zero_point": quantizer.zero_point}
-        if quantizer.range is not None and not name.endswith(".weight_quantizer"):
-            tensors |= {f"{name}.{key}": getattr(quantizer.range, key) for key in ("lower", "upper", "amax")}
+        if quantizer.range is not None and not name.endswith(_WEIGHT):
+            tensors |= {f"{name}.{key}": getattr(quantizer.range, key) for key in _RANGE}
     return {name: tensor.detach().clone().contiguous().cpu() for name, tensor in tensors.items()}
 
 
-def _specs(model: Model, document: Mapping[str, Any], file: Path) -> dict[Slot, QuantSpec | None]:
+def _specs(
+    model: Model, document: Mapping[str, Any], file: Path, elsewhere: tuple[str, ...]
+) -> dict[Slot, QuantSpec | None]:
+    """The spec of every slot; names that begin like one of ``elsewhere`` may be of another task's model."""
     specs: dict[Slot, QuantSpec | None] = dict.fromkeys(slots(model))
     known = {str(slot): slot for slot in specs}
-    faults = [f"slot {name!r} does not exist in this model" for name in document["slots"] if name not in known]
+    faults: list[str] = []
     for name, values in document["slots"].items():
-        try:
-            if name in known:
-                specs[known[name]] = QuantSpec.from_dict(values if isinstance(values, dict) else {"spec": values})
-        except RecipeError as error:
-            faults.append(f"slot {name}: {error}")
+        if name not in known:
+            if not name.startswith(elsewhere):
+                faults.append(f"slot {name!r} does not exist in this model")
+        elif not isinstance(values, dict):
+            faults.append(f"slot {name}: its spec is {values!r}, must be an object")
+        elif wrong := QuantSpec.faults_in(values):
+            faults += [f"slot {name}: {fault}" for fault in wrong]
+        else:
+            specs[known[name]] = QuantSpec.from_dict(values)
     if faults:
         raise CheckpointError(describe_faults(str(file), faults))
     return specs
 
 
-def _fill(model: Model, file: Path) -> None:
+def _fill(model: Model, file: Path, elsewhere: tuple[str, ...]) -> None:
     """Set scales, zero points and ranges, strictly: every tensor has its place and every place its tensor."""
     try:
         tensors = load_file(file)
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} is missing") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {file}: {error.strerror or error}") from error
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{file}: damaged or incomplete ({error})") from error
     faults: list[str] = []
     for name, quantizer in quantizers(model):
         own = {key.rpartition(".")[2]: tensors.pop(key) for key in list(tensors) if key.rpartition(".")[0] == name}
-        faults += [f"{name}: {fault}" for fault in _fill_one(quantizer, own)]
-    faults += [f"{name} belongs to no slot" for name in tensors]
+        faults += [f"{name}: {fault}" for fault in _fill_one(quantizer, own, is_weight=name.endswith(_WEIGHT))]
+    faults += [f"{name} belongs to no slot" for name in tensors if not name.startswith(elsewhere)]
     if faults:
         raise CheckpointError(describe_faults(str(file), faults))
 
 
-def _fill_one(quantizer: Quantizer, tensors: dict[str, Tensor]) -> list[str]:
-    faults = []
-    bounds = [tensors.pop(key, None) for key in ("lower", "upper", "amax")]
-    if all(bound is not None and bound.shape == () and bool(torch.isfinite(bound)) for bound in bounds):
-        quantizer.range = Range(*(bound for bound in bounds if bound is not None))
-    elif any(bound is not None for bound in bounds):
-        faults.append("lower, upper and amax must be three finite numbers")
-    if quantizer.spec is not None:
-        missing = [key for key in ("scale", "zero_point") if key not in tensors]
-        if missing:
-            return [*faults, f"{' and '.join(missing)} missing"]
+def _fill_one(quantizer: Quantizer, tensors: dict[str, Tensor], *, is_weight: bool) -> list[str]:
+    expected = [] if quantizer.spec is None else ["scale", "zero_point"]
+    known = expected if is_weight else [*expected, *_RANGE]
+    faults = [f"unexpected tensor {key!r}" for key in tensors if key not in known]
+    for key in known:
+        dtype = torch.int32 if key == "zero_point" else torch.float32
+        if key in tensors and tensors[key].dtype != dtype:
+            faults.append(f"{key} is {tensors[key].dtype}, must be {dtype}")
+    bounds = [tensors[key] for key in _RANGE if key in tensors and key in known]
+    if len(bounds) == len(_RANGE) and all(bound.shape == () for bound in bounds):
+        lower, upper, amax = bounds
+        if bool(torch.isfinite(torch.stack(bounds)).all()) and lower <= upper and amax >= 0:
+            quantizer.range = Range(lower, upper, amax)
+        else:
+            faults.append(f"no range: lower {lower:.6g}, upper {upper:.6g}, amax {amax:.6g}")
+    elif bounds:
+        faults.append("lower, upper and amax must be three numbers")
+    missing = [key for key in expected if key not in tensors]
+    if missing:
+        faults.append(f"{' and '.join(missing)} missing")
+    elif expected:
         try:
-            quantizer.set_scale(tensors.pop("scale"), tensors.pop("zero_point"))
+            quantizer.set_scale(tensors["scale"], tensors["zero_point"])
         except CalibrationError as error:
             faults.append(str(error))
-    return faults + [f"unexpected tensor {key!r}" for key in tensors]
+    return faults
