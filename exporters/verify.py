@@ -10,6 +10,7 @@ bounds.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,7 @@ import torch
 
 from exporters.onnx.segments import Cut, CutModel, cut_at_quantizers
 from exporters.runners import OnnxRuntimeRunner, OpenVINORunner, Runner
-from qdq.errors import MissingPackageError
-from qdq.prepare import named_slots
+from qdq.errors import DataError, ExportError, MissingPackageError
 from qdq.quantizer import Mode, Quantizer, quantizers, set_mode
 
 if TYPE_CHECKING:
@@ -130,8 +130,16 @@ class Verification:
         return not self.faults
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"holds": self.holds, **asdict(self)}
+        """Plain values for JSON, which knows no NaN and no infinity: None stands for them."""
+        return {"holds": self.holds, **_plain(asdict(self))}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def verify(
@@ -159,19 +167,80 @@ def verify(
     cut = cut_at_quantizers(path)
     pieces = OnnxRuntimeRunner(cut.model, optimize=False)
     whole, runtime = _runner(path, runtime)
-    quantized = any(q.mode is Mode.QUANTIZE for slot, q in named_slots(model) if slot.name != "weight")
     tally = _Tally()
     rows: list[EndToEnd] = []
-    for batch in batches:
-        recorded, outputs = _record(model, batch)
-        arrays = {name: value.numpy() for name, value in batch.items()}
-        _compare_segments(tally, cut, pieces, model, recorded, arrays, outputs)
-        rows += _compare_end_to_end(_float_outputs(model, batch), outputs, whole(arrays), arrays["attention_mask"])
-    faults = tally.faults()
-    if quantized and not cut.cuts:
-        faults.append("the model is quantized, but the file has no quantizers")
+    faults = ["nothing was compared: there is no batch"]
+    with np.errstate(all="ignore"):  # NaN and infinity are counted, not warned about
+        for batch in batches:
+            recorded, outputs = _record(model, batch)
+            arrays = {name: value.numpy() for name, value in batch.items()}
+            try:
+                found = whole(arrays)
+                faults = _structure_faults(model, cut, recorded, outputs, found)
+                if faults:
+                    break
+                _compare_segments(tally, cut, pieces, model, recorded, arrays, outputs)
+            except ExportError as error:
+                faults = [f"the file cannot be run with the checkpoint's tensors: {error}"]
+                break
+            rows += _compare_end_to_end(_float_outputs(model, batch), outputs, found, arrays["attention_mask"])
+    faults += tally.faults()
     faults += [fault for row in rows for fault in _end_to_end_faults(row, bounds, runtime)]
     return Verification(tally.segments(), rows, bounds, runtime, faults)
+
+
+def _structure_faults(
+    model: nn.Module,
+    cut: CutModel,
+    recorded: Mapping[Quantizer, _Record],
+    outputs: Mapping[str, np.ndarray],
+    found: Mapping[str, np.ndarray],
+) -> list[str]:
+    """What keeps the file from being compared with the checkpoint piece by piece.
+
+    Case 1: it lacks a quantizer. Two of the checkpoint that read one tensor on one grid may be one in the file.
+    Case 2: it has a quantizer that the checkpoint has not.
+    Case 3: a quantizer has another zero point; int8 may be held as uint8, shifted by 128.
+    Case 4: an output is missing, surplus or of another shape.
+    """
+    if recorded and not cut.cuts:
+        return ["the checkpoint is quantized, but the file has no quantizers"]  # case 1, all of them
+    present = {quantizer: piece for piece in cut.cuts if (quantizer := _quantizer(model, piece)) in recorded}
+    faults = [
+        f"{name}: the checkpoint quantizes here, the file does not"  # case 1
+        for name, quantizer in quantizers(model)
+        if quantizer in recorded
+        and not any(quantizer is other or _is_same(quantizer, other, recorded) for other in present)
+    ]
+    faults += [
+        f"{piece.slot}: the file quantizes here, the checkpoint does not"  # case 2
+        for piece in cut.cuts
+        if _quantizer(model, piece) not in present
+    ]
+    for quantizer, piece in present.items():
+        assert quantizer is not None
+        assert quantizer.spec is not None
+        shift = 128 if quantizer.spec.signed and piece.dtype == np.uint8 else 0
+        if piece.zero_point - shift != int(quantizer.zero_point):  # case 3
+            faults.append(
+                f"{piece.slot}: the zero point is {piece.zero_point - shift} in the file, "
+                f"{int(quantizer.zero_point)} in the checkpoint"
+            )
+    for name in dict.fromkeys((*outputs, *found)):  # case 4
+        ours, theirs = (tuple(side[name].shape) if name in side else None for side in (outputs, found))
+        if ours != theirs:
+            faults.append(f"{name}: the shape is {theirs} in the file, {ours} in the checkpoint (None: no such output)")
+    return faults
+
+
+def _is_same(one: Quantizer, other: Quantizer | None, recorded: Mapping[Quantizer, _Record]) -> bool:
+    """Whether both put the same tensor on the same grid."""
+    assert other is not None
+    return (
+        torch.equal(one.scale, other.scale)
+        and torch.equal(one.zero_point, other.zero_point)
+        and np.array_equal(recorded[one].integers, recorded[other].integers)
+    )
 
 
 def _compare_end_to_end(
@@ -225,11 +294,13 @@ def sqnr_db(reference: np.ndarray, actual: np.ndarray) -> float:
 
     200 dB, far beyond float32, stands for equal arrays: a number that JSON has.
     """
-    signal = np.square(reference, dtype=np.float64).sum()
-    noise = np.square(np.subtract(reference, actual, dtype=np.float64)).sum()
-    if noise == 0:
-        return EQUAL_DB
-    return min(EQUAL_DB, float(10 * np.log10(max(signal, np.finfo(np.float64).tiny) / noise)))
+    with np.errstate(all="ignore"):  # values that are not finite give NaN
+        signal = np.square(reference, dtype=np.float64).sum()
+        noise = np.square(np.subtract(reference, actual, dtype=np.float64)).sum()
+        if noise == 0:
+            return EQUAL_DB
+        ratio = 10 * np.log10(np.maximum(signal, np.finfo(np.float64).tiny) / noise)
+        return float(np.minimum(ratio, EQUAL_DB))  # NaN stays, which min() would lose
 
 
 def cosine(reference: np.ndarray, actual: np.ndarray) -> float:
@@ -306,11 +377,18 @@ def _compare_segments(
     arrays: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
 ) -> None:
-    torch_side = {piece: recorded[_quantizer(model, piece)].transposed(piece.perm) for piece in cut.cuts}
+    torch_side = {
+        piece: recorded[quantizer].transposed(piece.perm)
+        for piece in cut.cuts
+        if (quantizer := _quantizer(model, piece)) is not None
+    }
     fed = {
         piece.input: (record.integers + piece.zero_point).astype(piece.dtype) for piece, record in torch_side.items()
     }
-    found = pieces({**arrays, **fed})
+    try:
+        found = pieces({**arrays, **fed})
+    except DataError as error:
+        raise ExportError(str(error)) from error
     for piece, record in torch_side.items():
         integers = found[piece.output].astype(np.float32) - piece.zero_point
         tally.add_integers(piece.slot, record, integers)
@@ -318,10 +396,13 @@ def _compare_segments(
         tally.add_floats(name, expected, found[name])
 
 
-def _quantizer(model: nn.Module, piece: Cut) -> Quantizer:
-    quantizer = model.get_submodule(piece.slot)
-    assert isinstance(quantizer, Quantizer)
-    return quantizer
+def _quantizer(model: nn.Module, piece: Cut) -> Quantizer | None:
+    """The checkpoint's quantizer of that name, if it has one."""
+    try:
+        module = model.get_submodule(piece.slot)
+    except AttributeError:
+        return None
+    return module if isinstance(module, Quantizer) else None
 
 
 class _Tally:
@@ -332,10 +413,11 @@ class _Tally:
 
     def add_integers(self, name: str, record: _Record, integers: np.ndarray) -> None:
         difference = np.abs(record.integers - integers)
-        off = difference > 0
+        off = ~(difference == 0)  # NaN is wrong
         tie = off & (difference <= 1) & (np.abs(np.abs(record.steps % 1) - 0.5) <= TIE)
         wrong = int((off & ~tie).sum())
-        self._add(Segment(name, difference.size, int(tie.sum()), wrong, float(difference.max(initial=0)), "steps"))
+        largest = float(difference.max(initial=0))
+        self._add(Segment(name, difference.size, int(tie.sum()), wrong, largest, "steps"))
 
     def add_floats(self, name: str, expected: np.ndarray, actual: np.ndarray) -> None:
         amax = max(float(np.abs(expected).max(initial=0)), float(np.finfo(np.float32).tiny))
@@ -351,7 +433,7 @@ class _Tally:
             old.values + new.values,
             old.ties + new.ties,
             old.wrong + new.wrong,
-            max(old.largest, new.largest),
+            float(np.maximum(old.largest, new.largest)),  # NaN stays
             new.unit,
         )
 
