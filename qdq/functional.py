@@ -41,8 +41,14 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, *, qmin: int, qmax: i
         qmax: highest integer.
         axis: the axis of ``x`` that keeps its own scales; None per tensor.
     """
-    q = x.to(torch.float32) / _broadcast(scale, x, axis)
-    return q.round_().add_(_broadcast(zero_point, x, axis)).clamp_(qmin, qmax)
+    return _unbounded(x, scale, zero_point, axis).clamp_(qmin, qmax)
+
+
+def _unbounded(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
+    """The integers before saturation, a new tensor."""
+    # No `to` without need: it would return x itself, which torch.library.opcheck forbids inside an operator.
+    x = x if x.dtype == torch.float32 else x.to(torch.float32)
+    return (x / _broadcast(scale, x, axis)).round_().add_(_broadcast(zero_point, x, axis))
 
 
 def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, *, axis: int | None = None) -> Tensor:
@@ -65,7 +71,7 @@ def _(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: 
 
 def _save_inside(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
     x, scale, zero_point, qmin, qmax, axis = inputs
-    q = (x.detach().to(torch.float32) / _broadcast(scale, x, axis)).round_().add_(_broadcast(zero_point, x, axis))
+    q = _unbounded(x.detach(), scale, zero_point, axis)
     ctx.save_for_backward((q >= qmin) & (q <= qmax))
 
 
