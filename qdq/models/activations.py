@@ -10,8 +10,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ACTIVATIONS", "Activation", "activation"]
-
 
 class Activation(nn.Module):
     """A plain function as a module."""

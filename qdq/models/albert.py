@@ -13,8 +13,6 @@ from qdq.models.task_models import MaskedLM, SentenceOrderPreTraining
 if TYPE_CHECKING:
     from qdq.models.config import ModelConfig
 
-__all__ = ["ALBERT"]
-
 _KEYS = {
     **EMBEDDING_KEYS,
     "embeddings.projection": "encoder.embedding_hidden_mapping_in",
@@ -40,7 +38,10 @@ _LM_KEYS = {
     "head.decoder": "predictions.decoder",
     "head.decoder.bias": "predictions.bias",
 }
-_ORDER_KEYS = {"head.classifier": "sop_classifier.classifier"}
+_PRE_TRAINING_KEYS = {
+    **nested(_LM_KEYS, "predictions"),
+    "head.relationship.classifier": "sop_classifier.classifier",
+}
 
 
 def _pre_training(config: ModelConfig) -> PreTrainingHead:
@@ -53,13 +54,9 @@ ALBERT = Family(
     keys=_KEYS,
     tasks={
         **standard_tasks("Albert"),
-        "masked-lm": Task(name="AlbertForMaskedLM", model=MaskedLM, head=LanguageModelHead.of, keys=_LM_KEYS),
+        "masked-lm": Task("AlbertForMaskedLM", MaskedLM, LanguageModelHead.of, keys=_LM_KEYS),
         "pre-training": Task(
-            name="AlbertForPreTraining",
-            model=SentenceOrderPreTraining,
-            head=_pre_training,
-            pooler=True,
-            keys={**nested(_LM_KEYS, "predictions"), **nested(_ORDER_KEYS, "relationship")},
+            "AlbertForPreTraining", SentenceOrderPreTraining, _pre_training, pooler=True, keys=_PRE_TRAINING_KEYS
         ),
     },
     switches=Switches(

@@ -17,8 +17,6 @@ from qdq.models.ops import Add, MatMul
 if TYPE_CHECKING:
     from qdq.models.config import ModelConfig
 
-__all__ = ["Attention", "AttentionImplementation"]
-
 AttentionImplementation = Literal["eager", "sdpa"]
 
 

@@ -8,8 +8,6 @@ from qdq.models.heads import LanguageModelHead, pair_head, pre_training_head
 from qdq.models.keymap import BERT_KEYS, nested, without
 from qdq.models.task_models import CausalLM, MaskedLM, NextSentence, PreTraining
 
-__all__ = ["BERT", "LANGUAGE_MODEL_KEYS", "QDQBERT", "bert_tasks"]
-
 LANGUAGE_MODEL_KEYS = {
     "head.dense": "cls.predictions.transform.dense",
     "head.norm": "cls.predictions.transform.LayerNorm",
@@ -21,26 +19,14 @@ _RELATION_KEYS = {"head.classifier": "cls.seq_relationship"}
 
 def bert_tasks(stem: str, causal: str = "LMHeadModel") -> dict[str, Task]:
     """The tasks of BERT under the class names of a family that has BERT's heads."""
+    keys, relation = LANGUAGE_MODEL_KEYS, _RELATION_KEYS
+    both = {**nested(keys, "predictions"), **nested(relation, "relationship")}
     return {
         **standard_tasks(stem),
-        "masked-lm": Task(
-            name=f"{stem}ForMaskedLM", model=MaskedLM, head=LanguageModelHead.of, keys=LANGUAGE_MODEL_KEYS
-        ),
-        "causal-lm": Task(name=f"{stem}{causal}", model=CausalLM, head=LanguageModelHead.of, keys=LANGUAGE_MODEL_KEYS),
-        "next-sentence": Task(
-            name=f"{stem}ForNextSentencePrediction",
-            model=NextSentence,
-            head=pair_head,
-            pooler=True,
-            keys=_RELATION_KEYS,
-        ),
-        "pre-training": Task(
-            name=f"{stem}ForPreTraining",
-            model=PreTraining,
-            head=pre_training_head,
-            pooler=True,
-            keys={**nested(LANGUAGE_MODEL_KEYS, "predictions"), **nested(_RELATION_KEYS, "relationship")},
-        ),
+        "masked-lm": Task(f"{stem}ForMaskedLM", MaskedLM, LanguageModelHead.of, keys=keys),
+        "causal-lm": Task(f"{stem}{causal}", CausalLM, LanguageModelHead.of, keys=keys),
+        "next-sentence": Task(f"{stem}ForNextSentencePrediction", NextSentence, pair_head, pooler=True, keys=relation),
+        "pre-training": Task(f"{stem}ForPreTraining", PreTraining, pre_training_head, pooler=True, keys=both),
     }
 
 

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from qdq.models.outputs import Cache
 
-__all__ = ["new_tokens", "reorder_cache"]
-
 
 def reorder_cache(cache: Cache, beams: Tensor) -> Cache:
     """``cache`` with its batch axis put into the order of ``beams`` ``(batch,)``, after a step of beam search."""

@@ -11,8 +11,6 @@ from qdq.models.activations import ACTIVATIONS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["ModelConfig", "Switches"]
-
 PositionType = Literal["absolute", "relative_key", "relative_key_query"]
 POSITION_TYPES = ("absolute", "relative_key", "relative_key_query")
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
@@ -22,29 +20,21 @@ PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label
 class Switches:
     """What a family fixes about the common encoder; the defaults are BERT."""
 
-    norm_first: bool = False  # Normalise the input of attention and feed-forward, not the sum with the residual.
-    embedding_norm: bool = True  # LayerNorm after the sum of embeddings.
-    final_norm: bool = False  # LayerNorm after the last layer.
-    final_norm_in_hidden_states: bool = True  # Whether the last of ``hidden_states`` has passed the final LayerNorm.
-    embedding_projection: bool = False  # Embeddings of width ``embedding_size``, mapped to ``hidden_size`` by a linear.
-    shared_layers: bool = (
-        False  # ALBERT: depths repeat the layers of ``num_hidden_groups`` groups, sharing their parameters.
-    )
-    feed_forward_dropout: bool = True  # Dropout between feed-forward and residual.
-    positions_from_padding: bool = (
-        False  # Positions count the tokens that are not padding, starting behind ``pad_token_id``.
-    )
-    zero_padding_row: bool = True  # Initialise the embedding of the padding token with zeros.
-    relative_scores_scaled: bool = (
-        True  # Divide relative position terms by sqrt(head size), as the scores they are added to.
-    )
-    relative_with_cache: bool = True  # Relative positions work together with a key/value cache.
-    relative_cross_attention: bool = (
-        False  # Cross-attention follows ``position_embedding_type`` (otherwise it is always absolute).
-    )
-    chunking: bool = True  # ``chunk_size_feed_forward`` is followed.
-    decoder: bool = True  # Decoder mode, cross-attention and cache exist.
-    gradient_checkpointing: bool = True  # Recomputing activations in the backward pass is offered.
+    norm_first: bool = False  # normalise the input of attention and feed-forward, not the sum with the residual
+    embedding_norm: bool = True  # LayerNorm after the sum of embeddings
+    final_norm: bool = False  # LayerNorm after the last layer
+    final_norm_in_hidden_states: bool = True  # the last of hidden_states has passed it
+    embedding_projection: bool = False  # embeddings of width embedding_size, mapped to hidden_size by a linear
+    shared_layers: bool = False  # depths repeat the layers of num_hidden_groups groups, sharing their parameters
+    feed_forward_dropout: bool = True  # dropout between feed-forward and residual
+    positions_from_padding: bool = False  # positions count what is not padding, starting behind pad_token_id
+    zero_padding_row: bool = True  # initialise the embedding of the padding token with zeros
+    relative_scores_scaled: bool = True  # divide relative position terms by sqrt(head size), as the scores
+    relative_with_cache: bool = True  # relative positions work together with a cache
+    relative_cross_attention: bool = False  # cross-attention follows position_embedding_type, else it is absolute
+    chunking: bool = True  # chunk_size_feed_forward is followed
+    decoder: bool = True  # decoder mode, cross-attention and cache exist
+    gradient_checkpointing: bool = True  # recomputing activations in the backward pass is offered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,20 +176,16 @@ def _faults(config: ModelConfig) -> list[str]:
     if found:
         return found
 
-    if config.hidden_size % config.num_attention_heads:
-        found.append(
-            f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}"
-        )
-    if config.pad_token_id is not None and not (
-        _is_int(config.pad_token_id) and abs(config.pad_token_id) < config.vocab_size
-    ):
-        found.append(f"pad_token_id is {config.pad_token_id!r}, must be null or below vocab_size {config.vocab_size}")
+    heads, pad = config.num_attention_heads, config.pad_token_id
+    if config.hidden_size % heads:
+        found.append(f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}")
+    if pad is not None and not (_is_int(pad) and abs(pad) < config.vocab_size):
+        found.append(f"pad_token_id is {pad!r}, must be null or below vocab_size {config.vocab_size}")
     if config.switches.positions_from_padding and config.pad_token_id is None:
         found.append(f"pad_token_id is null, but model_type '{config.model_type}' counts positions from it")
     if config.num_hidden_groups > config.num_hidden_layers:
-        found.append(
-            f"num_hidden_groups {config.num_hidden_groups} exceeds num_hidden_layers {config.num_hidden_layers}"
-        )
+        layers = config.num_hidden_layers
+        found.append(f"num_hidden_groups {config.num_hidden_groups} exceeds num_hidden_layers {layers}")
     if config.add_cross_attention and not config.is_decoder:
         found.append("add_cross_attention needs is_decoder")
     if config.is_decoder and not config.switches.decoder:
@@ -207,11 +193,11 @@ def _faults(config: ModelConfig) -> list[str]:
     if config.id2label is not None and len(config.id2label) != config.num_labels:
         found.append(f"id2label has {len(config.id2label)} entries, but num_labels is {config.num_labels}")
     distinct = len(set(config.layer_order))
-    for layer, heads in config.pruned_heads.items():
+    for layer, pruned in config.pruned_heads.items():
         if not 0 <= layer < distinct:
             found.append(f"pruned_heads names layer {layer}, the model has {distinct}")
-        elif any(not 0 <= head < config.num_attention_heads for head in heads):
-            found.append(f"pruned_heads of layer {layer} are {sorted(heads)}, there are {config.num_attention_heads}")
-        elif len(set(heads)) == config.num_attention_heads:
+        elif not set(pruned) <= set(range(heads)):
+            found.append(f"pruned_heads of layer {layer} are {sorted(pruned)}, there are {heads}")
+        elif len(set(pruned)) == heads:
             found.append(f"pruned_heads of layer {layer} leaves no head")
     return found

@@ -12,8 +12,6 @@ from qdq.models.inputs import InputError, check_range, check_shape, is_tracing
 if TYPE_CHECKING:
     from qdq.models.config import ModelConfig
 
-__all__ = ["Embeddings"]
-
 
 class Embeddings(nn.Module):
     """Sum of three tables, then LayerNorm, dropout and projection, as far as the family has them.

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from qdq.models.config import ModelConfig
     from qdq.models.outputs import Cache, Tensors
 
-__all__ = ["Encoder", "Layer"]
-
 
 class Layer(nn.Module):
     """Attention, optional cross-attention, feed-forward; each with its own residual."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qdq.models.config import ModelConfig, Switches
+from qdq.models.config import Switches
 from qdq.models.heads import choice_head, label_head, pair_head
 from qdq.models.task_models import (
     FeatureExtraction,
@@ -20,27 +20,22 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from qdq.models.config import ModelConfig
     from qdq.models.keymap import Keys
     from qdq.models.model import Model
 
-__all__ = ["Family", "Task", "standard_tasks"]
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Task:
-    """One architecture of a family."""
+    """One architecture of a family: upstream's class name, our class, its head."""
 
     name: str
-    """Upstream's class name, as in ``architectures`` of config.json."""
     model: Callable[..., Model] = FeatureExtraction
     head: Callable[[ModelConfig], nn.Module] | None = None
     pooler: bool = False
-    keys: Keys = field(default_factory=dict)
-    """Head modules to upstream's modules."""
-    unused: tuple[str, ...] = ()
-    """Modules that checkpoints carry but no call reaches; they may be missing."""
-    prefixed: bool = True
-    """Whether upstream nests the base model under the family's prefix."""
+    keys: Keys = field(default_factory=dict)  # head modules to upstream's modules
+    unused: tuple[str, ...] = ()  # modules that checkpoints carry but no call reaches; they may be missing
+    prefixed: bool = True  # upstream nests the base model under the family's prefix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,41 +47,22 @@ class Family:
     keys: Keys
     tasks: Mapping[str, Task]
     switches: Switches = field(default_factory=Switches)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Configuration fields that only this family has, or whose default is not BERT's."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # fields only this family has, or not with BERT's default
 
 
-_CLASSIFIER_KEYS = {"head.classifier": "classifier"}
+CLASSIFIER_KEYS = {"head.classifier": "classifier"}
+SPAN_KEYS = {"head.classifier": "qa_outputs"}
 
 
 def standard_tasks(stem: str) -> dict[str, Task]:
     """The tasks that most families share; ``stem`` begins upstream's class names."""
+    keys = CLASSIFIER_KEYS
     return {
-        "feature-extraction": Task(name=f"{stem}Model", pooler=True, prefixed=False),
+        "feature-extraction": Task(f"{stem}Model", pooler=True, prefixed=False),
         "sequence-classification": Task(
-            name=f"{stem}ForSequenceClassification",
-            model=SequenceClassification,
-            head=label_head,
-            pooler=True,
-            keys=_CLASSIFIER_KEYS,
+            f"{stem}ForSequenceClassification", SequenceClassification, label_head, pooler=True, keys=keys
         ),
-        "multiple-choice": Task(
-            name=f"{stem}ForMultipleChoice",
-            model=MultipleChoice,
-            head=choice_head,
-            pooler=True,
-            keys=_CLASSIFIER_KEYS,
-        ),
-        "token-classification": Task(
-            name=f"{stem}ForTokenClassification",
-            model=TokenClassification,
-            head=label_head,
-            keys=_CLASSIFIER_KEYS,
-        ),
-        "question-answering": Task(
-            name=f"{stem}ForQuestionAnswering",
-            model=QuestionAnswering,
-            head=pair_head,
-            keys={"head.classifier": "qa_outputs"},
-        ),
+        "multiple-choice": Task(f"{stem}ForMultipleChoice", MultipleChoice, choice_head, pooler=True, keys=keys),
+        "token-classification": Task(f"{stem}ForTokenClassification", TokenClassification, label_head, keys=keys),
+        "question-answering": Task(f"{stem}ForQuestionAnswering", QuestionAnswering, pair_head, keys=SPAN_KEYS),
     }

@@ -14,8 +14,6 @@ from qdq.models.ops import Add
 if TYPE_CHECKING:
     from qdq.models.config import ModelConfig
 
-__all__ = ["FeedForward"]
-
 
 class FeedForward(nn.Module):
     """Two linears around an activation, then residual and LayerNorm.

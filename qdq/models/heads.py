@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,34 +10,13 @@ from torch import Tensor, nn
 from qdq.models.activations import activation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from qdq.models.config import ModelConfig
-
-__all__ = [
-    "Classifier",
-    "LanguageModelHead",
-    "PreTrainingHead",
-    "choice_head",
-    "label_head",
-    "pair_head",
-    "pre_training_head",
-    "sentence_head",
-]
 
 
 class LanguageModelHead(nn.Module):
     """Linear, activation, LayerNorm, and the linear to the vocabulary, whose weight is usually the word embedding."""
 
-    def __init__(
-        self,
-        *,
-        hidden_size: int,
-        width: int,
-        vocab_size: int,
-        hidden_act: str | Callable[[Tensor], Tensor],
-        eps: float,
-    ) -> None:
+    def __init__(self, *, hidden_size: int, width: int, vocab_size: int, hidden_act: Any, eps: float) -> None:
         super().__init__()
         self.dense = nn.Linear(hidden_size, width)
         self.activation = activation(hidden_act)

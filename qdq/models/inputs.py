@@ -16,8 +16,6 @@ from qdq.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["InputError", "check_range", "check_shape", "is_tracing"]
-
 
 class InputError(DataError, ValueError):
     """An argument of a model's ``forward`` that does not fit the model; names what was given and the limit."""

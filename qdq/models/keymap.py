@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-__all__ = ["BERT_KEYS", "EMBEDDING_KEYS", "Keys", "nested", "translate", "without"]
-
 T = TypeVar("T")
 Keys = Mapping[str, str]
 

@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from qdq.models.inputs import InputError, check_range, is_tracing
 
-__all__ = ["classification_loss", "cross_entropy", "infer_problem_type", "next_token_loss", "span_loss"]
-
 IGNORED = -100
 
 

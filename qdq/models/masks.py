@@ -7,8 +7,6 @@ from torch import Tensor
 
 from qdq.models.inputs import InputError, check_shape
 
-__all__ = ["attention_bias", "head_mask_rows", "memory_bias"]
-
 
 def _additive(keep: Tensor, dtype: torch.dtype) -> Tensor:
     """1 (keep) -> 0, 0 (hide) -> the lowest finite number of ``dtype``."""

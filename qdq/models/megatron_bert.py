@@ -7,8 +7,6 @@ from qdq.models.config import Switches
 from qdq.models.family import Family
 from qdq.models.keymap import BERT_KEYS, without
 
-__all__ = ["MEGATRON_BERT"]
-
 MEGATRON_BERT = Family(
     model_type="megatron-bert",
     prefix="bert",

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from qdq.models.config import ModelConfig
     from qdq.models.outputs import BaseOutput, Cache, Output
 
-__all__ = ["EncoderModel", "Model", "Pooler", "initialize"]
-
 
 class Pooler(nn.Module):
     """tanh of a linear on the first token, whichever side the padding is on."""

@@ -11,16 +11,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = [
-    "BaseOutput",
-    "CausalLMOutput",
-    "Output",
-    "PreTrainingOutput",
-    "QuestionAnsweringOutput",
-    "SentenceOrderOutput",
-    "TaskOutput",
-]
-
 Tensors = tuple[Tensor, ...]
 Cache = tuple[Tensors, ...]
 """Per layer (key, value) or (key, value, cross key, cross value), each ``(batch, heads, length, head size)``."""

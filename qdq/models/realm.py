@@ -9,19 +9,10 @@ from qdq.models.config import Switches
 from qdq.models.family import Family, Task
 from qdq.models.heads import LanguageModelHead
 from qdq.models.keymap import BERT_KEYS, nested
-from qdq.models.realm_models import (
-    Embedder,
-    EmbedderHead,
-    KnowledgeAugmentedEncoder,
-    Reader,
-    ReaderHead,
-    Scorer,
-)
+from qdq.models.realm_models import Embedder, EmbedderHead, KnowledgeAugmentedEncoder, Reader, ReaderHead, Scorer
 
 if TYPE_CHECKING:
     from qdq.models.config import ModelConfig
-
-__all__ = ["REALM"]
 
 # Embedder and reader carry a language-model head that nothing calls; checkpoints have its weights.
 _SPARE = nested(LANGUAGE_MODEL_KEYS, "predictions")
@@ -35,28 +26,16 @@ _READER_KEYS = {
 _SCORER_KEYS = {
     f"{name}.{ours}": f"{name}.{theirs}"
     for name in ("embedder", "query_embedder")
-    for table in ({ours: f"realm.{theirs}" for ours, theirs in BERT_KEYS.items()}, _EMBEDDER_KEYS)
-    for ours, theirs in table.items()
+    for ours, theirs in ({ours: f"realm.{theirs}" for ours, theirs in BERT_KEYS.items()} | _EMBEDDER_KEYS).items()
 }
 
 
 def _embedder(config: ModelConfig) -> EmbedderHead:
-    return EmbedderHead(
-        hidden_size=config.hidden_size,
-        projection_size=config.retriever_proj_size,
-        eps=config.layer_norm_eps,
-        predictions=LanguageModelHead.of(config),
-    )
+    return EmbedderHead(config, LanguageModelHead.of(config))
 
 
 def _reader(config: ModelConfig) -> ReaderHead:
-    return ReaderHead(
-        hidden_size=config.hidden_size,
-        span_hidden_size=config.span_hidden_size,
-        max_span_width=config.max_span_width,
-        eps=config.reader_layer_norm_eps,
-        predictions=LanguageModelHead.of(config),
-    )
+    return ReaderHead(config, LanguageModelHead.of(config))
 
 
 REALM = Family(
@@ -64,38 +43,23 @@ REALM = Family(
     prefix="realm",
     keys=BERT_KEYS,
     tasks={
-        "feature-extraction": Task(name="RealmBertModel", pooler=True, prefixed=False),
+        "feature-extraction": Task("RealmBertModel", pooler=True, prefixed=False),
         "retrieval": Task(
-            name="RealmEmbedder",
-            model=Embedder,
-            head=_embedder,
-            pooler=True,
-            keys=_EMBEDDER_KEYS,
-            unused=("head.predictions",),
+            "RealmEmbedder", Embedder, _embedder, pooler=True, keys=_EMBEDDER_KEYS, unused=("head.predictions",)
         ),
         "scoring": Task(
-            name="RealmScorer",
-            model=Scorer,
-            head=_embedder,
-            pooler=True,
-            keys=_SCORER_KEYS,
-            unused=("embedder.head.predictions", "query_embedder.head.predictions"),
+            "RealmScorer", Scorer, _embedder, pooler=True, keys=_SCORER_KEYS, unused=("embedder.head.predictions",)
         ),
         "masked-lm": Task(
-            name="RealmKnowledgeAugEncoder",
-            model=KnowledgeAugmentedEncoder,
-            head=LanguageModelHead.of,
+            "RealmKnowledgeAugEncoder",
+            KnowledgeAugmentedEncoder,
+            LanguageModelHead.of,
             pooler=True,
             keys=LANGUAGE_MODEL_KEYS,
             unused=("pooler",),
         ),
         "question-answering": Task(
-            name="RealmReader",
-            model=Reader,
-            head=_reader,
-            pooler=True,
-            keys=_READER_KEYS,
-            unused=("pooler", "head.predictions"),
+            "RealmReader", Reader, _reader, pooler=True, keys=_READER_KEYS, unused=("pooler", "head.predictions")
         ),
     },
     switches=Switches(gradient_checkpointing=False),

@@ -17,21 +17,10 @@ from qdq.models.model import EncoderModel, Model
 from qdq.models.outputs import BaseOutput, Output, TaskOutput, Tensors, output
 
 if TYPE_CHECKING:
-    from qdq.models.attention import AttentionImplementation
     from qdq.models.config import ModelConfig
     from qdq.models.heads import LanguageModelHead
 
-__all__ = [
-    "Embedder",
-    "EmbedderHead",
-    "EmbedderOutput",
-    "KnowledgeAugmentedEncoder",
-    "Reader",
-    "ReaderHead",
-    "ReaderOutput",
-    "Scorer",
-    "ScorerOutput",
-]
+_TEXTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @output
@@ -72,10 +61,10 @@ class ReaderOutput(Output):
 class EmbedderHead(nn.Module):
     """Linear and LayerNorm from the pooled output to the space of retrieval. Nothing calls ``predictions``."""
 
-    def __init__(self, *, hidden_size: int, projection_size: int, eps: float, predictions: LanguageModelHead) -> None:
+    def __init__(self, config: ModelConfig, predictions: LanguageModelHead) -> None:
         super().__init__()
-        self.projection = nn.Linear(hidden_size, projection_size)
-        self.norm = nn.LayerNorm(projection_size, eps=eps)
+        self.projection = nn.Linear(config.hidden_size, config.retriever_proj_size)
+        self.norm = nn.LayerNorm(config.retriever_proj_size, eps=config.layer_norm_eps)
         self.predictions = predictions
 
     def forward(self, pooled: Tensor) -> Tensor:
@@ -99,21 +88,16 @@ class Scorer(Model):
         self,
         config: ModelConfig,
         *,
-        task: str = "scoring",
-        pooler: bool = True,
-        head: nn.Module | None = None,
+        head: nn.Module,
         query_head: nn.Module | None = None,
-        attn_implementation: AttentionImplementation = "eager",
+        task: str = "scoring",
+        **options: Any,
     ) -> None:
         super().__init__(config, task)
-        self.embedder = Embedder(
-            config, task="retrieval", pooler=pooler, head=head, attn_implementation=attn_implementation
-        )
+        self.embedder = Embedder(config, task="retrieval", head=head, **options)
         self.query_embedder = self.embedder
         if query_head is not None:
-            self.query_embedder = Embedder(
-                config, task="retrieval", pooler=pooler, head=query_head, attn_implementation=attn_implementation
-            )
+            self.query_embedder = Embedder(config, task="retrieval", head=query_head, **options)
 
     def forward(
         self,
@@ -121,33 +105,23 @@ class Scorer(Model):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         *,
-        position_ids: Tensor | None = None,
-        candidate_input_ids: Tensor | None = None,
-        candidate_attention_mask: Tensor | None = None,
-        candidate_token_type_ids: Tensor | None = None,
-        candidate_inputs_embeds: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
         return_dict: bool | None = None,
+        **inputs: Any,
     ) -> Output | tuple[Any, ...]:
-        """Score candidates ``(b, n, s)``, or embedded ones ``(b * n, s, hidden)``, for questions ``(b, s)``.
+        """Score candidates for questions ``(b, s)``.
 
-        ``position_ids`` and ``head_mask`` serve both.
+        Candidates come as ``candidate_input_ids``, ``candidate_attention_mask``, ``candidate_token_type_ids``
+        ``(b, n, s)`` or as ``candidate_inputs_embeds`` ``(b * n, s, hidden)``; ``position_ids`` and ``head_mask`` serve
+        both sides.
         """
-        if candidate_input_ids is None and candidate_inputs_embeds is None:
+        shared = {name: inputs.get(name) for name in ("position_ids", "head_mask")}
+        given = {name: inputs.pop(f"candidate_{name}", None) for name in (*_TEXTS, "inputs_embeds")}
+        if given["input_ids"] is None and given["inputs_embeds"] is None:
             raise InputError("give candidate_input_ids or candidate_inputs_embeds")
-        shared = {"position_ids": position_ids, "head_mask": head_mask}
-        query = self.query_embedder(
-            input_ids, attention_mask, token_type_ids, inputs_embeds=inputs_embeds, return_dict=True, **shared
-        ).projected_score
-        candidates = self.embedder(
-            _flat(candidate_input_ids),
-            _flat(candidate_attention_mask),
-            _flat(candidate_token_type_ids),
-            inputs_embeds=candidate_inputs_embeds,
-            return_dict=True,
-            **shared,
-        ).projected_score
+        given |= {name: _flat(given[name]) for name in _TEXTS} | shared
+        candidates = self.embedder(**given, return_dict=True).projected_score
+        texts = dict(zip(_TEXTS, (input_ids, attention_mask, token_type_ids), strict=True))
+        query = self.query_embedder(**texts, **inputs, return_dict=True).projected_score
         wanted = self.config.num_candidates
         if candidates.shape[0] != query.shape[0] * wanted:
             raise InputError(
@@ -172,8 +146,7 @@ class KnowledgeAugmentedEncoder(EncoderModel):
         """Make the candidates part of the batch."""
         if inputs.get("labels") is not None and inputs.get("relevance_score") is None:
             raise InputError("labels need a relevance_score [batch, candidates] to weigh the candidates")
-        texts = ("input_ids", "attention_mask", "token_type_ids")
-        return {**inputs, **{name: _flat(inputs.get(name)) for name in texts}}
+        return inputs | {name: _flat(inputs.get(name)) for name in _TEXTS}
 
     def answer(
         self,
@@ -210,20 +183,12 @@ class KnowledgeAugmentedEncoder(EncoderModel):
 class ReaderHead(nn.Module):
     """Logits of all spans up to ``max_span_width`` tokens from their ends. Nothing calls ``predictions``."""
 
-    def __init__(
-        self,
-        *,
-        hidden_size: int,
-        span_hidden_size: int,
-        max_span_width: int,
-        eps: float,
-        predictions: LanguageModelHead,
-    ) -> None:
+    def __init__(self, config: ModelConfig, predictions: LanguageModelHead) -> None:
         super().__init__()
-        self.max_span_width = max_span_width
-        self.intermediate = nn.Linear(hidden_size, 2 * span_hidden_size)
-        self.norm = nn.LayerNorm(span_hidden_size, eps=eps)
-        self.output = nn.Linear(span_hidden_size, 1)
+        self.max_span_width = config.max_span_width
+        self.intermediate = nn.Linear(config.hidden_size, 2 * config.span_hidden_size)
+        self.norm = nn.LayerNorm(config.span_hidden_size, eps=config.reader_layer_norm_eps)
+        self.output = nn.Linear(config.span_hidden_size, 1)
         self.predictions = predictions
 
     def spans(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qdq.models.config import Switches
-from qdq.models.family import Family, Task, standard_tasks
+from qdq.models.family import CLASSIFIER_KEYS, Family, Task, standard_tasks
 from qdq.models.heads import Classifier, LanguageModelHead, choice_head, sentence_head
 from qdq.models.keymap import BERT_KEYS
 from qdq.models.task_models import CausalLM, MaskedLM, MultipleChoice, SequenceClassification
 
 if TYPE_CHECKING:
     from qdq.models.config import ModelConfig
-
-__all__ = ["ROBERTA_PRELAYERNORM"]
 
 _STEM = "RobertaPreLayerNorm"
 _LM_KEYS = {
@@ -22,6 +20,7 @@ _LM_KEYS = {
     "head.decoder": "lm_head.decoder",
     "head.decoder.bias": "lm_head.bias",
 }
+_SENTENCE_KEYS = {"head.dense": "classifier.dense", "head.classifier": "classifier.out_proj"}
 
 
 def _language_model(config: ModelConfig) -> LanguageModelHead:
@@ -46,20 +45,13 @@ ROBERTA_PRELAYERNORM = Family(
     },
     tasks={
         **standard_tasks(_STEM),
-        "masked-lm": Task(name=f"{_STEM}ForMaskedLM", model=MaskedLM, head=_language_model, keys=_LM_KEYS),
-        "causal-lm": Task(name=f"{_STEM}ForCausalLM", model=CausalLM, head=_language_model, keys=_LM_KEYS),
+        "masked-lm": Task(f"{_STEM}ForMaskedLM", MaskedLM, _language_model, keys=_LM_KEYS),
+        "causal-lm": Task(f"{_STEM}ForCausalLM", CausalLM, _language_model, keys=_LM_KEYS),
         "sequence-classification": Task(
-            name=f"{_STEM}ForSequenceClassification",
-            model=SequenceClassification,
-            head=sentence_head,
-            keys={"head.dense": "classifier.dense", "head.classifier": "classifier.out_proj"},
+            f"{_STEM}ForSequenceClassification", SequenceClassification, sentence_head, keys=_SENTENCE_KEYS
         ),
         "multiple-choice": Task(
-            name=f"{_STEM}ForMultipleChoice",
-            model=MultipleChoice,
-            head=_choice,
-            pooler=True,
-            keys={"head.classifier": "classifier"},
+            f"{_STEM}ForMultipleChoice", MultipleChoice, _choice, pooler=True, keys=CLASSIFIER_KEYS
         ),
     },
     switches=Switches(

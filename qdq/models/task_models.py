@@ -22,19 +22,6 @@ from qdq.models.outputs import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "CausalLM",
-    "FeatureExtraction",
-    "MaskedLM",
-    "MultipleChoice",
-    "NextSentence",
-    "PreTraining",
-    "QuestionAnswering",
-    "SentenceOrderPreTraining",
-    "SequenceClassification",
-    "TokenClassification",
-]
-
 
 class FeatureExtraction(EncoderModel):
     """The encoder alone: hidden states ``(batch, seq, hidden)`` and pooled output ``(batch, hidden)``."""
