@@ -167,7 +167,6 @@ def test_dequantize_equals_onnx_runtime_for_every_integer(signed: bool, axis: in
     for _ in range(20):
         scale, zero_point = random_grid(spec, () if axis is None else (3,))
         feeds = onnx_feeds(integers, scale, zero_point, signed)
-        # The integers themselves go in through q, which the session computes from exact multiples of a unit scale.
         (want,) = dequantize_session(signed, axis).run(
             ["y"], {"q": integers.numpy(), "scale": feeds["scale"], "zero_point": feeds["zero_point"]}
         )
