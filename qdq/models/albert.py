@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qdq.models.config import Switches
 from qdq.models.family import Family, Task, standard_tasks
-from qdq.models.heads import LanguageModelHead, PreTrainingHead, label_head
+from qdq.models.heads import LanguageModelHead, PreTrainingHead, label_head, pre_training_head
 from qdq.models.keymap import EMBEDDING_KEYS, nested
 from qdq.models.task_models import MaskedLM, SentenceOrderPreTraining
 
@@ -45,7 +45,8 @@ _PRE_TRAINING_KEYS = {
 
 
 def _pre_training(config: ModelConfig) -> PreTrainingHead:
-    return PreTrainingHead(LanguageModelHead.of(config), label_head(config))
+    # The order of sentences has the classifier's dropout, and as many labels as the configuration says.
+    return pre_training_head(config, label_head(config))
 
 
 ALBERT = Family(
@@ -54,7 +55,7 @@ ALBERT = Family(
     keys=_KEYS,
     tasks={
         **standard_tasks("Albert"),
-        "masked-lm": Task("AlbertForMaskedLM", MaskedLM, LanguageModelHead.of, keys=_LM_KEYS),
+        "masked-lm": Task("AlbertForMaskedLM", MaskedLM, LanguageModelHead, keys=_LM_KEYS),
         "pre-training": Task(
             "AlbertForPreTraining", SentenceOrderPreTraining, _pre_training, pooler=True, keys=_PRE_TRAINING_KEYS
         ),

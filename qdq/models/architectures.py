@@ -74,23 +74,18 @@ def fields_of(family: Family) -> set[str]:
 
 def _from_json(values: dict[str, Any]) -> dict[str, Any]:
     """JSON's shapes to ours: integer keys, tuples, ``num_labels`` from ``id2label``."""
-    result = dict(values)
-    faults = []
+    result, faults = {**values, "architectures": tuple(values.get("architectures") or ())}, []
+    pruned, labels = values.get("pruned_heads") or {}, values.get("id2label")
     try:
-        result["architectures"] = tuple(values.get("architectures") or ())
-        pruned = values.get("pruned_heads") or {}
-        result["pruned_heads"] = {
-            int(layer): tuple(sorted({int(head) for head in heads})) for layer, heads in pruned.items()
-        }
+        result["pruned_heads"] = {int(layer): tuple(sorted(set(map(int, heads)))) for layer, heads in pruned.items()}
     except (TypeError, ValueError, AttributeError):
-        faults.append(f"pruned_heads is {values.get('pruned_heads')!r}, must map layers to lists of heads")
-    labels = values.get("id2label")
-    if labels:
-        try:
+        faults.append(f"pruned_heads is {pruned!r}, must map layers to lists of heads")
+    try:
+        if labels:
             result["id2label"] = {int(index): str(label) for index, label in labels.items()}
             result["num_labels"] = len(labels)
-        except (TypeError, ValueError, AttributeError):
-            faults.append(f"id2label is {labels!r}, must map numbers to names")
+    except (TypeError, ValueError, AttributeError):
+        faults.append(f"id2label is {labels!r}, must map numbers to names")
     if faults:
         raise ConfigError(describe_faults("configuration", faults))
     return result

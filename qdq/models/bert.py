@@ -23,8 +23,8 @@ def bert_tasks(stem: str, causal: str = "LMHeadModel") -> dict[str, Task]:
     both = {**nested(keys, "predictions"), **nested(relation, "relationship")}
     return {
         **standard_tasks(stem),
-        "masked-lm": Task(f"{stem}ForMaskedLM", MaskedLM, LanguageModelHead.of, keys=keys),
-        "causal-lm": Task(f"{stem}{causal}", CausalLM, LanguageModelHead.of, keys=keys),
+        "masked-lm": Task(f"{stem}ForMaskedLM", MaskedLM, LanguageModelHead, keys=keys),
+        "causal-lm": Task(f"{stem}{causal}", CausalLM, LanguageModelHead, keys=keys),
         "next-sentence": Task(f"{stem}ForNextSentencePrediction", NextSentence, pair_head, pooler=True, keys=relation),
         "pre-training": Task(f"{stem}ForPreTraining", PreTraining, pre_training_head, pooler=True, keys=both),
     }

@@ -89,18 +89,16 @@ class Embeddings(nn.Module):
     ) -> None:
         if is_tracing():
             return
-        name, given, width = "input_ids", input_ids, self.word.embedding_dim
+        name, given, sizes = "input_ids", input_ids, list[int]()
         if inputs_embeds is not None:
-            name, given = "inputs_embeds", inputs_embeds
+            name, given, sizes = "inputs_embeds", inputs_embeds, [self.word.embedding_dim]
         assert given is not None
-        if given.dim() < 2:
-            raise InputError(f"{name} has shape {list(given.shape)}, must be [batch, seq] at least")
+        if given.dim() != 2 + len(sizes) or [*given.shape[2:]] != sizes:
+            wanted = ", ".join(["batch", "seq", *map(str, sizes)])
+            raise InputError(f"{name} has shape {list(given.shape)}, must be [{wanted}]")
         batch, length = given.shape[:2]
         if inputs_embeds is None:
-            check_shape("input_ids", given, [(batch, length)])
             check_range("input_ids", given, self.word.num_embeddings, what="the vocabulary")
-        else:
-            check_shape("inputs_embeds", given, [(batch, length, width)])
         if position_ids is not None:
             check_shape("position_ids", position_ids, [(batch, length)])
             check_range("position_ids", position_ids, self.position.num_embeddings, what="the table of positions")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,23 +16,13 @@ if TYPE_CHECKING:
 class LanguageModelHead(nn.Module):
     """Linear, activation, LayerNorm, and the linear to the vocabulary, whose weight is usually the word embedding."""
 
-    def __init__(self, *, hidden_size: int, width: int, vocab_size: int, hidden_act: Any, eps: float) -> None:
+    def __init__(self, config: ModelConfig, hidden_act: str | None = None) -> None:
         super().__init__()
-        self.dense = nn.Linear(hidden_size, width)
-        self.activation = activation(hidden_act)
-        self.norm = nn.LayerNorm(width, eps=eps)
-        self.decoder = nn.Linear(width, vocab_size)
-
-    @classmethod
-    def of(cls, config: ModelConfig, hidden_act: str | None = None) -> LanguageModelHead:
-        """The head for ``config``; ``hidden_act`` overrides its activation."""
-        return cls(
-            hidden_size=config.hidden_size,
-            width=config.embedding_width,
-            vocab_size=config.vocab_size,
-            hidden_act=hidden_act or config.hidden_act,
-            eps=config.layer_norm_eps,
-        )
+        width = config.embedding_width
+        self.dense = nn.Linear(config.hidden_size, width)
+        self.activation = activation(hidden_act or config.hidden_act)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(width, config.vocab_size)
 
     @property
     def output_embedding(self) -> nn.Linear:
@@ -48,7 +38,7 @@ class LanguageModelHead(nn.Module):
 class Classifier(nn.Module):
     """Dropout and a linear to the labels; with ``hidden`` (RoBERTa) a linear with tanh and another dropout before."""
 
-    def __init__(self, *, hidden_size: int, num_labels: int, dropout: float = 0.0, hidden: bool = False) -> None:
+    def __init__(self, hidden_size: int, num_labels: int, dropout: float = 0.0, *, hidden: bool = False) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.dense = nn.Linear(hidden_size, hidden_size) if hidden else None
@@ -81,29 +71,21 @@ class PreTrainingHead(nn.Module):
         return self.predictions(hidden), self.relationship(pooled)
 
 
-def label_head(config: ModelConfig) -> Classifier:
-    """Dropout and a linear to ``num_labels``."""
-    return Classifier(hidden_size=config.hidden_size, num_labels=config.num_labels, dropout=config.head_dropout)
-
-
-def sentence_head(config: ModelConfig) -> Classifier:
-    """RoBERTa's classifier of whole sequences."""
-    return Classifier(
-        hidden_size=config.hidden_size, num_labels=config.num_labels, dropout=config.head_dropout, hidden=True
-    )
+def label_head(config: ModelConfig, *, hidden: bool = False) -> Classifier:
+    """Dropout and a linear to ``num_labels``; with ``hidden`` RoBERTa's classifier of sequences."""
+    return Classifier(config.hidden_size, config.num_labels, config.head_dropout, hidden=hidden)
 
 
 def choice_head(config: ModelConfig, dropout: float | None = None) -> Classifier:
     """Dropout (the classifier's, or as given) and a linear to one score."""
-    probability = config.head_dropout if dropout is None else dropout
-    return Classifier(hidden_size=config.hidden_size, num_labels=1, dropout=probability)
+    return Classifier(config.hidden_size, 1, config.head_dropout if dropout is None else dropout)
 
 
 def pair_head(config: ModelConfig) -> Classifier:
     """A linear to two logits: start and end of an answer, or the relation of two sentences."""
-    return Classifier(hidden_size=config.hidden_size, num_labels=2)
+    return Classifier(config.hidden_size, 2)
 
 
-def pre_training_head(config: ModelConfig) -> PreTrainingHead:
-    """Masked tokens and next sentence."""
-    return PreTrainingHead(LanguageModelHead.of(config), pair_head(config))
+def pre_training_head(config: ModelConfig, relationship: Classifier | None = None) -> PreTrainingHead:
+    """Masked tokens, and next sentence or as given."""
+    return PreTrainingHead(LanguageModelHead(config), relationship or pair_head(config))

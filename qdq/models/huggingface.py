@@ -16,9 +16,9 @@ import json
 import os
 import pickle
 import tempfile
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import safetensors
 import torch
@@ -29,12 +29,12 @@ from qdq.errors import CheckpointError, ConfigError, StorageError, describe_faul
 from qdq.models.architectures import FAMILIES, configure, construct, family_of, fields_of, task_of
 from qdq.models.config import ModelConfig
 from qdq.models.keymap import translate
+from qdq.storage import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
     from qdq.models.attention import AttentionImplementation
-    from qdq.models.family import Task
     from qdq.models.model import Model
 
 __all__ = [
@@ -47,12 +47,7 @@ __all__ = [
     "upstream_state",
 ]
 
-_WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+_WEIGHT_FILES = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
 _OLD_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
@@ -117,13 +112,8 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     found = next((name for name in _WEIGHT_FILES if (path / name).is_file()), None)
     if found is None:
         raise CheckpointError(f"{path}: no weights; expected one of {', '.join(_WEIGHT_FILES)}")
-    if not found.endswith(".index.json"):
-        return _read_file(path / found)
-    names = _shards(path / found)
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        tensors.update(_read_file(path / name))
-    return tensors
+    files = _shards(path / found) if found.endswith(".index.json") else [found]
+    return {name: tensor for file in files for name, tensor in _read_file(path / file).items()}
 
 
 def _shards(index: Path) -> list[str]:
@@ -133,11 +123,9 @@ def _shards(index: Path) -> list[str]:
         raise CheckpointError(f"{index}: no weight_map from tensor names to files")
     names = sorted(set(weight_map.values()))
     # A name is a file beside the index, never a path to somewhere else.
-    missing = [
-        f"shard {name} is missing" for name in names if Path(name).name != name or not (index.parent / name).is_file()
-    ]
+    missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
     if missing:
-        raise CheckpointError(describe_faults(str(index), missing))
+        raise CheckpointError(describe_faults(str(index), [f"shard {name} is missing" for name in missing]))
     return names
 
 
@@ -151,20 +139,16 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         except OSError as error:
             raise StorageError(f"{path}: {error}") from error
     try:
-        return _read_pickle(path)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # files of torch < 1.6 are no archives and cannot be mapped
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused, the pickle holds more than tensors and could run code; convert it to safetensors"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: damaged or incomplete PyTorch file ({error})") from error
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # files of torch < 1.6 are no archives and cannot be mapped
-        state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: not a state dict of tensors")
     return state
@@ -188,33 +172,29 @@ def _require_directory(path: Path) -> None:
 # --- weights: names ---
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     """One parameter: its names here (several when shared), and upstream's keys, the one to write first."""
 
-    own: tuple[str, ...]
-    upstream: tuple[str, ...]
+    own: list[str]
+    upstream: list[str]
     parameter: nn.Parameter
 
 
 def _entries(model: Model) -> list[_Entry]:
     """Every distinct parameter of ``model``; upstream's keys are without the base prefix."""
     family, task = family_of(model.config.model_type), task_of(model.config, model.task)[1]
-    keys = {**family.keys, **task.keys}
-    # Of a repeated layer the first depth stands for all.
-    names: dict[int, list[str]] = {}
-    parameters: dict[int, nn.Parameter] = {}
-    for own, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(own)
-        parameters[id(parameter)] = parameter
-    order = model.config.layer_order
-    try:
-        return [
-            _Entry(tuple(own), tuple(dict.fromkeys(translate(name, keys, order) for name in own)), parameters[key])
-            for key, own in names.items()
-        ]
-    except KeyError as error:
-        raise CheckpointError(f"parameter {error} has no name in a '{family.model_type}' checkpoint") from error
+    keys, order = {**family.keys, **task.keys}, model.config.layer_order
+    entries: dict[int, _Entry] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        entry = entries.setdefault(id(parameter), _Entry([], [], parameter))
+        try:
+            key = translate(name, keys, order)
+        except KeyError as error:
+            raise CheckpointError(f"parameter {name} has no name in a '{family.model_type}' checkpoint") from error
+        entry.own.append(name)
+        if key not in entry.upstream:  # of a repeated layer the first depth stands for all
+            entry.upstream.append(key)
+    return list(entries.values())
 
 
 def _bias_copy(key: str) -> str | None:
@@ -291,7 +271,8 @@ def load_weights(
             continue
         state.update(dict.fromkeys(entry.own, parameter))
 
-    elsewhere = _keys_of_other_tasks(family.tasks.values()) | {family.keys["pooler.dense"]}
+    elsewhere = {key for other in family.tasks.values() for key in other.keys.values()} | {family.keys["pooler.dense"]}
+    elsewhere |= set(filter(None, map(_bias_copy, elsewhere)))
     unexpected = [key for short, (key, _) in given.items() if not {short, short.rpartition(".")[0]} & elsewhere]
     faults = [
         f"{len(names)} {what}: {', '.join(names[:10])}{f', and {len(names) - 10} more' if len(names) > 10 else ''}"
@@ -303,12 +284,6 @@ def load_weights(
             describe_faults(f"{source}: the tensors do not fit {model.config.model_type} {model.task}", faults)
         )
     model.load_state_dict(state, assign=True)
-
-
-def _keys_of_other_tasks(tasks: Iterable[Task]) -> set[str]:
-    """Upstream's head modules of all ``tasks``."""
-    keys = {key for task in tasks for key in task.keys.values()}
-    return keys | set(filter(None, map(_bias_copy, keys)))
 
 
 def _fresh(model: Model, name: str, dtype: torch.dtype) -> nn.Parameter:
@@ -375,23 +350,22 @@ def save_model(model: Model, path: str | os.PathLike[str]) -> None:
     for key in list(state):
         if copy := _bias_copy(key):
             state[copy] = state[key].clone()
-    text = json.dumps(config_to_json(model.config, model.task), indent=2, sort_keys=True) + "\n"
+    values = dict(sorted(config_to_json(model.config, model.task).items()))
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _replace(path / "model.safetensors", lambda file: save_file(state, file, metadata={"format": "pt"}))
-        _replace(path / "config.json", lambda file: file.write_text(text, encoding="utf-8"))
+        _write_tensors(state, path / "model.safetensors")
     except (OSError, safetensors.SafetensorError) as error:
         raise StorageError(f"{path}: cannot write the model ({error})") from error
+    write_json(path / "config.json", values)
 
 
-def _replace(target: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file, then put it in the place of ``target``."""
+def _write_tensors(state: dict[str, Tensor], target: Path) -> None:
+    """Fill a temporary file, then put it in the place of ``target``, which a model may still be reading."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
-    temporary = Path(name)
     try:
-        write(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(target)
+        save_file(state, name, metadata={"format": "pt"})
+        Path(name).chmod(0o644)
+        Path(name).replace(target)
     finally:
-        temporary.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)

@@ -13,45 +13,41 @@ def _additive(keep: Tensor, dtype: torch.dtype) -> Tensor:
     return (1.0 - keep.to(dtype)) * torch.finfo(dtype).min
 
 
-def attention_bias(
-    mask: Tensor | None, *, batch: int, new: int, past: int, causal: bool, dtype: torch.dtype, device: torch.device
-) -> Tensor | None:
+def _per_query(name: str, mask: Tensor, batch: int, new: int, keys: int) -> Tensor:
+    """A mask ``(batch, keys)`` or ``(batch, new, keys)`` with axes for heads and queries."""
+    if mask.dim() not in {2, 3}:
+        raise InputError(f"{name} has {mask.dim()} axes, must be [batch, keys] or [batch, queries, keys]")
+    check_shape(name, mask, [(batch, keys), (batch, new, keys)])
+    return mask[:, None] if mask.dim() == 3 else mask[:, None, None, :]
+
+
+def attention_bias(mask: Tensor | None, hidden: Tensor, *, past: int, causal: bool) -> Tensor | None:
     """Additive mask of self attention, broadcast to ``(batch, heads, new, past + new)``; None if nothing is hidden.
 
     1. No mask, encoder: None.
     2. ``(batch, keys)``: keys to hide; with ``causal`` also everything behind each query.
     3. ``(batch, new, keys)``: per query, taken as it is; no causal mask is added.
     """
+    batch, new, dtype = hidden.shape[0], hidden.shape[1], hidden.dtype
     keys = past + new
-    if mask is not None:
-        if mask.dim() not in {2, 3}:
-            raise InputError(f"attention_mask has {mask.dim()} axes, must be [batch, keys] or [batch, queries, keys]")
-        check_shape("attention_mask", mask, [(batch, keys), (batch, new, keys)])
-        if mask.dim() == 3:
-            return _additive(mask[:, None], dtype)
-        mask = mask[:, None, None, :]
-    if not causal:
-        return None if mask is None else _additive(mask, dtype)
-    rows = torch.arange(past, keys, device=device)[:, None]
-    visible = (torch.arange(keys, device=device)[None, :] <= rows).to(dtype)[None, None]
-    # One inversion of the product: two lowest numbers must never be added.
-    return _additive(visible if mask is None else visible * mask.to(dtype), dtype)
+    visible = None if mask is None else _per_query("attention_mask", mask, batch, new, keys).to(dtype)
+    if causal and (mask is None or mask.dim() == 2):
+        rows = torch.arange(past, keys, device=hidden.device)[:, None]
+        before = (torch.arange(keys, device=hidden.device)[None, :] <= rows).to(dtype)[None, None]
+        # One inversion of the product: two lowest numbers must never be added.
+        visible = before if visible is None else before * visible
+    return None if visible is None else _additive(visible, dtype)
 
 
-def memory_bias(mask: Tensor | None, *, memory: Tensor, new: int, dtype: torch.dtype) -> Tensor | None:
-    """Additive mask of cross attention from a mask ``(batch, keys)`` or ``(batch, new, keys)``."""
+def memory_bias(mask: Tensor | None, memory: Tensor, hidden: Tensor) -> Tensor | None:
+    """Additive mask of cross attention from ``hidden`` to ``memory``."""
     if mask is None:
         return None
-    batch, keys = memory.shape[:2]
-    if mask.dim() not in {2, 3}:
-        raise InputError(
-            f"encoder_attention_mask has {mask.dim()} axes, must be [batch, keys] or [batch, queries, keys]"
-        )
-    check_shape("encoder_attention_mask", mask, [(batch, keys), (batch, new, keys)])
-    return _additive(mask[:, None] if mask.dim() == 3 else mask[:, None, None, :], dtype)
+    visible = _per_query("encoder_attention_mask", mask, hidden.shape[0], hidden.shape[1], memory.shape[1])
+    return _additive(visible, hidden.dtype)
 
 
-def head_mask_rows(mask: Tensor | None, *, layers: int, heads: int, dtype: torch.dtype) -> Tensor | None:
+def head_mask_rows(mask: Tensor | None, layers: int, heads: int, dtype: torch.dtype) -> Tensor | None:
     """Head mask ``(heads,)`` or ``(layers, heads)`` -> ``(layers, 1, heads, 1, 1)`` in ``dtype``; 1 keeps a head."""
     if mask is None:
         return None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qdq.models.attention import Attention, AttentionImplementation
 from qdq.models.embeddings import Embeddings
 from qdq.models.encoder import Encoder, Layer
-from qdq.models.inputs import InputError, is_tracing
+from qdq.models.inputs import InputError, check_shape
 from qdq.models.masks import attention_bias, head_mask_rows, memory_bias
 
 if TYPE_CHECKING:
@@ -140,9 +140,7 @@ class EncoderModel(Model):
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give exactly one of input_ids and inputs_embeds")
         if encoder_hidden_states is not None and not config.is_decoder:
-            raise InputError(
-                "encoder_hidden_states given, but the model is no decoder: set is_decoder in its configuration"
-            )
+            raise InputError("encoder_hidden_states given, but the model is no decoder: set is_decoder in its config")
         past = 0 if past_key_values is None else past_key_values[0][0].shape[2]
         caching = config.is_decoder and (config.use_cache if use_cache is None else use_cache)
         if caching and self.encoder.checkpointing and self.training:
@@ -150,26 +148,16 @@ class EncoderModel(Model):
             caching = False
 
         hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, past)
-        batch, new, dtype = hidden.shape[0], hidden.shape[1], hidden.dtype
-        bias = attention_bias(
-            attention_mask,
-            batch=batch,
-            new=new,
-            past=past,
-            causal=config.is_decoder,
-            dtype=dtype,
-            device=hidden.device,
-        )
         memory_mask = None
         if encoder_hidden_states is not None:
-            self._check_memory(encoder_hidden_states, batch)
-            memory_mask = memory_bias(encoder_attention_mask, memory=encoder_hidden_states, new=new, dtype=dtype)
+            wanted = (hidden.shape[0], *encoder_hidden_states.shape[1:2], config.hidden_size)
+            check_shape("encoder_hidden_states", encoder_hidden_states, [wanted])
+            memory_mask = memory_bias(encoder_attention_mask, encoder_hidden_states, hidden)
+        rows = head_mask_rows(head_mask, config.num_hidden_layers, config.num_attention_heads, hidden.dtype)
         result: BaseOutput = self.encoder(
             hidden,
-            bias,
-            head_mask=head_mask_rows(
-                head_mask, layers=config.num_hidden_layers, heads=config.num_attention_heads, dtype=dtype
-            ),
+            attention_bias(attention_mask, hidden, past=past, causal=config.is_decoder),
+            head_mask=rows,
             memory=encoder_hidden_states,
             memory_mask=memory_mask,
             past=past_key_values,
@@ -180,13 +168,6 @@ class EncoderModel(Model):
         if self.pooler is not None:
             result.pooler_output = self.pooler(result.last_hidden_state)
         return result
-
-    def _check_memory(self, memory: Tensor, batch: int) -> None:
-        if is_tracing():
-            return
-        if memory.dim() != 3 or memory.shape[0] != batch or memory.shape[2] != self.config.hidden_size:
-            wanted = f"[{batch}, keys, {self.config.hidden_size}]"
-            raise InputError(f"encoder_hidden_states has shape {list(memory.shape)}, must be {wanted}")
 
     def run_head(self, *inputs: Tensor | None) -> Any:
         """What the head makes of hidden states or of the pooled output."""
@@ -262,11 +243,7 @@ class EncoderModel(Model):
 
 def _resized(weight: Tensor, size: int, std: float) -> Tensor:
     """``weight`` with ``size`` rows: the first ones kept, new ones normal with ``std`` (0: zeros)."""
-    new = (
-        weight.new_empty(size, *weight.shape[1:]).normal_(0.0, std)
-        if std
-        else weight.new_zeros(size, *weight.shape[1:])
-    )
+    new = weight.detach().new_zeros(size, *weight.shape[1:]).normal_(0.0, std)
     kept = min(size, weight.shape[0])
     new[:kept] = weight.detach()[:kept]
     return new

@@ -31,11 +31,11 @@ _SCORER_KEYS = {
 
 
 def _embedder(config: ModelConfig) -> EmbedderHead:
-    return EmbedderHead(config, LanguageModelHead.of(config))
+    return EmbedderHead(config, LanguageModelHead(config))
 
 
 def _reader(config: ModelConfig) -> ReaderHead:
-    return ReaderHead(config, LanguageModelHead.of(config))
+    return ReaderHead(config, LanguageModelHead(config))
 
 
 REALM = Family(
@@ -53,7 +53,7 @@ REALM = Family(
         "masked-lm": Task(
             "RealmKnowledgeAugEncoder",
             KnowledgeAugmentedEncoder,
-            LanguageModelHead.of,
+            LanguageModelHead,
             pooler=True,
             keys=LANGUAGE_MODEL_KEYS,
             unused=("pooler",),

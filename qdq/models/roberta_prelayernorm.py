@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qdq.models.config import Switches
 from qdq.models.family import CLASSIFIER_KEYS, Family, Task, standard_tasks
-from qdq.models.heads import Classifier, LanguageModelHead, choice_head, sentence_head
+from qdq.models.heads import Classifier, LanguageModelHead, choice_head, label_head
 from qdq.models.keymap import BERT_KEYS
 from qdq.models.task_models import CausalLM, MaskedLM, MultipleChoice, SequenceClassification
 
@@ -25,7 +25,12 @@ _SENTENCE_KEYS = {"head.dense": "classifier.dense", "head.classifier": "classifi
 
 def _language_model(config: ModelConfig) -> LanguageModelHead:
     # The exact GELU here, whatever the layers use.
-    return LanguageModelHead.of(config, hidden_act="gelu")
+    return LanguageModelHead(config, hidden_act="gelu")
+
+
+def _sentence(config: ModelConfig) -> Classifier:
+    # Reads the first token of the normalised output: there is no pooler.
+    return label_head(config, hidden=True)
 
 
 def _choice(config: ModelConfig) -> Classifier:
@@ -48,7 +53,7 @@ ROBERTA_PRELAYERNORM = Family(
         "masked-lm": Task(f"{_STEM}ForMaskedLM", MaskedLM, _language_model, keys=_LM_KEYS),
         "causal-lm": Task(f"{_STEM}ForCausalLM", CausalLM, _language_model, keys=_LM_KEYS),
         "sequence-classification": Task(
-            f"{_STEM}ForSequenceClassification", SequenceClassification, sentence_head, keys=_SENTENCE_KEYS
+            f"{_STEM}ForSequenceClassification", SequenceClassification, _sentence, keys=_SENTENCE_KEYS
         ),
         "multiple-choice": Task(
             f"{_STEM}ForMultipleChoice", MultipleChoice, _choice, pooler=True, keys=CLASSIFIER_KEYS

@@ -16,14 +16,14 @@ BERT: dict[str, tuple[dict[str, Any], str]] = {
     "no ids": ({}, "exactly one of input_ids and inputs_embeds"),
     "ids and embeds": ({"input_ids": IDS, "inputs_embeds": torch.zeros(2, 6, 32)}, "exactly one of input_ids"),
     "ids of one axis": ({"input_ids": IDS[0]}, r"input_ids has shape \[6\], must be \[batch, seq\]"),
-    "ids of three axes": ({"input_ids": IDS[None]}, r"input_ids has shape \[1, 2, 6\], must be \[1, 2\]"),
+    "ids of three axes": ({"input_ids": IDS[None]}, r"input_ids has shape \[1, 2, 6\], must be \[batch, seq\]"),
     "floating ids": ({"input_ids": IDS.float()}, "input_ids has dtype torch.float32, must be whole numbers"),
     "id beyond the vocabulary": (
         {"input_ids": IDS + 78},
         "input_ids must be between 0 and 82, the vocabulary; found 83",
     ),
     "negative id": ({"input_ids": IDS - 6}, "found -1"),
-    "embeds of another width": ({"inputs_embeds": torch.zeros(2, 6, 31)}, r"must be \[2, 6, 32\]"),
+    "embeds of another width": ({"inputs_embeds": torch.zeros(2, 6, 31)}, r"must be \[batch, seq, 32\]"),
     "sequence too long": (
         {"input_ids": torch.full((1, 41), 5)},
         "a sequence of 41 tokens is too long: the model takes at most 40",
@@ -83,7 +83,7 @@ DECODER: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "states of another width": (
         {"add_cross_attention": True},
         {"encoder_hidden_states": torch.zeros(2, 4, 31)},
-        r"encoder_hidden_states has shape \[2, 4, 31\], must be \[2, keys, 32\]",
+        r"encoder_hidden_states has shape \[2, 4, 31\], must be \[2, 4, 32\]",
     ),
     "mask of another length": (
         {"add_cross_attention": True},
