@@ -55,8 +55,8 @@ class QuantSpec:
         overflow_safe: for the weights of a linear layer. CPUs without VNNI instructions add the products of *pairs* of
             uint8 activations and int8 weights in 16 bits, which saturates when two neighbouring weights are large and
             of the same sign. With this set the scale of an output channel is large enough that no pair can: integer
-            kernels are then exact on every CPU. Costs less than half a bit of the weights' resolution on real checkpoints
-            (0.44 on average in all-MiniLM-L6-v2), where 7-bit weights cost a whole one.
+            kernels are then exact on every CPU. Costs less than half a bit of the weights' resolution on average (0.44
+            in all-MiniLM-L6-v2), where 7-bit weights cost a whole one.
 
     Raises:
         RecipeError: for a combination that does not exist, all faults at once.
