@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from qdq.errors import RecipeError
+from qdq.recipe import Recipe, Rule, Slot, load_recipe, presets
+from qdq.spec import PerAxis, QuantSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+INT8, INT4 = QuantSpec(), QuantSpec(bits=4)
+
+
+def slot(module: str, kind: str = "linear", name: str = "input") -> Slot:
+    return Slot(module, kind, name)
+
+
+SLOTS = [
+    slot("embeddings.word", "embedding", "weight"),
+    *(slot(f"encoder.layers.{n}.query", "linear", name) for n in (0, 1, 10) for name in ("input", "weight")),
+    *(slot(f"encoder.layers.{n}.scores", "matmul", name) for n in (0, 1, 10) for name in ("input", "other")),
+    slot("pooler.dense", "linear", "input"),
+    slot("pooler.dense", "linear", "weight"),
+]
+
+
+def rule(module: str = "*", spec: QuantSpec | None = INT8, **settings: Any) -> Rule:
+    return Rule(module=module, spec=spec, **{"slot": "*", **settings})
+
+
+def recipe(*rules: Rule, **settings: Any) -> Recipe:
+    return Recipe(name="test", rules=rules, **settings)
+
+
+def chosen(recipe: Recipe) -> list[str]:
+    return [str(slot) for slot, spec in recipe.assign(SLOTS).items() if spec is not None]
+
+
+def faults_of(text: str, tmp_path: Path) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value).removeprefix(str(path))
+
+
+# --- presets ---
+
+
+def test_presets_are_what_the_package_ships() -> None:
+    assert set(presets()) == {"linear", "onnxruntime", "openvino", "qdqbert", "tensorrt"}
+
+
+@pytest.mark.parametrize("name", list(presets()))
+def test_preset_loads_under_its_own_name_and_survives_json(name: str) -> None:
+    loaded = load_recipe(name)
+    assert loaded.name == name
+    assert Recipe.from_dict(json.loads(json.dumps(loaded.to_dict()))) == loaded
+    assert load_recipe(presets()[name]) == loaded, "by path, too"
+
+
+@pytest.mark.parametrize("name", list(presets()))
+def test_preset_means_what_plain_yaml_says(name: str) -> None:
+    """The same file through PyYAML's own loader: every rule with the spec of its name."""
+    values = yaml.safe_load(presets()[name].read_text(encoding="utf-8"))
+    loaded = load_recipe(name)
+    assert len(loaded.rules) == len(values["rules"])
+    for rule, given in zip(loaded.rules, values["rules"], strict=True):
+        assert (rule.module, rule.kind, rule.slot) == (given["module"], given.get("kind"), given["slot"])
+        assert rule.spec == QuantSpec.from_dict(values["specs"][given["spec"]])
+
+
+def test_presets_for_the_runtimes_keep_to_their_limits() -> None:
+    for rule in load_recipe("tensorrt").rules:
+        assert rule.spec is not None
+        assert rule.spec.symmetric
+        assert rule.spec.signed, "TensorRT takes symmetric int8 alone"
+    for name in ("onnxruntime", "openvino"):
+        specs = {rule.slot: rule.spec for rule in load_recipe(name).rules if rule.kind == "linear"}
+        assert specs["input"] == QuantSpec(signed=False, symmetric=False)
+        assert specs["weight"] == QuantSpec(granularity=PerAxis(0), overflow_safe=True)
+
+
+# --- which rule decides ---
+
+
+def test_last_match_wins() -> None:
+    first, last = rule(spec=INT8), rule("encoder.layers.1.*", spec=INT4)
+    assert recipe(first, last).assign(SLOTS)[slot("encoder.layers.1.query")] == INT4
+    assert recipe(last, first).assign(SLOTS)[slot("encoder.layers.1.query")] == INT8
+    assert recipe(first, last).assign(SLOTS)[slot("encoder.layers.10.query")] == INT8, "1 is not 10"
+
+
+def test_off_takes_slots_out_again() -> None:
+    got = chosen(recipe(rule(kind="linear"), rule("pooler*", spec=None)))
+    assert got == [str(s) for s in SLOTS if s.kind == "linear" and s.module != "pooler.dense"]
+
+
+def test_no_rule_no_spec_and_every_slot_is_answered() -> None:
+    specs = recipe(rule("pooler.*", slot="weight")).assign(SLOTS)
+    assert list(specs) == SLOTS
+    assert chosen(recipe(rule("pooler.*", slot="weight"))) == ["pooler.dense.weight"]
+
+
+def test_kind_and_slot_narrow_a_rule() -> None:
+    assert chosen(recipe(rule("*.0.*", kind="matmul"))) == [
+        "encoder.layers.0.scores.input",
+        "encoder.layers.0.scores.other",
+    ]
+    assert chosen(recipe(rule("*.0.*", slot="input"))) == [
+        "encoder.layers.0.query.input",
+        "encoder.layers.0.scores.input",
+    ]
+
+
+def test_patterns_mind_upper_and_lower_case() -> None:
+    with pytest.raises(RecipeError, match="matches nothing"):
+        recipe(rule("Encoder.*")).assign(SLOTS)
+
+
+def test_include_and_exclude_have_the_last_word() -> None:
+    everything = recipe(rule())
+    included = everything.restrict(include=["encoder.layers.0.*", "pooler.*"])
+    assert {name.split(".")[0] for name in chosen(included)} == {"encoder", "pooler"}
+    assert len(chosen(included)) == 6
+    both = included.restrict(exclude=["*.scores", "pooler.dense.weight"])
+    assert chosen(both) == ["encoder.layers.0.query.input", "encoder.layers.0.query.weight", "pooler.dense.input"]
+    assert chosen(everything) == [str(s) for s in SLOTS], "restrict makes a new recipe"
+    assert Recipe.from_dict(both.to_dict()) == both
+
+
+def test_what_matches_nothing_is_a_mistake_and_all_are_named() -> None:
+    wrong = recipe(rule(), rule("encodr.*", kind="linear"), rule("pooler.*", slot="other", spec=None))
+    wrong = wrong.restrict(include=["pooler.*", "pooller"], exclude=["decoder.*"])
+    with pytest.raises(RecipeError) as caught:
+        wrong.assign(SLOTS)
+    text = str(caught.value)
+    for word in ("'test'", "'encodr.*'", "kind: linear", "slot: 'other', spec: off", "include pattern 'pooller'"):
+        assert word in text
+    assert "exclude pattern 'decoder.*'" in text
+    assert "'pooler.*' matches" not in text
+    assert "encoder.layers.0.query" in text, "the message shows what names look like"
+
+
+def test_model_without_slots_says_so() -> None:
+    with pytest.raises(RecipeError, match="no slots"):
+        recipe(rule()).assign([])
+
+
+# --- files ---
+
+
+def test_file_with_everything(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        """
+name: mine
+specs:
+  weight: &weight {granularity: per-axis(0)}
+  narrow: {<<: *weight, narrow_range: true}
+rules:
+  - {module: "*", slot: weight, spec: narrow}
+  - {module: "*", slot: input, spec: {bits: 4, signed: false, symmetric: false}}
+  - {module: "pooler.*", slot: "*", spec: off}
+  - {module: "*.10.*", slot: "*", spec: "off"}
+include: ["encoder.*"]
+exclude: ["*.scores"]
+""",
+        encoding="utf-8",
+    )
+    loaded = load_recipe(str(path))
+    weight, activation, off, quoted = (rule.spec for rule in loaded.rules)
+    assert weight == QuantSpec(granularity=PerAxis(0), narrow_range=True)
+    assert activation == QuantSpec(bits=4, signed=False, symmetric=False)
+    assert off is None
+    assert quoted is None
+    assert (loaded.include, loaded.exclude) == (("encoder.*",), ("*.scores",))
+
+
+def test_all_mistakes_come_with_their_lines(tmp_path: Path) -> None:
+    text = faults_of(
+        """name: 5
+foo: 1
+specs:
+  a: 1
+  b:
+    bitz: 3
+    bits: 99
+  c: {bits: 4}
+rules:
+  - hello
+  - {module: "*", slot: input, spec: b}
+  - module: 3
+    slot: in
+    kind: conv
+    spec: zzz
+    oops: true
+  - {module: "*", slot: input, spec: {bits: true, signed: yes}}
+  - {}
+include: a
+exclude: [1]
+""",
+        tmp_path,
+    )
+    expected = {
+        1: ["name is 5"],
+        2: ["unknown key 'foo'"],
+        4: ["spec 'a' is 1"],
+        6: ["b: unknown key 'bitz'", "b: bits is 99"],
+        9: ["rule 'hello' is not a mapping"],
+        12: ["module is 3"],
+        13: ["slot is 'in', must be one of input, weight, other, *"],
+        14: ["kind is 'conv', must be one of linear, embedding, matmul, add"],
+        15: ["spec is 'zzz', must be one of off, a, b, c"],
+        16: ["unknown key 'oops'"],
+        17: ["spec: bits is True", "spec: signed is 'yes'"],
+        18: ["needs the key 'module'", "needs the key 'slot'", "needs the key 'spec'"],
+        19: ["include is not a list"],
+        20: ["exclude is not a list"],
+    }
+    count = sum(map(len, expected.values()))
+    assert f"{count} faults" in text
+    for line, words in expected.items():
+        for word in words:
+            assert any(f"line {line}: " in entry and word in entry for entry in text.splitlines()), (line, word)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "a recipe is a mapping"),
+        ("# nothing\n", "a recipe is a mapping"),
+        ("- a\n- b\n", "a recipe is a mapping"),
+        ("linear", "a recipe is a mapping"),
+        ("{}", "name is missing"),
+        ("name: a\n", "rules is missing"),
+        ("name: a\nrules: []\n", "line 2: rules is not a list with at least one rule"),
+        ("name: a\nrules: 3\nspecs: 4\n", "line 3: specs is not a mapping"),
+        ("name: a\nrules:\n  - {module: a, slot: b\n", "not a YAML file"),
+        ("name: a\n\trules: 1\n", "not a YAML file"),
+        ("name: a\n---\nname: b\n", "not a YAML file"),
+        ("name: 2020-13-45\n", "not a YAML file"),
+        ("name: !!python/object/apply:os.getcwd []\n", "not a YAML file"),
+        ("? [a, b]\n: c\n", "not a YAML file"),
+        ("&a {name: *a}\n", "not a YAML file"),
+        ("[" * 2000, "not a YAML file"),
+        ("\x00\x01\x02", "not a YAML file"),
+        (
+            "name: a\nrules: [{module: x, slot: input, spec: off}]\nrules: []\n",
+            "line 3: the key 'rules' stands here more",
+        ),
+        ("name: a\nrules:\n  - {module: x, slot: input, spec: off, slot: weight}\n", "line 3: the key 'slot' stands"),
+        (
+            "name: a\nspecs:\n  x: {bits: 8, bits: 4}\nrules: [{module: a, slot: input, spec: x}]\n",
+            "line 3: the key 'bits'",
+        ),
+        ("name: a\nspecs: {x: {}, x: {}}\nrules: [{module: a, slot: input, spec: x}]\n", "line 2: the key 'x'"),
+        ("name: a\nrules: [{module: a, slot: input, spec: }]\n", "spec is None"),
+        ("name: a\nrules: [{module: a, slot: input, spec: false}]\n", "spec is False"),
+        ("name: a\nrules: [{module: a, slot: [input], spec: off}]\n", "slot is ['input']"),
+        ("name: ''\nrules: [{module: a, slot: input, spec: off}]\n", "name is ''"),
+        ("1: 2\n", "unknown key 1"),
+    ],
+    ids=range(26),
+)
+def test_files_that_are_no_recipe(text: str, word: str, tmp_path: Path) -> None:
+    assert word in faults_of(text, tmp_path)
+
+
+def test_binary_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(bytes(range(256)))
+    with pytest.raises(RecipeError, match="not a YAML file"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize("name", ["tensort", "no/such/file.yaml", "", "."])
+def test_neither_preset_nor_file(name: str) -> None:
+    with pytest.raises(RecipeError, match=r"neither a file nor one of the presets linear, onnxruntime"):
+        load_recipe(name)
+
+
+def test_plain_values_have_no_lines_and_all_their_mistakes() -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_dict({"name": "x", "rules": [{"module": "a"}, 3]}, source="export.json")
+    assert str(caught.value).startswith("export.json: 3 faults")
+    assert "line" not in str(caught.value)
+    with pytest.raises(RecipeError, match="a recipe is a mapping"):
+        Recipe.from_dict([])  # type: ignore[arg-type]
