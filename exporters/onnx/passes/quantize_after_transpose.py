@@ -18,7 +18,8 @@ class QuantizeAfterTransposePass(ir.passes.InPlacePass):
 
     Case 1: ``QuantizeLinear -> DequantizeLinear -> Transpose`` with one scale and nobody else reading between: becomes
     ``Transpose -> QuantizeLinear -> DequantizeLinear``. The new node carries the quantizer's name.
-    Case 2: a scale for each channel, a stored weight, other readers: left alone.
+    Case 2: the same with a Clip of fewer bits or a narrow range behind the QuantizeLinear.
+    Case 3: a scale for each channel, a stored weight, other readers: left alone.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -32,19 +33,25 @@ class QuantizeAfterTransposePass(ir.passes.InPlacePass):
 
 def _try_move(graph: ir.Graph, transpose: ir.Node) -> bool:
     dequantize = producer(transpose.inputs[0], "DequantizeLinear")
-    quantize = None if dequantize is None else producer(dequantize.inputs[0], "QuantizeLinear")
-    if dequantize is None or quantize is None:
+    if dequantize is None:
+        return False
+    clip = producer(dequantize.inputs[0], "Clip")  # case 2
+    quantize = producer(dequantize.inputs[0] if clip is None else clip.inputs[0], "QuantizeLinear")
+    if quantize is None:
         return False
     scale = constant(quantize.inputs[1])
-    alone = only_consumer(quantize.outputs[0]) and only_consumer(dequantize.outputs[0])
+    chain = [node.outputs[0] for node in (quantize, clip, dequantize) if node is not None]
+    alone = all(only_consumer(value) is not None for value in chain)
     if scale is None or scale.ndim or not alone or constant(quantize.inputs[0]) is not None:
-        return False  # case 2
+        return False  # case 3
     slot = str(quantize.name).rpartition("/")[0]
     moved = ir.node("Transpose", [quantize.inputs[0]], transpose.attributes, name=f"{slot}/Transpose")
     moved.outputs[0].name = f"{moved.name}_output_0"
     moved.outputs[0].type = None if quantize.inputs[0] is None else quantize.inputs[0].type
-    for value in (moved.outputs[0], quantize.outputs[0], dequantize.outputs[0]):
+    for value in (moved.outputs[0], *chain):
         value.shape = transpose.outputs[0].shape
+    if transpose.outputs[0].is_graph_output():
+        dequantize.outputs[0].name = transpose.outputs[0].name
     graph.insert_before(quantize, moved)
     quantize.replace_input_with(0, moved.outputs[0])
     transpose.outputs[0].replace_all_uses_with(dequantize.outputs[0], replace_graph_outputs=True)
