@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporters.onnx.passes.graph import constant, initializer, is_op
+from exporters.onnx.passes.graph import constant, initializer, is_op, only_consumer
 
 __all__ = ["UnsignedActivationsPass"]
 
@@ -15,7 +15,8 @@ class UnsignedActivationsPass(ir.passes.InPlacePass):
 
     Case 1: ``QuantizeLinear(int8)`` of a computed tensor, read by DequantizeLinear nodes of the same parameters alone:
     all of them change to uint8 with ``zero_point + 128``.
-    Case 2: anything else reads the integers (a Clip of fewer bits, a graph output): left alone.
+    Case 2: the same with a Clip of fewer bits or a narrow range between: its bounds are shifted too.
+    Case 3: anything else reads the integers (a graph output, say), or the tensor is stored: left alone.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -29,15 +30,26 @@ class UnsignedActivationsPass(ir.passes.InPlacePass):
 
 def _try_shift(graph: ir.Graph, quantize: ir.Node) -> bool:
     zero_point = constant(quantize.inputs[2]) if len(quantize.inputs) > 2 else None
-    q = quantize.outputs[0]
+    if zero_point is None or zero_point.dtype != np.int8 or constant(quantize.inputs[0]) is not None:
+        return False  # case 3
+    clip = only_consumer(quantize.outputs[0], "Clip")
+    limits = [] if clip is None else [constant(value) for value in clip.inputs[1:]]
+    q = (quantize if clip is None else clip).outputs[0]
     readers = [use.node for use in q.uses()]
-    if zero_point is None or zero_point.dtype != np.int8 or q.is_graph_output():
-        return False
-    if not all(is_op(reader, "DequantizeLinear") and reader.inputs[2] is quantize.inputs[2] for reader in readers):
-        return False  # case 2
-    shifted = (zero_point.astype(np.int16) + 128).astype(np.uint8)
-    value = initializer(graph, f"{quantize.name}_zero_point", shifted)
+    same = all(is_op(reader, "DequantizeLinear") and reader.inputs[2] is quantize.inputs[2] for reader in readers)
+    if not same or q.is_graph_output() or any(limit is None for limit in limits):
+        return False  # case 3
+    shifted = initializer(graph, f"{quantize.name}_zero_point", _shift(zero_point))
     for node in (quantize, *readers):
-        node.replace_input_with(2, value)
+        node.replace_input_with(2, shifted)
+    if clip is not None:  # case 2
+        for index, limit in enumerate(limits, start=1):
+            assert limit is not None
+            clip.replace_input_with(index, initializer(graph, f"{clip.name}_bound_{index}", _shift(limit)))
+        quantize.outputs[0].dtype = ir.DataType.UINT8
     q.dtype = ir.DataType.UINT8
     return True
+
+
+def _shift(array: np.ndarray) -> np.ndarray:
+    return (array.astype(np.int16) + 128).astype(np.uint8)
