@@ -17,6 +17,7 @@ from exporters.onnx.passes.quantize_after_transpose import QuantizeAfterTranspos
 from exporters.onnx.passes.residual_sum import ResidualSumPass
 from exporters.onnx.passes.transpose_weights import TransposeWeightsPass
 from exporters.onnx.passes.unsigned_activations import UnsignedActivationsPass
+from exporters.onnx.passes.unsigned_weights import UnsignedWeightsPass
 from qdq.errors import ExportError
 
 if TYPE_CHECKING:
@@ -95,6 +96,19 @@ def _onnxruntime() -> list[ir_passes.InPlacePass]:
     ]
 
 
+def _openvino() -> list[ir_passes.InPlacePass]:
+    """QuantizeLinear and DequantizeLinear nodes in the form for which x86 CPUs have kernels that are exact."""
+    return [
+        common.CommonSubexpressionEliminationPass(),
+        FoldWeightsPass(),
+        TransposeWeightsPass(),
+        QuantizeAfterTransposePass(),
+        UnsignedActivationsPass(),
+        UnsignedWeightsPass(),
+        *_tidy(),
+    ]
+
+
 def _tidy() -> list[ir_passes.InPlacePass]:
     return [
         common.RemoveUnusedNodesPass(),
@@ -109,7 +123,7 @@ TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
         Target(name="onnxruntime", recipe="onnxruntime", runtime="onnxruntime", passes=_onnxruntime, refuses=_any),
-        Target(name="openvino", recipe="openvino", runtime="openvino", passes=_plain, refuses=_any),
+        Target(name="openvino", recipe="openvino", runtime="openvino", passes=_openvino, refuses=_any),
         Target(name="tensorrt", recipe="tensorrt", runtime="reference", passes=_plain, refuses=_tensorrt),
     )
 }

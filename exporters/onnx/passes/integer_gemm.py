@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from exporters.onnx.passes.graph import constant, initializer, is_op, only_consumer, producer
 
-__all__ = ["IntegerGemmPass"]
+__all__ = ["IntegerGemmPass", "may_saturate"]
 
 _INT16_MAX = 2**15 - 1
 
@@ -48,7 +48,7 @@ def _try_fuse(graph: ir.Graph, matmul: ir.Node) -> bool:
     if x_zero.dtype != np.uint8 or x_zero.ndim or weight.dtype != np.int8 or zeros.any() or not per_column:
         return False  # case 4
     stored, w_zero = w.inputs[0], None
-    if _may_saturate(weight):  # case 2
+    if may_saturate(weight):  # case 2
         assert stored is not None
         stored = initializer(graph, f"{stored.name}_unsigned", (weight.astype(np.int16) + 128).astype(np.uint8))
         w_zero = initializer(graph, f"{matmul.name}_weight_zero_point", np.full(scales.shape, 128, np.uint8))
@@ -77,7 +77,7 @@ def _bias(add: ir.Node, product: ir.Value, width: int) -> ir.Value | None:
     return other if array is not None and array.shape == (width,) else None
 
 
-def _may_saturate(weight: np.ndarray) -> bool:
+def may_saturate(weight: np.ndarray) -> bool:
     """Whether 255 * (w[k] + w[k + 1]) can leave int16, in either alignment; weight is ``(in, out)``."""
     pairs = np.abs(weight[1:].astype(np.int32) + weight[:-1])
     return bool(pairs.size and int(pairs.max()) * 255 > _INT16_MAX)

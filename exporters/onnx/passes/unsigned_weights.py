@@ -1,0 +1,47 @@
+"""Shift weights on which CPUs without VNNI would saturate from signed to unsigned."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.onnx.passes.graph import constant, initializer, is_op, producer
+from exporters.onnx.passes.integer_gemm import may_saturate
+
+__all__ = ["UnsignedWeightsPass"]
+
+
+class UnsignedWeightsPass(ir.passes.InPlacePass):
+    """Add 128 to integers and zero points: the same weights, held in uint8, for which kernels are exact on every CPU.
+
+    Case 1: an int8 weight ``(in, out)`` behind a product, on which sums of pairs could saturate in 16 bits
+    (``QuantSpec.overflow_safe`` was not asked for).
+    Case 2: no pair can: left alone, int8 is the faster form.
+    Case 3: anything else: left alone.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Shift."""
+        modified = False
+        for node in list(model.graph):
+            if is_op(node, "MatMul", "Gemm"):
+                modified |= _try_shift(model.graph, node)
+        return ir.passes.PassResult(model, modified)
+
+
+def _try_shift(graph: ir.Graph, product: ir.Node) -> bool:
+    x, w = (producer(value, "DequantizeLinear") for value in product.inputs[:2])
+    if x is None or w is None or len(w.inputs) < 3:
+        return False  # case 3
+    weight, zeros = constant(w.inputs[0]), constant(w.inputs[2])
+    if weight is None or zeros is None or weight.dtype != np.int8 or weight.ndim != 2:
+        return False  # case 3
+    if not may_saturate(weight.T if product.attributes.get_int("transB", 0) else weight):
+        return False  # case 2
+    for index, array in ((0, weight), (2, zeros)):  # case 1
+        value = w.inputs[index]
+        assert value is not None
+        w.replace_input_with(
+            index, initializer(graph, f"{value.name}_unsigned", (array.astype(np.int16) + 128).astype(np.uint8))
+        )
+    return True
