@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from torch.overrides import TorchFunctionMode
+
 from qdq.errors import ConfigError, describe_faults
 from qdq.models.albert import ALBERT
 from qdq.models.bert import BERT, QDQBERT
@@ -118,7 +120,7 @@ def task_of(config: ModelConfig, task: str | None = None) -> tuple[str, Task]:
 def construct(
     config: ModelConfig, task: str | None = None, *, attn_implementation: AttentionImplementation = "eager"
 ) -> Model:
-    """The model of ``config`` with whatever numbers torch puts into new modules."""
+    """The model of ``config`` with arbitrary weights, to be loaded or initialised."""
     if attn_implementation not in _ATTN_IMPLEMENTATIONS:
         raise ConfigError(f"attn_implementation is {attn_implementation!r}, must be one of eager, sdpa")
     if config.switches != family_of(config.model_type).switches:
@@ -126,8 +128,17 @@ def construct(
             f"the configuration is not of '{config.model_type}': make it with configure('{config.model_type}')"
         )
     name, entry = task_of(config, task)
-    head = None if entry.head is None else entry.head(config)
-    return entry.model(config, task=name, pooler=entry.pooler, head=head, attn_implementation=attn_implementation)
+    with _WithoutRandomNumbers():
+        head = None if entry.head is None else entry.head(config)
+        return entry.model(config, task=name, pooler=entry.pooler, head=head, attn_implementation=attn_implementation)
+
+
+class _WithoutRandomNumbers(TorchFunctionMode):
+    """Leaves new weights as they are: they are loaded or initialised later, and drawing them takes seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if getattr(func, "__module__", None) == "torch.nn.init" else func(*args, **kwargs)
 
 
 def build(
