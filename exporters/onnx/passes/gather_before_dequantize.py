@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporters.onnx.passes.graph import constant, is_op, producer
+from exporters.onnx.passes.graph import constant, initializer, is_op, producer
 
 __all__ = ["GatherBeforeDequantizePass"]
 
@@ -30,8 +30,8 @@ class GatherBeforeDequantizePass(ir.passes.InPlacePass):
 
 def _try_move(graph: ir.Graph, gather: ir.Node) -> bool:
     dequantize = producer(gather.inputs[0], "DequantizeLinear")
-    if dequantize is None:
-        return False
+    if dequantize is None or len(dequantize.inputs) < 3:
+        return False  # case 3
     table, scale, zero_point = dequantize.inputs[:3]
     scales, zeros = constant(scale), constant(zero_point)
     if constant(table) is None or scales is None or zeros is None:
@@ -42,9 +42,8 @@ def _try_move(graph: ir.Graph, gather: ir.Node) -> bool:
     if scales.ndim == 0:  # case 1
         new.append(ir.node("DequantizeLinear", [rows.outputs[0], scale, zero_point], name=dequantize.name))
     elif dequantize.attributes.get_int("axis", 1) == 0 and not zeros.any():  # case 2
-        column = ir.Value(name=f"{scale.name}_column", const_value=ir.Tensor(scales[:, np.newaxis]))  # type: ignore[union-attr]
-        column.shape, column.dtype = ir.Shape((len(scales), 1)), ir.DataType.FLOAT
-        graph.register_initializer(column)
+        assert scale is not None
+        column = initializer(graph, f"{scale.name}_column", scales[:, np.newaxis])
         values = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{name}_values")
         row_scales = ir.node("Gather", [column, indices], {"axis": 0}, name=f"{name}_scales")
         new += [values, row_scales]
@@ -53,9 +52,13 @@ def _try_move(graph: ir.Graph, gather: ir.Node) -> bool:
         return False  # case 3
     for node in new:
         node.outputs[0].name = f"{node.name}_output_0"
+    old, result = gather.outputs[0], new[-1].outputs[0]
+    result.shape, result.type = old.shape, old.type
+    if old.is_graph_output():
+        result.name = old.name
     graph.insert_before(gather, new)
-    gather.outputs[0].replace_all_uses_with(new[-1].outputs[0], replace_graph_outputs=True)
+    old.replace_all_uses_with(result, replace_graph_outputs=True)
     graph.remove(gather, safe=True)
-    if not dequantize.outputs[0].uses():
+    if not dequantize.outputs[0].uses() and not dequantize.outputs[0].is_graph_output():
         graph.remove(dequantize, safe=True)
     return True

@@ -38,8 +38,8 @@ class IntegerGemmPass(ir.passes.InPlacePass):
 
 def _try_fuse(graph: ir.Graph, matmul: ir.Node) -> bool:
     x, w = (producer(value, "DequantizeLinear") for value in matmul.inputs)
-    if x is None or w is None:
-        return False
+    if x is None or w is None or min(len(x.inputs), len(w.inputs)) < 3:
+        return False  # case 4
     weight, zeros, scales = constant(w.inputs[0]), constant(w.inputs[2]), constant(w.inputs[1])
     x_zero = constant(x.inputs[2])
     if weight is None or zeros is None or scales is None or x_zero is None or weight.ndim != 2:
@@ -66,7 +66,7 @@ def _try_fuse(graph: ir.Graph, matmul: ir.Node) -> bool:
     last.outputs[0].replace_all_uses_with(fused.outputs[0], replace_graph_outputs=True)
     graph.remove([last, matmul] if last is not matmul else matmul, safe=True)
     for node in (x, w):
-        if not node.outputs[0].uses():
+        if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
             graph.remove(node, safe=True)
     return True
 

@@ -36,7 +36,7 @@ def _try_shift(graph: ir.Graph, quantize: ir.Node) -> bool:
     limits = [] if clip is None else [constant(value) for value in clip.inputs[1:]]
     q = (quantize if clip is None else clip).outputs[0]
     readers = [use.node for use in q.uses()]
-    same = all(is_op(reader, "DequantizeLinear") and reader.inputs[2] is quantize.inputs[2] for reader in readers)
+    same = all(is_op(reader, "DequantizeLinear") and quantize.inputs[2] in reader.inputs[2:] for reader in readers)
     if not same or q.is_graph_output() or any(limit is None for limit in limits):
         return False  # case 3
     shifted = initializer(graph, f"{quantize.name}_zero_point", _shift(zero_point))
