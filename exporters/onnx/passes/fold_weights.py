@@ -29,12 +29,13 @@ class FoldWeightsPass(ir.passes.InPlacePass):
 
 
 def _try_fold(graph: ir.Graph, node: ir.Node) -> bool:
+    if len(node.inputs) < 3:
+        return False
     cast = producer(node.inputs[2], "Cast")
-    if cast is not None and constant(cast.inputs[0]) is not None:
-        _fold_cast(graph, cast)  # case 4
+    modified = cast is not None and _try_fold_cast(graph, cast)  # case 4
     weight, scale, zero_point = (constant(value) for value in node.inputs[:3])
     if weight is None or scale is None or zero_point is None:
-        return False  # case 3
+        return modified  # case 3
     axis = node.attributes.get_int("axis", 1)
     bounds = np.iinfo(zero_point.dtype)
     low, high = int(bounds.min), int(bounds.max)
@@ -43,7 +44,7 @@ def _try_fold(graph: ir.Graph, node: ir.Node) -> bool:
     if clip is not None:
         limits = [constant(value) for value in clip.inputs[1:3]]
         if any(limit is None for limit in limits):
-            return False
+            return modified
         low, high = (int(limit) for limit in limits if limit is not None)
         last = clip  # case 2
     if scale.ndim:
@@ -61,9 +62,11 @@ def _try_fold(graph: ir.Graph, node: ir.Node) -> bool:
     return True
 
 
-def _fold_cast(graph: ir.Graph, cast: ir.Node) -> None:
+def _try_fold_cast(graph: ir.Graph, cast: ir.Node) -> bool:
     source = constant(cast.inputs[0])
-    assert source is not None
+    if source is None:
+        return False
     array = source.astype(ir.DataType(cast.attributes.get_int("to", 0)).numpy())
     cast.outputs[0].replace_all_uses_with(initializer(graph, f"{cast.name}_folded", array))
     graph.remove(cast, safe=True)
+    return True

@@ -43,14 +43,17 @@ class NameAfterModulesPass(ir.passes.InPlacePass):
             node.name = name
             for index, output in enumerate(node.outputs):
                 if not output.is_graph_output():
+                    modified |= output.name != f"{name}_output_{index}"
                     output.name = f"{name}_output_{index}"
         modified |= self._name_initializers(model.graph)
         return ir.passes.PassResult(model, modified)
 
     def _name_initializers(self, graph: ir.Graph) -> bool:  # case 3
         names = {value: name.removeprefix(f"{self._prefix}.") for name, value in graph.initializers.items()}
+        named = set()
         for node in graph:
-            if node.op_type == "QuantizeLinear" and node.inputs[1] in names:
+            if node.op_type == "QuantizeLinear" and node.inputs[1] in names and node.inputs[1] not in named:
+                named.add(node.inputs[1])
                 names[node.inputs[1]] = f"{self._module(node)}.scale"
         changed = [value for value, name in names.items() if value.name != name]
         for value in changed:
