@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
+from qdq.cli.tables import new_table
 
 if TYPE_CHECKING:
     from exporters.benchmark import BenchmarkResult, Candidate
@@ -20,15 +20,17 @@ __all__ = ["benchmark", "run_benchmark"]
 def benchmark(
     exported: Annotated[
         list[Path],
-        typer.Argument(metavar="OUT_DIR...", help="Exported directories or .onnx files; the first is the baseline."),
+        typer.Argument(metavar="OUT_DIR", help="Exported directories or .onnx files; the first is the baseline."),
     ],
     batch_size: Annotated[
-        list[int] | None, typer.Option(help="Rows in a batch; repeatable. 1 and 8 when not given.")
+        list[int] | None, typer.Option(metavar="B", help="Rows in a batch; repeatable. 1 and 8 when not given.")
     ] = None,
-    seq_len: Annotated[list[int] | None, typer.Option(help="Tokens in a row; repeatable. 128 when not given.")] = None,
-    threads: Annotated[int, typer.Option(help="Threads of the runtime.", min=1)] = 2,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds, each in fresh processes.", min=1)] = 5,
-    runtime: Annotated[str, typer.Option(help="onnxruntime or openvino.")] = "onnxruntime",
+    seq_len: Annotated[
+        list[int] | None, typer.Option(metavar="L", help="Tokens in a row; repeatable. 128 when not given.")
+    ] = None,
+    threads: Annotated[int, typer.Option(metavar="N", help="Threads of the runtime.", min=1)] = 2,
+    rounds: Annotated[int, typer.Option(metavar="N", help="Interleaved rounds, each in fresh processes.", min=1)] = 5,
+    runtime: Annotated[str, typer.Option(metavar="NAME", help="onnxruntime or openvino.")] = "onnxruntime",
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -53,23 +55,25 @@ def benchmark(
     shapes = [Shape(b, s) for s in seq_len or [128] for b in batch_size or [1, 8]]
     result = run_benchmark(session, candidates, shapes, threads=threads, rounds=rounds)
     baseline = candidates[0].name
-    table = Table(title=f"Latency, {threads} threads, {result.machine.cpu}", title_justify="left")
-    for column in ("model", "shape", "median", "p10", "p90", "speed-up"):
-        table.add_column(column, justify="left" if column == "model" else "right")
+    table = new_table("model", "shape", "median\nms", "p10\nms", "p90\nms", "speed-up")
     rows = []
     for timing in result.timings:
         speedup = result.speedup(timing.name, baseline, timing.shape)
         rows.append({**timing.to_dict(), "speedup": speedup})
         seconds = (timing.median_s, timing.p10_s, timing.p90_s)
-        table.add_row(timing.name, str(timing.shape), *(f"{1e3 * s:.1f} ms" for s in seconds), f"{speedup:.2f}x")
-    session.result({**result.to_dict(), "baseline": baseline, "timings": rows}, table)
+        table.add_row(timing.name, str(timing.shape), *(f"{1e3 * s:.2f}" for s in seconds), f"{speedup:.2f}x")
+    session.result(
+        {**result.to_dict(), "baseline": baseline, "runtime": runtime, "timings": rows},
+        f"Latency in {runtime}, {threads} threads, {result.machine.cpu}",
+        table,
+    )
 
 
 def run_benchmark(session: Session, candidates: list[Candidate], shapes: list[Any], **options: Any) -> BenchmarkResult:
     """Time with a progress bar."""
     from exporters import benchmark as timing
 
-    with session.progress("timing") as advance:
+    with session.progress("timing", total=1) as advance:
         return timing.benchmark(
             candidates,
             shapes,

@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["calibrate", "calibrate_into"]
 
 
 @command
 def calibrate(
-    model: Annotated[Path, typer.Option("--model", "-m", help="Hugging Face directory of the float model.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the quantized checkpoint to write.")],
-    calib_data: Annotated[Path, typer.Option(help="Sample text: .txt (a sentence a line), .jsonl, .csv or .tsv.")],
+    model: Annotated[
+        Path, typer.Option("--model", "-m", metavar="DIR", help="Hugging Face directory of the float model.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The quantized checkpoint to write.")],
+    calib_data: Annotated[
+        Path, typer.Option(metavar="FILE", help="Sample text: .txt (a sentence a line), .jsonl, .csv or .tsv.")
+    ],
     recipe: Annotated[
-        str, typer.Option(help="A preset or a YAML file: which slots are quantized, and how.")
+        str, typer.Option(metavar="NAME|FILE", help="A preset or a YAML file: which slots are quantized, and how.")
     ] = "onnxruntime",
-    calibrator: Annotated[str, typer.Option(help="How a range is chosen: max or percentile.")] = "max",
-    percentile: Annotated[float, typer.Option(help="For the calibrator percentile.")] = 99.99,
-    num_samples: Annotated[int, typer.Option(help="Samples drawn at random when there are more.", min=1)] = 512,
-    seq_len: Annotated[int, typer.Option(help="Longest sample in tokens; the rest is cut.", min=3)] = 128,
-    batch_size: Annotated[int, typer.Option(help="Samples in a batch.", min=1)] = 8,
-    include: Annotated[list[str] | None, typer.Option(help="Quantize only modules that match; repeatable.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="Keep modules that match in float; repeatable.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column or key of the text.")] = None,
-    text_pair_column: Annotated[str | None, typer.Option(help="Column or key of the second text.")] = None,
+    calibrator: Annotated[str, typer.Option(metavar="max|percentile", help="How a range is chosen.")] = "max",
+    percentile: Annotated[float, typer.Option(metavar="P", help="For the calibrator percentile.")] = 99.99,
+    num_samples: Annotated[
+        int, typer.Option(metavar="N", help="Samples drawn at random when there are more.", min=1)
+    ] = 512,
+    seq_len: Annotated[int, typer.Option(metavar="L", help="Longest sample in tokens; the rest is cut.", min=3)] = 128,
+    batch_size: Annotated[int, typer.Option(metavar="B", help="Samples in a batch.", min=1)] = 8,
+    include: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Quantize only modules that match; repeatable.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Keep modules that match in float; repeatable.")
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column or key of the text.")] = None,
+    text_pair_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column or key of the second text.")
+    ] = None,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -102,12 +117,9 @@ def calibrate_into(
     with atomic_directory(output, kind="checkpoint") as folder:
         wrapped = load_model(model)
         quantize(wrapped, chosen)
+        seq_len = min(seq_len, _longest(wrapped))
         batches = encode_batches(
-            texts,
-            tokenizer,
-            batch_size=batch_size,
-            seq_len=min(seq_len, config.max_position_embeddings),
-            pad_token_id=config.pad_token_id or 0,
+            texts, tokenizer, batch_size=batch_size, seq_len=seq_len, pad_token_id=config.pad_token_id or 0
         )
         with session.progress("calibrating", total=-(-len(texts) // batch_size)) as advance:
             summary = calibration.calibrate(wrapped, batches, method=method, progress=advance)
@@ -119,3 +131,11 @@ def calibrate_into(
         "slots": {"total": len(slots), "quantized": sum(spec is not None for spec in slots)},
         "calibration": record,
     }
+
+
+def _longest(model: nn.Module) -> int:
+    """The tokens for which the model has positions."""
+    from qdq.models.embeddings import Embeddings
+
+    tables = [module for module in model.modules() if isinstance(module, Embeddings)]
+    return min(table.position.num_embeddings - table.first_position for table in tables)

@@ -14,14 +14,15 @@ __all__ = ["export"]
 
 @command
 def export(
-    model: Annotated[Path, typer.Option("--model", "-m", help="Directory of the checkpoint.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")],
-    target: Annotated[str | None, typer.Option(help="onnxruntime, tensorrt or openvino.")] = None,
-    in_float: Annotated[bool, typer.Option("--float", help="Export the float model.")] = False,
+    model: Annotated[Path, typer.Option("--model", "-m", metavar="DIR", help="Directory of the checkpoint.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write.")],
+    target: Annotated[str | None, typer.Option(metavar="NAME", help="onnxruntime, openvino or tensorrt.")] = None,
+    in_float: Annotated[bool, typer.Option("--float", metavar="", help="Export the float model.")] = False,
     recipe: Annotated[
-        str | None, typer.Option(help="Change to this preset or YAML file first, with the ranges of the checkpoint.")
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="Change to this preset or YAML file first, with the same ranges."),
     ] = None,
-    opset: Annotated[int, typer.Option(help="ONNX operator set, 18 to 25.")] = 21,
+    opset: Annotated[int, typer.Option(metavar="N", help="ONNX operator set, 18 to 25.")] = 21,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,

@@ -7,20 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
+from qdq.cli.tables import new_table, span
 from qdq.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from rich.table import Table
+
+    from qdq.quantizer import Quantizer
 
 __all__ = ["inspect"]
 
 
 @command
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A checkpoint, an exported directory, or an .onnx file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A checkpoint, an exported directory, or an .onnx file.")
+    ],
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -33,6 +37,8 @@ def inspect(
     session = Session(json=json, verbose=verbose, quiet=quiet)
     from exporters.folder import MODEL_FILE
 
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or directory")
     if path.is_dir() and (path / MODEL_FILE).is_file():
         path = path / MODEL_FILE
     if path.is_file():
@@ -51,6 +57,7 @@ def _inspect_checkpoint(session: Session, path: Path) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     document: dict[str, Any] = {
         "kind": "checkpoint",
+        "path": path,
         "model_type": model.config.model_type,
         "task": model.task,
         "parameters": parameters,
@@ -61,42 +68,51 @@ def _inspect_checkpoint(session: Session, path: Path) -> None:
         session.result(document, f"{head}, float")
         return
     record = read_quantization(path)
-    table = Table(title="Quantized slots", title_justify="left")
-    for column in ("slot", "spec", "scale", "zero point", "range"):
-        table.add_column(column, justify="left" if column in ("slot", "spec") else "right")
-    rows = []
-    for slot, quantizer in named_slots(model):
-        if quantizer.spec is None:
-            continue
-        scale, zero_point, range_ = quantizer.scale, quantizer.zero_point, quantizer.range
-        scales = [float(scale.min()), float(scale.max())]
-        zero_points = [int(zero_point.min()), int(zero_point.max())]
-        bounds = None if range_ is None else [float(range_.lower), float(range_.upper)]
-        name, spec = str(slot), str(quantizer.spec)
-        rows.append({"slot": name, "spec": spec, "scale": scales, "zero_point": zero_points, "range": bounds})
-        shown = "" if bounds is None else _span(bounds, ".3g")
-        table.add_row(name, spec, _span(scales, ".3g"), _span(zero_points, "d"), shown)
-    counts = Counter(str(row["spec"]) for row in rows)
-    document |= {
-        "recipe": record["recipe"]["name"],
-        "calibration": record["calibration"],
-        "counts": counts,
-        "slots": rows,
-    }
-    calibration = record["calibration"]
+    recipe, calibration = record["recipe"].get("name"), record["calibration"]
+    rows = [{"slot": str(slot), **_figures(q)} for slot, q in named_slots(model) if q.spec is not None]
+    counts = Counter(row["spec"] for row in rows)
+    document |= {"recipe": recipe, "calibration": calibration, "counts": counts, "slots": rows}
+    letters = {spec: chr(ord("A") + index) for index, (spec, _) in enumerate(counts.most_common())}
     session.result(
         document,
-        f"{head}, recipe {record['recipe']['name']}",
+        f"{head}, recipe {recipe}",
         f"ranges from {calibration.get('samples')} samples, {calibration.get('tokens')} tokens, "
-        f"method {calibration.get('method')}",
-        *(f"{count:4d} x {spec}" for spec, count in counts.most_common()),
-        table,
+        f"method {_method(calibration)}",
+        "",
+        "specs",
+        *(f"  {letters[spec]}  {count:4d} x {spec}" for spec, count in counts.most_common()),
+        "",
+        _slots_table(rows, letters),
     )
 
 
-def _span(bounds: Sequence[float], form: str) -> str:
-    low, high = bounds
-    return f"{low:{form}}" if low == high else f"{low:{form}} .. {high:{form}}"
+def _figures(quantizer: Quantizer) -> dict[str, Any]:
+    """Spec, and the least and greatest scale, zero point and value of one slot; per axis there are many."""
+    range_ = quantizer.range
+    return {
+        "spec": str(quantizer.spec),
+        "scale": [float(quantizer.scale.min()), float(quantizer.scale.max())],
+        "zero_point": [int(quantizer.zero_point.min()), int(quantizer.zero_point.max())],
+        "range": None if range_ is None else [float(range_.lower.min()), float(range_.upper.max())],
+    }
+
+
+def _slots_table(rows: list[dict[str, Any]], letters: dict[str, str]) -> Table:
+    table = new_table("slot", "spec", "scale", "zero\npoint", "range", words=2)
+    for row in rows:
+        bounds = "" if row["range"] is None else span(row["range"], ".2g")
+        scale, zero_point = span(row["scale"], ".2g"), span(row["zero_point"], "d")
+        table.add_row(row["slot"], letters[row["spec"]], scale, zero_point, bounds)
+    return table
+
+
+def _method(calibration: dict[str, Any]) -> str:
+    """``percentile (percentile 99.99)``, from a record that may be somebody else's."""
+    method = calibration.get("method")
+    if not isinstance(method, dict):
+        return str(method)
+    settings = ", ".join(f"{key} {value}" for key, value in method.items() if key != "name")
+    return f"{method.get('name')} ({settings})" if settings else str(method.get("name"))
 
 
 def _inspect_graph(session: Session, path: Path) -> None:
@@ -104,19 +120,24 @@ def _inspect_graph(session: Session, path: Path) -> None:
 
     report = inspect_graph(path)
     products = Counter((product.kind, product.runs_in) for product in report.products)
-    table = Table(title="Matrix products", title_justify="left")
-    for column in ("kind", "in int8", "in float", "float ones"):
-        table.add_column(column)
+    table = new_table("matrix products", "in int8", "in float")
+    in_float = []
     for kind in ("linear", "attention"):
-        in_float = [p.name for p in report.products if (p.kind, p.runs_in) == (kind, "float")]
-        names = ", ".join(in_float[:3]) + (" ..." if len(in_float) > 3 else "")
-        table.add_row(kind, str(products[kind, "int8"]), str(len(in_float)), names)
+        table.add_row(kind, str(products[kind, "int8"]), str(products[kind, "float"]))
+        names = [product.name for product in report.products if (product.kind, product.runs_in) == (kind, "float")]
+        if names:
+            in_float.append(f"{kind} in float: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}")
+    size = path.stat().st_size
+    opsets = ", ".join(f"{domain} {version}" for domain, version in report.opsets.items())
     operators = ", ".join(f"{count} {name}" for name, count in report.operators.items())
-    sizes = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in report.bytes_by_type.items())
+    stored = ", ".join(f"{name} {stored / 1e6:.1f} MB" for name, stored in report.bytes_by_type.items())
     session.result(
-        {"kind": "onnx", "path": path, "bytes": path.stat().st_size, **report.to_dict()},
-        f"{path}: {path.stat().st_size / 1e6:.1f} MB, opsets {report.opsets}",
+        {"kind": "onnx", "path": path, "bytes": size, **report.to_dict()},
+        f"{path}: {size / 1e6:.1f} MB, opsets {opsets}",
+        "",
         table,
-        f"stored: {sizes}",
+        "",
+        *in_float,
+        f"stored: {stored}",
         f"operators: {operators}",
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -13,6 +15,7 @@ from qdq.cli.calibrate import calibrate
 from qdq.cli.export import export
 from qdq.cli.inspect import inspect
 from qdq.cli.quickstart import quickstart
+from qdq.cli.session import INTERRUPTED, end_with
 from qdq.cli.verify import verify
 
 __all__ = ["app", "main"]
@@ -20,7 +23,6 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="qdq",
     help="BERT-family encoders from a Hugging Face checkpoint to int8: quantized, exported to ONNX, and proven.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -33,6 +35,8 @@ app = typer.Typer(
 for function in (quickstart, calibrate, export, verify, benchmark, inspect):
     app.command()(function)
 
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # the one way to it in every release of typer
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -43,18 +47,41 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Options of the program itself."""
 
 
-def main() -> None:
-    """Entry point; an interrupt outside of a command ends as one inside does."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point.
+
+    Args:
+        arguments: the command line, without the program's name; that of the process when None.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be in any encoding
     try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(_run(arguments or ["--help"]))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(INTERRUPTED)  # outside of a command, which ends by itself
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        return app(arguments, prog_name="qdq", standalone_mode=False) or 0
+    except _UsageError as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "qdq"
+        message = f"{error.format_message().rstrip('.')}; see {command} --help"  # type: ignore[attr-defined]
+        try:
+            end_with(message, kind="UsageError", exit_code=2, json="--json" in arguments)
+        except typer.Exit as end:
+            return end.exit_code
 
 
 if __name__ == "__main__":

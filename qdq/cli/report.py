@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from qdq.cli.tables import new_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["Report", "Row"]
 
@@ -48,47 +51,47 @@ class Report:
         """Plain values for ``report.json``."""
         return asdict(self)
 
-    def _cells(self) -> tuple[list[str], list[list[str]]]:
-        shapes = list(self.rows[0].latency_s)
-        largest = max(row.bytes for row in self.rows)
-        header = ["model", "file size"]
-        header += [f"{kind} {shape.replace(' ', '')}" for shape in shapes for kind in ("latency", "speed-up")]
-        header += ["cosine", "SQNR", "verified"]
-        body = []
-        for row in self.rows:
-            cells = [row.name, f"{row.bytes / 1e6:.1f} MB ({row.bytes / largest:.2f})"]
-            for shape in shapes:
-                cells += [f"{1e3 * row.latency_s[shape]:.1f} ms", f"{row.speedup[shape]:.2f}x"]
-            cells += [f"{row.cosine:.4f}", "exact" if row.sqnr_db > _EXACT else f"{row.sqnr_db:.1f} dB"]
-            body.append([*cells, "yes" if row.verified else "NO"])
-        return header, body
-
-    def to_table(self) -> Table:
-        """For the terminal."""
-        header, body = self._cells()
-        table = Table(title=self._title(), title_justify="left")
-        for index, column in enumerate(header):
-            table.add_column(column, justify="left" if index == 0 else "right")
-        for cells in body:
-            table.add_row(*cells)
-        return table
-
-    def _title(self) -> str:
+    def title(self) -> str:
+        """What was measured, and on what."""
         machine = self.timing["machine"]
         instructions = ", ".join(machine["int8_instructions"]) or "none known"
         return f"{self.model}: ONNX Runtime, {self.timing['threads']} threads, {machine['cpu']} (int8: {instructions})"
 
+    def to_table(self) -> Table:
+        """For the terminal: 80 columns are enough for two shapes."""
+        table = new_table(*("\n".join(column) for column in self._columns()))
+        for cells in self._body():
+            table.add_row(*cells)
+        return table
+
+    def _columns(self) -> list[tuple[str, str]]:
+        """Header and unit, top line and bottom line on the terminal."""
+        shapes = [shape.replace(" ", "") for shape in self.rows[0].latency_s]
+        timing = [(shape, unit) for shape in shapes for unit in ("ms", "speed-up")]
+        return [("", "model"), ("size", "MB"), *timing, ("", "cosine"), ("SQNR", "dB"), ("", "verified")]
+
+    def _body(self) -> list[list[str]]:
+        body = []
+        for row in self.rows:
+            cells = [row.name, f"{row.bytes / 1e6:.1f}"]
+            for shape, seconds in row.latency_s.items():
+                cells += [f"{1e3 * seconds:.1f}", f"{row.speedup[shape]:.2f}x"]
+            cells += [f"{row.cosine:.4f}", "exact" if row.sqnr_db > _EXACT else f"{row.sqnr_db:.1f}"]
+            body.append([*cells, "yes" if row.verified else "NO"])
+        return body
+
     def to_markdown(self) -> str:
         """For people."""
-        header, body = self._cells()
-        lines = [f"# {self.model} in int8", "", self._title(), ""]
-        lines += [_row(header), _row(["---"] + ["---:"] * (len(header) - 1)), *(_row(cells) for cells in body), ""]
+        header = [f"{name} {unit}".strip() for name, unit in self._columns()]
+        lines = [f"# {self.model} in int8", "", self.title(), ""]
+        lines += [_row(header), _row(["---"] + ["---:"] * (len(header) - 1)), *map(_row, self._body()), ""]
         calibration = self.calibration["calibration"]
         lines += [
-            "- **latency**: median over interleaved rounds, one model a process; **speed-up**: median of the ratios to "
-            "`float` in the same round.",
+            "- **1x128 ms**: latency of a batch of 1 row of 128 tokens, median over interleaved rounds, one model a "
+            "process; **speed-up**: median of the ratios to `float` in the same round.",
             "- **cosine**: of the sentence embeddings (mean of the token vectors) to the float model's, on text that "
-            "was not used to calibrate. **SQNR**: of the token vectors, against the float model's.",
+            "was not used to calibrate. **SQNR**: of the token vectors, against the float model's. Of a model with a "
+            "head: both of its first output.",
             "- **verified**: cut at its quantizers and fed torch's own integers, every piece finds the same integers "
             "again, and the whole file lies as close to the float model as the checkpoint in torch does.",
             "",

@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from qdq.errors import QDQError, StorageError
 
@@ -23,36 +24,50 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-__all__ = ["JsonOption", "QuietOption", "SeedOption", "Session", "VerboseOption", "command"]
+__all__ = ["INTERRUPTED", "JsonOption", "QuietOption", "SeedOption", "Session", "VerboseOption", "command", "end_with"]
 
+# An empty metavar keeps the help of flags free of their type.
 JsonOption = Annotated[
     bool,
-    typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.", rich_help_panel="Output"),
+    typer.Option(
+        "--json",
+        metavar="",
+        help="Print one JSON document on stdout, and nothing else there.",
+        rich_help_panel="Output",
+    ),
 ]
 VerboseOption = Annotated[
-    int, typer.Option("--verbose", "-v", count=True, help="Say more; twice for everything.", rich_help_panel="Output")
+    int,
+    typer.Option(
+        "--verbose",
+        "-v",
+        count=True,
+        metavar="",
+        show_default=False,
+        help="Say more; twice for everything.",
+        rich_help_panel="Output",
+    ),
 ]
 QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.", rich_help_panel="Output")
+    bool,
+    typer.Option("--quiet", "-q", metavar="", help="No progress, only results and errors.", rich_help_panel="Output"),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of everything random.", rich_help_panel="Output")]
+SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Of everything random.", rich_help_panel="Output")]
 
 P = ParamSpec("P")
 
-_INTERRUPTED = 130
-_json_wanted = False  # of the command that runs; errors are told in the same form as results
+INTERRUPTED = 130
+_WIDE = 500  # columns, where no terminal sets a limit: what is piped is not folded
 
 
 class Session:
     """One run of a command: results on stdout, everything else on stderr."""
 
     def __init__(self, *, json: bool, verbose: int, quiet: bool) -> None:
-        global _json_wanted  # noqa: PLW0603 (one command a process)
-        _json_wanted = json
         self._json = json
         self._quiet = quiet
-        self._out = Console()
-        self._err = Console(stderr=True)
+        self._out = _console(stderr=False)
+        self._err = _console(stderr=True)
         level = logging.ERROR if quiet else [logging.WARNING, logging.INFO][min(verbose, 1)]
         handler = RichHandler(console=self._err, show_path=False, show_time=False)
         logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
@@ -62,26 +77,29 @@ class Session:
     def say(self, text: str) -> None:
         """A line about what happened, for people."""
         if not self._quiet and not self._json:
-            self._err.print(text, highlight=False, soft_wrap=True)
+            self._err.print(text, soft_wrap=True)
 
-    def result(self, document: dict[str, Any], *shown: Table | str) -> None:
-        """The result: the document with ``--json``, what is shown to people without."""
+    def result(self, document: dict[str, Any], *shown: Table | str, error: QDQError | None = None) -> None:
+        """The result: the document with ``--json``, what is shown to people without.
+
+        A check that did not hold has a result too: with ``error`` it is part of the document, and ends the command.
+        """
         if self._json:
-            print(json.dumps(document, indent=2, allow_nan=False, default=_plain))
-            return
-        for item in shown:
-            self._out.print(item, soft_wrap=isinstance(item, str), highlight=False)
+            _print_json(document if error is None else {**document, **_described(error)})
+        else:
+            try:
+                for item in shown:
+                    self._out.print(item, soft_wrap=isinstance(item, str))
+            except BrokenPipeError:
+                _silence_stdout()
+        if error is not None:
+            end_with(**_described(error), json=False)
 
     @contextmanager
     def progress(self, description: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-        """A progress bar on stderr; the callable takes how much is done, and optionally a new description."""
-        columns = [
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        ]
+        """Progress on stderr, a bar where there is a total; the callable takes how much is done, and what is new."""
+        bars = [] if total is None else [BarColumn(), MofNCompleteColumn()]
+        columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False), *bars, TimeElapsedColumn()]
         with Progress(*columns, console=self._err, transient=True, disable=self._quiet or self._json) as bar:
             task = bar.add_task(description, total=total)
 
@@ -92,30 +110,45 @@ class Session:
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
-    """Turn the errors of ``function`` into one clear message and the exit code they stand for."""
+    """Turn the errors of ``function``, which takes ``json``, into one clear message and their exit code."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        json = bool(kwargs.get("json"))
         try:
             function(*args, **kwargs)
         except QDQError as error:
-            _end(str(error), error.exit_code, error)
-        except KeyboardInterrupt as error:
-            _end("interrupted; nothing was changed", _INTERRUPTED, error)
-        except BrokenPipeError:
-            sys.stderr.close()  # whoever read our output has enough
-            raise typer.Exit(0) from None
+            end_with(**_described(error), json=json)
+        except KeyboardInterrupt:
+            end_with("interrupted; nothing was changed", kind="KeyboardInterrupt", exit_code=INTERRUPTED, json=json)
         except OSError as error:
-            _end(f"{error.filename or 'input/output'}: {error.strerror or error}", StorageError.exit_code, error)
+            message = f"{error.filename or 'input/output'}: {error.strerror or error}"
+            end_with(message, kind=type(error).__name__, exit_code=StorageError.exit_code, json=json)
 
     return run
 
 
-def _end(message: str, code: int, error: BaseException) -> None:
-    if _json_wanted:
-        print(json.dumps({"error": message, "kind": type(error).__name__, "exit_code": code}))
-    Console(stderr=True).print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(code) from error
+def end_with(error: str, *, kind: str, exit_code: int, json: bool) -> NoReturn:
+    """Say what went wrong, on stderr and with ``json`` on stdout too, and end the command.
+
+    Raises:
+        typer.Exit: always.
+    """
+    if json:
+        _print_json({"error": error, "kind": kind, "exit_code": exit_code})
+    _console(stderr=True).print(Text.assemble(("error:", "red"), " ", error), soft_wrap=True)
+    raise typer.Exit(exit_code)
+
+
+def _described(error: QDQError) -> dict[str, Any]:
+    return {"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code}
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    try:
+        print(json.dumps(document, indent=2, allow_nan=False, default=_plain), flush=True)
+    except BrokenPipeError:
+        _silence_stdout()
 
 
 def _plain(value: object) -> str:
@@ -123,3 +156,20 @@ def _plain(value: object) -> str:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{value!r} has no place in JSON")
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the caller, who knows the exit code."""
+        raise BrokenPipeError
+
+
+def _console(*, stderr: bool) -> Console:
+    """A console that prints text as it is: a path may look like markup."""
+    is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return _Console(stderr=stderr, width=None if is_terminal else _WIDE, markup=False, emoji=False, highlight=False)
+
+
+def _silence_stdout() -> None:
+    """Whoever read our output has enough; the interpreter would stumble over the rest at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
