@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from qdq.errors import DataError, ExportError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -54,10 +56,20 @@ def example_inputs(
 
 
 def signature_of(model: nn.Module) -> Signature:
-    """Inputs that the model accepts, and the outputs that it computes from them without labels."""
+    """Inputs that the model accepts, and the outputs that it computes from them without labels.
+
+    Raises:
+        ExportError: for a model that needs other inputs, multiple choice for instance.
+    """
     accepted = inspect.signature(model.forward).parameters
     inputs = tuple(name for name in _INPUTS if name in accepted)
     vocab_size = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
-    with torch.inference_mode():
-        output = model(**example_inputs(inputs, vocab_size=vocab_size))
+    try:
+        with torch.inference_mode():
+            output = model(**example_inputs(inputs, vocab_size=vocab_size))
+    except DataError as error:
+        task = getattr(model, "task", type(model).__name__)
+        raise ExportError(
+            f"the task {task!r} cannot be exported: a file has the inputs {', '.join(inputs)} (batch, seq), but {error}"
+        ) from error
     return Signature(inputs, tuple(name for name, value in output.items() if isinstance(value, torch.Tensor)))
