@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from exporters.onnx.targets import target_named
+from exporters.onnx.targets import target_named, tidy
 from exporters.onnx.trace import OPSETS, trace
 from exporters.signature import Signature, signature_of
 from qdq.errors import ExportError, describe_faults
-from qdq.prepare import apply_recipe, named_slots
+from qdq.prepare import apply_specs, named_slots
 from qdq.quantizer import Mode, set_mode
 from qdq.recipe import Recipe, load_recipe
 
@@ -81,7 +81,8 @@ def export_model(
 
     A calibrated model is exported with the specs it has, when the target can run them. When it cannot (uint8
     activations on TensorRT), or when ``recipe`` is given, the model's slots get that recipe, or the target's own
-    preset, with the ranges that calibration found: ``model`` then computes what the file computes.
+    preset, with the ranges that calibration found: ``model`` then computes what the file computes. A refusal leaves
+    ``model`` as it was.
 
     Args:
         model: float, or wrapped and calibrated.
@@ -92,38 +93,44 @@ def export_model(
 
     Raises:
         ExportError: for a target or opset that does not exist, a model that is not quantized, a recipe that the target
-            cannot run (every slot is named).
+            cannot run (every slot is named), a recipe without a target.
         CalibrationError: for slots that are not calibrated; all are named.
     """
     check_options(target, opset)
     chosen = None if target is None else target_named(target)
-    slots = list(named_slots(model))
+    specs = {slot: quantizer.spec for slot, quantizer in named_slots(model)}
     notes: list[str] = []
     changed: Recipe | None = None
     if chosen is not None:
-        if not slots:
+        if not specs:
             raise ExportError("the model is not quantized: calibrate it first (qdq calibrate), or export it in float")
         if recipe is not None:
             changed = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-        elif chosen.faults({slot: quantizer.spec for slot, quantizer in slots}):
+        elif chosen.faults(specs):
             changed = load_recipe(chosen.recipe)
             notes.append(
                 f"The checkpoint's recipe cannot run on {chosen.name}: its ranges were used with the preset "
                 f"{changed.name!r}."
             )
         if changed is not None:
-            apply_recipe(model, changed)
-        faults = chosen.faults({slot: quantizer.spec for slot, quantizer in named_slots(model)})
+            specs = changed.assign(specs)
+        faults = chosen.faults(specs)
         if faults:
             raise ExportError(describe_faults(f"target {chosen.name} cannot run this recipe", faults))
+        if changed is not None:
+            apply_specs(model, specs)
         set_mode(model, Mode.QUANTIZE)
-    elif slots:
+    elif recipe is not None:
+        raise ExportError("a recipe needs a target: without one the model is exported in float")
+    elif specs:
         set_mode(model, Mode.OFF)
-    signature = signature_of(model)
-    graph = trace(model, signature, opset=opset)
-    passes = [] if chosen is None else chosen.passes()
-    if passes:
-        ir.passes.Sequential(*passes)(graph)
+    training = model.training
+    try:
+        signature = signature_of(model.eval())
+        graph = trace(model, signature, opset=opset)
+    finally:
+        model.train(training)
+    ir.passes.Sequential(*(tidy() if chosen is None else chosen.passes()))(graph)
     graph.producer_name = "qdq"
     _write(graph, path)
     return Exported("float" if chosen is None else chosen.name, changed, opset, signature, tuple(notes))

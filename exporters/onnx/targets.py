@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from qdq.recipe import Slot
     from qdq.spec import QuantSpec
 
-__all__ = ["TARGETS", "Target", "target_named"]
+__all__ = ["TARGETS", "Target", "target_named", "tidy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def _plain() -> list[ir_passes.InPlacePass]:
         FoldWeightsPass(),
         TransposeWeightsPass(),
         QuantizeAfterTransposePass(),
-        *_tidy(),
+        *tidy(),
     ]
 
 
@@ -92,7 +92,7 @@ def _onnxruntime() -> list[ir_passes.InPlacePass]:
         GatherBeforeDequantizePass(),
         IntegerGemmPass(),
         ResidualSumPass(),
-        *_tidy(),
+        *tidy(),
     ]
 
 
@@ -105,11 +105,12 @@ def _openvino() -> list[ir_passes.InPlacePass]:
         QuantizeAfterTransposePass(),
         UnsignedActivationsPass(),
         UnsignedWeightsPass(),
-        *_tidy(),
+        *tidy(),
     ]
 
 
-def _tidy() -> list[ir_passes.InPlacePass]:
+def tidy() -> list[ir_passes.InPlacePass]:
+    """Nothing unused, nothing twice, and no trace of the machine that exported."""
     return [
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedOpsetsPass(),
