@@ -15,7 +15,7 @@ from exporters.signature import example_inputs
 from qdq.checkpoint import copy_companions, load
 from qdq.data.text import draw, read_samples, sample_text
 from qdq.data.tokenize import encode_batches, load_tokenizer
-from qdq.errors import CheckpointError, ExportError
+from qdq.errors import CheckpointError, ExportError, describe_faults
 from qdq.models.huggingface import config_to_json
 from qdq.prepare import apply_recipe
 from qdq.quantizer import Mode, quantizers, set_mode
@@ -66,10 +66,11 @@ def export(
     """
     from exporters.onnx.export import DEFAULT_OPSET, check_options, export_model
 
-    check_options(target, opset or DEFAULT_OPSET)
+    opset = DEFAULT_OPSET if opset is None else opset
+    check_options(target, opset)
     with atomic_directory(Path(output), kind="export") as folder:
         model = load(checkpoint)
-        exported = export_model(model, folder / MODEL_FILE, target=target, recipe=recipe, opset=opset or DEFAULT_OPSET)
+        exported = export_model(model, folder / MODEL_FILE, target=target, recipe=recipe, opset=opset)
         copy_companions(Path(checkpoint), folder)
         write_json(folder / "config.json", config_to_json(model.config, model.task))
         write_json(folder / EXPORT_FILE, {"format": FORMAT, **exported.to_dict()})
@@ -91,6 +92,9 @@ def read_export(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: not JSON ({error})") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise CheckpointError(f"{file}: not a format that this version reads ({FORMAT})")
+    missing = [f"{key} is missing" for key in ("target", "recipe", "inputs") if key not in document]
+    if missing:
+        raise CheckpointError(describe_faults(str(file), missing))
     if not (Path(folder) / MODEL_FILE).is_file():
         raise CheckpointError(f"{folder}: {MODEL_FILE} is missing")
     return document
