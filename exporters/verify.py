@@ -165,7 +165,8 @@ def verify(
     """
     bounds = bounds or Bounds()
     cut = cut_at_quantizers(path)
-    pieces = OnnxRuntimeRunner(cut.model, optimize=False)
+    weights = {"session.model_external_initializers_file_folder_path": str(path.parent.resolve())}  # of large models
+    pieces = OnnxRuntimeRunner(cut.model, optimize=False, session_config=weights)
     whole, runtime = _runner(path, runtime)
     tally = _Tally()
     rows: list[EndToEnd] = []
