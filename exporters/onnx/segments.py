@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from exporters.onnx.passes.graph import constant, is_op, producer
+from qdq.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,15 +52,23 @@ class CutModel:
 
 
 def cut_at_quantizers(path: Path) -> CutModel:
-    """Load a model and cut it behind every QuantizeLinear of a computed tensor (or the Clip that follows it)."""
-    model = ir.load(path)
-    graph = model.graph
+    """Load a model and cut it behind every QuantizeLinear of a computed tensor (or the Clip that follows it).
+
+    Raises:
+        CheckpointError: when it is not an ONNX file, or has quantizers that are not of our making.
+    """
+    try:
+        model = ir.load(path)
+        graph = model.graph
+    except Exception as error:  # protobuf has its own tree of errors, and several libraries stand between
+        raise CheckpointError(f"{path}: not an ONNX file ({error})") from error
     cuts = []
     for node in list(graph):
         if not is_op(node, "QuantizeLinear") or constant(node.inputs[0]) is not None:
             continue
-        zero_point = constant(node.inputs[2])
-        assert zero_point is not None
+        zero_point = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if zero_point is None or zero_point.ndim:
+            raise CheckpointError(f"{path}: {node.name} has no zero point that is one constant, as all of ours have")
         last = next((use.node for use in node.outputs[0].uses() if is_op(use.node, "Clip")), node)
         q = last.outputs[0]
         fed = ir.Value(
