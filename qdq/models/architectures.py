@@ -76,8 +76,11 @@ def fields_of(family: Family) -> set[str]:
 
 def _from_json(values: dict[str, Any]) -> dict[str, Any]:
     """JSON's shapes to ours: integer keys, tuples, ``num_labels`` from ``id2label``."""
-    result, faults = {**values, "architectures": tuple(values.get("architectures") or ())}, []
-    pruned, labels = values.get("pruned_heads") or {}, values.get("id2label")
+    result, faults = dict(values), []
+    names, pruned, labels = (values.get(name) for name in ("architectures", "pruned_heads", "id2label"))
+    result["architectures"], pruned = tuple(names) if isinstance(names, list | tuple) else (), pruned or {}
+    if not (names is None or (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names))):
+        faults.append(f"architectures is {names!r}, must be a list of class names")
     try:
         result["pruned_heads"] = {int(layer): tuple(sorted(set(map(int, heads)))) for layer, heads in pruned.items()}
     except (TypeError, ValueError, AttributeError):

@@ -26,9 +26,9 @@ def is_tracing() -> bool:
     return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
-def check_range(name: str, values: Tensor | None, limit: int, *, what: str, ignored: int | None = None) -> None:
+def check_range(name: str, values: Tensor, limit: int, *, what: str, ignored: int | None = None) -> None:
     """Raise InputError unless all ``values`` are in ``[0, limit)`` or equal to ``ignored``."""
-    if values is None or is_tracing() or values.device.type != "cpu" or values.numel() == 0:
+    if is_tracing() or values.device.type != "cpu" or values.numel() == 0:
         return
     if values.is_floating_point() or values.dtype == torch.bool:
         raise InputError(f"{name} has dtype {values.dtype}, must be whole numbers (torch.int64)")

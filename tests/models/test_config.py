@@ -61,6 +61,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "pruned head": ({"pruned_heads": {"0": [12]}}, r"pruned_heads of layer 0 are \[12\], there are 12"),
     "pruned all": ({"pruned_heads": {"0": list(range(12))}}, "pruned_heads of layer 0 leaves no head"),
     "pruned text": ({"pruned_heads": "none"}, "pruned_heads is 'none', must map layers"),
+    "architectures": ({"architectures": "BertModel"}, "architectures is 'BertModel', must be a list of class names"),
     "labels": ({"id2label": ["a"]}, "id2label is .*, must map numbers to names"),
 }  # fmt: skip
 

@@ -367,3 +367,19 @@ def test_weights_from_memory(kit: Any) -> None:
     model = build(configure("bert", **kit.fields("bert")))
     with pytest.raises(CheckpointError, match=r"^my tensors: .*55 missing: .*, and 45 more"):
         load_weights(model, {}, source="my tensors")
+
+
+def test_config_file_by_its_own_name(saved: Path) -> None:
+    assert read_config(saved / "config.json") == read_config(saved)
+
+
+def test_weights_that_cannot_be_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import safetensors
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    # the tests may run as root, whom no permission stops
+    monkeypatch.setattr(safetensors, "safe_open", fail)
+    with pytest.raises(StorageError, match=r"model\.safetensors: .*Permission denied"):
+        load_model(saved)

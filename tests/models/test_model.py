@@ -80,6 +80,8 @@ def test_new_tokens_keeps_the_last_when_all_are_cached() -> None:
     cache = ((torch.zeros(1, 1, 3, 1),) * 2,)
     assert new_tokens(ids, cache)["input_ids"].tolist() == [[7]]
     assert new_tokens(ids, None)["input_ids"].tolist() == [[5, 6, 7]]
+    mask = torch.tensor([[0, 1, 1]])
+    assert new_tokens(ids, cache, mask)["attention_mask"] is mask
 
 
 def test_reordered_cache_continues_the_chosen_beams(kit: Any, assert_same: Any) -> None:
@@ -106,6 +108,9 @@ def test_sdpa_decodes_like_eager(kit: Any, assert_same: Any) -> None:
 def test_cache_is_given_only_when_asked_for(kit: Any) -> None:
     ids = torch.full((1, 3), 5)
     assert small(kit, "bert")(ids, use_cache=True).past_key_values is None
+    # a model that is no decoder may still be given a cache, as for learned prefixes
+    prefix = ((torch.randn(1, 4, 2, 8),) * 2,) * 3
+    assert small(kit, "bert")(ids, past_key_values=prefix).last_hidden_state.shape == (1, 3, 32)
     decoder = small(kit, "bert", "causal-lm", is_decoder=True)
     assert decoder(ids).past_key_values is not None
     assert decoder(ids, use_cache=False).past_key_values is None
@@ -127,6 +132,17 @@ def test_padding_changes_nothing(model_type: str, kit: Any, assert_same: Any) ->
         assert_same(model(padded, mask).last_hidden_state[:, :6], want)
         assert_same(model(padded, mask.bool()).last_hidden_state[:, :6], want)
         assert_same(model(padded, mask[:1]).last_hidden_state[:, :6], want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_hides_padding_too(dtype: torch.dtype, kit: Any) -> None:
+    model = small(kit, "bert", initializer_range=0.05).to(dtype)
+    ids, mask = torch.randint(4, 83, (2, 6)), torch.tensor([[1] * 6, [1, 1, 0, 0, 0, 0]])
+    with torch.no_grad():
+        output = model(ids, mask, output_attentions=True)
+    assert output.last_hidden_state.dtype == dtype
+    assert bool(output.last_hidden_state.isfinite().all())
+    assert not output.attentions[0][1, :, :, 2:].any()
 
 
 def test_row_that_sees_nothing_is_uniform(kit: Any, assert_same: Any) -> None:
@@ -362,3 +378,55 @@ def test_compiled_model_agrees(kit: Any, assert_same: Any) -> None:
         warnings.simplefilter("ignore")
         compiled = torch.compile(model, backend="eager", fullgraph=True)
         assert_same(compiled(ids).to_tuple(), model(ids).to_tuple())
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs"),
+    [
+        ("sequence-classification", 1),
+        ("token-classification", 1),
+        ("question-answering", 2),
+        ("masked-lm", 1),
+        ("next-sentence", 1),
+        ("pre-training", 2),
+        ("causal-lm", 1),
+        ("multiple-choice", 1),
+    ],
+)
+def test_every_task_exports_and_gives_no_loss_without_labels(task: str, outputs: int, kit: Any) -> None:
+    model = small(kit, "bert", task)
+    inputs = {
+        key: kit.inputs(task, kit.fields("bert"))[key] for key in ("input_ids", "attention_mask", "token_type_ids")
+    }
+    with torch.no_grad():
+        exported = torch.export.export(model, (), inputs, strict=False)
+    assert len(exported.module()(**inputs).to_tuple()) == outputs
+
+
+@pytest.mark.parametrize("kind", ["relative_key", "relative_key_query"])
+@pytest.mark.parametrize("model_type", ["bert", "albert"])
+def test_relative_positions_export_with_any_length(kind: str, model_type: str, kit: Any, assert_same: Any) -> None:
+    model = small(kit, model_type, position_embedding_type=kind)
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("seq", max=40)}
+    ids = torch.randint(4, 83, (4, 20))
+    with torch.no_grad():
+        exported = torch.export.export(
+            model, (ids[:2, :7].contiguous(),), dynamic_shapes={"input_ids": axes}, strict=False
+        )
+        assert_same(exported.module()(ids).to_tuple(), model(ids).to_tuple())
+
+
+def test_reader_without_labels_gives_a_span_and_no_loss(kit: Any) -> None:
+    model = small(kit, "realm", "question-answering")
+    evidence = torch.tensor([[0, 0, 1, 1, 1, 0]] * 3)
+    result = model(torch.full((2, 6), 5), relevance_score=torch.tensor([0.0, 9.0, 1.0]), block_mask=evidence)
+    assert list(result) == ["block_idx", "candidate", "start_pos", "end_pos"]
+    assert result.block_idx == 1
+    assert 2 <= int(result.start_pos) <= int(result.end_pos) <= 4
+
+
+def test_reader_counts_spans_by_width_first(kit: Any) -> None:
+    starts, ends = small(kit, "realm", "question-answering").head.spans(4, torch.device("cpu"))
+    assert list(zip(starts.tolist(), ends.tolist(), strict=True)) == [
+        (0, 0), (1, 1), (2, 2), (3, 3), (0, 1), (1, 2), (2, 3), (0, 2), (1, 3),
+    ]  # fmt: skip
