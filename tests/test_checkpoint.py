@@ -46,6 +46,12 @@ QUERY = "encoder.layers.0.attention.query"
 DOWN = "encoder.layers.1.feed_forward.down"
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """The tensors here are tiny: threads would only wait for each other."""
+    torch.set_num_threads(1)
+
+
 def tiny(model_type: str = "bert", task: str = "feature-extraction") -> Model:
     torch.manual_seed(4)
     return build(configure(model_type, **{**SMALL, **OWN.get(model_type, {})}), task).eval()

@@ -32,6 +32,12 @@ SPECS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """The tensors here are tiny: threads would only wait for each other."""
+    torch.set_num_threads(1)
+
+
 @cache
 def onnx_model(signed: bool, axis: int | None) -> onnx.ModelProto:
     """x, scale, zero_point -> q and its dequantized value."""

@@ -36,6 +36,12 @@ OWN = {"albert": {"embedding_size": 8}, "realm": {"retriever_proj_size": 6}}
 ENCODERS = [name for name in FAMILIES if name != "realm"]
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """The tensors here are tiny: threads would only wait for each other."""
+    torch.set_num_threads(1)
+
+
 def tiny(model_type: str = "bert", task: str = "feature-extraction", **fields: Any) -> Model:
     return build(configure(model_type, **{**SMALL, **OWN.get(model_type, {}), **fields}), task).eval()
 

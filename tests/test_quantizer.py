@@ -18,6 +18,12 @@ UINT8 = QuantSpec(signed=False, symmetric=False)
 ROWS = QuantSpec(granularity=PerAxis(0))
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """The tensors here are tiny: threads would only wait for each other."""
+    torch.set_num_threads(1)
+
+
 def calibrated(spec: QuantSpec = INT8, scale: float = 0.0625) -> Quantizer:
     quantizer = Quantizer(spec)
     quantizer.set_scale(torch.tensor(scale), torch.tensor(spec.middle))
