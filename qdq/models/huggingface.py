@@ -252,7 +252,7 @@ def load_weights(
         if not key.endswith((*_OLD_BUFFERS, *ignore)):
             given[_normalized(key, family.prefix)] = (key, tensor)
 
-    missing, misshaped, state = [], [], {}
+    missing, misshaped, state, absent = [], [], {}, set()
     for entry in _entries(model):
         candidates = [*filter(None, map(_bias_copy, entry.upstream)), *entry.upstream]
         present = [given.pop(key) for key in candidates if key in given]
@@ -268,6 +268,7 @@ def load_weights(
             parameter = _fresh(model, entry.own[0], dtype)
         else:
             missing.append(entry.upstream[0])
+            absent.add(entry.own[0].partition(".")[0])
             continue
         state.update(dict.fromkeys(entry.own, parameter))
 
@@ -279,6 +280,8 @@ def load_weights(
         for what, names in (("missing", missing), ("unexpected", unexpected), ("with another shape", misshaped))
         if names
     ]
+    if absent and absent <= {"head", "pooler"}:
+        faults[0] += f" (allow_missing={sorted(absent)} starts them afresh)"
     if faults:
         raise CheckpointError(
             describe_faults(f"{source}: the tensors do not fit {model.config.model_type} {model.task}", faults)
