@@ -51,7 +51,7 @@ def _try_move(graph: ir.Graph, transpose: ir.Node) -> bool:
     for value in (moved.outputs[0], *chain):
         value.shape = transpose.outputs[0].shape
     if transpose.outputs[0].is_graph_output():
-        dequantize.outputs[0].name = transpose.outputs[0].name
+        dequantize.outputs[0].name, dequantize.outputs[0].type = transpose.outputs[0].name, transpose.outputs[0].type
     graph.insert_before(quantize, moved)
     quantize.replace_input_with(0, moved.outputs[0])
     transpose.outputs[0].replace_all_uses_with(dequantize.outputs[0], replace_graph_outputs=True)

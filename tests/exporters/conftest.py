@@ -1,0 +1,99 @@
+"""Tiny models, quantized and exported; each combination of target and recipe once for the whole run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from calibration import calibrate
+from exporters.onnx.export import Exported, export_model
+from exporters.signature import example_inputs, signature_of
+from qdq.models.architectures import build, configure
+from qdq.models.model import Model
+from qdq.prepare import quantize
+from qdq.recipe import Recipe
+
+TINY: dict[str, Any] = {
+    "vocab_size": 83,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+    "initializer_range": 0.3,
+}
+SHAPES = ((2, 8, 2), (3, 17, 4), (1, 30, 0))  # batch, longest, padding
+
+
+class Workshop:
+    """Makes models and files; what it exported once it keeps."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._kept: dict[tuple[str | None, str | None], tuple[Model, Path, Exported]] = {}
+
+    def model(self, model_type: str = "bert", task: str | None = None, **changes: Any) -> Model:
+        """A model in which no parameter is zero or one, always with the same numbers."""
+        torch.manual_seed(0)
+        model = build(configure(model_type, **{**TINY, **changes}), task).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(torch.randn_like(parameter) * (0.1 if "norm" in name else 0.3))
+        return model
+
+    def batches(self, model: nn.Module) -> list[dict[str, Tensor]]:
+        """Three shapes, two with padding."""
+        inputs = signature_of(model).inputs
+        return [
+            example_inputs(inputs, batch_size=b, seq_len=s, vocab_size=TINY["vocab_size"], padding=p, seed=s)
+            for b, s, p in SHAPES
+        ]
+
+    def calibrated(self, recipe: Recipe | str, *args: Any, **changes: Any) -> Model:
+        """A model that quantizes."""
+        model = self.model(*args, **changes)
+        quantize(model, recipe)
+        calibrate(model, self.batches(model))
+        return model
+
+    def exported(self, target: str | None, recipe: str | None = None) -> tuple[Model, Path, Exported]:
+        """Model and file of a target, from a checkpoint with the target's recipe unless another is named."""
+        key = (target, recipe)
+        if key not in self._kept:
+            path = self._folder / f"{target}-{recipe}.onnx"
+            source = recipe or target
+            model = self.model() if source is None else self.calibrated(source)
+            self._kept[key] = (model, path, export_model(model, path, target=target))
+        return self._kept[key]
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    torch.set_num_threads(2)
+    return Workshop(tmp_path_factory.mktemp("exports"))
+
+
+def rules(activation: dict[str, Any] | None, weight: dict[str, Any] | None = None, **more: Any) -> Recipe:
+    """A recipe for the linear layers of the encoder, and for other kinds under their names."""
+    specs = [("linear", "input", activation), ("linear", "weight", weight)]
+    specs += [(kind, "*", spec) for kind, spec in more.items()]
+    return Recipe.from_dict(
+        {
+            "name": "test",
+            "rules": [
+                {"module": "*" if kind == "embedding" else "encoder.*", "kind": kind, "slot": slot, "spec": spec}
+                for kind, slot, spec in specs
+                if spec is not None
+            ],
+        }
+    )
+
+
+@pytest.fixture(scope="session", name="rules")
+def _rules() -> Any:
+    return rules
