@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,9 +12,13 @@ from calibration import calibrate
 from exporters.onnx.export import Exported, export_model
 from exporters.signature import example_inputs, signature_of
 from qdq.models.architectures import build, configure
-from qdq.models.model import Model
 from qdq.prepare import quantize
 from qdq.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qdq.models.model import Model
 
 TINY: dict[str, Any] = {
     "vocab_size": 83,

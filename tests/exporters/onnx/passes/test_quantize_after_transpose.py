@@ -9,7 +9,8 @@ from exporters.onnx.passes.quantize_after_transpose import QuantizeAfterTranspos
 
 X = np.float32([[[1.3, -2.0, 500.0], [0.5, 0.0, -7.0]]])
 CLIPPED = """
-    g (float[1,2,3] x) => (float[1,2,2] y) <float s = {{1.0}}, {dtype} z = {{{zero}}}, {dtype} a = {{{low}}}, {dtype} b = {{{high}}}> {{
+    g (float[1,2,3] x) => (float[1,2,2] y)
+    <float s = {{1.0}}, {dtype} z = {{{zero}}}, {dtype} a = {{{low}}}, {dtype} b = {{{high}}}> {{
         [slot] q = QuantizeLinear(x, s, z)
         {clip}
         d = DequantizeLinear({last}, s, z)

@@ -10,7 +10,8 @@ from exporters.onnx.passes.unsigned_weights import UnsignedWeightsPass
 X = np.float32([[1, 2, 3, 4]])
 LINEAR = """
     g (float[n,4] x) => (float[n,2] y)
-    <float a = {{1.0}}, uint8 b = {{3}}, int8[{rows},{columns}] w = {{{weight}}}, float[2] s = {{0.5, 1.0}}, int8[2] z = {{0, 1}}> {{
+    <float a = {{1.0}}, uint8 b = {{3}}, int8[{rows},{columns}] w = {{{weight}}},
+     float[2] s = {{0.5, 1.0}}, int8[2] z = {{0, 1}}> {{
         q = QuantizeLinear(x, a, b)
         p = DequantizeLinear(q, a, b)
         d = DequantizeLinear<axis={axis}>(w, s, z)

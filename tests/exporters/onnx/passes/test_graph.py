@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.onnx.passes.graph import constant, initializer, is_op, only_consumer, producer
+
+GRAPH = """
+    g (float[n] x) => (float[n] y, float[n] out) <float w = {2.0}> {
+        one = Constant<value_float=1.0>()
+        a = Mul(x, w)
+        b = Add(a, one)
+        out = Neg(b)
+        y = Neg(out)
+    }"""
+
+
+def test_standard_operators_are_told_from_others_of_the_same_name(graphs: Any) -> None:
+    mul = next(node for node in graphs.parse(GRAPH).graph if node.op_type == "Mul")
+    assert is_op(mul, "Add", "Mul")
+    assert not is_op(mul, "Add")
+    assert not is_op(None, "Mul")
+    assert not is_op(ir.node("Mul", mul.inputs, domain="com.microsoft"), "Mul")
+
+
+def test_who_makes_and_who_reads_a_tensor(graphs: Any) -> None:
+    graph = graphs.parse(GRAPH).graph
+    _, mul, add, inner, outer = graph
+    assert producer(add.inputs[0], "Mul") is mul
+    assert producer(add.inputs[0], "Add") is None
+    assert producer(mul.inputs[0], "Mul") is None  # an input of the graph
+    assert only_consumer(mul.outputs[0]) is add
+    assert only_consumer(mul.outputs[0], "Neg") is None
+    assert only_consumer(inner.outputs[0]) is None  # an output as well
+    assert only_consumer(outer.outputs[0]) is None  # nobody
+
+
+def test_constants_are_initializers_and_constant_nodes(graphs: Any) -> None:
+    _, mul, add, *_ = graphs.parse(GRAPH).graph
+    assert constant(mul.inputs[1]) == np.float32(2)
+    assert constant(add.inputs[1]) == np.float32(1)
+    assert constant(add.inputs[0]) is None
+    assert constant(None) is None
+
+
+def test_equal_initializers_are_one_and_others_get_another_name(graphs: Any) -> None:
+    graph = graphs.parse(GRAPH).graph
+    first = initializer(graph, "new", np.int8([1, 2]))
+    assert initializer(graph, "new", np.int8([1, 2])) is first
+    others = [np.int8([1, 3]), np.uint8([1, 2]), np.int8([[1, 2]])]
+    made = [initializer(graph, "new", array) for array in others]
+    assert len({value.name for value in (first, *made)}) == 4
+    for value, array in zip(made, others, strict=True):
+        np.testing.assert_array_equal(value.const_value.numpy(), array)
