@@ -65,6 +65,8 @@ def inspect_graph(path: Path) -> GraphReport:
     try:
         model = ir.load(path)
         graph = model.graph
+        if not graph.outputs:  # protobuf takes many a file, the empty one among them, for a model with nothing in it
+            raise ValueError("no graph with an output")
     except Exception as error:  # protobuf has its own tree of errors, and several libraries stand between
         raise CheckpointError(f"{path}: not an ONNX file ({error})") from error
     sizes: Counter[str] = Counter()

@@ -60,6 +60,8 @@ def cut_at_quantizers(path: Path) -> CutModel:
     try:
         model = ir.load(path)
         graph = model.graph
+        if not graph.outputs:  # protobuf takes many a file, the empty one among them, for a model with nothing in it
+            raise ValueError("no graph with an output")
     except Exception as error:  # protobuf has its own tree of errors, and several libraries stand between
         raise CheckpointError(f"{path}: not an ONNX file ({error})") from error
     cuts = []
