@@ -20,6 +20,7 @@ import errno
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -359,7 +360,10 @@ def _storage_errors(target: Path) -> Iterator[None]:
     """Every I/O failure inside becomes a StorageError that names the path, as the user knows it, and the reason."""
     try:
         yield
-    except QDQError:
+    except QDQError as error:
+        # By somebody who knows only the hidden directory that the work is done in
+        hidden = re.escape(str(target.parent / _prefix(target))) + r"[^/]*/new"
+        error.args = tuple(re.sub(hidden, lambda _: str(target), str(part)) for part in error.args)
         raise
     except (ConnectionError, TimeoutError, ChildProcessError):
         raise  # errors of the operating system, but not of a file
