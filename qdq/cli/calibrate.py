@@ -10,9 +10,11 @@ import typer
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
-__all__ = ["calibrate", "calibrate_into"]
+__all__ = ["calibrate", "calibrate_into", "describe"]
 
 
 @command
@@ -75,8 +77,7 @@ def calibrate(
     session.result(
         {"checkpoint": output, **document},
         f"{output}: {slots['quantized']} of {slots['total']} slots quantized, recipe {document['recipe']}",
-        f"ranges from {calibration['samples']} samples, {calibration['tokens']:,} tokens, "
-        f"method {calibration['method']['name']}",
+        describe(calibration),
     )
 
 
@@ -131,6 +132,15 @@ def calibrate_into(
         "slots": {"total": len(slots), "quantized": sum(spec is not None for spec in slots)},
         "calibration": record,
     }
+
+
+def describe(calibration: Mapping[str, Any]) -> str:
+    """A line about how the ranges were found; the record may be that of somebody else's program."""
+    method = calibration.get("method")
+    name = method.get("name") if isinstance(method, dict) else method
+    settings = [f"{key} {value}" for key, value in method.items() if key != "name"] if isinstance(method, dict) else []
+    shown = f"{name} ({', '.join(settings)})" if settings else str(name)
+    return f"ranges from {calibration.get('samples')} samples, {calibration.get('tokens')} tokens, method {shown}"
 
 
 def _longest(model: nn.Module) -> int:

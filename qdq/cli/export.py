@@ -38,7 +38,7 @@ def export(
     if in_float == (target is not None):
         raise ExportError("give either --target onnxruntime|tensorrt|openvino, or --float")
     if in_float and recipe is not None:
-        raise ExportError("--recipe goes with --target: the float model has no quantizers")
+        raise ExportError("--recipe goes with --target: a model exported with --float has no quantizers")
     from exporters import folder
 
     with session.progress(f"exporting for {target or 'float'}"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qdq.cli.calibrate import describe
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table, span
 from qdq.errors import CheckpointError
@@ -76,8 +77,7 @@ def _inspect_checkpoint(session: Session, path: Path) -> None:
     session.result(
         document,
         f"{head}, recipe {recipe}",
-        f"ranges from {calibration.get('samples')} samples, {calibration.get('tokens')} tokens, "
-        f"method {_method(calibration)}",
+        describe(calibration),
         "",
         "specs",
         *(f"  {letters[spec]}  {count:4d} x {spec}" for spec, count in counts.most_common()),
@@ -104,15 +104,6 @@ def _slots_table(rows: list[dict[str, Any]], letters: dict[str, str]) -> Table:
         scale, zero_point = span(row["scale"], ".2g"), span(row["zero_point"], "d")
         table.add_row(row["slot"], letters[row["spec"]], scale, zero_point, bounds)
     return table
-
-
-def _method(calibration: dict[str, Any]) -> str:
-    """``percentile (percentile 99.99)``, from a record that may be somebody else's."""
-    method = calibration.get("method")
-    if not isinstance(method, dict):
-        return str(method)
-    settings = ", ".join(f"{key} {value}" for key, value in method.items() if key != "name")
-    return f"{method.get('name')} ({settings})" if settings else str(method.get("name"))
 
 
 def _inspect_graph(session: Session, path: Path) -> None:

@@ -87,8 +87,8 @@ class Report:
         lines += [_row(header), _row(["---"] + ["---:"] * (len(header) - 1)), *map(_row, self._body()), ""]
         calibration = self.calibration["calibration"]
         lines += [
-            "- **1x128 ms**: latency of a batch of 1 row of 128 tokens, median over interleaved rounds, one model a "
-            "process; **speed-up**: median of the ratios to `float` in the same round.",
+            "- **ms**: latency of a batch, as rows x tokens, median over interleaved rounds, one model a process; "
+            "**speed-up**: median of the ratios to `float` in the same round.",
             "- **cosine**: of the sentence embeddings (mean of the token vectors) to the float model's, on text that "
             "was not used to calibrate. **SQNR**: of the token vectors, against the float model's. Of a model with a "
             "head: both of its first output.",

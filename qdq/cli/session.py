@@ -100,7 +100,9 @@ class Session:
         """Progress on stderr, a bar where there is a total; the callable takes how much is done, and what is new."""
         bars = [] if total is None else [BarColumn(), MofNCompleteColumn()]
         columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False), *bars, TimeElapsedColumn()]
-        with Progress(*columns, console=self._err, transient=True, disable=self._quiet or self._json) as bar:
+        # A log file has no use for a bar that moves.
+        hidden = self._quiet or self._json or not self._err.is_terminal
+        with Progress(*columns, console=self._err, transient=True, disable=hidden) as bar:
             task = bar.add_task(description, total=total)
 
             def advance(done: int, description: str | None = None, total: int | None = None) -> None:

@@ -1,0 +1,198 @@
+"""A small checkpoint with its own vocabulary, every kind of directory that the commands write, and ways to run them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from rich.logging import RichHandler
+
+from qdq.cli.main import main
+from qdq.data.text import sample_text
+from qdq.models.architectures import build, configure
+from qdq.models.huggingface import save_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TARGETS = ("onnxruntime", "openvino", "tensorrt")
+SENTENCES = "\n".join(sample_text("calibration").read_text().splitlines()[:40])
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What stdout holds: one JSON document and nothing else."""
+        document = json.loads(self.out)
+        assert isinstance(document, dict)
+        return document
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(_reproducible: None) -> None:
+    """These models are too small for two threads, which then only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """A command sets up logging for its process, which the other tests share."""
+    yield
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, RichHandler)]:
+        root.removeHandler(handler)
+    for room in ("qdq", "calibration", "exporters"):
+        logging.getLogger(room).setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Any:
+    """Runs ``qdq`` in this process, which has torch loaded already; what libraries in C print is seen too."""
+
+    def run(*arguments: object) -> Ended:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        return Ended(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def process() -> Any:
+    """Runs ``python -m qdq`` as a shell does."""
+
+    def run(*arguments: object, **options: Any) -> Ended:
+        command = [sys.executable, "-m", "qdq", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def refused(run: Any, kit: Any, tmp_path: Path) -> Any:
+    """Runs a command that must refuse: one message on stderr, the same in JSON, and the test's folder as it was.
+
+    Returns the message.
+    """
+
+    def refused(*arguments: object, code: int = 2, kind: str | None = None) -> str:
+        before = kit.contents(tmp_path)
+        shown = run(*arguments)
+        assert kit.contents(tmp_path) == before
+        assert (shown.code, shown.out) == (code, "")
+        assert shown.err.startswith("error: "), shown.err
+        assert shown.err.count("error: ") == 1
+        assert "Traceback" not in shown.err
+        message = shown.err.removeprefix("error: ").rstrip("\n")
+        told = run(*arguments, "--json")
+        assert told.code == code
+        assert told.document == {"error": message, "kind": told.document["kind"], "exit_code": code}
+        assert kind in (None, told.document["kind"])
+        assert kit.contents(tmp_path) == before
+        return message
+
+    return refused
+
+
+def quietly(*arguments: object) -> None:
+    """``qdq`` in this process, which must succeed; for fixtures."""
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, arguments), "-q"])
+    assert not ended.value.code, arguments
+
+
+@dataclass(frozen=True)
+class Kit:
+    """Makes, copies and compares folders."""
+
+    def model(self, folder: Path, **changes: Any) -> Path:
+        """A small BERT with a WordPiece vocabulary of the words that the sample text uses most."""
+        words = re.findall(r"[a-z]+|[.,]", SENTENCES.lower())
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        frequent = sorted(set(words), key=lambda word: (-words.count(word), word))[:100]
+        tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+        vocabulary = list(dict.fromkeys([*tokens, *frequent]))
+        torch.manual_seed(0)
+        fields = {
+            "vocab_size": len(vocabulary),
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "max_position_embeddings": 48,
+            "initializer_range": 0.2,
+        }
+        save_model(build(configure("bert", **{**fields, **changes})), folder)
+        (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+        return folder
+
+    def copy(self, source: Path, target: Path) -> Path:
+        """A copy to damage."""
+        return Path(shutil.copytree(source, target))
+
+    def contents(self, folder: Path) -> dict[str, bytes | None]:
+        """Everything below a folder: equal when nothing was written, changed or deleted."""
+        return {
+            str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+            for path in sorted(folder.rglob("*"))
+        }
+
+
+@pytest.fixture(scope="session")
+def kit() -> Kit:
+    return Kit()
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="session")
+def model(root: Path, kit: Kit) -> Path:
+    """The float checkpoint; read only."""
+    return kit.model(root / "model")
+
+
+@pytest.fixture(scope="session")
+def text(root: Path) -> Path:
+    """40 sentences."""
+    path = root / "sentences.txt"
+    path.write_text(SENTENCES)
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(root: Path, model: Path, text: Path) -> Path:
+    """The quantized checkpoint; read only."""
+    quietly("calibrate", "-m", model, "-o", root / "quantized", "--calib-data", text)
+    return root / "quantized"
+
+
+@pytest.fixture(scope="session")
+def exports(root: Path, checkpoint: Path) -> dict[str, Path]:
+    """An export for every target, and one in float; read only."""
+    folders = {name: root / f"export-{name}" for name in ("float", *TARGETS)}
+    for name, folder in folders.items():
+        what = ["--float"] if name == "float" else ["--target", name]
+        quietly("export", "-m", checkpoint, "-o", folder, *what)
+    return folders

@@ -1,0 +1,65 @@
+"""``qdq benchmark``: rows for every model and shape; no figure here is held against a clock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+QUICK = ("--rounds", 1, "--threads", 1, "--batch-size", 1, "--batch_size", 2, "--seq-len", 8)
+
+
+def test_the_document(run: Any, exports: dict[str, Path]) -> None:
+    ended = run("benchmark", exports["float"], exports["onnxruntime"] / "model.onnx", *QUICK, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    document = ended.document
+    names = [str(exports["float"]), str(exports["onnxruntime"] / "model.onnx")]
+    assert (document["baseline"], document["runtime"], document["threads"]) == (names[0], "onnxruntime", 1)
+    rows = [(row["name"], row["shape"]["batch_size"], row["shape"]["seq_len"]) for row in document["timings"]]
+    assert rows == [(name, batch_size, 8) for name in names for batch_size in (1, 2)]
+    assert [row["speedup"] for row in document["timings"][:2]] == [1, 1]
+    for row in document["timings"]:
+        assert 0 < row["p10_s"] <= row["median_s"] <= row["p90_s"]
+        assert row["rounds"] == 1
+
+
+def test_what_people_see(run: Any, exports: dict[str, Path]) -> None:
+    ended = run("benchmark", exports["openvino"], *QUICK, "--runtime", "openvino")
+    assert (ended.code, ended.err) == (0, "")
+    assert "Latency in openvino, 1 threads" in ended.out
+    rows = [line.split() for line in ended.out.splitlines() if line.startswith(str(exports["openvino"]))]
+    assert [row[1:4] for row in rows] == [["1", "x", "8"], ["2", "x", "8"]]
+    assert [row[-1] for row in rows] == ["1.00x", "1.00x"]
+
+
+def test_files_that_do_not_exist_are_all_named(refused: Any, exports: dict[str, Path], tmp_path: Path) -> None:
+    message = refused("benchmark", exports["float"], tmp_path, tmp_path / "missing.onnx", kind="CheckpointError")
+    assert f"no such model file: {tmp_path / 'model.onnx'}" in message
+    assert f"no such model file: {tmp_path / 'missing.onnx'}" in message
+
+
+def test_a_model_twice(refused: Any, exports: dict[str, Path]) -> None:
+    assert "names must differ" in refused("benchmark", exports["float"], exports["float"])
+
+
+def test_an_unknown_runtime_names_the_known_ones(refused: Any, exports: dict[str, Path]) -> None:
+    message = refused("benchmark", exports["float"], "--runtime", "tflite")
+    assert message == "no runtime 'tflite': it must be onnxruntime or openvino"
+
+
+def test_a_file_that_is_no_model(refused: Any, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"hello")
+    assert str(tmp_path / "model.onnx") in refused("benchmark", tmp_path, *QUICK)
+
+
+def test_texts_longer_than_the_model_takes(refused: Any, exports: dict[str, Path]) -> None:
+    message = refused("benchmark", exports["float"], "--rounds", 1, "--seq-len", 64, "--batch-size", 1)
+    assert str(exports["float"]) in message
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--seq-len"])
+def test_shapes_of_nothing(refused: Any, exports: dict[str, Path], option: str) -> None:
+    assert "at least 1 x 1" in refused("benchmark", exports["float"], option, 0)

@@ -1,0 +1,402 @@
+"""``qdq calibrate``: what it writes, what it says, and everything that it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import resource
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import qdq
+
+FILES = {".qdq.json", "config.json", "model.safetensors", "quantization.json", "quantizers.safetensors", "vocab.txt"}
+
+
+def quantization(folder: Path) -> dict[str, Any]:
+    record = json.loads((folder / "quantization.json").read_text())
+    assert isinstance(record, dict)
+    return record
+
+
+class TestResult:
+    def test_the_document_and_the_files(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        ended = run("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, "--json")
+        assert (ended.code, ended.err) == (0, "")
+        document = ended.document
+        assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+        record = quantization(tmp_path / "out")
+        assert document["checkpoint"] == str(tmp_path / "out")
+        assert document["recipe"] == record["recipe"]["name"] == "onnxruntime"
+        assert document["calibration"] == record["calibration"]
+        assert document["calibration"]["samples"] == 40
+        assert document["calibration"]["method"] == {"name": "max"}
+        assert document["slots"]["quantized"] == len(record["slots"]) < document["slots"]["total"]
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def test_what_people_see(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        options = ["--calibrator", "percentile", "--percentile", "99.9", "--num-samples", "7", "--recipe", "linear"]
+        ended = run("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, *options)
+        assert (ended.code, ended.err) == (0, "")
+        assert f"{tmp_path / 'out'}: " in ended.out
+        assert "recipe linear" in ended.out
+        assert "ranges from 7 samples" in ended.out
+        assert "percentile 99.9" in ended.out
+
+    def test_both_spellings_of_an_option(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        for name, mark in (("dash", "-"), ("underscore", "_")):
+            options = [f"--calib{mark}data", text, f"--num{mark}samples", 4, f"--batch{mark}size", 3]
+            assert run("calibrate", "-m", model, "-o", tmp_path / name, *options, "-q").code == 0
+        assert quantization(tmp_path / "dash") == quantization(tmp_path / "underscore")
+        assert quantization(tmp_path / "dash")["calibration"]["batches"] == 2
+
+    def test_the_seed_chooses_the_samples(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        for name, seed in (("one", 1), ("again", 1), ("other", 2)):
+            options = ["--num-samples", 5, "--seed", seed]
+            assert run("calibrate", "-m", model, "-o", tmp_path / name, "--calib-data", text, *options).code == 0
+        one, again, other = (
+            [(tmp_path / name / file).read_bytes() for file in ("quantization.json", "quantizers.safetensors")]
+            for name in ("one", "again", "other")
+        )
+        assert one == again
+        digests = {quantization(tmp_path / name)["calibration"]["data_sha256"] for name in ("one", "again", "other")}
+        assert len(digests) == 2
+        assert one[1] != other[1]
+
+    def test_include_and_exclude(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        options = ["--include", "encoder.*", "--include", "embeddings.word", "--exclude", "*.feed_forward.*"]
+        assert run("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, *options).code == 0
+        slots = set(quantization(tmp_path / "out")["slots"])
+        assert {slot.split(".")[0] for slot in slots} == {"encoder", "embeddings"}
+        assert not any("feed_forward" in slot for slot in slots)
+        assert "embeddings.word.weight" in slots
+        assert "embeddings.position.weight" not in slots
+
+    def test_columns_by_name(self, run: Any, model: Path, tmp_path: Path) -> None:
+        (tmp_path / "pairs.csv").write_text("id,premise,claim\n1,a cat sat.,it sat.\n2,the sun is up.,it is day.\n")
+        options = ["--text-column", "premise", "--text-pair-column", "claim"]
+        arguments = ["-m", model, "-o", tmp_path / "out", "--calib-data", tmp_path / "pairs.csv", *options, "--json"]
+        assert run("calibrate", *arguments).document["calibration"]["samples"] == 2
+
+    def test_texts_are_cut_to_what_the_model_takes(self, run: Any, model: Path, tmp_path: Path) -> None:
+        (tmp_path / "long.txt").write_text("a cat and a dog " * 100)
+        arguments = ["-m", model, "-o", tmp_path / "out", "--calib-data", tmp_path / "long.txt", "--seq-len", 500]
+        calibration = run("calibrate", *arguments, "--json").document["calibration"]
+        assert (calibration["tokens"], calibration["seq_len"]) == (48, 48)
+
+    def test_positions_that_padding_takes_are_not_for_texts(self, run: Any, tmp_path: Path, kit: Any) -> None:
+        vocabulary = (kit.model(tmp_path / "bert") / "vocab.txt").read_bytes()
+        fields = {"vocab_size": vocabulary.count(b"\n"), "hidden_size": 16, "intermediate_size": 16}
+        fields |= {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 20, "pad_token_id": 1}
+        qdq.build  # noqa: B018 - the facade knows it
+        from qdq.models.architectures import build, configure
+        from qdq.models.huggingface import save_model
+
+        save_model(build(configure("roberta-prelayernorm", **fields)), tmp_path / "roberta")
+        (tmp_path / "roberta" / "vocab.txt").write_bytes(vocabulary)
+        (tmp_path / "long.txt").write_text("a cat and a dog " * 100)
+        arguments = ["-m", tmp_path / "roberta", "-o", tmp_path / "out", "--calib-data", tmp_path / "long.txt"]
+        assert run("calibrate", *arguments, "--json").document["calibration"]["tokens"] == 18
+
+    def test_an_earlier_result_is_replaced(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        arguments = ["-m", model, "-o", tmp_path / "out", "--calib-data", text]
+        assert run("calibrate", *arguments, "--num-samples", 3).code == 0
+        (tmp_path / "out" / "quantization.json").write_text("damaged")
+        assert run("calibrate", *arguments, "--num-samples", 4).code == 0
+        assert quantization(tmp_path / "out")["calibration"]["samples"] == 4
+        assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+
+    def test_a_checkpoint_calibrates_itself_anew(
+        self, run: Any, kit: Any, checkpoint: Path, text: Path, tmp_path: Path
+    ) -> None:
+        folder = kit.copy(checkpoint, tmp_path / "out")
+        assert run("calibrate", "-m", folder, "-o", folder, "--calib-data", text, "--num-samples", 4).code == 0
+        assert quantization(folder)["calibration"]["samples"] == 4
+        assert (folder / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
+
+    def test_text_the_model_does_not_know_is_told(self, run: Any, model: Path, tmp_path: Path) -> None:
+        (tmp_path / "other.txt").write_text("Кириллица ☃\n")
+        ended = run("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", tmp_path / "other.txt")
+        assert ended.code == 0
+        assert "unknown to the tokenizer's vocabulary" in ended.err
+        assert "unknown" not in ended.out
+
+
+# A damage turns a folder with a good model and a good text into a bad one.
+Damage = Callable[[Path], None]
+
+
+def remove(name: str) -> Damage:
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name: str, content: bytes) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return damage
+
+
+def configured(**changes: Any) -> Damage:
+    def damage(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+    return damage
+
+
+def with_tensors(change: Callable[[dict[str, torch.Tensor]], None]) -> Damage:
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+
+    return damage
+
+
+def truncated(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+QUERY = "encoder.layer.0.attention.self.query.weight"
+
+MODELS: dict[str, tuple[Damage, tuple[str, ...]]] = {
+    "no directory": (shutil.rmtree, ("no such directory",)),
+    "no config.json": (remove("config.json"), ("config.json", "no such file")),
+    "config.json is no JSON": (write("config.json", b"{'a': 1}"), ("config.json", "not valid JSON")),
+    "config.json is a list": (write("config.json", b"[]"), ("config.json", "JSON object")),
+    "unknown model_type": (configured(model_type="gpt2"), ("config.json", "'gpt2'", "megatron-bert")),
+    "impossible sizes": (configured(hidden_size=33, num_attention_heads=4), ("config.json", "33", "4")),
+    "no weights": (remove("model.safetensors"), ("no weights", "model.safetensors")),
+    "weights cut short": (truncated, ("model.safetensors", "damaged or incomplete")),
+    "weights of another shape": (configured(intermediate_size=96), ("intermediate", "[64, 32]", "[96, 32]")),
+    "missing weights": (with_tensors(lambda tensors: tensors.pop(QUERY)), (QUERY, "missing")),
+    "surplus weights": (
+        with_tensors(lambda tensors: tensors.update({"encoder.layer.7.surplus": torch.zeros(2)})),
+        ("encoder.layer.7.surplus",),
+    ),
+    "weights that are NaN": (with_tensors(lambda tensors: tensors[QUERY].fill_(torch.nan)), ("query", "NaN")),
+    "no tokenizer": (remove("vocab.txt"), ("no tokenizer", "vocab.txt")),
+    "damaged tokenizer": (write("tokenizer.json", b"{"), ("tokenizer.json", "damaged")),
+    "a tokenizer of another model": (
+        write("vocab.txt", b"[UNK]\n[CLS]\n[SEP]\n" + b"".join(b"x%d\n" % n for n in range(5000)) + b"cat\na\n"),
+        ("input_ids", "vocabulary"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_models_that_cannot_be_used(case: str, refused: Any, kit: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    damage, phrases = MODELS[case]
+    damaged = kit.copy(model, tmp_path / "damaged")
+    damage(damaged)
+    message = refused("calibrate", "-m", damaged, "-o", tmp_path / "new" / "out", "--calib-data", text)
+    assert [phrase for phrase in phrases if phrase not in message] == [], message
+
+
+DATA: dict[str, tuple[str, bytes | None, list[str], tuple[str, ...]]] = {
+    "missing": ("a.txt", None, [], ("a.txt", "no such file")),
+    "empty": ("a.txt", b"", [], ("a.txt", "no text")),
+    "blank lines": ("a.txt", b"\n  \n\n", [], ("a.txt", "no text")),
+    "binary": ("a.txt", bytes(range(256)), [], ("line 1", "binary")),
+    "not UTF-8": ("a.txt", "good\nGröße\n".encode("latin-1"), [], ("line 2", "UTF-8")),
+    "unsupported extension": ("a.parquet", b"PAR1", [], (".parquet", ".jsonl")),
+    "no such column": ("a.csv", b"text,label\nx,1\n", ["--text-column", "body"], ("'body'", "'text', 'label'")),
+    "no usual column": ("a.csv", b"x,y\n1,2\n", [], ("'x', 'y'", "--text-column")),
+    "a column of plain text": ("a.txt", b"x\n", ["--text-column", "text"], ("no columns",)),
+    "damaged lines": ("a.jsonl", b'{"text": "x"}\n{"text": \n{"text": 3}\n', [], ("line 2", "line 3")),
+}
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_data_that_cannot_be_used(case: str, refused: Any, model: Path, tmp_path: Path) -> None:
+    name, content, options, phrases = DATA[case]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    arguments = ["-m", model, "-o", tmp_path / "out", "--calib-data", tmp_path / name]
+    message = refused("calibrate", *arguments, *options, kind="DataError")
+    assert [phrase for phrase in phrases if phrase not in message] == [], message
+
+
+def test_a_directory_is_no_data(refused: Any, model: Path, tmp_path: Path) -> None:
+    assert "is a directory" in refused("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", model)
+
+
+RECIPE = b"""name: mine
+specs:
+  weight: {bits: 9, granularity: per-axis(0)}
+rules:
+  - {module: "encoder.*", slot: weight, specs: weight}
+  - {module: "encoder.*", slot: weight, spec: w}
+"""
+
+CHOICES: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    "unknown recipe": (["--recipe", "onnx"], ("'onnx'", "onnxruntime", "openvino", "tensorrt", "qdqbert", "linear")),
+    "recipe with mistakes": (["--recipe", "mine.yaml"], ("line 3", "bits", "line 5", "'specs'", "line 6", "'w'")),
+    "recipe that is no YAML": (["--recipe", "other.yaml"], ("other.yaml", "not a YAML file")),
+    "include matches nothing": (
+        ["--include", "layers.*"],
+        ("include", "'layers.*'", "matches nothing", "embeddings.word"),
+    ),
+    "exclude matches nothing": (["--exclude", "cls.*"], ("exclude", "'cls.*'", "matches nothing")),
+    "unknown calibrator": (["--calibrator", "entropy"], ("'entropy'", "max", "percentile")),
+    "percentile too large": (["--calibrator", "percentile", "--percentile", "101"], ("percentile", "101", "100")),
+    "percentile too small": (["--calibrator", "percentile", "--percentile", "0.999"], ("percentile", "0.999", "50")),
+    "percentile is no number": (["--calibrator", "percentile", "--percentile", "nan"], ("percentile", "nan")),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_choices_that_do_not_exist(
+    case: str, refused: Any, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, phrases = CHOICES[case]
+    (tmp_path / "mine.yaml").write_bytes(RECIPE)
+    (tmp_path / "other.yaml").write_bytes(b"a: [1\nb: 2")
+    monkeypatch.chdir(tmp_path)
+    message = refused("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, *options)
+    assert [phrase for phrase in phrases if phrase not in message] == [], message
+
+
+class TestOutputThatIsNotOurs:
+    """What is in the way stays as it was; ``refused`` compares the whole folder."""
+
+    @pytest.fixture
+    def calibrate(self, refused: Any, model: Path, text: Path, tmp_path: Path) -> Any:
+        return lambda: refused("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text)
+
+    def test_a_file(self, calibrate: Any, tmp_path: Path) -> None:
+        (tmp_path / "out").write_text("precious")
+        assert "is a file" in calibrate()
+
+    def test_somebody_elses_folder(self, calibrate: Any, tmp_path: Path) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.tex").write_text("precious")
+        assert "was not made by qdq" in calibrate()
+
+    def test_the_model_itself(self, refused: Any, kit: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        folder = kit.copy(model, tmp_path / "model")
+        assert "was not made by qdq" in refused("calibrate", "-m", folder, "-o", folder, "--calib-data", text)
+
+    def test_a_result_of_another_kind(self, calibrate: Any, kit: Any, exports: Any, tmp_path: Path) -> None:
+        kit.copy(exports["float"], tmp_path / "out")
+        message = calibrate()
+        assert "another kind" in message
+        assert "export" in message
+
+    def test_a_result_to_which_files_were_added(
+        self, calibrate: Any, kit: Any, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        folder = kit.copy(checkpoint, tmp_path / "out")
+        (folder / "notes.md").write_text("precious")
+        (folder / "more").mkdir()
+        (folder / "more" / "figures.csv").write_text("precious")
+        message = calibrate()
+        assert "notes.md" in message
+        assert "more/figures.csv" in message
+
+
+class TestTheWorldOutside:
+    """Disks, permissions and impatience: a process each."""
+
+    def leftovers(self, folder: Path) -> list[str]:
+        return sorted(path.name for path in folder.iterdir())
+
+    def test_a_disk_that_fills_up(self, process: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        limit = (model / "model.safetensors").stat().st_size // 2
+        ended = process(
+            *("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, "--json"),
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        )
+        assert ended.code == 4, ended.err
+        assert ended.document["kind"] == "StorageError"
+        assert str(tmp_path / "out") in ended.document["error"]
+        assert "staging" not in ended.document["error"]
+        assert "File too large" in ended.document["error"]
+        assert "Traceback" not in ended.err
+        assert self.leftovers(tmp_path) == []
+
+    def test_a_small_disk(self, process: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+        if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("may not mount a small disk here")
+        try:
+            ended = process("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text)
+            assert ended.code == 4, ended.err
+            assert ended.err.startswith(f"error: {tmp_path / 'out'}")
+            assert "No space left on device" in ended.err
+            assert ended.err.count("\n") == 1
+            assert self.leftovers(tmp_path) == []
+        finally:
+            subprocess.run(["umount", str(tmp_path)], check=True)
+
+    def test_a_folder_that_may_not_be_written(self, process: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        plain: list[str] = []
+        if os.geteuid() == 0:  # to whom everything is permitted, unless these rights are given up
+            if shutil.which("setpriv") is None:
+                pytest.skip("root may write everywhere, and setpriv is not installed")
+            plain = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner"]
+        command = [*plain, sys.executable, "-m", "qdq", "calibrate", "-m", model, "-o", tmp_path / "out"]
+        tmp_path.chmod(0o555)
+        try:
+            done = subprocess.run(
+                [*command, "--calib-data", text], capture_output=True, text=True, check=False, timeout=300
+            )
+        finally:
+            tmp_path.chmod(0o755)
+        assert done.returncode == 4, done.stderr
+        assert done.stderr == f"error: {tmp_path / 'out'}: Permission denied\n"
+        assert self.leftovers(tmp_path) == []
+
+    def test_an_interrupt(self, model: Path, tmp_path: Path) -> None:
+        """The progress bar is on a terminal, so that we see when calibration is under way."""
+        folder = tmp_path / "work"
+        folder.mkdir()
+        (tmp_path / "much.txt").write_text("a cat and a dog\n" * 200_000)
+        options = ["--calib-data", str(tmp_path / "much.txt"), "--num-samples", "200000", "--batch-size", "1"]
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(
+            [sys.executable, "-m", "qdq", "calibrate", "-m", str(model), "-o", str(folder / "out"), *options],
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            env={**os.environ, "TERM": "xterm"},
+        ) as started:
+            os.close(theirs)
+            seen = b""
+            deadline = time.monotonic() + 120
+            while not re.search(rb"\b[1-9]\d*/200000", seen):
+                assert started.poll() is None, seen.decode()
+                assert time.monotonic() < deadline, seen.decode()
+                if select.select([ours], [], [], 1)[0]:
+                    seen = seen[-10_000:] + os.read(ours, 65536)
+            assert [name for name in self.leftovers(folder) if "qdq-staging" in name]
+            started.send_signal(signal.SIGINT)
+            rest = b""
+            while started.poll() is None:
+                assert time.monotonic() < deadline
+                if select.select([ours], [], [], 0.1)[0]:
+                    try:
+                        rest += os.read(ours, 65536)
+                    except OSError:  # the other end is closed
+                        break
+            assert started.wait(30) == 130
+            assert started.stdout is not None
+            assert started.stdout.read() == b""
+        os.close(ours)
+        assert b"interrupted; nothing was changed" in rest
+        assert b"Traceback" not in rest
+        assert self.leftovers(folder) == []

@@ -1,0 +1,117 @@
+"""``qdq inspect``: slots, specs and ranges of a checkpoint; what of an ONNX file runs in int8."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import pytest
+from safetensors.torch import load_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+QUERY = "encoder.layers.0.attention.query"
+
+
+class TestCheckpoints:
+    def test_the_document(self, run: Any, checkpoint: Path) -> None:
+        ended = run("inspect", checkpoint, "--json")
+        assert (ended.code, ended.err) == (0, "")
+        document = ended.document
+        record = json.loads((checkpoint / "quantization.json").read_text())
+        assert (document["kind"], document["model_type"], document["task"]) == (
+            "checkpoint",
+            "bert",
+            "feature-extraction",
+        )
+        assert document["quantized"] is True
+        assert document["recipe"] == "onnxruntime"
+        assert document["calibration"] == record["calibration"]
+        assert {row["slot"] for row in document["slots"]} == set(record["slots"])
+        assert sum(document["counts"].values()) == len(document["slots"])
+
+    def test_the_figures_are_those_of_the_file(self, run: Any, checkpoint: Path) -> None:
+        rows = {row["slot"]: row for row in run("inspect", checkpoint, "--json").document["slots"]}
+        stored = load_file(checkpoint / "quantizers.safetensors")
+        for slot in (f"{QUERY}.input", f"{QUERY}.weight"):
+            for key in ("scale", "zero_point"):
+                tensor = stored[f"{slot}_quantizer.{key}"]
+                assert rows[slot][key] == [tensor.min().item(), tensor.max().item()]
+        bounds = [stored[f"{QUERY}.input_quantizer.{key}"].item() for key in ("lower", "upper")]
+        assert rows[f"{QUERY}.input"]["range"] == bounds
+        assert len(stored[f"{QUERY}.weight_quantizer.scale"]) == 32  # per axis: the figures are least and greatest
+
+    def test_what_people_see(self, run: Any, checkpoint: Path) -> None:
+        ended = run("inspect", checkpoint)
+        assert (ended.code, ended.err) == (0, "")
+        document = run("inspect", checkpoint, "--json").document
+        head, ranges = ended.out.splitlines()[:2]
+        assert head.startswith(f"{checkpoint}: bert, feature-extraction, ")
+        assert head.endswith(", recipe onnxruntime")
+        assert ranges == f"ranges from 40 samples, {document['calibration']['tokens']} tokens, method max"
+        for spec, count in document["counts"].items():
+            assert f"{count} x {spec}" in ended.out
+        rows = [line.split()[0] for line in ended.out.splitlines() if line.startswith(("encoder.", "embeddings."))]
+        assert rows == [row["slot"] for row in document["slots"]]
+
+    def test_a_float_one(self, run: Any, model: Path) -> None:
+        document = run("inspect", model, "--json").document
+        assert (document["quantized"], document["model_type"]) == (False, "bert")
+        assert document["parameters"] == sum(t.numel() for t in load_file(model / "model.safetensors").values())
+        assert run("inspect", model).out.endswith("M parameters, float\n")
+
+    def test_damage_is_told(self, refused: Any, kit: Any, checkpoint: Path, tmp_path: Path) -> None:
+        damaged = kit.copy(checkpoint, tmp_path / "damaged")
+        (damaged / "quantizers.safetensors").write_bytes(b"garbage")
+        assert "quantizers.safetensors" in refused("inspect", damaged, kind="CheckpointError")
+
+
+class TestGraphs:
+    @pytest.mark.parametrize("name", ["float", "onnxruntime", "openvino", "tensorrt"])
+    def test_the_document(self, run: Any, exports: dict[str, Path], name: str) -> None:
+        file = exports[name] / "model.onnx"
+        ended = run("inspect", exports[name], "--json")
+        assert (ended.code, ended.err) == (0, "")
+        document = ended.document
+        assert document == run("inspect", file, "--json").document
+        assert (document["kind"], document["path"], document["bytes"]) == ("onnx", str(file), file.stat().st_size)
+        assert document["opsets"]["ai.onnx"] == 21
+        nodes = onnx.load(file).graph.node
+        assert sum(document["operators"].values()) == len(nodes)
+        runs_in = [product["runs_in"] for product in document["products"] if product["kind"] == "linear"]
+        # query, key, value, output, up, down; the pooler stays float
+        assert (runs_in.count("int8"), runs_in.count("float")) == ((0, 7) if name == "float" else (6, 1))
+        assert ("INT8" in document["bytes_by_type"]) == (name != "float")
+
+    def test_what_people_see(self, run: Any, exports: dict[str, Path]) -> None:
+        ended = run("inspect", exports["onnxruntime"])
+        assert (ended.code, ended.err) == (0, "")
+        lines = [line.split() for line in ended.out.splitlines()]
+        assert ["linear", "6", "1"] in lines
+        assert ["attention", "0", "2"] in lines
+        assert "opsets ai.onnx 21, com.microsoft 1" in ended.out
+        assert "linear in float: pooler.dense" in ended.out
+        assert "6 com.microsoft.MatMulIntegerToFloat" in ended.out
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x08\x0a" * 30, b"text, a lot" * 1000], ids=range(4))
+def test_files_that_are_no_models(content: bytes, refused: Any, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    message = refused("inspect", tmp_path / "model.onnx", kind="CheckpointError")
+    assert message.startswith(f"{tmp_path / 'model.onnx'}: ")
+    assert "\n" not in message
+
+
+def test_a_file_cut_short(refused: Any, exports: dict[str, Path], tmp_path: Path) -> None:
+    content = (exports["onnxruntime"] / "model.onnx").read_bytes()
+    (tmp_path / "model.onnx").write_bytes(content[: len(content) // 2])
+    assert "not an ONNX file" in refused("inspect", tmp_path / "model.onnx", kind="CheckpointError")
+
+
+def test_what_is_not_there(refused: Any, tmp_path: Path) -> None:
+    assert "no such file or directory" in refused("inspect", tmp_path / "nothing", kind="CheckpointError")
+    message = refused("inspect", tmp_path, kind="CheckpointError")
+    assert "no config.json" in message
+    assert "no model.onnx" in message
