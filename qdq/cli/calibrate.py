@@ -30,7 +30,9 @@ def calibrate(
         str, typer.Option(metavar="NAME|FILE", help="A preset or a YAML file: which slots are quantized, and how.")
     ] = "onnxruntime",
     calibrator: Annotated[str, typer.Option(metavar="max|percentile", help="How a range is chosen.")] = "max",
-    percentile: Annotated[float, typer.Option(metavar="P", help="For the calibrator percentile.")] = 99.99,
+    percentile: Annotated[
+        float | None, typer.Option(metavar="P", help="For the calibrator percentile; 99.99 when not given.")
+    ] = None,
     num_samples: Annotated[
         int, typer.Option(metavar="N", help="Samples drawn at random when there are more.", min=1)
     ] = 512,
@@ -89,7 +91,7 @@ def calibrate_into(
     calib_data: Path,
     recipe: str,
     calibrator: str = "max",
-    percentile: float = 99.99,
+    percentile: float | None = None,
     num_samples: int | None = None,
     seq_len: int = 128,
     batch_size: int = 8,
@@ -104,13 +106,19 @@ def calibrate_into(
     from qdq import checkpoint
     from qdq.data.text import draw, read_samples
     from qdq.data.tokenize import encode_batches, load_tokenizer
+    from qdq.errors import CalibrationError
     from qdq.models.huggingface import load_model, read_config
     from qdq.prepare import named_slots, quantize
     from qdq.recipe import load_recipe
     from qdq.storage import atomic_directory
 
     chosen = load_recipe(recipe).restrict(include=include or [], exclude=exclude or [])
-    method = calibration.method_named(calibrator, percentile=percentile)
+    if percentile is None:
+        method = calibration.method_named(calibrator)
+    elif calibrator == "max":
+        raise CalibrationError("--percentile goes with --calibrator percentile: max clips nothing")
+    else:
+        method = calibration.method_named(calibrator, percentile=percentile)
     config = read_config(model)
     tokenizer = load_tokenizer(model)
     samples = read_samples(calib_data, text_column=text_column, text_pair_column=text_pair_column)

@@ -9,7 +9,7 @@ import typer
 
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 
-__all__ = ["export"]
+__all__ = ["export", "model_bytes"]
 
 
 @command
@@ -45,9 +45,15 @@ def export(
         exported = folder.export(model, output, target=target, recipe=recipe, opset=opset)
     for note in exported.notes:
         session.say(note)
-    size = (output / folder.MODEL_FILE).stat().st_size
+    size = model_bytes(output / folder.MODEL_FILE)
     session.result(
         {"output": output, "bytes": size, **exported.to_dict()},
         f"{output / folder.MODEL_FILE}: {size / 1e6:.1f} MB, opset {exported.opset}, "
         f"{', '.join(exported.signature.inputs)} -> {', '.join(exported.signature.outputs)}",
     )
+
+
+def model_bytes(path: Path) -> int:
+    """The size of an ONNX file together with the weights that a large one keeps beside it."""
+    beside = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qdq.cli.calibrate import describe
+from qdq.cli.export import model_bytes
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table, span
 from qdq.errors import CheckpointError
@@ -118,7 +119,7 @@ def _inspect_graph(session: Session, path: Path) -> None:
         names = [product.name for product in report.products if (product.kind, product.runs_in) == (kind, "float")]
         if names:
             in_float.append(f"{kind} in float: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}")
-    size = path.stat().st_size
+    size = model_bytes(path)
     opsets = ", ".join(f"{domain} {version}" for domain, version in report.opsets.items())
     operators = ", ".join(f"{count} {name}" for name, count in report.operators.items())
     stored = ", ".join(f"{name} {stored / 1e6:.1f} MB" for name, stored in report.bytes_by_type.items())

@@ -11,6 +11,7 @@ import typer
 
 from qdq.cli.benchmark import run_benchmark
 from qdq.cli.calibrate import calibrate_into
+from qdq.cli.export import model_bytes
 from qdq.cli.report import Report, Row
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.errors import CheckpointError, MissingPackageError, VerificationError, describe_faults
@@ -86,7 +87,7 @@ def quickstart(
         rows = [
             Row(
                 name=export.name,
-                bytes=(folder / export.name / "model.onnx").stat().st_size,
+                bytes=model_bytes(folder / export.name / "model.onnx"),
                 latency_s={str(t.shape): t.median_s for t in timing.timings if t.name == export.name},
                 speedup={
                     str(t.shape): timing.speedup(export.name, "float", t.shape)

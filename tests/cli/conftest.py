@@ -124,7 +124,7 @@ def quietly(*arguments: object) -> None:
 class Kit:
     """Makes, copies and compares folders."""
 
-    def model(self, folder: Path, **changes: Any) -> Path:
+    def model(self, folder: Path, *, task: str = "feature-extraction", **changes: Any) -> Path:
         """A small BERT with a WordPiece vocabulary of the words that the sample text uses most."""
         words = re.findall(r"[a-z]+|[.,]", SENTENCES.lower())
         letters = "abcdefghijklmnopqrstuvwxyz"
@@ -141,7 +141,7 @@ class Kit:
             "max_position_embeddings": 48,
             "initializer_range": 0.2,
         }
-        save_model(build(configure("bert", **{**fields, **changes})), folder)
+        save_model(build(configure("bert", **{**fields, **changes}), task), folder)
         (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
         return folder
 

@@ -256,6 +256,7 @@ CHOICES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "unknown calibrator": (["--calibrator", "entropy"], ("'entropy'", "max", "percentile")),
     "percentile too large": (["--calibrator", "percentile", "--percentile", "101"], ("percentile", "101", "100")),
     "percentile too small": (["--calibrator", "percentile", "--percentile", "0.999"], ("percentile", "0.999", "50")),
+    "percentile for another calibrator": (["--percentile", "99.9"], ("--percentile", "--calibrator percentile")),
     "percentile is no number": (["--calibrator", "percentile", "--percentile", "nan"], ("percentile", "nan")),
 }
 

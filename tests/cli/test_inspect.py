@@ -96,6 +96,18 @@ class TestGraphs:
         assert "6 com.microsoft.MatMulIntegerToFloat" in ended.out
 
 
+def test_weights_beside_a_large_file_count(run: Any, exports: dict[str, Path], tmp_path: Path) -> None:
+    onnx.save(
+        onnx.load(exports["float"] / "model.onnx"),
+        tmp_path / "model.onnx",
+        save_as_external_data=True,
+        location="model.onnx.data",
+        size_threshold=0,
+    )
+    files = [tmp_path / "model.onnx", tmp_path / "model.onnx.data"]
+    assert run("inspect", tmp_path, "--json").document["bytes"] == sum(file.stat().st_size for file in files)
+
+
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\x08\x0a" * 30, b"text, a lot" * 1000], ids=range(4))
 def test_files_that_are_no_models(content: bytes, refused: Any, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(content)

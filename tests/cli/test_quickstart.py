@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from qdq.cli.main import main
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,13 +25,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shown(folder: Path, model: Path) -> str:
-    """What a process prints, which writes ``folder``."""
-    import subprocess
-
-    command = [sys.executable, "-m", "qdq", "quickstart", "-m", str(model), "-o", str(folder), "--rounds", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+    """What the run that writes ``folder`` prints."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        main(["quickstart", "-m", str(model), "-o", str(folder), "--rounds", "1"])
+    assert (ended.value.code, err.getvalue()) == (0, "")
+    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,17 @@ def test_a_model_that_is_none(refused: Any, tmp_path: Path) -> None:
 def test_somebody_elses_folder(refused: Any, model: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     assert "was not made by qdq" in refused("quickstart", "-m", model, "-o", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["question-answering", "sequence-classification"])
+def test_a_model_with_a_head(task: str, run: Any, kit: Any, tmp_path: Path) -> None:
+    folder = kit.model(tmp_path / "model", task=task)
+    ended = run("quickstart", "-m", folder, "-o", tmp_path / "out", "--rounds", 1, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    for row in ended.document["rows"][1:]:
+        assert 0.9 < row["cosine"] < 1
+        assert row["verified"] is True
 
 
 @pytest.mark.slow
