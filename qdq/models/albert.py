@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 from qdq.models.config import Switches
 from qdq.models.family import Family, Task, standard_tasks
-from qdq.models.heads import LanguageModelHead, PreTrainingHead, label_head, pre_training_head
+from qdq.models.heads import Classifier, LanguageModelHead, PreTrainingHead
 from qdq.models.keymap import EMBEDDING_KEYS, nested
 from qdq.models.task_models import MaskedLM, SentenceOrderPreTraining
-
-if TYPE_CHECKING:
-    from qdq.models.config import ModelConfig
 
 _KEYS = {
     **EMBEDDING_KEYS,
@@ -42,12 +39,8 @@ _PRE_TRAINING_KEYS = {
     **nested(_LM_KEYS, "predictions"),
     "head.relationship.classifier": "sop_classifier.classifier",
 }
-
-
-def _pre_training(config: ModelConfig) -> PreTrainingHead:
-    # The order of sentences has the classifier's dropout, and as many labels as the configuration says.
-    return pre_training_head(config, label_head(config))
-
+# The order of sentences has the classifier's dropout, and as many labels as the configuration says.
+_order_head = partial(PreTrainingHead, relationship=Classifier)
 
 ALBERT = Family(
     model_type="albert",
@@ -57,7 +50,7 @@ ALBERT = Family(
         **standard_tasks("Albert"),
         "masked-lm": Task("AlbertForMaskedLM", MaskedLM, LanguageModelHead, keys=_LM_KEYS),
         "pre-training": Task(
-            "AlbertForPreTraining", SentenceOrderPreTraining, _pre_training, pooler=True, keys=_PRE_TRAINING_KEYS
+            "AlbertForPreTraining", SentenceOrderPreTraining, _order_head, pooler=True, keys=_PRE_TRAINING_KEYS
         ),
     },
     switches=Switches(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qdq.models.config import Switches
 from qdq.models.family import Family, Task, standard_tasks
-from qdq.models.heads import LanguageModelHead, pair_head, pre_training_head
+from qdq.models.heads import LanguageModelHead, PreTrainingHead, pair_head
 from qdq.models.keymap import BERT_KEYS, nested, without
 from qdq.models.task_models import CausalLM, MaskedLM, NextSentence, PreTraining
 
@@ -26,7 +26,7 @@ def bert_tasks(stem: str, causal: str = "LMHeadModel") -> dict[str, Task]:
         "masked-lm": Task(f"{stem}ForMaskedLM", MaskedLM, LanguageModelHead, keys=keys),
         "causal-lm": Task(f"{stem}{causal}", CausalLM, LanguageModelHead, keys=keys),
         "next-sentence": Task(f"{stem}ForNextSentencePrediction", NextSentence, pair_head, pooler=True, keys=relation),
-        "pre-training": Task(f"{stem}ForPreTraining", PreTraining, pre_training_head, pooler=True, keys=both),
+        "pre-training": Task(f"{stem}ForPreTraining", PreTraining, PreTrainingHead, pooler=True, keys=both),
     }
 
 

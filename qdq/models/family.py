@@ -5,24 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qdq.models.config import Switches
-from qdq.models.heads import choice_head, label_head, pair_head
-from qdq.models.task_models import (
-    FeatureExtraction,
-    MultipleChoice,
-    QuestionAnswering,
-    SequenceClassification,
-    TokenClassification,
-)
+from qdq.models.config import ModelConfig, Switches
+from qdq.models.heads import Classifier, choice_head, pair_head
+from qdq.models.model import EncoderModel, Model
+from qdq.models.task_models import MultipleChoice, QuestionAnswering, SequenceClassification, TokenClassification
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torch import nn
 
-    from qdq.models.config import ModelConfig
     from qdq.models.keymap import Keys
-    from qdq.models.model import Model
 
 
 @dataclass(frozen=True)
@@ -30,7 +23,7 @@ class Task:
     """One architecture of a family: upstream's class name, our class, its head."""
 
     name: str
-    model: Callable[..., Model] = FeatureExtraction
+    model: Callable[..., Model] = EncoderModel
     head: Callable[[ModelConfig], nn.Module] | None = None
     pooler: bool = False
     keys: Keys = field(default_factory=dict)  # head modules to upstream's modules
@@ -60,9 +53,9 @@ def standard_tasks(stem: str) -> dict[str, Task]:
     return {
         "feature-extraction": Task(f"{stem}Model", pooler=True, prefixed=False),
         "sequence-classification": Task(
-            f"{stem}ForSequenceClassification", SequenceClassification, label_head, pooler=True, keys=keys
+            f"{stem}ForSequenceClassification", SequenceClassification, Classifier, pooler=True, keys=keys
         ),
         "multiple-choice": Task(f"{stem}ForMultipleChoice", MultipleChoice, choice_head, pooler=True, keys=keys),
-        "token-classification": Task(f"{stem}ForTokenClassification", TokenClassification, label_head, keys=keys),
+        "token-classification": Task(f"{stem}ForTokenClassification", TokenClassification, Classifier, keys=keys),
         "question-answering": Task(f"{stem}ForQuestionAnswering", QuestionAnswering, pair_head, keys=SPAN_KEYS),
     }

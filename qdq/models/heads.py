@@ -1,7 +1,8 @@
-"""Head modules: what stands between hidden states and logits."""
+"""Head modules: what stands between hidden states and logits. Each is made from a configuration."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from qdq.models.activations import activation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qdq.models.config import ModelConfig
 
 
@@ -24,11 +27,6 @@ class LanguageModelHead(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.decoder = nn.Linear(width, config.vocab_size)
 
-    @property
-    def output_embedding(self) -> nn.Linear:
-        """The linear to the vocabulary."""
-        return self.decoder
-
     def forward(self, hidden: Tensor) -> Tensor:
         """``(batch, seq, hidden)`` -> ``(batch, seq, vocab)``."""
         logits: Tensor = self.decoder(self.norm(self.activation(self.dense(hidden))))
@@ -36,13 +34,18 @@ class LanguageModelHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Dropout and a linear to the labels; with ``hidden`` (RoBERTa) a linear with tanh and another dropout before."""
+    """Dropout and a linear to the labels; with ``hidden`` (RoBERTa) a linear with tanh and another dropout before.
 
-    def __init__(self, hidden_size: int, num_labels: int, dropout: float = 0.0, *, hidden: bool = False) -> None:
+    Labels and dropout are those of the configuration unless given.
+    """
+
+    def __init__(
+        self, config: ModelConfig, num_labels: int | None = None, dropout: float | None = None, *, hidden: bool = False
+    ) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.dense = nn.Linear(hidden_size, hidden_size) if hidden else None
-        self.classifier = nn.Linear(hidden_size, num_labels)
+        self.dropout = nn.Dropout(config.head_dropout if dropout is None else dropout)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size) if hidden else None
+        self.classifier = nn.Linear(config.hidden_size, num_labels or config.num_labels)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(..., hidden)`` -> ``(..., num_labels)``."""
@@ -53,39 +56,19 @@ class Classifier(nn.Module):
         return logits
 
 
+# One score per choice; and two logits, start and end of an answer or the relation of two sentences.
+choice_head = partial(Classifier, num_labels=1)
+pair_head = partial(Classifier, num_labels=2, dropout=0.0)
+
+
 class PreTrainingHead(nn.Module):
     """Masked tokens from the sequence, and a relation of the two sentences from the pooled output."""
 
-    def __init__(self, predictions: LanguageModelHead, relationship: Classifier) -> None:
+    def __init__(self, config: ModelConfig, relationship: Callable[[ModelConfig], Classifier] = pair_head) -> None:
         super().__init__()
-        self.predictions = predictions
-        self.relationship = relationship
-
-    @property
-    def output_embedding(self) -> nn.Linear:
-        """The linear to the vocabulary."""
-        return self.predictions.decoder
+        self.predictions = LanguageModelHead(config)
+        self.relationship = relationship(config)
 
     def forward(self, hidden: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(batch, seq, vocab)`` and ``(batch, 2)``."""
         return self.predictions(hidden), self.relationship(pooled)
-
-
-def label_head(config: ModelConfig, *, hidden: bool = False) -> Classifier:
-    """Dropout and a linear to ``num_labels``; with ``hidden`` RoBERTa's classifier of sequences."""
-    return Classifier(config.hidden_size, config.num_labels, config.head_dropout, hidden=hidden)
-
-
-def choice_head(config: ModelConfig, dropout: float | None = None) -> Classifier:
-    """Dropout (the classifier's, or as given) and a linear to one score."""
-    return Classifier(config.hidden_size, 1, config.head_dropout if dropout is None else dropout)
-
-
-def pair_head(config: ModelConfig) -> Classifier:
-    """A linear to two logits: start and end of an answer, or the relation of two sentences."""
-    return Classifier(config.hidden_size, 2)
-
-
-def pre_training_head(config: ModelConfig, relationship: Classifier | None = None) -> PreTrainingHead:
-    """Masked tokens, and next sentence or as given."""
-    return PreTrainingHead(LanguageModelHead(config), relationship or pair_head(config))

@@ -12,14 +12,19 @@ from torch import Tensor, nn
 from qdq.models.attention import Attention, AttentionImplementation
 from qdq.models.embeddings import Embeddings
 from qdq.models.encoder import Encoder, Layer
+from qdq.models.heads import LanguageModelHead, PreTrainingHead
 from qdq.models.inputs import InputError, check_shape
+from qdq.models.losses import cross_entropy
 from qdq.models.masks import attention_bias, head_mask_rows, memory_bias
+from qdq.models.outputs import BaseOutput, Cache, Output, TaskOutput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from qdq.models.config import ModelConfig
-    from qdq.models.outputs import BaseOutput, Cache, Output
+
+
+Names = tuple[str, ...]
 
 
 class Pooler(nn.Module):
@@ -58,11 +63,10 @@ class EncoderModel(Model):
     """Embeddings, encoder, pooler and head: the base of the models for the tasks.
 
     A task says by ``answer`` what it makes of the encoder's output, and by ``targets`` which arguments of a call are
-    for ``answer``; all others are for ``encode``.
+    for ``answer``; all others are for ``encode``. This class itself extracts features and has neither.
     """
 
-    targets: ClassVar[tuple[str, ...]] = ()
-    answer: Callable[..., Output]
+    targets: ClassVar[Names] = ()
 
     def __init__(
         self,
@@ -100,6 +104,18 @@ class EncoderModel(Model):
     def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Change the arguments of a call before anything is computed."""
         return inputs
+
+    def answer(self, encoded: BaseOutput, **targets: Any) -> Output:
+        """What becomes of the encoder's output."""
+        assert not targets
+        return encoded
+
+    def finish(self, result: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
+        """As a tuple, the pooled output of the bare encoder keeps its place even when there is no pooler."""
+        given = super().finish(result, return_dict)
+        if isinstance(given, tuple) and isinstance(result, BaseOutput) and self.pooler is None:
+            given = (given[0], None, *given[1:])
+        return given
 
     def encode(
         self,
@@ -169,16 +185,12 @@ class EncoderModel(Model):
             result.pooler_output = self.pooler(result.last_hidden_state)
         return result
 
-    def run_head(self, *inputs: Tensor | None) -> Any:
-        """What the head makes of hidden states or of the pooled output."""
-        assert self.head is not None
-        return self.head(*inputs)
-
     # --- embeddings and heads ---
 
     def output_embedding(self) -> nn.Linear | None:
         """The linear from hidden states to the vocabulary, in models that have one."""
-        return getattr(self.head, "output_embedding", None)
+        head = self.head.predictions if isinstance(self.head, PreTrainingHead) else self.head
+        return head.decoder if isinstance(head, LanguageModelHead) else None
 
     def tie_weights(self) -> None:
         """Let the vocabulary linear use the word embedding's parameter, if the configuration says so."""
@@ -239,6 +251,42 @@ class EncoderModel(Model):
     def gradient_checkpointing_disable(self) -> None:
         """Keep activations for the backward pass."""
         self.encoder.checkpointing = False
+
+
+class TaskModel(EncoderModel):
+    """A model with a head, described by class attributes; these here are for labels of tokens.
+
+    The loss is computed when a call gives every one of ``targets``.
+    """
+
+    targets: ClassVar[Names] = ("labels",)
+    returns: ClassVar[Names] = ("logits",)  # the fields of the output that take what ``logits`` gives
+    keeps: ClassVar[Names] = ("hidden_states", "attentions")  # the fields that come from the encoder
+    output: ClassVar[type[Output]] = TaskOutput
+    loss: Callable[..., Tensor] = staticmethod(cross_entropy)  # of the logits and the targets, in their order
+    head: nn.Module
+
+    def answer(self, encoded: BaseOutput, **targets: Any) -> Output:
+        """Logits, and the loss when there are labels."""
+        logits = self.logits(encoded)
+        fields: dict[str, Any] = dict(zip(self.returns, logits, strict=True))
+        fields |= {name: getattr(encoded, name) for name in self.keeps}
+        if targets and all(target is not None for target in targets.values()):
+            fields["loss"] = self.loss(*logits, *targets.values())
+        return self.output(**fields)
+
+    def logits(self, encoded: BaseOutput) -> tuple[Tensor, ...]:
+        """What the head makes of the encoder's output."""
+        return (self.head(encoded.last_hidden_state),)
+
+
+class PooledModel(TaskModel):
+    """The head reads the pooled output ``(batch, hidden)``, or the first token where there is no pooler."""
+
+    def logits(self, encoded: BaseOutput) -> tuple[Tensor, ...]:
+        """What the head makes of one vector per text."""
+        pooled = encoded.pooler_output
+        return (self.head(encoded.last_hidden_state[:, 0] if pooled is None else pooled),)
 
 
 def _resized(weight: Tensor, size: int, std: float) -> Tensor:

@@ -71,54 +71,20 @@ class BaseOutput(Output):
 
 @output
 class TaskOutput(Output):
-    """Result of a model with one head: ``logits`` are ``(batch, labels)`` or ``(batch, seq, labels)``."""
+    """Result of a model with a head; each task computes the fields that upstream gives it.
+
+    ``logits`` are ``(batch, labels)`` or ``(batch, seq, labels)``, start and end logits ``(batch, seq)``, prediction
+    logits ``(batch, seq, vocab)``, those of the relation or order of two sentences (``sop``) ``(batch, 2)``.
+    """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
-
-
-@output
-class CausalLMOutput(Output):
-    """Result of a decoder with language-model head: ``logits`` are ``(batch, seq, vocab)``, not shifted."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    prediction_logits: Tensor | None = None
+    seq_relationship_logits: Tensor | None = None
+    sop_logits: Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: Tensors | None = None
     attentions: Tensors | None = None
     cross_attentions: Tensors | None = None
-
-
-@output
-class QuestionAnsweringOutput(Output):
-    """Result of extractive question answering: start and end logits ``(batch, seq)``."""
-
-    loss: Tensor | None = None
-    start_logits: Tensor | None = None
-    end_logits: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
-
-
-@output
-class PreTrainingOutput(Output):
-    """Result of BERT's pre-training: masked tokens ``(batch, seq, vocab)`` and next sentence ``(batch, 2)``."""
-
-    loss: Tensor | None = None
-    prediction_logits: Tensor | None = None
-    seq_relationship_logits: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
-
-
-@output
-class SentenceOrderOutput(Output):
-    """Result of ALBERT's pre-training: masked tokens ``(batch, seq, vocab)`` and sentence order ``(batch, 2)``."""
-
-    loss: Tensor | None = None
-    prediction_logits: Tensor | None = None
-    sop_logits: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None

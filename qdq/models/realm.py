@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qdq.models.bert import LANGUAGE_MODEL_KEYS
 from qdq.models.config import Switches
 from qdq.models.family import Family, Task
 from qdq.models.heads import LanguageModelHead
 from qdq.models.keymap import BERT_KEYS, nested
 from qdq.models.realm_models import Embedder, EmbedderHead, KnowledgeAugmentedEncoder, Reader, ReaderHead, Scorer
-
-if TYPE_CHECKING:
-    from qdq.models.config import ModelConfig
 
 # Embedder and reader carry a language-model head that nothing calls; checkpoints have its weights.
 _SPARE = nested(LANGUAGE_MODEL_KEYS, "predictions")
@@ -29,15 +24,6 @@ _SCORER_KEYS = {
     for ours, theirs in ({ours: f"realm.{theirs}" for ours, theirs in BERT_KEYS.items()} | _EMBEDDER_KEYS).items()
 }
 
-
-def _embedder(config: ModelConfig) -> EmbedderHead:
-    return EmbedderHead(config, LanguageModelHead(config))
-
-
-def _reader(config: ModelConfig) -> ReaderHead:
-    return ReaderHead(config, LanguageModelHead(config))
-
-
 REALM = Family(
     model_type="realm",
     prefix="realm",
@@ -45,10 +31,10 @@ REALM = Family(
     tasks={
         "feature-extraction": Task("RealmBertModel", pooler=True, prefixed=False),
         "retrieval": Task(
-            "RealmEmbedder", Embedder, _embedder, pooler=True, keys=_EMBEDDER_KEYS, unused=("head.predictions",)
+            "RealmEmbedder", Embedder, EmbedderHead, pooler=True, keys=_EMBEDDER_KEYS, unused=("head.predictions",)
         ),
         "scoring": Task(
-            "RealmScorer", Scorer, _embedder, pooler=True, keys=_SCORER_KEYS, unused=("embedder.head.predictions",)
+            "RealmScorer", Scorer, EmbedderHead, pooler=True, keys=_SCORER_KEYS, unused=("embedder.head.predictions",)
         ),
         "masked-lm": Task(
             "RealmKnowledgeAugEncoder",
@@ -59,7 +45,7 @@ REALM = Family(
             unused=("pooler",),
         ),
         "question-answering": Task(
-            "RealmReader", Reader, _reader, pooler=True, keys=_READER_KEYS, unused=("pooler", "head.predictions")
+            "RealmReader", Reader, ReaderHead, pooler=True, keys=_READER_KEYS, unused=("pooler", "head.predictions")
         ),
     },
     switches=Switches(gradient_checkpointing=False),

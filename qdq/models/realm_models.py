@@ -6,19 +6,19 @@ Shape letters: (b) questions, (n) candidates of a question, (k) retrieved blocks
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from qdq.models.heads import LanguageModelHead
 from qdq.models.inputs import InputError, check_shape, is_tracing
 from qdq.models.losses import IGNORED
-from qdq.models.model import EncoderModel, Model
-from qdq.models.outputs import BaseOutput, Output, TaskOutput, Tensors, output
+from qdq.models.model import Model, PooledModel, TaskModel
+from qdq.models.outputs import BaseOutput, Output, Tensors, output
 
 if TYPE_CHECKING:
     from qdq.models.config import ModelConfig
-    from qdq.models.heads import LanguageModelHead
 
 _TEXTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -61,11 +61,11 @@ class ReaderOutput(Output):
 class EmbedderHead(nn.Module):
     """Linear and LayerNorm from the pooled output to the space of retrieval. Nothing calls ``predictions``."""
 
-    def __init__(self, config: ModelConfig, predictions: LanguageModelHead) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.projection = nn.Linear(config.hidden_size, config.retriever_proj_size)
         self.norm = nn.LayerNorm(config.retriever_proj_size, eps=config.layer_norm_eps)
-        self.predictions = predictions
+        self.predictions = LanguageModelHead(config)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """``(b, hidden)`` -> ``(b, r)``."""
@@ -73,12 +73,12 @@ class EmbedderHead(nn.Module):
         return projected
 
 
-class Embedder(EncoderModel):
+class Embedder(PooledModel):
     """Text to a vector ``(b, r)``; relevance is the inner product of two of them."""
 
-    def answer(self, encoded: BaseOutput) -> Output:
-        """The projected text."""
-        return EmbedderOutput(self.run_head(encoded.pooler_output), encoded.hidden_states, encoded.attentions)
+    targets = ()
+    returns = ("projected_score",)
+    output = EmbedderOutput
 
 
 class Scorer(Model):
@@ -132,7 +132,7 @@ class Scorer(Model):
         return self.finish(ScorerOutput(relevance, query, candidates), return_dict)
 
 
-class KnowledgeAugmentedEncoder(EncoderModel):
+class KnowledgeAugmentedEncoder(TaskModel):
     """Masked language model over several retrieved texts, marginalised by their relevance.
 
     Ids, mask and token types are ``(b, n, s)``, other inputs ``(b * n, ...)``; logits are ``(b * n, s, vocab)``. A loss
@@ -140,29 +140,20 @@ class KnowledgeAugmentedEncoder(EncoderModel):
     ``mlm_mask`` ``(b, s)`` says which positions count in the mean (by default all, also those labelled -100).
     """
 
-    targets: ClassVar[tuple[str, ...]] = ("labels", "relevance_score", "mlm_mask")
+    targets = ("labels", "relevance_score", "mlm_mask")
 
     def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Make the candidates part of the batch."""
-        if inputs.get("labels") is not None and inputs.get("relevance_score") is None:
+        labels, inputs = inputs.get("labels"), inputs | {name: _flat(inputs.get(name)) for name in _TEXTS}
+        if labels is None:
+            return inputs
+        if inputs.get("relevance_score") is None:
             raise InputError("labels need a relevance_score [batch, candidates] to weigh the candidates")
-        return inputs | {name: _flat(inputs.get(name)) for name in _TEXTS}
+        mask = inputs.get("mlm_mask")
+        return inputs | {"mlm_mask": torch.ones_like(labels) if mask is None else mask}
 
-    def answer(
-        self,
-        encoded: BaseOutput,
-        labels: Tensor | None = None,
-        relevance_score: Tensor | None = None,
-        mlm_mask: Tensor | None = None,
-    ) -> Output:
-        """Logits, and the loss when there are labels."""
-        logits = self.run_head(encoded.last_hidden_state)
-        loss = None
-        if labels is not None and relevance_score is not None:
-            loss = self._loss(logits, labels, relevance_score, mlm_mask)
-        return TaskOutput(loss, logits, encoded.hidden_states, encoded.attentions)
-
-    def _loss(self, logits: Tensor, labels: Tensor, relevance: Tensor, mask: Tensor | None) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, relevance: Tensor, mask: Tensor) -> Tensor:
+        """Negative log-likelihood of the labels, summed over the candidates."""
         batch, length = labels.shape
         count = self.config.num_candidates
         check_shape("relevance_score", relevance, [(batch, count)])
@@ -175,7 +166,7 @@ class KnowledgeAugmentedEncoder(EncoderModel):
         tokens = -nn.functional.cross_entropy(logits.flatten(0, 1), target, ignore_index=IGNORED, reduction="none")
         candidates = torch.log_softmax(relevance, dim=-1)[:, :, None]
         marginal = torch.logsumexp(candidates + tokens.view(batch, count, length), dim=1)  # (b, s)
-        weight = torch.ones_like(marginal) if mask is None else mask.to(marginal.dtype)
+        weight = mask.to(marginal.dtype)
         # An empty mask divides by zero: such a batch teaches nothing.
         return -torch.nansum(torch.sum(marginal * weight) / torch.sum(weight))
 
@@ -183,13 +174,13 @@ class KnowledgeAugmentedEncoder(EncoderModel):
 class ReaderHead(nn.Module):
     """Logits of all spans up to ``max_span_width`` tokens from their ends. Nothing calls ``predictions``."""
 
-    def __init__(self, config: ModelConfig, predictions: LanguageModelHead) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.max_span_width = config.max_span_width
         self.intermediate = nn.Linear(config.hidden_size, 2 * config.span_hidden_size)
         self.norm = nn.LayerNorm(config.span_hidden_size, eps=config.reader_layer_norm_eps)
         self.output = nn.Linear(config.span_hidden_size, 1)
-        self.predictions = predictions
+        self.predictions = LanguageModelHead(config)
 
     def spans(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """First and last token of every candidate ``(c,)``: all of width 1 from the left, then of width 2, ..."""
@@ -209,7 +200,7 @@ class ReaderHead(nn.Module):
         return logits + outside.to(logits.dtype) * torch.finfo(logits.dtype).min, starts, ends
 
 
-class Reader(EncoderModel):
+class Reader(TaskModel):
     """The best answer span over ``reader_beam_size`` blocks ``(k, s)``, each a question with one retrieved text.
 
     Needs ``relevance_score`` ``(retrieved,)`` of at least k blocks, added to the logits of each, and ``block_mask``
@@ -217,13 +208,7 @@ class Reader(EncoderModel):
     ``(retrieved, answers)``, inclusive and padded with -1, and ``has_answers`` ``(retrieved,)``.
     """
 
-    targets: ClassVar[tuple[str, ...]] = (
-        "relevance_score",
-        "block_mask",
-        "start_positions",
-        "end_positions",
-        "has_answers",
-    )
+    targets = ("relevance_score", "block_mask", "start_positions", "end_positions", "has_answers")
 
     def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Check what the reader cannot do without."""
@@ -231,25 +216,17 @@ class Reader(EncoderModel):
             raise InputError("the reader needs relevance_score [retrieved] and block_mask [retrieved, seq]")
         return inputs
 
-    def answer(
-        self,
-        encoded: BaseOutput,
-        *,
-        relevance_score: Tensor,
-        block_mask: Tensor,
-        start_positions: Tensor | None = None,
-        end_positions: Tensor | None = None,
-        has_answers: Tensor | None = None,
-    ) -> Output:
+    def answer(self, encoded: BaseOutput, **targets: Any) -> Output:
         """The best span, and the losses."""
+        relevance, block_mask, first, last, has_answers = targets.values()
         length = encoded.last_hidden_state.shape[1]
         if not is_tracing() and length < self.config.max_span_width:
             raise InputError(
                 f"a sequence of {length} tokens is shorter than max_span_width {self.config.max_span_width}"
             )
         count = self.config.reader_beam_size
-        logits, starts, ends = self.run_head(encoded.last_hidden_state, block_mask[:count])
-        logits = logits + relevance_score[:count, None]
+        logits, starts, ends = self.head(encoded.last_hidden_state, block_mask[:count])
+        logits = logits + relevance[:count, None]
         candidate = logits.amax(dim=0).argmax()
         result = ReaderOutput(
             block_idx=logits.amax(dim=1).argmax(),
@@ -259,13 +236,12 @@ class Reader(EncoderModel):
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
-        if start_positions is not None and end_positions is not None and has_answers is not None:
-            gold_starts = start_positions[:count].clamp(-1, length)[:, :, None]  # (k, answers, 1)
-            gold_ends = end_positions[:count].clamp(-1, length)[:, :, None]
-            correct = ((gold_starts == starts) & (gold_ends == ends)).any(dim=1)
+        if not any(target is None for target in (first, last, has_answers)):
+            gold_starts, gold_ends = (gold[:count].clamp(-1, length)[:, :, None] for gold in (first, last))
+            correct = ((gold_starts == starts) & (gold_ends == ends)).any(dim=1)  # (k, c) of (k, answers, c)
             result.retriever_correct = has_answers
             result.reader_correct = correct
-            result.retriever_loss = _marginal_loss(relevance_score, has_answers) * has_answers.any()
+            result.retriever_loss = _marginal_loss(relevance, has_answers) * has_answers.any()
             result.reader_loss = _marginal_loss(logits.flatten(), correct.flatten()) * correct.any()
             result.loss = result.retriever_loss + result.reader_loss
         return result

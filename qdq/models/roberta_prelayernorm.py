@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
-from qdq.models.config import Switches
+from qdq.models.config import ModelConfig, Switches
 from qdq.models.family import CLASSIFIER_KEYS, Family, Task, standard_tasks
-from qdq.models.heads import Classifier, LanguageModelHead, choice_head, label_head
+from qdq.models.heads import Classifier, LanguageModelHead, choice_head
 from qdq.models.keymap import BERT_KEYS
 from qdq.models.task_models import CausalLM, MaskedLM, MultipleChoice, SequenceClassification
-
-if TYPE_CHECKING:
-    from qdq.models.config import ModelConfig
 
 _STEM = "RobertaPreLayerNorm"
 _LM_KEYS = {
@@ -21,16 +18,8 @@ _LM_KEYS = {
     "head.decoder.bias": "lm_head.bias",
 }
 _SENTENCE_KEYS = {"head.dense": "classifier.dense", "head.classifier": "classifier.out_proj"}
-
-
-def _language_model(config: ModelConfig) -> LanguageModelHead:
-    # The exact GELU here, whatever the layers use.
-    return LanguageModelHead(config, hidden_act="gelu")
-
-
-def _sentence(config: ModelConfig) -> Classifier:
-    # Reads the first token of the normalised output: there is no pooler.
-    return label_head(config, hidden=True)
+_language_model = partial(LanguageModelHead, hidden_act="gelu")  # exactly this one, whatever the layers use
+_sentence = partial(Classifier, hidden=True)  # reads the first token of the normalised output: there is no pooler
 
 
 def _choice(config: ModelConfig) -> Classifier:

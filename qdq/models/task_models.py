@@ -1,4 +1,4 @@
-"""One model per task: what it makes of the encoder's output, and its loss. Shapes as in ``Model.encode``."""
+"""One model per task: what its head reads, what it returns, and its loss. Shapes as in ``EncoderModel.encode``."""
 
 from __future__ import annotations
 
@@ -8,75 +8,53 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from qdq.models.inputs import InputError
 from qdq.models.losses import classification_loss, cross_entropy, infer_problem_type, next_token_loss, span_loss
-from qdq.models.model import EncoderModel
-from qdq.models.outputs import (
-    BaseOutput,
-    CausalLMOutput,
-    Output,
-    PreTrainingOutput,
-    QuestionAnsweringOutput,
-    SentenceOrderOutput,
-    TaskOutput,
-)
+from qdq.models.model import PooledModel, TaskModel
+from qdq.models.outputs import BaseOutput, Output, TaskOutput
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class FeatureExtraction(EncoderModel):
-    """The encoder alone: hidden states ``(batch, seq, hidden)`` and pooled output ``(batch, hidden)``."""
-
-    def answer(self, encoded: BaseOutput) -> BaseOutput:
-        """What the encoder found."""
-        return encoded
-
-    def finish(self, result: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
-        """As a tuple, the pooled output keeps its place even when there is no pooler."""
-        given = super().finish(result, return_dict)
-        if isinstance(given, tuple) and self.pooler is None:
-            given = (given[0], None, *given[1:])
-        return given
+class TokenClassification(TaskModel):
+    """Logits ``(batch, seq, num_labels)``; ``labels`` ``(batch, seq)``, -100 ignored."""
 
 
-class TokenClassification(EncoderModel):
-    """Logits ``(batch, seq, num_labels)``; ``labels`` ``(batch, seq)``, -100 ignored. Base of the one-head tasks."""
-
-    targets: ClassVar[tuple[str, ...]] = ("labels",)
-
-    def answer(self, encoded: BaseOutput, labels: Tensor | None = None) -> Output:
-        """Logits, and the loss when there are labels."""
-        logits = self.logits(encoded)
-        loss = None if labels is None else self.loss(logits, labels)
-        return TaskOutput(loss, logits, encoded.hidden_states, encoded.attentions)
-
-    def logits(self, encoded: BaseOutput) -> Tensor:
-        """What the head makes of the hidden states."""
-        logits: Tensor = self.run_head(encoded.last_hidden_state)
-        return logits
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy."""
-        return cross_entropy(logits, labels)
-
-
-class MaskedLM(TokenClassification):
+class MaskedLM(TaskModel):
     """Logits ``(batch, seq, vocab)``; ``labels`` ``(batch, seq)``, -100 where nothing is masked."""
 
 
-class SequenceClassification(TokenClassification):
-    """Logits ``(batch, num_labels)`` from the pooled output, or from the first token where there is no pooler.
+class CausalLM(TaskModel):
+    """Logits ``(batch, seq, vocab)`` for the next token, and the cache; ``labels`` ``(batch, seq)`` get shifted."""
+
+    keeps = ("past_key_values", "hidden_states", "attentions", "cross_attentions")
+    loss = staticmethod(next_token_loss)
+
+    def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Training needs no cache."""
+        return inputs if inputs.get("labels") is None else {**inputs, "use_cache": False}
+
+
+class QuestionAnswering(TaskModel):
+    """Start and end logits ``(batch, seq)``; ``start_positions`` and ``end_positions`` ``(batch,)``."""
+
+    targets = ("start_positions", "end_positions")
+    returns = ("start_logits", "end_logits")
+    loss = staticmethod(span_loss)
+
+    def logits(self, encoded: BaseOutput) -> tuple[Tensor, ...]:
+        """Start and end."""
+        start, end = self.head(encoded.last_hidden_state).unbind(dim=-1)
+        return start, end
+
+
+class SequenceClassification(PooledModel):
+    """Logits ``(batch, num_labels)``; ``labels`` as in ``classification_loss``.
 
     The first labelled call decides ``config.problem_type`` if the configuration does not.
     """
 
-    def logits(self, encoded: BaseOutput) -> Tensor:
-        """``(batch, num_labels)``."""
-        pooled = encoded.pooler_output
-        logits: Tensor = self.run_head(encoded.last_hidden_state[:, 0] if pooled is None else pooled)
-        return logits
-
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Regression, one label or several, see ``classification_loss``."""
+        """Regression, one label or several."""
         problem_type = self.config.problem_type
         if problem_type is None:
             problem_type = infer_problem_type(self.config.num_labels, labels)
@@ -84,28 +62,22 @@ class SequenceClassification(TokenClassification):
         return classification_loss(logits, labels, problem_type)
 
 
-class NextSentence(SequenceClassification):
+class NextSentence(PooledModel):
     """Logits ``(batch, 2)``; ``labels`` ``(batch,)``: 0 = the second sentence follows the first, 1 = it does not."""
 
-    targets: ClassVar[tuple[str, ...]] = ("labels", "next_sentence_label")
-
-    def answer(
-        self, encoded: BaseOutput, labels: Tensor | None = None, next_sentence_label: Tensor | None = None
-    ) -> Output:
-        """Logits, and the loss when there are labels, also under their old name."""
-        if next_sentence_label is not None:
-            warnings.warn("next_sentence_label is deprecated: use labels", FutureWarning, stacklevel=2)
-            labels = next_sentence_label
-        return super().answer(encoded, labels)
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy."""
-        return cross_entropy(logits, labels)
+    def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Take the labels under their old name, too."""
+        old = inputs.pop("next_sentence_label", None)
+        if old is None:
+            return inputs
+        warnings.warn("next_sentence_label is deprecated: use labels", FutureWarning, stacklevel=2)
+        return {**inputs, "labels": old}
 
 
-class MultipleChoice(TokenClassification):
+class MultipleChoice(TaskModel):
     """Logits ``(batch, choices)`` from inputs ``(batch, choices, seq)``; ``labels`` ``(batch,)``."""
 
+    targets = ("labels", "choices")
     flattened: ClassVar = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 
     def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -117,74 +89,32 @@ class MultipleChoice(TokenClassification):
         flat = {name: inputs[name].flatten(0, 1) for name in self.flattened if inputs.get(name) is not None}
         return {**inputs, **flat, "choices": None if given is None else given.shape[1]}
 
-    def answer(self, encoded: BaseOutput, labels: Tensor | None = None, choices: int = 1) -> Output:
+    def answer(self, encoded: BaseOutput, **targets: Any) -> Output:
         """One score per choice, side by side."""
-        logits = self.run_head(encoded.pooler_output).view(-1, choices)
-        loss = None if labels is None else cross_entropy(logits, labels)
-        return TaskOutput(loss, logits, encoded.hidden_states, encoded.attentions)
-
-    targets: ClassVar[tuple[str, ...]] = ("labels", "choices")
-
-
-class QuestionAnswering(EncoderModel):
-    """Start and end logits ``(batch, seq)``; ``start_positions`` and ``end_positions`` ``(batch,)``."""
-
-    targets: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions")
-
-    def answer(
-        self, encoded: BaseOutput, start_positions: Tensor | None = None, end_positions: Tensor | None = None
-    ) -> Output:
-        """Logits, and the loss when both positions are given."""
-        start, end = self.run_head(encoded.last_hidden_state).unbind(dim=-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            loss = span_loss(start, end, start_positions, end_positions)
-        return QuestionAnsweringOutput(loss, start, end, encoded.hidden_states, encoded.attentions)
+        labels, choices = targets.values()
+        logits = self.head(encoded.pooler_output).view(-1, choices)
+        loss = None if labels is None else self.loss(logits, labels)
+        return TaskOutput(loss, logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions)
 
 
-class CausalLM(EncoderModel):
-    """Logits ``(batch, seq, vocab)`` for the next token; ``labels`` ``(batch, seq)`` are shifted here."""
-
-    targets: ClassVar[tuple[str, ...]] = ("labels",)
-
-    def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Training needs no cache."""
-        return inputs if inputs.get("labels") is None else {**inputs, "use_cache": False}
-
-    def answer(self, encoded: BaseOutput, labels: Tensor | None = None) -> Output:
-        """Logits, cache, and the loss when there are labels."""
-        logits = self.run_head(encoded.last_hidden_state)
-        return CausalLMOutput(
-            loss=None if labels is None else next_token_loss(logits, labels),
-            logits=logits,
-            past_key_values=encoded.past_key_values,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-            cross_attentions=encoded.cross_attentions,
-        )
-
-
-class PreTraining(EncoderModel):
+class PreTraining(TaskModel):
     """Masked tokens ``(batch, seq, vocab)`` and next sentence ``(batch, 2)``; the loss sums both."""
 
-    targets: ClassVar[tuple[str, ...]] = ("labels", "next_sentence_label")
-    output: ClassVar[Any] = PreTrainingOutput
+    targets = ("labels", "next_sentence_label")
+    returns = ("prediction_logits", "seq_relationship_logits")
 
-    def answer(self, encoded: BaseOutput, **labels: Tensor | None) -> Output:
-        """Both logits, and the loss."""
-        logits = self.run_head(encoded.last_hidden_state, encoded.pooler_output)
-        losses = [
-            cross_entropy(scores, label, name)
-            for (name, label), scores in zip(labels.items(), logits, strict=True)
-            if label is not None
-        ]
-        loss = losses[0] + losses[1] if len(losses) == 2 else None
-        output: Output = self.output(loss, *logits, encoded.hidden_states, encoded.attentions)
-        return output
+    def logits(self, encoded: BaseOutput) -> tuple[Tensor, ...]:
+        """From hidden states and pooled output."""
+        tokens, relation = self.head(encoded.last_hidden_state, encoded.pooler_output)
+        return tokens, relation
+
+    def loss(self, tokens: Tensor, relation: Tensor, labels: Tensor, second: Tensor) -> Tensor:
+        """Sum of two cross entropies."""
+        return cross_entropy(tokens, labels) + cross_entropy(relation, second, self.targets[1])
 
 
 class SentenceOrderPreTraining(PreTraining):
     """ALBERT: masked tokens, and the order of two sentences (0 = original, 1 = swapped)."""
 
-    targets: ClassVar[tuple[str, ...]] = ("labels", "sentence_order_label")
-    output = SentenceOrderOutput
+    targets = ("labels", "sentence_order_label")
+    returns = ("prediction_logits", "sop_logits")
