@@ -61,13 +61,11 @@ ALBERT = Family(
         decoder=False,
         gradient_checkpointing=False,
     ),
+    own=("embedding_size", "num_hidden_groups", "inner_group_num", "classifier_dropout_prob"),
     # Upstream's defaults describe the xxlarge model.
     defaults={
         "vocab_size": 30000,
-        "embedding_size": 128,
         "hidden_size": 4096,
-        "num_hidden_groups": 1,
-        "inner_group_num": 1,
         "num_attention_heads": 64,
         "intermediate_size": 16384,
         "hidden_act": "gelu_new",

@@ -20,20 +20,13 @@ if TYPE_CHECKING:
     from qdq.models.attention import AttentionImplementation
     from qdq.models.family import Family, Task
 
-__all__ = ["FAMILIES", "build", "configure", "construct", "family_of", "fields_of", "task_of"]
-
 FAMILIES: dict[str, Family] = {
     family.model_type: family for family in (BERT, QDQBERT, ALBERT, ROBERTA_PRELAYERNORM, MEGATRON_BERT, REALM)
 }
 
 _ATTN_IMPLEMENTATIONS = ("eager", "sdpa")
-_OURS = {"switches", "extra"}
-# Fields that only families with a default for them have.
-_FAMILY_ONLY = {
-    "classifier_dropout", "embedding_size", "num_hidden_groups", "inner_group_num", "classifier_dropout_prob",
-    "retriever_proj_size", "num_candidates", "span_hidden_size", "max_span_width", "reader_layer_norm_eps",
-    "reader_beam_size", "reader_seq_len", "num_block_records", "searcher_beam_size",
-}  # fmt: skip
+_OURS = {"model_type", "switches", "extra"}
+_FAMILY_ONLY = {name for family in FAMILIES.values() for name in family.own}
 
 
 def family_of(model_type: object) -> Family:
@@ -66,12 +59,7 @@ def configure(model_type: str, **values: Any) -> ModelConfig:
 
 def fields_of(family: Family) -> set[str]:
     """Configuration fields that mean something for ``family``."""
-    own = set(family.defaults)
-    return {
-        f.name
-        for f in fields(ModelConfig)
-        if f.name not in _OURS | {"model_type"} and (f.name not in _FAMILY_ONLY or f.name in own)
-    }
+    return {f.name for f in fields(ModelConfig)} - _OURS - (_FAMILY_ONLY - set(family.own))
 
 
 def _from_json(values: dict[str, Any]) -> dict[str, Any]:

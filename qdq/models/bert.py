@@ -35,7 +35,7 @@ BERT = Family(
     prefix="bert",
     keys=BERT_KEYS,
     tasks=bert_tasks("Bert"),
-    defaults={"classifier_dropout": None},
+    own=("classifier_dropout",),
 )
 
 QDQBERT = Family(

@@ -48,8 +48,10 @@ class Embeddings(nn.Module):
         Token types default to zeros, positions to ``past_length, past_length + 1, ...`` (or the padding rule).
         Returns ``(batch, seq, hidden)``.
         """
-        self._check(input_ids, token_type_ids, position_ids, inputs_embeds, past_length)
-        words = self.word(input_ids) if inputs_embeds is None else inputs_embeds
+        name, given = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
+        assert given is not None
+        self._check(name, given, token_type_ids, position_ids, past_length)
+        words = self.word(given) if inputs_embeds is None else given
         if token_type_ids is None:
             token_type_ids = torch.zeros(1, 1, dtype=torch.long, device=words.device)
         hidden: Tensor = words + self.token_type(token_type_ids)
@@ -79,32 +81,22 @@ class Embeddings(nn.Module):
         # arange, not a slice of a buffer: a graph with a free sequence length needs no guard for it.
         return torch.arange(start, start + words.shape[1], device=words.device)[None, :]
 
-    def _check(
-        self,
-        input_ids: Tensor | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        past_length: int,
-    ) -> None:
+    def _check(self, name: str, given: Tensor, types: Tensor | None, positions: Tensor | None, past: int) -> None:
         if is_tracing():
             return
-        name, given, sizes = "input_ids", input_ids, list[int]()
-        if inputs_embeds is not None:
-            name, given, sizes = "inputs_embeds", inputs_embeds, [self.word.embedding_dim]
-        assert given is not None
+        sizes = [] if name == "input_ids" else [self.word.embedding_dim]
         if given.dim() != 2 + len(sizes) or [*given.shape[2:]] != sizes:
             wanted = ", ".join(["batch", "seq", *map(str, sizes)])
             raise InputError(f"{name} has shape {list(given.shape)}, must be [{wanted}]")
         batch, length = given.shape[:2]
-        if inputs_embeds is None:
-            check_range("input_ids", given, self.word.num_embeddings, what="the vocabulary")
-        if position_ids is not None:
-            check_shape("position_ids", position_ids, [(batch, length)])
-            check_range("position_ids", position_ids, self.position.num_embeddings, what="the table of positions")
-        elif self.absolute and length + past_length > (longest := self.position.num_embeddings - self.first_position):
-            cached = f" and {past_length} cached" if past_length else ""
+        if not sizes:
+            check_range(name, given, self.word.num_embeddings, what="the vocabulary")
+        if positions is not None:
+            check_shape("position_ids", positions, [(batch, length)])
+            check_range("position_ids", positions, self.position.num_embeddings, what="the table of positions")
+        elif self.absolute and length + past > (longest := self.position.num_embeddings - self.first_position):
+            cached = f" and {past} cached" if past else ""
             raise InputError(f"a sequence of {length} tokens{cached} is too long: the model takes at most {longest}")
-        if token_type_ids is not None:
-            check_shape("token_type_ids", token_type_ids, [(batch, length)])
-            check_range("token_type_ids", token_type_ids, self.token_type.num_embeddings, what="the token types")
+        if types is not None:
+            check_shape("token_type_ids", types, [(batch, length)])
+            check_range("token_type_ids", types, self.token_type.num_embeddings, what="the token types")

@@ -40,7 +40,8 @@ class Family:
     keys: Keys
     tasks: Mapping[str, Task]
     switches: Switches = field(default_factory=Switches)
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # fields only this family has, or not with BERT's default
+    own: tuple[str, ...] = ()  # fields that only the families which name them here have
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # where they are not BERT's
 
 
 CLASSIFIER_KEYS = {"head.classifier": "classifier"}

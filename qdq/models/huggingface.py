@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import tempfile
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -37,17 +38,8 @@ if TYPE_CHECKING:
     from qdq.models.attention import AttentionImplementation
     from qdq.models.model import Model
 
-__all__ = [
-    "config_to_json",
-    "load_model",
-    "load_weights",
-    "read_config",
-    "read_tensors",
-    "save_model",
-    "upstream_state",
-]
-
 _WEIGHT_FILES = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
+_OLD_NAMES = {"gamma": ".weight", "beta": ".bias"}
 _OLD_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
@@ -179,6 +171,11 @@ class _Entry(NamedTuple):
     upstream: list[str]
     parameter: nn.Parameter
 
+    @property
+    def part(self) -> str:
+        """The top-level module that it is first found in."""
+        return self.own[0].partition(".")[0]
+
 
 def _entries(model: Model) -> list[_Entry]:
     """Every distinct parameter of ``model``; upstream's keys are without the base prefix."""
@@ -209,7 +206,7 @@ def upstream_state(model: Model) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for entry in _entries(model):
         key = entry.upstream[0]
-        if task.prefixed and entry.own[0].partition(".")[0] in {"embeddings", "encoder", "pooler"}:
+        if task.prefixed and entry.part in {"embeddings", "encoder", "pooler"}:
             key = f"{family.prefix}.{key}"
         state[key] = entry.parameter.detach()
     return state
@@ -217,11 +214,7 @@ def upstream_state(model: Model) -> dict[str, Tensor]:
 
 def _normalized(key: str, prefix: str) -> str:
     """``key`` without base prefix and with today's names for the LayerNorm parameters."""
-    key = key.removeprefix(f"{prefix}.")
-    for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
-        if key.endswith(old):
-            key = key.removesuffix(old) + new
-    return key
+    return re.sub(r"\.(gamma|beta)$", lambda old: _OLD_NAMES[old[1]], key.removeprefix(f"{prefix}."))
 
 
 def load_weights(
@@ -264,11 +257,11 @@ def load_weights(
                 misshaped.append(f"{key} is {found}, must be {list(wanted.shape)} float")
                 continue
             parameter = nn.Parameter(tensor.to(dtype), requires_grad=wanted.requires_grad)
-        elif entry.own[0].partition(".")[0] in allow_missing or entry.own[0].startswith(task.unused):
+        elif entry.part in allow_missing or entry.own[0].startswith(task.unused):
             parameter = _fresh(model, entry.own[0], dtype)
         else:
             missing.append(entry.upstream[0])
-            absent.add(entry.own[0].partition(".")[0])
+            absent.add(entry.part)
             continue
         state.update(dict.fromkeys(entry.own, parameter))
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 Names = tuple[str, ...]
+TEXTS: Names = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class Pooler(nn.Module):
@@ -46,6 +47,23 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.task = task
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        return_dict: bool | None = None,
+        **inputs: Any,
+    ) -> Output | tuple[Any, ...]:
+        """The output of ``run`` for these arguments and its others, as a tuple unless ``return_dict``."""
+        texts = dict(zip(TEXTS, (input_ids, attention_mask, token_type_ids), strict=True))
+        return self.finish(self.run({**texts, **inputs}), return_dict)
+
+    def run(self, inputs: dict[str, Any]) -> Output:
+        """The output for the arguments of a call, by name."""
+        raise NotImplementedError
 
     def finish(self, result: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
         """``result``, or its computed fields as a tuple when the call or else the configuration says so."""
@@ -86,27 +104,18 @@ class EncoderModel(Model):
         self._prune(config.pruned_heads)
         self.tie_weights()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        *,
-        return_dict: bool | None = None,
-        **inputs: Any,
-    ) -> Output | tuple[Any, ...]:
-        """The task's output for arguments as in ``encode`` and the task's own, as a tuple unless ``return_dict``."""
-        texts = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        inputs = self.prepare({**texts, **inputs})
+    def run(self, inputs: dict[str, Any]) -> Output:
+        """The task's output for arguments as in ``encode`` and the task's own ``targets``."""
+        inputs = self.prepare(inputs)
         own = {name: inputs.pop(name, None) for name in self.targets}
-        return self.finish(self.answer(self.encode(**inputs), **own), return_dict)
+        return self.answer(self.encode(**inputs), **own)
 
     def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Change the arguments of a call before anything is computed."""
         return inputs
 
     def answer(self, encoded: BaseOutput, **targets: Any) -> Output:
-        """What becomes of the encoder's output."""
+        """What becomes of the encoder's output; ``targets`` come in their order, with None for those not given."""
         assert not targets
         return encoded
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Add", "MatMul"]
-
 
 class MatMul(nn.Module):
     """``input @ other``, or ``input @ other^T`` over the last two axes with ``transpose_other``."""

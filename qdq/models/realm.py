@@ -49,20 +49,10 @@ REALM = Family(
         ),
     },
     switches=Switches(gradient_checkpointing=False),
+    own=(
+        *("retriever_proj_size", "num_candidates", "span_hidden_size", "max_span_width", "reader_layer_norm_eps"),
+        *("reader_beam_size", "reader_seq_len", "num_block_records", "searcher_beam_size"),
+    ),
     # The special tokens are RoBERTa's although the vocabulary is BERT's; only the padding row depends on it.
-    defaults={
-        "hidden_act": "gelu_new",
-        "pad_token_id": 1,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "retriever_proj_size": 128,
-        "num_candidates": 8,
-        "span_hidden_size": 256,
-        "max_span_width": 10,
-        "reader_layer_norm_eps": 1e-3,
-        "reader_beam_size": 5,
-        "reader_seq_len": 320,
-        "num_block_records": 13353718,
-        "searcher_beam_size": 5000,
-    },
+    defaults={"hidden_act": "gelu_new", "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
 )

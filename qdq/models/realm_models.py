@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from qdq.models.heads import LanguageModelHead
 from qdq.models.inputs import InputError, check_shape, is_tracing
 from qdq.models.losses import IGNORED
-from qdq.models.model import Model, PooledModel, TaskModel
+from qdq.models.model import TEXTS, Model, PooledModel, TaskModel
 from qdq.models.outputs import BaseOutput, Output, Tensors, output
 
 if TYPE_CHECKING:
     from qdq.models.config import ModelConfig
-
-_TEXTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @output
@@ -99,15 +97,7 @@ class Scorer(Model):
         if query_head is not None:
             self.query_embedder = Embedder(config, task="retrieval", head=query_head, **options)
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        *,
-        return_dict: bool | None = None,
-        **inputs: Any,
-    ) -> Output | tuple[Any, ...]:
+    def run(self, inputs: dict[str, Any]) -> Output:
         """Score candidates for questions ``(b, s)``.
 
         Candidates come as ``candidate_input_ids``, ``candidate_attention_mask``, ``candidate_token_type_ids``
@@ -115,13 +105,12 @@ class Scorer(Model):
         both sides.
         """
         shared = {name: inputs.get(name) for name in ("position_ids", "head_mask")}
-        given = {name: inputs.pop(f"candidate_{name}", None) for name in (*_TEXTS, "inputs_embeds")}
+        given = {name: inputs.pop(f"candidate_{name}", None) for name in (*TEXTS, "inputs_embeds")}
         if given["input_ids"] is None and given["inputs_embeds"] is None:
             raise InputError("give candidate_input_ids or candidate_inputs_embeds")
-        given |= {name: _flat(given[name]) for name in _TEXTS} | shared
+        given |= {name: _flat(given[name]) for name in TEXTS} | shared
         candidates = self.embedder(**given, return_dict=True).projected_score
-        texts = dict(zip(_TEXTS, (input_ids, attention_mask, token_type_ids), strict=True))
-        query = self.query_embedder(**texts, **inputs, return_dict=True).projected_score
+        query = self.query_embedder(**inputs, return_dict=True).projected_score
         wanted = self.config.num_candidates
         if candidates.shape[0] != query.shape[0] * wanted:
             raise InputError(
@@ -129,7 +118,7 @@ class Scorer(Model):
             )
         candidates = candidates.view(-1, wanted, candidates.shape[-1])
         relevance = torch.einsum("br,bnr->bn", query, candidates)
-        return self.finish(ScorerOutput(relevance, query, candidates), return_dict)
+        return ScorerOutput(relevance, query, candidates)
 
 
 class KnowledgeAugmentedEncoder(TaskModel):
@@ -144,7 +133,7 @@ class KnowledgeAugmentedEncoder(TaskModel):
 
     def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Make the candidates part of the batch."""
-        labels, inputs = inputs.get("labels"), inputs | {name: _flat(inputs.get(name)) for name in _TEXTS}
+        labels, inputs = inputs.get("labels"), inputs | {name: _flat(inputs.get(name)) for name in TEXTS}
         if labels is None:
             return inputs
         if inputs.get("relevance_score") is None:
@@ -153,7 +142,7 @@ class KnowledgeAugmentedEncoder(TaskModel):
         return inputs | {"mlm_mask": torch.ones_like(labels) if mask is None else mask}
 
     def loss(self, logits: Tensor, labels: Tensor, relevance: Tensor, mask: Tensor) -> Tensor:
-        """Negative log-likelihood of the labels, summed over the candidates."""
+        """Mean negative log-likelihood of the labels, marginalised over the candidates."""
         batch, length = labels.shape
         count = self.config.num_candidates
         check_shape("relevance_score", relevance, [(batch, count)])

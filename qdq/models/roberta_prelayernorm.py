@@ -54,11 +54,6 @@ ROBERTA_PRELAYERNORM = Family(
         final_norm_in_hidden_states=False,
         positions_from_padding=True,
     ),
-    defaults={
-        "vocab_size": 50265,
-        "pad_token_id": 1,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "classifier_dropout": None,
-    },
+    own=("classifier_dropout",),
+    defaults={"vocab_size": 50265, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
 )
