@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import numpy_helper
+
+from exporters.onnx import export as module
+from exporters.onnx.export import check_options, export_model
+from exporters.runners import OnnxRuntimeRunner, OpenVINORunner
+from exporters.signature import Signature
+from exporters.verify import sqnr_db, verify
+from qdq.errors import CalibrationError, ExportError
+from qdq.prepare import named_slots, quantize
+from qdq.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from qdq.models.model import Model
+
+TARGETS = ("onnxruntime", "openvino", "tensorrt")
+LINEARS = (
+    *(f"attention.{name}" for name in ("query", "key", "value", "output")),
+    "feed_forward.up",
+    "feed_forward.down",
+)
+
+
+def stored(path: Path) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+
+
+def float_matrices(path: Path) -> list[tuple[int, ...]]:
+    arrays = stored(path).values()
+    return [array.shape for array in arrays if array.dtype == np.float32 and array.ndim == 2 and min(array.shape) > 1]
+
+
+def grids(path: Path) -> dict[str, tuple[float, str, int]]:
+    """Scale, type and zero point of every quantizer that runs."""
+    constants = stored(path)
+    return {
+        node.name.rpartition("/")[0]: (
+            float(constants[node.input[1]]),
+            str(constants[node.input[2]].dtype),
+            int(constants[node.input[2]]),
+        )
+        for node in onnx.load(path).graph.node
+        if node.op_type == "QuantizeLinear"
+    }
+
+
+def outputs(model: Model, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+    with torch.no_grad():
+        return {name: value.numpy() for name, value in model(**batch).items()}
+
+
+# What is in a file
+
+
+@pytest.mark.parametrize("target", [None, *TARGETS])
+def test_the_result_says_what_was_written(workshop: Any, target: str | None) -> None:
+    _, path, exported = workshop.exported(target)
+    assert exported.signature == Signature(
+        ("input_ids", "attention_mask", "token_type_ids"), ("last_hidden_state", "pooler_output")
+    )
+    assert exported.to_dict() == {
+        "target": target or "float",
+        "recipe": None,
+        "opset": 21,
+        "inputs": ["input_ids", "attention_mask", "token_type_ids"],
+        "outputs": ["last_hidden_state", "pooler_output"],
+        "notes": [],
+    }
+    proto = onnx.load(path)
+    assert proto.producer_name == "qdq"
+    assert [value.name for value in (*proto.graph.input, *proto.graph.output)] == [
+        *exported.signature.inputs,
+        *exported.signature.outputs,
+    ]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_weights_are_stored_in_int8_and_once(workshop: Any, target: str) -> None:
+    model, path, _ = workshop.exported(target)
+    slots = [slot for slot, quantizer in named_slots(model) if slot.name == "weight" and quantizer.spec]
+    assert len(slots) == len(LINEARS) + (0 if target == "tensorrt" else 3)
+    sizes = [model.get_submodule(slot.module).weight.numel() for slot in slots]
+    integers = [array.size for array in stored(path).values() if array.dtype == np.int8 and array.ndim == 2]
+    assert sorted(integers) == sorted(sizes)
+    tables = [tuple(getattr(model.embeddings, name).weight.shape) for name in ("word", "position", "token_type")]
+    pooler = tuple(model.pooler.dense.weight.shape)
+    assert sorted(float_matrices(path)) == sorted([pooler, *(tables if target == "tensorrt" else [])])
+
+
+@pytest.mark.parametrize("target", [None, *TARGETS])
+def test_the_file_is_valid_and_holds_no_trace_of_the_machine(workshop: Any, target: str | None) -> None:
+    _, path, _ = workshop.exported(target)
+    proto = onnx.load(path)
+    domains = {"", "com.microsoft"} if target == "onnxruntime" else {""}
+    assert {entry.domain for entry in proto.opset_import} == domains
+    if target != "onnxruntime":
+        onnx.checker.check_model(proto, full_check=True)
+        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    names = [node.name for node in proto.graph.node]
+    assert len(names) == len(set(names))
+    assert not any(node.metadata_props or node.doc_string for node in proto.graph.node)
+    content = path.read_bytes()
+    assert str(Path(__file__).parents[3]).encode() not in content
+    assert torch.__file__.removesuffix("/__init__.py").encode() not in content
+
+
+def test_the_same_model_gives_the_same_bytes(workshop: Any, tmp_path: Path) -> None:
+    _, path, _ = workshop.exported("onnxruntime")
+    export_model(workshop.calibrated("onnxruntime"), tmp_path / "again.onnx", target="onnxruntime")
+    assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()
+
+
+def test_onnx_runtime_runs_the_graph_as_it_is_written(workshop: Any, tmp_path: Path) -> None:
+    _, path, _ = workshop.exported("onnxruntime")
+    written = Counter(node.op_type for node in onnx.load(path).graph.node)
+    assert written["MatMulIntegerToFloat"] == len(LINEARS)
+    assert written["DequantizeLinear"] == 0
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    run = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert run["MatMulIntegerToFloat"] == len(LINEARS)
+    assert not {"SkipLayerNormalization", "BiasGelu", "EmbedLayerNormalization", "Attention"} & set(run)
+    assert run["LayerNormalization"] == 3
+    assert run["QuantizeLinear"] == 4  # query, key and value share one
+
+
+def test_tensorrt_gets_symmetric_int8_alone(workshop: Any) -> None:
+    _, path, _ = workshop.exported("tensorrt")
+    proto, constants = onnx.load(path), stored(path)
+    assert {node.domain for node in proto.graph.node} == {""}
+    pairs = [node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert pairs
+    for node in pairs:
+        zero = constants[node.input[2]]
+        assert zero.dtype == np.int8, node.name
+        assert not zero.any(), node.name
+        assert zero.size == constants[node.input[1]].size, node.name
+    gathers = [node for node in proto.graph.node if node.op_type == "Gather" and node.name.startswith("embeddings.")]
+    assert [constants[node.input[0]].dtype for node in gathers] == [np.float32] * 3
+
+
+def test_the_real_parser_and_builder_take_the_tensorrt_file(workshop: Any) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT's own parser is not installed: qdq[tensorrt-rtx]")
+    _, path, exported = workshop.exported("tensorrt")
+
+    class Collector(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.messages: list[tuple[Any, str]] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            self.messages.append((severity, message))
+
+    logger = Collector()
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(path)), [parser.get_error(index).desc() for index in range(parser.num_errors)]
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    for name in exported.signature.inputs:
+        profile.set_shape(name, (1, 4), (2, 16), (4, 40))
+    config.add_optimization_profile(profile)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    plan = builder.build_serialized_network(network, config)
+    errors = [text for severity, text in logger.messages if severity <= trt.ILogger.Severity.ERROR]
+    assert plan is not None, errors
+    (layers,) = [text for _, text in logger.messages if text.startswith("Layers:")]
+    assert "Int8" in layers
+
+
+def test_openvino_computes_the_same(workshop: Any) -> None:
+    model, path, _ = workshop.exported("openvino")
+    run = OpenVINORunner(path)
+    for batch in workshop.batches(model):
+        found = run({name: value.numpy() for name, value in batch.items()})
+        for name, expected in outputs(model, batch).items():
+            assert sqnr_db(expected, found[name]) > 25, name
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_a_recipe_that_is_not_the_targets_own_is_exact_on_this_cpu_too(workshop: Any, target: str) -> None:
+    model, path, exported = workshop.exported(target, "qdqbert")
+    assert exported.notes == ()
+    report = verify(model, path, workshop.batches(model), runtime=target)
+    assert report.faults == []
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_fewer_bits_and_narrow_ranges_run_optimized(workshop: Any, rules: Any, target: str, tmp_path: Path) -> None:
+    narrow, weight = {"narrow_range": True}, {"bits": 6, "granularity": "per-axis(0)"}
+    recipe = rules(narrow, weight, matmul=narrow, add={"bits": 7, "signed": False, "symmetric": False})
+    model = workshop.calibrated(recipe)
+    path = tmp_path / "model.onnx"
+    export_model(model, path, target=target)
+    assert verify(model, path, workshop.batches(model), runtime=target).faults == []
+    kinds = Counter(node.op_type for node in onnx.load(path).graph.node)
+    assert kinds["MatMulIntegerToFloat"] == (len(LINEARS) if target == "onnxruntime" else 0)
+
+
+def test_repeated_layers_share_their_weights_and_keep_their_own_ranges(workshop: Any, tmp_path: Path) -> None:
+    model = workshop.calibrated("onnxruntime", "albert", num_hidden_layers=2, embedding_size=16)
+    path = tmp_path / "model.onnx"
+    export_model(model, path, target="onnxruntime")
+    kinds = Counter(node.op_type for node in onnx.load(path).graph.node)
+    assert kinds["MatMulIntegerToFloat"] == 2 * len(LINEARS)
+    integers = [array for array in stored(path).values() if array.dtype == np.int8 and array.ndim == 2]
+    assert len(integers) == len(LINEARS) + 3
+    assert len({grids(path)[f"encoder.layers.{n}.attention.query.input_quantizer"] for n in range(2)}) == 2
+    assert verify(model, path, workshop.batches(model)).faults == []
+
+
+def test_weights_of_large_models_lie_beside_the_file(
+    workshop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_EXTERNAL_ABOVE", 1000)
+    model = workshop.calibrated("onnxruntime")
+    export_model(model, tmp_path / "model.onnx", target="onnxruntime")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    elsewhere = tmp_path.rename(tmp_path.with_name("elsewhere"))
+    assert verify(model, elsewhere / "model.onnx", workshop.batches(model)).faults == []
+
+
+# Changing the recipe at export
+
+
+def test_a_checkpoint_of_another_recipe_gives_tensorrt_the_same_file(workshop: Any) -> None:
+    own, retargeted = workshop.exported("tensorrt"), workshop.exported("tensorrt", "onnxruntime")
+    assert grids(retargeted[1]) == grids(own[1])
+    assert {(dtype, zero) for _, dtype, zero in grids(retargeted[1]).values()} == {("int8", 0)}
+    scales = [
+        {name: array.tolist() for name, array in stored(path).items() if name.endswith("weight_quantizer.scale")}
+        for _, path, _ in (own, retargeted)
+    ]
+    assert scales[0] == scales[1]
+    assert len(scales[0]) == len(LINEARS)
+    exported = retargeted[2]
+    assert exported.recipe == load_recipe("tensorrt")
+    assert exported.notes == (
+        "The checkpoint's recipe cannot run on tensorrt: its ranges were used with the preset 'tensorrt'.",
+    )
+    assert json.loads(json.dumps(exported.to_dict()))["recipe"]["name"] == "tensorrt"
+
+
+def test_the_model_then_computes_what_the_file_computes(workshop: Any) -> None:
+    model, path, _ = workshop.exported("tensorrt", "onnxruntime")
+    assert verify(model, path, workshop.batches(model), runtime="reference").faults == []
+
+
+def test_a_recipe_can_be_asked_for_and_ranges_stay(workshop: Any, tmp_path: Path) -> None:
+    model = copy.deepcopy(workshop.exported("tensorrt", "onnxruntime")[0])  # from onnxruntime to tensorrt, and back
+    exported = export_model(model, tmp_path / "model.onnx", target="onnxruntime", recipe="onnxruntime")
+    assert exported.recipe == load_recipe("onnxruntime")
+    assert exported.notes == ()
+    assert (tmp_path / "model.onnx").read_bytes() == workshop.exported("onnxruntime")[1].read_bytes()
+
+
+def test_a_quantized_model_exported_without_target_is_in_float(workshop: Any, tmp_path: Path) -> None:
+    model = workshop.calibrated("onnxruntime")
+    exported = export_model(model, tmp_path / "model.onnx", target=None)
+    assert exported.target == "float"
+    assert not grids(tmp_path / "model.onnx")
+    batch = workshop.batches(model)[0]
+    found = OnnxRuntimeRunner(tmp_path / "model.onnx")({name: value.numpy() for name, value in batch.items()})
+    for name, expected in outputs(workshop.model(), batch).items():
+        np.testing.assert_allclose(found[name], expected, atol=1e-5, err_msg=name)
+
+
+def test_a_model_in_training_is_exported_as_it_evaluates_and_goes_on_training(workshop: Any, tmp_path: Path) -> None:
+    model = workshop.model().train()
+    export_model(model, tmp_path / "model.onnx", target=None)
+    assert all(part.training for part in model.modules())
+    assert (tmp_path / "model.onnx").read_bytes() == workshop.exported(None)[1].read_bytes()
+
+
+# Refusals
+
+
+def test_a_recipe_that_the_target_cannot_run_is_refused_with_every_slot(workshop: Any, tmp_path: Path) -> None:
+    model = workshop.calibrated("tensorrt")
+    before = {str(slot): (quantizer.spec, quantizer.mode) for slot, quantizer in named_slots(model)}
+    with pytest.raises(ExportError) as caught:
+        export_model(model, tmp_path / "model.onnx", target="tensorrt", recipe="onnxruntime")
+    message = str(caught.value)
+    assert message.startswith("target tensorrt cannot run this recipe: 9 faults\n")
+    for name in LINEARS:
+        assert f"encoder.layers.0.{name}.input: TensorRT takes symmetric int8, this is uint8 affine" in message
+    for name in ("word", "position", "token_type"):
+        assert f"embeddings.{name}.weight: TensorRT cannot look up int8 tables" in message
+    assert not list(tmp_path.iterdir())
+    assert {str(slot): (quantizer.spec, quantizer.mode) for slot, quantizer in named_slots(model)} == before
+
+
+def test_uncalibrated_slots_are_all_named(workshop: Any, tmp_path: Path) -> None:
+    model = workshop.model()
+    quantize(model, "onnxruntime")
+    with pytest.raises(CalibrationError, match="not calibrated") as caught:
+        export_model(model, tmp_path / "model.onnx", target="onnxruntime")
+    shared = "encoder.layers.0.attention.query.input_quantizer"
+    for name in (shared, *(f"encoder.layers.0.{name}.input_quantizer" for name in LINEARS[3:])):
+        assert name in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_with_slots_that_calibration_did_not_see(workshop: Any, tmp_path: Path) -> None:
+    model = workshop.calibrated("onnxruntime")
+    for slot, quantizer in named_slots(model):
+        if slot.kind == "matmul":
+            quantizer.range = None
+    with pytest.raises(CalibrationError, match=r"4 faults\n.*scores\.input_quantizer"):
+        export_model(model, tmp_path / "model.onnx", target="tensorrt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_float_model_has_no_target(workshop: Any, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="not quantized: calibrate it first"):
+        export_model(workshop.model(), tmp_path / "model.onnx", target="onnxruntime")
+
+
+def test_a_recipe_without_a_target_is_refused(workshop: Any, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="a recipe needs a target"):
+        export_model(workshop.model(), tmp_path / "model.onnx", target=None, recipe="linear")
+
+
+@pytest.mark.parametrize(
+    ("target", "opset", "words"),
+    [
+        ("tensor-rt", 21, "no target 'tensor-rt': it must be one of onnxruntime, openvino, tensorrt"),
+        ("tensorrt", 17, "opset 17 is not supported: it must be from 18 to 25"),
+        (None, 26, "opset 26 is not supported: it must be from 18 to 25"),
+        (None, 0, "opset 0 is not supported"),
+    ],
+)
+def test_targets_and_opsets_that_do_not_exist(target: str | None, opset: int, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=words):
+        check_options(target, opset)
+    with pytest.raises(ExportError, match=words):
+        export_model(torch.nn.Linear(2, 2), tmp_path / "model.onnx", target=target, opset=opset)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_task_with_other_inputs_is_refused(workshop: Any, tmp_path: Path) -> None:
+    model = workshop.model(task="multiple-choice")
+    with pytest.raises(ExportError, match="the task 'multiple-choice' cannot be exported"):
+        export_model(model, tmp_path / "model.onnx", target=None)
+    assert not list(tmp_path.iterdir())
