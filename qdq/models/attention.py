@@ -15,6 +15,8 @@ from qdq.models.inputs import InputError, is_tracing
 from qdq.models.ops import Add, MatMul
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from qdq.models.config import ModelConfig
 
 AttentionImplementation = Literal["eager", "sdpa"]
@@ -32,7 +34,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, *, cross: bool = False) -> None:
         super().__init__()
         switches = config.switches
-        self.num_heads = config.num_attention_heads
+        self.heads = list(range(config.num_attention_heads))
         self.head_size = config.head_size
         self.norm_first = switches.norm_first
         self.max_positions = config.max_position_embeddings
@@ -43,7 +45,7 @@ class Attention(nn.Module):
         self.implementation: AttentionImplementation = "eager"
         self.same_input: tuple[tuple[str, ...], ...] = (("key", "value"),) if cross else (("query", "key", "value"),)
 
-        hidden, width = config.hidden_size, self.num_heads * self.head_size
+        hidden, width = config.hidden_size, len(self.heads) * self.head_size
         self.query = nn.Linear(hidden, width)
         self.key = nn.Linear(hidden, width)
         self.value = nn.Linear(hidden, width)
@@ -109,7 +111,7 @@ class Attention(nn.Module):
 
     def _split(self, projected: Tensor) -> Tensor:
         """``(b, s, h * d)`` -> ``(b, h, s, d)``."""
-        return projected.view(*projected.shape[:2], self.num_heads, self.head_size).transpose(1, 2)
+        return projected.view(*projected.shape[:2], len(self.heads), self.head_size).transpose(1, 2)
 
     def _weights(self, query: Tensor, key: Tensor, mask: Tensor | None, *, cached: bool) -> Tensor:
         """Softmax of scaled, masked scores, after dropout: ``(b, h, s, t)``."""
@@ -143,14 +145,17 @@ class Attention(nn.Module):
             terms = terms + torch.einsum("bhrd,lrd->bhlr", key, table)
         return terms
 
-    def prune(self, heads: list[int]) -> None:
-        """Remove ``heads`` (indices among those still present): rows of the projections, columns of the output."""
-        kept = [head for head in range(self.num_heads) if head not in set(heads)]
-        index = torch.tensor([head * self.head_size + i for head in kept for i in range(self.head_size)])
+    def prune(self, heads: Iterable[int]) -> None:
+        """Remove ``heads``, counted as before any pruning: rows of the projections, columns of the output."""
+        gone = set(heads) & set(self.heads)
+        if not gone:
+            return
+        kept = [place for place, head in enumerate(self.heads) if head not in gone]
+        index = torch.tensor([place * self.head_size + i for place in kept for i in range(self.head_size)])
         for name in ("query", "key", "value"):
             setattr(self, name, _select(getattr(self, name), index, dim=0))
         self.output = _select(self.output, index, dim=1)
-        self.num_heads = len(kept)
+        self.heads = [self.heads[place] for place in kept]
 
 
 def _select(linear: nn.Linear, index: Tensor, *, dim: int) -> nn.Linear:

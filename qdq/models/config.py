@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -134,52 +135,44 @@ class ModelConfig:
         return tuple((group, inner) for group in groups for inner in range(self.inner_group_num))
 
 
-_POSITIVE = [f.name for f in fields(ModelConfig) if f.type == "int" and f.name != "chunk_size_feed_forward"]
-_BOOLEAN = [f.name for f in fields(ModelConfig) if f.type == "bool"]
-_PROBABILITIES = [f.name for f in fields(ModelConfig) if "dropout" in f.name]
-_OPTIONAL = ("classifier_dropout", "classifier_dropout_prob")
-_FLOATS = ("initializer_range", "layer_norm_eps", "reader_layer_norm_eps")
+def _whole(value: object, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _number(value: object, high: float = math.inf) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= high
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+# What a field must be: (holds, in words), by its name or else by its type.
+_RULES: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    "int": (lambda v: _whole(v, 1), "a positive whole number"),
+    "bool": (lambda v: isinstance(v, bool), "true or false"),
+    "float": (lambda v: _number(v), "a number of at least 0"),
+    "float | None": (lambda v: v is None or _number(v, 1), "a probability between 0 and 1"),
+    "hidden_dropout_prob": (lambda v: _number(v, 1), "a probability between 0 and 1"),
+    "attention_probs_dropout_prob": (lambda v: _number(v, 1), "a probability between 0 and 1"),
+    "chunk_size_feed_forward": (lambda v: _whole(v, 0), "a whole number of at least 0"),
+    "position_embedding_type": (lambda v: v in POSITION_TYPES, f"one of {', '.join(POSITION_TYPES)}"),
+    "problem_type": (lambda v: v in PROBLEM_TYPES, f"null or one of {', '.join(map(str, PROBLEM_TYPES[1:]))}"),
+    "hidden_act": (lambda v: callable(v) or v in [*ACTIVATIONS], f"one of {', '.join(sorted(ACTIVATIONS))}"),
+}
 
 
 def _faults(config: ModelConfig) -> list[str]:
     """Every reason why ``config`` cannot be followed. Rules between fields are judged only when the fields are sane."""
     found: list[str] = []
-    values = {name: getattr(config, name) for name in (f.name for f in fields(config))}
-
-    def check(names: Any, rule: Callable[[Any], bool], wanted: str) -> None:
-        found.extend(f"{name} is {values[name]!r}, must be {wanted}" for name in names if not rule(values[name]))
-
-    check(_POSITIVE, lambda v: _is_int(v) and v > 0, "a positive whole number")
-    check(_BOOLEAN, lambda v: isinstance(v, bool), "true or false")
-    check(_FLOATS, lambda v: _is_number(v) and v >= 0, "a number of at least 0")
-    check(["chunk_size_feed_forward"], lambda v: _is_int(v) and v >= 0, "a whole number of at least 0")
-    check(
-        [name for name in _PROBABILITIES if values[name] is not None or name not in _OPTIONAL],
-        lambda v: _is_number(v) and 0 <= v <= 1,
-        "a probability between 0 and 1",
-    )
-    check(["position_embedding_type"], lambda v: v in POSITION_TYPES, f"one of {', '.join(POSITION_TYPES)}")
-    check(["problem_type"], lambda v: v in PROBLEM_TYPES, f"null or one of {', '.join(map(str, PROBLEM_TYPES[1:]))}")
-    check(
-        ["hidden_act"],
-        lambda v: callable(v) or (isinstance(v, str) and v in ACTIVATIONS),
-        f"one of {', '.join(sorted(ACTIVATIONS))}",
-    )
+    for f in fields(config):
+        value = getattr(config, f.name)
+        holds, wanted = _RULES.get(f.name) or _RULES.get(f.type) or (None, "")
+        if holds and not holds(value):
+            found.append(f"{f.name} is {value!r}, must be {wanted}")
     if found:
         return found
 
     heads, pad = config.num_attention_heads, config.pad_token_id
     if config.hidden_size % heads:
         found.append(f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}")
-    if pad is not None and not (_is_int(pad) and abs(pad) < config.vocab_size):
+    if pad is not None and not (_whole(pad, 1 - config.vocab_size) and pad < config.vocab_size):
         found.append(f"pad_token_id is {pad!r}, must be null or below vocab_size {config.vocab_size}")
     if config.switches.positions_from_padding and config.pad_token_id is None:
         found.append(f"pad_token_id is null, but model_type '{config.model_type}' counts positions from it")

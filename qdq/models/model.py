@@ -236,17 +236,13 @@ class EncoderModel(Model):
         before = self.config.pruned_heads
         after = {layer: tuple(sorted({*before.get(layer, ()), *heads.get(layer, ())})) for layer in {*before, *heads}}
         self.config = replace(self.config, pruned_heads={layer: cut for layer, cut in after.items() if cut})
-        self._prune(heads, already=before)
+        self._prune(heads)
 
-    def _prune(self, heads: Mapping[int, Iterable[int]], already: Mapping[int, Iterable[int]] | None = None) -> None:
-        distinct = sorted(set(self.config.layer_order))
-        for layer, wanted in heads.items():
-            gone = set((already or {}).get(layer, ()))
-            # Indices move down by the heads that were removed before them.
-            present = [head - sum(other < head for other in gone) for head in sorted(set(wanted) - gone)]
-            for depth, indices in enumerate(self.config.layer_order):
-                if present and indices == distinct[layer]:
-                    cast("Layer", self.encoder.layers[depth]).attention.prune(present)
+    def _prune(self, heads: Mapping[int, Iterable[int]]) -> None:
+        order = self.config.layer_order
+        distinct = sorted(set(order))
+        for layer, indices in zip(self.encoder.layers, order, strict=True):
+            cast("Layer", layer).attention.prune(heads.get(distinct.index(indices), ()))
         self.encoder.share()
 
     # --- modes ---
