@@ -162,6 +162,11 @@ def verify(
 
     Returns:
         The report; it does not raise when something does not hold.
+
+    Raises:
+        CheckpointError: for a file that cannot be read or is not of ours.
+        DataError: for batches that lack an input.
+        ExportError: for a runtime that does not exist.
     """
     bounds = bounds or Bounds()
     cut = cut_at_quantizers(path)
@@ -319,6 +324,8 @@ def _runner(path: Path, runtime: str) -> tuple[Runner, str]:
             return OnnxRuntimeRunner(path), "onnxruntime (openvino is not installed)"
     if runtime == "reference":
         return OnnxRuntimeRunner(path, optimize=False), "onnxruntime, optimizations off"
+    if runtime != "onnxruntime":
+        raise ExportError(f"no runtime {runtime!r} to verify in: it must be one of onnxruntime, openvino, reference")
     return OnnxRuntimeRunner(path), "onnxruntime"
 
 
