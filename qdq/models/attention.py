@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from qdq.models.config import ModelConfig
+    from qdq.models.outputs import Tensors
 
 AttentionImplementation = Literal["eager", "sdpa"]
 
@@ -67,9 +68,9 @@ class Attention(nn.Module):
         *,
         head_mask: Tensor | None = None,
         memory: Tensor | None = None,
-        past: tuple[Tensor, Tensor] | None = None,
+        past: Tensors | None = None,
         need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]:
+    ) -> tuple[Tensor, Tensor | None, Tensors]:
         """Attend from ``hidden`` to itself, or to ``memory`` when that is given.
 
         Args:

@@ -147,7 +147,7 @@ def _number(value: object, high: float = math.inf) -> bool:
 _RULES: dict[Any, tuple[Callable[[Any], bool], str]] = {
     "int": (lambda v: _whole(v, 1), "a positive whole number"),
     "bool": (lambda v: isinstance(v, bool), "true or false"),
-    "float": (lambda v: _number(v), "a number of at least 0"),
+    "float": (_number, "a number of at least 0"),
     "float | None": (lambda v: v is None or _number(v, 1), "a probability between 0 and 1"),
     "hidden_dropout_prob": (lambda v: _number(v, 1), "a probability between 0 and 1"),
     "attention_probs_dropout_prob": (lambda v: _number(v, 1), "a probability between 0 and 1"),

@@ -33,26 +33,23 @@ class Layer(nn.Module):
         hidden: Tensor,
         mask: Tensor | None = None,
         *,
-        head_mask: Tensor | None = None,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
         past: Tensors | None = None,
-        need_weights: bool = False,
+        **options: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensors]:
-        """Hidden states ``(batch, seq, hidden)``, own weights, cross weights, and the 2 or 4 tensors to cache."""
-        own = None if past is None else (past[0], past[1])
-        cache: Tensors
-        hidden, weights, cache = self.attention(hidden, mask, head_mask=head_mask, past=own, need_weights=need_weights)
-        cross_weights = None
-        if memory is not None:
-            if self.cross_attention is None:
-                raise InputError("encoder_hidden_states need cross-attention: set add_cross_attention")
-            crossed = (past[2], past[3]) if past is not None and len(past) == 4 else None
-            hidden, cross_weights, cross_cache = self.cross_attention(
-                hidden, memory_mask, head_mask=head_mask, memory=memory, past=crossed, need_weights=need_weights
-            )
-            cache = (*cache, *cross_cache)
-        return self.feed_forward(hidden), weights, cross_weights, cache
+        """Hidden states ``(batch, seq, hidden)``, own weights, cross weights, and the 2 or 4 tensors to cache.
+
+        Both attentions get ``options``, the head mask and whether to return the weights.
+        """
+        hidden, weights, cache = self.attention(hidden, mask, past=past and past[:2], **options)
+        if memory is None:
+            return self.feed_forward(hidden), weights, None, cache
+        if self.cross_attention is None:
+            raise InputError("encoder_hidden_states need cross-attention: set add_cross_attention")
+        options |= {"memory": memory, "past": past[2:] or None if past else None}
+        hidden, cross_weights, cross_cache = self.cross_attention(hidden, memory_mask, **options)
+        return self.feed_forward(hidden), weights, cross_weights, cache + cross_cache
 
 
 class Encoder(nn.Module):

@@ -17,6 +17,7 @@ import os
 import pickle
 import re
 import tempfile
+import zipfile
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -131,10 +132,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         except OSError as error:
             raise StorageError(f"{path}: {error}") from error
     try:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # files of torch < 1.6 are no archives and cannot be mapped
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        # Files of torch < 1.6 are no archives and cannot be mapped.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused, the pickle holds more than tensors and could run code; convert it to safetensors"
@@ -228,13 +227,7 @@ def load_weights(
 ) -> None:
     """Make ``tensors`` (upstream's keys) the parameters of ``model``, without a copy where the dtype is right.
 
-    Args:
-        model: may live on the meta device.
-        tensors: the checkpoint.
-        source: names the checkpoint in errors.
-        allow_missing: top-level modules (``"head"``, ``"pooler"``) that may be absent; they are initialised.
-        ignore: endings of keys to skip.
-        dtype: of the parameters.
+    The model may live on the meta device. Errors call the checkpoint ``source``; for the others see ``load_model``.
 
     Raises:
         CheckpointError: with the lists of missing, unexpected and misshaped keys, as far as they are not empty.
@@ -315,7 +308,8 @@ def load_model(
         path: a Hugging Face model directory.
         task: which head; None takes the one named by ``architectures`` in ``config.json``.
         attn_implementation: ``"eager"`` or ``"sdpa"``.
-        allow_missing: ``{"head"}`` puts a new, randomly initialised head on a bare encoder.
+        allow_missing: top-level modules that may be absent and are then initialised: ``{"head"}`` puts a new head on a
+            bare encoder.
         ignore: endings of keys to skip, for checkpoints that carry more than weights.
         dtype: of the parameters; the file may hold another floating type.
         config: in place of the directory's ``config.json``.
