@@ -21,7 +21,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import qdq
+from qdq.models.architectures import build, configure
+from qdq.models.huggingface import save_model
 
 FILES = {".qdq.json", "config.json", "model.safetensors", "quantization.json", "quantizers.safetensors", "vocab.txt"}
 
@@ -101,10 +102,6 @@ class TestResult:
         vocabulary = (kit.model(tmp_path / "bert") / "vocab.txt").read_bytes()
         fields = {"vocab_size": vocabulary.count(b"\n"), "hidden_size": 16, "intermediate_size": 16}
         fields |= {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 20, "pad_token_id": 1}
-        qdq.build  # noqa: B018 - the facade knows it
-        from qdq.models.architectures import build, configure
-        from qdq.models.huggingface import save_model
-
         save_model(build(configure("roberta-prelayernorm", **fields)), tmp_path / "roberta")
         (tmp_path / "roberta" / "vocab.txt").write_bytes(vocabulary)
         (tmp_path / "long.txt").write_text("a cat and a dog " * 100)
