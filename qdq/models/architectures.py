@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from torch.overrides import TorchFunctionMode
 
 from qdq.errors import ConfigError, describe_faults
 from qdq.models.albert import ALBERT
+from qdq.models.attention import AttentionImplementation
 from qdq.models.bert import BERT, QDQBERT
 from qdq.models.config import ModelConfig
 from qdq.models.megatron_bert import MEGATRON_BERT
@@ -17,14 +18,12 @@ from qdq.models.realm import REALM
 from qdq.models.roberta_prelayernorm import ROBERTA_PRELAYERNORM
 
 if TYPE_CHECKING:
-    from qdq.models.attention import AttentionImplementation
     from qdq.models.family import Family, Task
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family for family in (BERT, QDQBERT, ALBERT, ROBERTA_PRELAYERNORM, MEGATRON_BERT, REALM)
 }
 
-_ATTN_IMPLEMENTATIONS = ("eager", "sdpa")
 _OURS = {"model_type", "switches", "extra"}
 _FAMILY_ONLY = {name for family in FAMILIES.values() for name in family.own}
 
@@ -50,11 +49,10 @@ def configure(model_type: str, **values: Any) -> ModelConfig:
         ConfigError: an unknown family, or values that cannot be followed; all of them are listed.
     """
     family = family_of(model_type)
-    values = {**family.defaults, **values}
     known = fields_of(family)
-    used = {name: value for name, value in values.items() if name in known}
-    extra = {name: value for name, value in values.items() if name not in known}
-    return ModelConfig(model_type=model_type, switches=family.switches, extra=extra, **_from_json(used))
+    extra = {name: values.pop(name) for name in list(values) if name not in known}
+    values = _from_json({**family.defaults, **values})
+    return ModelConfig(model_type=model_type, switches=family.switches, extra=extra, **values)
 
 
 def fields_of(family: Family) -> set[str]:
@@ -112,8 +110,9 @@ def construct(
     config: ModelConfig, task: str | None = None, *, attn_implementation: AttentionImplementation = "eager"
 ) -> Model:
     """The model of ``config`` with arbitrary weights, to be loaded or initialised."""
-    if attn_implementation not in _ATTN_IMPLEMENTATIONS:
-        raise ConfigError(f"attn_implementation is {attn_implementation!r}, must be one of eager, sdpa")
+    if attn_implementation not in get_args(AttentionImplementation):
+        known = ", ".join(get_args(AttentionImplementation))
+        raise ConfigError(f"attn_implementation is {attn_implementation!r}, must be one of {known}")
     if config.switches != family_of(config.model_type).switches:
         raise ConfigError(
             f"the configuration is not of '{config.model_type}': make it with configure('{config.model_type}')"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from qdq.errors import ConfigError, describe_faults
 from qdq.models.activations import ACTIVATIONS
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 PositionType = Literal["absolute", "relative_key", "relative_key_query"]
-POSITION_TYPES = ("absolute", "relative_key", "relative_key_query")
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 
 
@@ -152,7 +151,7 @@ _RULES: dict[Any, tuple[Callable[[Any], bool], str]] = {
     "hidden_dropout_prob": (lambda v: _number(v, 1), "a probability between 0 and 1"),
     "attention_probs_dropout_prob": (lambda v: _number(v, 1), "a probability between 0 and 1"),
     "chunk_size_feed_forward": (lambda v: _whole(v, 0), "a whole number of at least 0"),
-    "position_embedding_type": (lambda v: v in POSITION_TYPES, f"one of {', '.join(POSITION_TYPES)}"),
+    "position_embedding_type": (lambda v: v in get_args(PositionType), f"one of {', '.join(get_args(PositionType))}"),
     "problem_type": (lambda v: v in PROBLEM_TYPES, f"null or one of {', '.join(map(str, PROBLEM_TYPES[1:]))}"),
     "hidden_act": (lambda v: callable(v) or v in [*ACTIVATIONS], f"one of {', '.join(sorted(ACTIVATIONS))}"),
 }

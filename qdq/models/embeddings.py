@@ -23,9 +23,7 @@ class Embeddings(nn.Module):
         super().__init__()
         switches, width, pad = config.switches, config.embedding_width, config.pad_token_id
         self.absolute = config.position_embedding_type == "absolute"
-        self.first_position = 0
-        if switches.positions_from_padding and pad is not None:
-            self.first_position = pad + 1
+        self.first_position = pad + 1 if switches.positions_from_padding and pad is not None else 0
         self.word = nn.Embedding(config.vocab_size, width, padding_idx=pad)
         self.position = nn.Embedding(
             config.max_position_embeddings, width, padding_idx=pad if self.first_position else None

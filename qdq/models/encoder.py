@@ -12,11 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from qdq.models.attention import Attention
 from qdq.models.feed_forward import FeedForward
 from qdq.models.inputs import InputError
-from qdq.models.outputs import BaseOutput
+from qdq.models.outputs import BaseOutput, Cache, Tensors
 
 if TYPE_CHECKING:
     from qdq.models.config import ModelConfig
-    from qdq.models.outputs import Cache, Tensors
 
 
 class Layer(nn.Module):

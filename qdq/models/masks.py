@@ -8,7 +8,7 @@ from torch import Tensor
 from qdq.models.inputs import InputError, check_shape
 
 
-def _additive(keep: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(keep: Tensor, dtype: torch.dtype) -> Tensor:
     """1 (keep) -> 0, 0 (hide) -> the lowest finite number of ``dtype``."""
     return (1.0 - keep.to(dtype)) * torch.finfo(dtype).min
 
@@ -36,7 +36,7 @@ def attention_bias(mask: Tensor | None, hidden: Tensor, *, past: int, causal: bo
         before = (torch.arange(keys, device=hidden.device)[None, :] <= rows).to(dtype)[None, None]
         # One inversion of the product: two lowest numbers must never be added.
         visible = before if visible is None else before * visible
-    return None if visible is None else _additive(visible, dtype)
+    return None if visible is None else additive(visible, dtype)
 
 
 def memory_bias(mask: Tensor | None, memory: Tensor, hidden: Tensor) -> Tensor | None:
@@ -44,7 +44,7 @@ def memory_bias(mask: Tensor | None, memory: Tensor, hidden: Tensor) -> Tensor |
     if mask is None:
         return None
     visible = _per_query("encoder_attention_mask", mask, hidden.shape[0], hidden.shape[1], memory.shape[1])
-    return _additive(visible, hidden.dtype)
+    return additive(visible, hidden.dtype)
 
 
 def head_mask_rows(mask: Tensor | None, layers: int, heads: int, dtype: torch.dtype) -> Tensor | None:

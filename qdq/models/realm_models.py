@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qdq.models.heads import LanguageModelHead
 from qdq.models.inputs import InputError, check_shape, is_tracing
 from qdq.models.losses import IGNORED
+from qdq.models.masks import additive
 from qdq.models.model import TEXTS, Model, PooledModel, TaskModel
 from qdq.models.outputs import BaseOutput, Output, Tensors, output
 
@@ -185,8 +186,8 @@ class ReaderHead(nn.Module):
         features = self.norm(torch.relu(first[:, starts] + last[:, ends]))
         logits = self.output(features).squeeze(-1)
         # Both ends have to be evidence; what lies between is not looked at.
-        outside = ~(block_mask[:, starts].bool() & block_mask[:, ends].bool())
-        return logits + outside.to(logits.dtype) * torch.finfo(logits.dtype).min, starts, ends
+        evidence = block_mask[:, starts].bool() & block_mask[:, ends].bool()
+        return logits + additive(evidence, logits.dtype), starts, ends
 
 
 class Reader(TaskModel):
@@ -238,8 +239,7 @@ class Reader(TaskModel):
 
 def _marginal_loss(logits: Tensor, good: Tensor) -> Tensor:
     """Negative log of the probability of all ``good`` entries together; both ``(n,)``."""
-    hidden = (1.0 - good.to(logits.dtype)) * torch.finfo(logits.dtype).min
-    return torch.logsumexp(logits, dim=0) - torch.logsumexp(logits + hidden, dim=0)
+    return torch.logsumexp(logits, dim=0) - torch.logsumexp(logits + additive(good, logits.dtype), dim=0)
 
 
 def _flat(tensor: Tensor | None) -> Tensor | None:
