@@ -1,0 +1,131 @@
+"""The real model: calibrated once on the text that ships with the package, exported for every target."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+import transformers
+
+from calibration import calibrate
+from exporters.onnx.export import export_model
+from exporters.runners import OnnxRuntimeRunner, OpenVINORunner, Runner, TorchRunner
+from exporters.verify import cosine, verify
+from qdq.checkpoint import load
+from qdq.data.text import draw, read_samples, sample_text
+from qdq.data.tokenize import encode_batches, load_tokenizer
+from qdq.prepare import quantize
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qdq.models.model import Model
+
+TARGETS = ("onnxruntime", "openvino", "tensorrt")
+LINEARS = 36
+RUNTIMES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "reference"}
+
+
+@dataclass(frozen=True)
+class Files:
+    """The float model, and for every target the model that the file was made from; ``None`` is float."""
+
+    models: dict[str | None, Model]
+    paths: dict[str | None, Path]
+    heldout: list[dict[str, torch.Tensor]]
+    expected: np.ndarray
+
+
+def embed(runner: Runner, batches: list[dict[str, torch.Tensor]]) -> np.ndarray:
+    """Sentence embeddings ``(sentences, hidden)``: the mean of the token vectors."""
+    sentences = []
+    for batch in batches:
+        arrays = {name: value.numpy() for name, value in batch.items()}
+        hidden, mask = runner(arrays)["last_hidden_state"], arrays["attention_mask"][..., np.newaxis]
+        sentences.append((hidden * mask).sum(axis=1) / mask.sum(axis=1))
+    return np.concatenate(sentences)
+
+
+@pytest.fixture(scope="module")
+def minilm(minilm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    torch.set_num_threads(2)
+    folder = tmp_path_factory.mktemp("minilm")
+    tokenizer = load_tokenizer(minilm_dir)
+
+    def batches(name: str, samples: int) -> list[dict[str, torch.Tensor]]:
+        texts = draw(read_samples(sample_text(name)), samples, seed=0)
+        return list(encode_batches(texts, tokenizer, batch_size=16, seq_len=128))
+
+    heldout = batches("heldout", 48)
+    models: dict[str | None, Model] = {None: load(minilm_dir)}
+    calibrated = load(minilm_dir)
+    quantize(calibrated, "onnxruntime")
+    calibrate(calibrated, batches("calibration", 64))
+    paths: dict[str | None, Path] = {}
+    for target in (None, *TARGETS):
+        if target is not None:
+            models[target] = copy.deepcopy(calibrated)
+        paths[target] = folder / f"{target}.onnx"
+        export_model(models[target], paths[target], target=target)
+    return Files(models, paths, heldout, embed(TorchRunner(models[None]), heldout))
+
+
+def test_float_export_equals_transformers(minilm: Files, minilm_dir: Path) -> None:
+    theirs = transformers.AutoModel.from_pretrained(minilm_dir).eval()
+    run = OnnxRuntimeRunner(minilm.paths[None])
+    for batch in minilm.heldout[:2]:
+        with torch.no_grad():
+            expected = theirs(**batch)
+        found = run({name: value.numpy() for name, value in batch.items()})
+        mask = batch["attention_mask"].numpy() != 0
+        np.testing.assert_allclose(
+            found["last_hidden_state"][mask], expected.last_hidden_state.numpy()[mask], atol=1e-4
+        )
+        np.testing.assert_allclose(found["pooler_output"], expected.pooler_output.numpy(), atol=1e-4)
+
+
+def test_the_file_is_about_a_quarter_of_the_float_one(minilm: Files) -> None:
+    sizes = {target: path.stat().st_size for target, path in minilm.paths.items()}
+    assert sizes["onnxruntime"] <= 0.27 * sizes[None]
+    assert sizes["openvino"] <= 0.27 * sizes[None]
+    assert sizes["tensorrt"] <= 0.66 * sizes[None]  # tables in float
+
+
+@pytest.mark.parametrize(("target", "least"), [("onnxruntime", 0.985), ("openvino", 0.98), ("tensorrt", 0.97)])
+def test_sentences_it_was_not_calibrated_on_keep_their_embedding(minilm: Files, target: str, least: float) -> None:
+    path = minilm.paths[target]
+    run: Any = OpenVINORunner(path) if target == "openvino" else OnnxRuntimeRunner(path, optimize=target != "tensorrt")
+    assert cosine(minilm.expected, embed(run, minilm.heldout)) >= least
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_is_proven(minilm: Files, target: str) -> None:
+    shapes = ((2, 48), (4, 128))
+    batches = [
+        {name: value[:rows, :length] for name, value in batch.items()}
+        for batch, (rows, length) in zip(minilm.heldout, shapes, strict=False)
+    ]
+    report = verify(minilm.models[target], minilm.paths[target], batches, runtime=RUNTIMES[target])
+    assert report.faults == []
+    assert report.runtime.startswith("openvino" if target == "openvino" else "onnxruntime")
+    assert sum(row.ties for row in report.segments) <= 1e-5 * sum(row.values for row in report.segments)
+
+
+def test_onnx_runtime_runs_the_integer_products_and_no_slow_fusion(minilm: Files, tmp_path: Path) -> None:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(minilm.paths["onnxruntime"], options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert kinds["MatMulIntegerToFloat"] == LINEARS
+    assert not {"SkipLayerNormalization", "BiasGelu", "EmbedLayerNormalization"} & set(kinds)
+    assert kinds["LayerNormalization"] == 13
+    assert kinds["Gelu"] == 6
+    assert kinds["QuantizeLinear"] == 24
