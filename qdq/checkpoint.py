@@ -22,7 +22,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from qdq.data.tokenize import TOKENIZER_FILES
-from qdq.errors import CalibrationError, CheckpointError, RecipeError, StorageError, describe_faults
+from qdq.errors import CalibrationError, CheckpointError, ConfigError, RecipeError, StorageError, describe_faults
 from qdq.models.architectures import task_of
 from qdq.models.huggingface import load_model, save_model
 from qdq.prepare import apply_specs, named_slots, slots, wrap
@@ -33,6 +33,7 @@ from qdq.storage import atomic_directory, write_json
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from qdq.models.attention import AttentionImplementation
     from qdq.models.model import Model
     from qdq.recipe import Recipe, Slot
 
@@ -117,20 +118,30 @@ def is_quantized(path: str | Path) -> bool:
     return any((Path(path) / name).is_file() for name in (QUANTIZATION_FILE, QUANTIZERS_FILE))
 
 
-def load(path: str | Path, task: str | None = None, *, allow_missing: Collection[str] = ()) -> Model:
+def load(
+    path: str | Path,
+    task: str | None = None,
+    *,
+    allow_missing: Collection[str] = (),
+    attn_implementation: AttentionImplementation = "eager",
+) -> Model:
     """A model from a directory: the float reference, or wrapped and quantizing when the checkpoint is quantized.
 
     Args:
         path: Hugging Face directory, or one that ``qdq calibrate`` wrote.
         task: one of the tasks; None reads it from ``architectures`` in config.json.
         allow_missing: ``{"head"}`` to put a fresh head on a base checkpoint.
+        attn_implementation: ``eager``, or for float models ``sdpa``, torch's fused attention.
 
     Raises:
         CheckpointError: for anything damaged, missing or left over, all faults at once.
-        ConfigError: for a configuration that cannot be followed.
+        ConfigError: for a configuration that cannot be followed, or fused attention in a quantized model, where its
+            quantizers would have no place.
     """
     path = Path(path)
-    model = load_model(path, task, allow_missing=allow_missing)
+    if is_quantized(path) and attn_implementation != "eager":
+        raise ConfigError(f"{path} is quantized: attn_implementation must be eager, not {attn_implementation}")
+    model = load_model(path, task, allow_missing=allow_missing, attn_implementation=attn_implementation)
     if is_quantized(path):
         document = read_quantization(path)
         wrap(model)

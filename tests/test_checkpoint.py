@@ -14,7 +14,7 @@ from torch import Tensor
 
 import calibration
 from qdq.checkpoint import is_quantized, load, read_quantization, save
-from qdq.errors import CalibrationError, CheckpointError, QDQError, StorageError
+from qdq.errors import CalibrationError, CheckpointError, ConfigError, QDQError, StorageError
 from qdq.models.architectures import FAMILIES, build, configure
 from qdq.models.huggingface import save_model
 from qdq.prepare import apply_recipe, named_slots, quantize
@@ -181,6 +181,15 @@ def test_float_checkpoint_loads_as_it_is(tmp_path: Path) -> None:
     assert torch.equal(outputs(loaded)[0], outputs(model)[0])
     with pytest.raises(CheckpointError, match=r"has no quantization\.json"):
         read_quantization(tmp_path)
+
+
+def test_fused_attention_is_for_float_models(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must be eager"):
+        load(folder, attn_implementation="sdpa")
+    save_model(tiny(), tmp_path)
+    eager, fused = (load(tmp_path, attn_implementation=name) for name in ("eager", "sdpa"))
+    for a, b in zip(outputs(eager), outputs(fused), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 def test_tokenizer_and_sentence_transformers_files_come_along(tmp_path: Path) -> None:

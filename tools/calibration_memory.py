@@ -4,7 +4,7 @@
 
 Each count runs in a process of its own, on the sample text repeated as often as needed; the peak is the process's own
 (VmHWM). `float` is the plain forward on the same batches. glibc keeps freed blocks of changing sizes for itself, which
-moves the peak by hundreds of MB from run to run; here it gives them back at once, so that the peak shows what is in use.
+moves the peak by hundreds of MB from run to run; here it gives them back at once, so that the peak is what is in use.
 """
 
 from __future__ import annotations

@@ -44,6 +44,13 @@ def calibrate(
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Keep modules that match in float; repeatable.")
     ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="TASK", help="The head to load; that of config.json when not given.")
+    ] = None,
+    allow_missing: Annotated[
+        list[str] | None,
+        typer.Option(metavar="head|pooler", help="Begin with a new one if the checkpoint has none; repeatable."),
+    ] = None,
     text_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column or key of the text.")] = None,
     text_pair_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Column or key of the second text.")
@@ -71,6 +78,8 @@ def calibrate(
         batch_size=batch_size,
         include=include or [],
         exclude=exclude or [],
+        task=task,
+        allow_missing=allow_missing or [],
         text_column=text_column,
         text_pair_column=text_pair_column,
         seed=seed,
@@ -97,6 +106,8 @@ def calibrate_into(
     batch_size: int = 8,
     include: list[str] | None = None,
     exclude: list[str] | None = None,
+    task: str | None = None,
+    allow_missing: list[str] | None = None,
     text_column: str | None = None,
     text_pair_column: str | None = None,
     seed: int = 0,
@@ -124,7 +135,7 @@ def calibrate_into(
     samples = read_samples(calib_data, text_column=text_column, text_pair_column=text_pair_column)
     texts = draw(samples, num_samples, seed)
     with atomic_directory(output, kind="checkpoint") as folder:
-        wrapped = load_model(model)
+        wrapped = load_model(model, task, allow_missing=allow_missing or [])
         quantize(wrapped, chosen)
         seq_len = min(seq_len, _longest(wrapped))
         batches = encode_batches(

@@ -34,6 +34,17 @@ def quantization(folder: Path) -> dict[str, Any]:
 
 
 class TestResult:
+    def test_a_new_head_on_a_checkpoint_that_has_none(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        request = ("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text)
+        refused = run(*request, "--task", "token-classification")
+        assert refused.code == 2
+        assert "head" in refused.err
+        assert not (tmp_path / "out").exists()
+        ended = run(*request, "--task", "token-classification", "--allow-missing", "head", "--json")
+        assert ended.code == 0
+        written = json.loads((tmp_path / "out" / "config.json").read_text())
+        assert written["architectures"] == ["BertForTokenClassification"]
+
     def test_the_document_and_the_files(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
         ended = run("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, "--json")
         assert (ended.code, ended.err) == (0, "")

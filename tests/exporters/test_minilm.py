@@ -63,11 +63,11 @@ def minilm(minilm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
         texts = draw(read_samples(sample_text(name)), samples, seed=0)
         return list(encode_batches(texts, tokenizer, batch_size=16, seq_len=128))
 
-    heldout = batches("heldout", 48)
+    heldout = batches("heldout", 32)
     models: dict[str | None, Model] = {None: load(minilm_dir)}
     calibrated = load(minilm_dir)
     quantize(calibrated, "onnxruntime")
-    calibrate(calibrated, batches("calibration", 64))
+    calibrate(calibrated, batches("calibration", 48))
     paths: dict[str | None, Path] = {}
     for target in (None, *TARGETS):
         if target is not None:
@@ -107,7 +107,7 @@ def test_sentences_it_was_not_calibrated_on_keep_their_embedding(minilm: Files, 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_is_proven(minilm: Files, target: str) -> None:
-    shapes = ((2, 48), (4, 128))
+    shapes = ((2, 32), (3, 96))
     batches = [
         {name: value[:rows, :length] for name, value in batch.items()}
         for batch, (rows, length) in zip(minilm.heldout, shapes, strict=False)

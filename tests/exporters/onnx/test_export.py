@@ -199,7 +199,7 @@ def test_a_recipe_that_is_not_the_targets_own_is_exact_on_this_cpu_too(workshop:
     assert report.faults == []
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("target", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_fewer_bits_and_narrow_ranges_run_optimized(workshop: Any, rules: Any, target: str, tmp_path: Path) -> None:
     narrow, weight = {"narrow_range": True}, {"bits": 6, "granularity": "per-axis(0)"}
     recipe = rules(narrow, weight, matmul=narrow, add={"bits": 7, "signed": False, "symmetric": False})
