@@ -6,13 +6,13 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
-
+from exporters.onnx.load import load_onnx
 from exporters.onnx.passes.graph import constant, producer
-from qdq.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import onnx_ir as ir
 
 __all__ = ["GraphReport", "Product", "inspect_graph"]
 
@@ -62,13 +62,7 @@ def inspect_graph(path: Path) -> GraphReport:
     Raises:
         CheckpointError: when it is not an ONNX file.
     """
-    try:
-        model = ir.load(path)
-        graph = model.graph
-        if not graph.outputs:  # protobuf takes many a file, the empty one among them, for a model with nothing in it
-            raise ValueError("no graph with an output")
-    except Exception as error:  # protobuf has its own tree of errors, and several libraries stand between
-        raise CheckpointError(f"{path}: not an ONNX file ({error})") from error
+    graph = load_onnx(path).graph
     sizes: Counter[str] = Counter()
     for value in graph.initializers.values():
         if value.const_value is not None:

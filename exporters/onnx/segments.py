@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from exporters.onnx.load import load_onnx
 from exporters.onnx.passes.graph import constant, is_op, producer
 from qdq.errors import CheckpointError
 
@@ -57,13 +58,8 @@ def cut_at_quantizers(path: Path) -> CutModel:
     Raises:
         CheckpointError: when it is not an ONNX file, or has quantizers that are not of our making.
     """
-    try:
-        model = ir.load(path)
-        graph = model.graph
-        if not graph.outputs:  # protobuf takes many a file, the empty one among them, for a model with nothing in it
-            raise ValueError("no graph with an output")
-    except Exception as error:  # protobuf has its own tree of errors, and several libraries stand between
-        raise CheckpointError(f"{path}: not an ONNX file ({error})") from error
+    model = load_onnx(path)
+    graph = model.graph
     cuts = []
     for node in list(graph):
         if not is_op(node, "QuantizeLinear") or constant(node.inputs[0]) is not None:

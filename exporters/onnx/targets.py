@@ -70,13 +70,20 @@ def _tensorrt(slot: Slot, spec: QuantSpec) -> str | None:
     return None
 
 
-def _plain() -> list[ir_passes.InPlacePass]:
-    """QuantizeLinear and DequantizeLinear nodes as they are, weights stored in int8, everything once."""
+def _folded() -> list[ir_passes.InPlacePass]:
+    """Where every target begins: everything once, weights stored in int8, products right behind their quantizers."""
     return [
         common.CommonSubexpressionEliminationPass(),
         FoldWeightsPass(),
         TransposeWeightsPass(),
         QuantizeAfterTransposePass(),
+    ]
+
+
+def _plain() -> list[ir_passes.InPlacePass]:
+    """QuantizeLinear and DequantizeLinear nodes as they are."""
+    return [
+        *_folded(),
         *tidy(),
     ]
 
@@ -84,10 +91,7 @@ def _plain() -> list[ir_passes.InPlacePass]:
 def _onnxruntime() -> list[ir_passes.InPlacePass]:
     """Integer products written out, so that nothing is left to the runtime's pattern matching."""
     return [
-        common.CommonSubexpressionEliminationPass(),
-        FoldWeightsPass(),
-        TransposeWeightsPass(),
-        QuantizeAfterTransposePass(),
+        *_folded(),
         UnsignedActivationsPass(),
         GatherBeforeDequantizePass(),
         IntegerGemmPass(),
@@ -99,10 +103,7 @@ def _onnxruntime() -> list[ir_passes.InPlacePass]:
 def _openvino() -> list[ir_passes.InPlacePass]:
     """QuantizeLinear and DequantizeLinear nodes in the form for which x86 CPUs have kernels that are exact."""
     return [
-        common.CommonSubexpressionEliminationPass(),
-        FoldWeightsPass(),
-        TransposeWeightsPass(),
-        QuantizeAfterTransposePass(),
+        *_folded(),
         UnsignedActivationsPass(),
         UnsignedWeightsPass(),
         *tidy(),
