@@ -1,14 +1,9 @@
 """Activation functions by the names that a Hugging Face ``config.json`` uses for them."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class Activation(nn.Module):

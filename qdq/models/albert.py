@@ -1,7 +1,5 @@
 """ALBERT (Lan et al. 2019): narrow embeddings, and layers that are repeated in groups."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from qdq.models.config import Switches

@@ -1,9 +1,7 @@
 """The families by ``model_type``, and building a model from its configuration."""
 
-from __future__ import annotations
-
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from torch.overrides import TorchFunctionMode
 
@@ -12,13 +10,11 @@ from qdq.models.albert import ALBERT
 from qdq.models.attention import AttentionImplementation
 from qdq.models.bert import BERT, QDQBERT
 from qdq.models.config import ModelConfig
+from qdq.models.family import Family, Task
 from qdq.models.megatron_bert import MEGATRON_BERT
 from qdq.models.model import Model, initialize
 from qdq.models.realm import REALM
 from qdq.models.roberta_prelayernorm import ROBERTA_PRELAYERNORM
-
-if TYPE_CHECKING:
-    from qdq.models.family import Family, Task
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family for family in (BERT, QDQBERT, ALBERT, ROBERTA_PRELAYERNORM, MEGATRON_BERT, REALM)

@@ -3,22 +3,17 @@
 Source: Vaswani et al. 2017 (attention), Shaw et al. 2018 (relative_key), Huang et al. 2020 (relative_key_query).
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from qdq.models.config import ModelConfig
 from qdq.models.inputs import InputError, is_tracing
 from qdq.models.ops import Add, MatMul
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from qdq.models.config import ModelConfig
-    from qdq.models.outputs import Tensors
+from qdq.models.outputs import Tensors
 
 AttentionImplementation = Literal["eager", "sdpa"]
 

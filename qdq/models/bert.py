@@ -1,7 +1,5 @@
 """BERT (Devlin et al. 2018), and QDQBERT, whose float side is BERT with a few limits."""
 
-from __future__ import annotations
-
 from qdq.models.config import Switches
 from qdq.models.family import Family, Task, standard_tasks
 from qdq.models.heads import LanguageModelHead, PreTrainingHead, pair_head

@@ -1,15 +1,9 @@
 """Helpers for decoding step by step with ``past_key_values``."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from qdq.models.outputs import Cache
+from qdq.models.outputs import Cache
 
 
 def reorder_cache(cache: Cache, beams: Tensor) -> Cache:

@@ -1,16 +1,12 @@
 """The configuration of a model: Hugging Face's fields under Hugging Face's names, and the switches of its family."""
 
-from __future__ import annotations
-
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from qdq.errors import ConfigError, describe_faults
 from qdq.models.activations import ACTIVATIONS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 PositionType = Literal["absolute", "relative_key", "relative_key_query"]
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
@@ -144,10 +140,10 @@ def _number(value: object, high: float = math.inf) -> bool:
 
 # What a field must be: (holds, in words), by its name or else by its type.
 _RULES: dict[Any, tuple[Callable[[Any], bool], str]] = {
-    "int": (lambda v: _whole(v, 1), "a positive whole number"),
-    "bool": (lambda v: isinstance(v, bool), "true or false"),
-    "float": (_number, "a number of at least 0"),
-    "float | None": (lambda v: v is None or _number(v, 1), "a probability between 0 and 1"),
+    int: (lambda v: _whole(v, 1), "a positive whole number"),
+    bool: (lambda v: isinstance(v, bool), "true or false"),
+    float: (_number, "a number of at least 0"),
+    float | None: (lambda v: v is None or _number(v, 1), "a probability between 0 and 1"),
     "hidden_dropout_prob": (lambda v: _number(v, 1), "a probability between 0 and 1"),
     "attention_probs_dropout_prob": (lambda v: _number(v, 1), "a probability between 0 and 1"),
     "chunk_size_feed_forward": (lambda v: _whole(v, 0), "a whole number of at least 0"),

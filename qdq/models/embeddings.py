@@ -1,16 +1,10 @@
 """Token, position and token-type embeddings."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
+from qdq.models.config import ModelConfig
 from qdq.models.inputs import InputError, check_range, check_shape, is_tracing
-
-if TYPE_CHECKING:
-    from qdq.models.config import ModelConfig
 
 
 class Embeddings(nn.Module):

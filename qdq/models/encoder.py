@@ -1,21 +1,17 @@
 """The stack of transformer layers that all families share."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from qdq.models.attention import Attention
+from qdq.models.config import ModelConfig
 from qdq.models.feed_forward import FeedForward
 from qdq.models.inputs import InputError
 from qdq.models.outputs import BaseOutput, Cache, Tensors
-
-if TYPE_CHECKING:
-    from qdq.models.config import ModelConfig
 
 
 class Layer(nn.Module):

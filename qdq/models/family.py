@@ -1,21 +1,16 @@
 """What a family file states: configuration defaults, switches, key table, tasks."""
 
-from __future__ import annotations
-
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from qdq.models.config import ModelConfig, Switches
 from qdq.models.heads import Classifier, choice_head, pair_head
+from qdq.models.keymap import Keys
 from qdq.models.model import EncoderModel, Model
 from qdq.models.task_models import MultipleChoice, QuestionAnswering, SequenceClassification, TokenClassification
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from torch import nn
-
-    from qdq.models.keymap import Keys
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,12 @@
 """The position-wise feed-forward block with its residual."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from qdq.models.activations import activation
+from qdq.models.config import ModelConfig
 from qdq.models.inputs import InputError, is_tracing
 from qdq.models.ops import Add
-
-if TYPE_CHECKING:
-    from qdq.models.config import ModelConfig
 
 
 class FeedForward(nn.Module):

@@ -1,19 +1,13 @@
 """Head modules: what stands between hidden states and logits. Each is made from a configuration."""
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from qdq.models.activations import activation
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from qdq.models.config import ModelConfig
+from qdq.models.config import ModelConfig
 
 
 class LanguageModelHead(nn.Module):

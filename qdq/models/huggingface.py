@@ -10,17 +10,15 @@ strict: every tensor that the model needs must be there in its shape, and nothin
 4. ``gamma`` and ``beta`` for the weight and bias of a LayerNorm, and the base prefix, present or not.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pickle
 import re
 import tempfile
 import zipfile
-from dataclasses import MISSING, fields
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors
 import torch
@@ -29,15 +27,11 @@ from torch import Tensor, nn
 
 from qdq.errors import CheckpointError, ConfigError, StorageError, describe_faults
 from qdq.models.architectures import FAMILIES, configure, construct, family_of, fields_of, task_of
+from qdq.models.attention import AttentionImplementation
 from qdq.models.config import ModelConfig
 from qdq.models.keymap import translate
+from qdq.models.model import Model
 from qdq.storage import write_json
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-
-    from qdq.models.attention import AttentionImplementation
-    from qdq.models.model import Model
 
 _WEIGHT_FILES = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
 _OLD_NAMES = {"gamma": ".weight", "beta": ".bias"}
@@ -75,12 +69,12 @@ def config_to_json(config: ModelConfig, task: str | None = None) -> dict[str, An
     if not isinstance(config.hidden_act, str):
         raise ConfigError("hidden_act is a function; only a named activation can be written to config.json")
     values: dict[str, Any] = dict(config.extra)
-    for f in fields(ModelConfig):
-        value = getattr(config, f.name)
-        quiet = f.type in {"bool", "str | None"} or "Mapping" in str(f.type) or f.name in {"num_labels", "bos_token_id"}
-        default = f.default_factory() if f.default_factory is not MISSING else f.default
-        if f.name in fields_of(family_of(config.model_type)) and not (quiet and value == default):
-            values[f.name] = value
+    usual = configure(config.model_type)
+    for name in sorted(fields_of(family_of(config.model_type))):
+        value = getattr(config, name)
+        # Of switches, tables and what may be absent, only what is unusual is worth a line.
+        if value != getattr(usual, name) or not isinstance(value, bool | Mapping | None):
+            values[name] = value
     labels = config.id2label or {index: f"LABEL_{index}" for index in range(config.num_labels)}
     values.pop("num_labels", None)
     if config.num_labels != 2 or config.id2label is not None:

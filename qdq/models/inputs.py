@@ -4,17 +4,12 @@ Values (token ids, labels) are compared with their limits on the CPU only: on an
 wait for the device.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from qdq.errors import DataError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class InputError(DataError, ValueError):

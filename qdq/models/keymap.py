@@ -5,8 +5,6 @@ depth, upstream's may be several numbers (ALBERT: group and inner layer). The wa
 both directions are exact by construction.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 

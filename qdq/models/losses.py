@@ -1,7 +1,5 @@
 """Training losses of the task heads. Labels of -100 are ignored; when all are, the mean of nothing is NaN."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """From masks of zeros and ones to the one additive tensor that all layers of a forward pass share."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

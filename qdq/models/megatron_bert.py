@@ -1,7 +1,5 @@
 """Megatron-BERT (Shoeybi et al. 2019): pre-norm, no LayerNorm after the embeddings, one behind the last layer."""
 
-from __future__ import annotations
-
 from qdq.models.bert import bert_tasks
 from qdq.models.config import Switches
 from qdq.models.family import Family

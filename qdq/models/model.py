@@ -1,15 +1,15 @@
 """The model: embeddings, encoder, pooler and head, with everything that concerns them together."""
 
-from __future__ import annotations
-
 import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from qdq.models.attention import Attention, AttentionImplementation
+from qdq.models.config import ModelConfig
 from qdq.models.embeddings import Embeddings
 from qdq.models.encoder import Encoder, Layer
 from qdq.models.heads import LanguageModelHead, PreTrainingHead
@@ -17,12 +17,6 @@ from qdq.models.inputs import InputError, check_shape
 from qdq.models.losses import cross_entropy
 from qdq.models.masks import attention_bias, head_mask_rows, memory_bias
 from qdq.models.outputs import BaseOutput, Cache, Output, TaskOutput
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
-    from qdq.models.config import ModelConfig
-
 
 Names = tuple[str, ...]
 TEXTS: Names = ("input_ids", "attention_mask", "token_type_ids")

@@ -3,8 +3,6 @@
 They hold no parameters and add nothing to a state dict.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

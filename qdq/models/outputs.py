@@ -1,15 +1,11 @@
 """What the models return: dataclasses with upstream's field names that can also be read like a tuple or a mapping."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 Tensors = tuple[Tensor, ...]
 Cache = tuple[Tensors, ...]

@@ -1,7 +1,5 @@
 """REALM (Guu et al. 2020): a BERT encoder that embeds, scores, augments and reads retrieved text."""
 
-from __future__ import annotations
-
 from qdq.models.bert import LANGUAGE_MODEL_KEYS
 from qdq.models.config import Switches
 from qdq.models.family import Family, Task

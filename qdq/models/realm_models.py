@@ -4,22 +4,18 @@ Shape letters: (b) questions, (n) candidates of a question, (k) retrieved blocks
 (r) projection.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qdq.models.config import ModelConfig
 from qdq.models.heads import LanguageModelHead
 from qdq.models.inputs import InputError, check_shape, is_tracing
 from qdq.models.losses import IGNORED
 from qdq.models.masks import additive
 from qdq.models.model import TEXTS, Model, PooledModel, TaskModel
 from qdq.models.outputs import BaseOutput, Output, Tensors, output
-
-if TYPE_CHECKING:
-    from qdq.models.config import ModelConfig
 
 
 @output

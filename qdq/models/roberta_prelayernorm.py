@@ -1,7 +1,5 @@
 """RoBERTa-PreLayerNorm (Wettig et al. 2022): pre-norm, LayerNorms at both ends, positions counted from padding."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from qdq.models.config import ModelConfig, Switches

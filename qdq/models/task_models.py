@@ -1,18 +1,15 @@
 """One model per task: what its head reads, what it returns, and its loss. Shapes as in ``EncoderModel.encode``."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from qdq.models.inputs import InputError
 from qdq.models.losses import classification_loss, cross_entropy, infer_problem_type, next_token_loss, span_loss
 from qdq.models.model import PooledModel, TaskModel
 from qdq.models.outputs import BaseOutput, Output, TaskOutput
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class TokenClassification(TaskModel):
