@@ -25,7 +25,7 @@ from qdq.data.tokenize import TOKENIZER_FILES
 from qdq.errors import CalibrationError, CheckpointError, ConfigError, RecipeError, StorageError, describe_faults
 from qdq.models.architectures import task_of
 from qdq.models.huggingface import load_model, save_model
-from qdq.prepare import apply_specs, named_slots, slots, wrap
+from qdq.prepare import apply_specs, named_slots, slots, unshared_slots, wrap
 from qdq.quantizer import Mode, Quantizer, Range, quantizers, set_mode
 from qdq.spec import QuantSpec
 from qdq.storage import atomic_directory, write_json
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["QUANTIZATION_FILE", "copy_companions", "is_quantized", "load", "read_quantization", "save", "write"]
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
 QUANTIZATION_FILE = "quantization.json"
 QUANTIZERS_FILE = "quantizers.safetensors"
 
@@ -97,6 +98,7 @@ def write(
         "format": FORMAT,
         "recipe": recipe.to_dict(),
         "slots": {str(slot): q.spec.to_dict() for slot, q in named_slots(model) if q.spec is not None},
+        "unshared": [str(slot) for slot in unshared_slots(model)],
         "calibration": dict(calibration),
     }
     write_json(folder / QUANTIZATION_FILE, document)
@@ -149,7 +151,7 @@ def load(
         elsewhere = () if model.task == task_of(model.config)[0] else ("head.", "pooler.")
         specs = _specs(model, document, path / QUANTIZATION_FILE, elsewhere)
         try:
-            apply_specs(model, specs)
+            apply_specs(model, specs, unshared=_unshared(model, document, path / QUANTIZATION_FILE, elsewhere))
         except (RecipeError, CalibrationError) as error:
             raise CheckpointError(f"{path}: {error}") from error
         _fill(model, path / QUANTIZERS_FILE, elsewhere)
@@ -177,9 +179,9 @@ def read_quantization(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: not JSON ({error})") from error
     if not isinstance(document, dict):
         raise CheckpointError(f"{file}: expected a JSON object")
-    if document.get("format") != FORMAT:
+    if document.get("format") not in READABLE:
         raise CheckpointError(
-            f"{file}: format {document.get('format')!r} is not supported, this version reads {FORMAT}"
+            f"{file}: format {document.get('format')!r} is not supported, this version reads {READABLE[-1]} and older"
         )
     faults = [
         f"{key} is missing" for key in ("recipe", "slots", "calibration") if not isinstance(document.get(key), dict)
@@ -192,10 +194,9 @@ def read_quantization(path: str | Path) -> dict[str, Any]:
 def _tensors(model: Model) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, quantizer in quantizers(model):
-        if quantizer.spec is not None:
-            tensors |= {f"{name}.scale": quantizer.scale, f"{name}.zero_point": quantizer.zero_point}
         if quantizer.range is not None and not name.endswith(_WEIGHT):
             tensors |= {f"{name}.{key}": getattr(quantizer.range, key) for key in _RANGE}
+        tensors |= {f"{name}.{key}": tensor for key, tensor in quantizer.state_dict().items()}
     return {name: tensor.detach().clone().contiguous().cpu() for name, tensor in tensors.items()}
 
 
@@ -221,6 +222,19 @@ def _specs(
     return specs
 
 
+def _unshared(model: Model, document: Mapping[str, Any], file: Path, elsewhere: tuple[str, ...]) -> list[Slot]:
+    """The slots that have a quantizer of their own although they read a tensor that others read, too."""
+    names = document.get("unshared", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{file}: unshared is {names!r}, must be a list of slots")
+    known = {str(slot): slot for slot in slots(model)}
+    if unknown := [name for name in names if name not in known and not name.startswith(elsewhere)]:
+        raise CheckpointError(
+            describe_faults(str(file), [f"slot {name!r} does not exist in this model" for name in unknown])
+        )
+    return [known[name] for name in names if name in known]
+
+
 def _fill(model: Model, file: Path, elsewhere: tuple[str, ...]) -> None:
     """Set scales, zero points and ranges, strictly: every tensor has its place and every place its tensor."""
     try:
@@ -241,28 +255,31 @@ def _fill(model: Model, file: Path, elsewhere: tuple[str, ...]) -> None:
 
 
 def _fill_one(quantizer: Quantizer, tensors: dict[str, Tensor], *, is_weight: bool) -> list[str]:
-    expected = [] if quantizer.spec is None else ["scale", "zero_point"]
-    known = expected if is_weight else [*expected, *_RANGE]
+    expected = list(quantizer.state_dict())
+    known = expected if is_weight else [*dict.fromkeys([*expected, *_RANGE])]
     faults = [f"unexpected tensor {key!r}" for key in tensors if key not in known]
     for key in known:
         dtype = torch.int32 if key == "zero_point" else torch.float32
         if key in tensors and tensors[key].dtype != dtype:
             faults.append(f"{key} is {tensors[key].dtype}, must be {dtype}")
-    bounds = [tensors[key] for key in _RANGE if key in tensors and key in known]
-    if len(bounds) == len(_RANGE) and all(bound.shape == () for bound in bounds):
-        lower, upper, amax = bounds
-        if bool(torch.isfinite(torch.stack(bounds)).all()) and lower <= upper and amax >= 0:
-            quantizer.range = Range(lower, upper, amax)
-        else:
-            faults.append(f"no range: lower {lower:.6g}, upper {upper:.6g}, amax {amax:.6g}")
-    elif bounds:
-        faults.append("lower, upper and amax must be three numbers")
+    if not is_weight:
+        bounds = [tensors[key] for key in _RANGE if key in tensors]
+        if len(bounds) == len(_RANGE) and all(bound.shape == () for bound in bounds):
+            lower, upper, amax = bounds
+            if bool(torch.isfinite(torch.stack(bounds)).all()) and lower <= upper and amax >= 0:
+                quantizer.range = Range(lower, upper, amax)
+            else:
+                faults.append(f"no range: lower {lower:.6g}, upper {upper:.6g}, amax {amax:.6g}")
+        elif bounds and {key for key in _RANGE if key in tensors} != {"amax"} & set(expected):
+            faults.append("lower, upper and amax must be three numbers")
     missing = [key for key in expected if key not in tensors]
     if missing:
-        faults.append(f"{' and '.join(missing)} missing")
-    elif expected:
-        try:
+        return [*faults, f"{' and '.join(missing)} missing"]
+    try:
+        if "amax" in expected:
+            quantizer.set_amax(tensors["amax"])
+        if "scale" in expected:
             quantizer.set_scale(tensors["scale"], tensors["zero_point"])
-        except CalibrationError as error:
-            faults.append(str(error))
+    except CalibrationError as error:
+        faults.append(str(error))
     return faults

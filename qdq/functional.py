@@ -16,13 +16,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["dequantize", "fake_quantize", "quantize", "scale_and_zero_point"]
+from qdq.spec import PerToken, QuantSpec
+
+__all__ = [
+    "dequantize",
+    "fake_quantize",
+    "fake_quantize_by_amax",
+    "quantize",
+    "scale_and_zero_point",
+    "scale_gradient",
+    "value_range",
+]
 
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def _broadcast(parameter: Tensor, x: Tensor, axis: int | None) -> Tensor:
-    """``(channels,)`` -> ``(1, .., channels, .., 1)`` so that it meets ``axis`` of ``x``; a scalar stays one."""
+def _broadcast(parameter: Tensor, x: Tensor, axis: int | None, group: int | None) -> Tensor:
+    """A scale or zero point in the form that meets ``x``.
+
+    1. ``(channels,)`` along ``axis`` -> ``(1, .., channels, .., 1)``.
+    2. ``(.., groups)`` on the last axis -> the shape of ``x``.
+    3. Anything else meets ``x`` as it is: ``()``, or ``(.., 1)`` for one scale a token.
+    """
+    if group is not None:
+        return parameter.repeat_interleave(group, dim=-1)[..., : x.shape[-1]]
     if axis is None:
         return parameter
     shape = [1] * x.dim()
@@ -30,69 +47,227 @@ def _broadcast(parameter: Tensor, x: Tensor, axis: int | None) -> Tensor:
     return parameter.reshape(shape)
 
 
-def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, *, qmin: int, qmax: int, axis: int | None = None) -> Tensor:
+def quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    *,
+    qmin: int,
+    qmax: int,
+    axis: int | None = None,
+    group: int | None = None,
+) -> Tensor:
     """Integers of ``x``, in float32, as ONNX's QuantizeLinear finds them.
 
     Args:
         x: any shape, any floating type.
-        scale: float32, ``()`` or ``(x.shape[axis],)``, positive.
+        scale: float32, ``()``, ``(x.shape[axis],)``, ``(.., ceil(x.shape[-1] / group))``, or of a shape that meets
+            ``x``; positive.
         zero_point: int32, the shape of ``scale``.
         qmin: lowest integer.
         qmax: highest integer.
         axis: the axis of ``x`` that keeps its own scales; None per tensor.
+        group: how many neighbours on the last axis share a scale; None when they do not.
     """
-    return _unbounded(x, scale, zero_point, axis).clamp_(qmin, qmax)
+    zero = _broadcast(zero_point, x, axis, group)
+    return _steps(x, _broadcast(scale, x, axis, group)).add_(zero).clamp_(qmin, qmax)
 
 
-def _unbounded(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
-    """The integers before saturation, a new tensor."""
+def _steps(x: Tensor, scale: Tensor) -> Tensor:
+    """``x`` in whole steps of a scale that meets it, neither shifted nor saturated; a new tensor."""
     # No `to` without need: it would return x itself, which torch.library.opcheck forbids inside an operator.
     x = x if x.dtype == torch.float32 else x.to(torch.float32)
-    return (x / _broadcast(scale, x, axis)).round_().add_(_broadcast(zero_point, x, axis))
+    return (x / scale).round_()
 
 
-def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, *, axis: int | None = None) -> Tensor:
+def _bounds(zero_point: Tensor, x: Tensor, qmin: int, qmax: int, axis: int | None, group: int | None) -> Any:
+    """The lowest and the highest number of steps from 0, as numbers where all zero points are one."""
+    if zero_point.device.type == "cpu":  # elsewhere a look at the values would stop and wait for the device
+        first = int(zero_point.flatten()[0])
+        if zero_point.dim() == 0 or bool((zero_point == first).all()):
+            return qmin - first, qmax - first
+    zero = _broadcast(zero_point, x, axis, group)
+    return (qmin - zero).to(torch.float32), (qmax - zero).to(torch.float32)
+
+
+def dequantize(
+    q: Tensor, scale: Tensor, zero_point: Tensor, *, axis: int | None = None, group: int | None = None
+) -> Tensor:
     """``(q - zero_point) * scale`` in float32, ONNX's DequantizeLinear; ``q`` of any type, integers included."""
     # Convert first: a difference of 8-bit integers would wrap around.
-    return (q.to(torch.float32) - _broadcast(zero_point, q, axis)) * _broadcast(scale, q, axis)
+    return (q.to(torch.float32) - _broadcast(zero_point, q, axis, group)) * _broadcast(scale, q, axis, group)
 
 
 @torch.library.custom_op("qdq::fake_quantize", mutates_args=())
-def _fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None) -> Tensor:
-    zero = _broadcast(zero_point, x, axis)
-    q = quantize(x, scale, zero_point, qmin=qmin, qmax=qmax, axis=axis)
-    return q.sub_(zero).mul_(_broadcast(scale, x, axis)).to(x.dtype)
+def _fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None, group: int | None = None
+) -> Tensor:
+    step = _broadcast(scale, x, axis, group)
+    # Saturating the steps is saturating the integers: one pass over memory less to shift, one to shift back.
+    low, high = _bounds(zero_point, x, qmin, qmax, axis, group) if x.numel() else (0, 0)
+    return _steps(x, step).clamp_(low, high).mul_(step).to(x.dtype)
 
 
 @_fake_quantize.register_fake
-def _(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None) -> Tensor:  # noqa: ARG001
+def _(
+    x: Tensor,
+    scale: Tensor,  # noqa: ARG001
+    zero_point: Tensor,  # noqa: ARG001
+    qmin: int,  # noqa: ARG001
+    qmax: int,  # noqa: ARG001
+    axis: int | None,  # noqa: ARG001
+    group: int | None = None,  # noqa: ARG001
+) -> Tensor:
     return torch.empty_like(x)
 
 
-def _save_inside(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    x, scale, zero_point, qmin, qmax, axis = inputs
-    q = _unbounded(x.detach(), scale, zero_point, axis)
-    ctx.save_for_backward((q >= qmin) & (q <= qmax))
+@torch.library.custom_op("qdq::is_inside", mutates_args=())
+def _is_inside(
+    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None, group: int | None = None
+) -> Tensor:
+    """1 where the integer needs no saturation, as int8: torch compares and stores floats and bytes fast, not bools."""
+    low, high = _bounds(zero_point, x, qmin, qmax, axis, group) if x.numel() else (0, 0)
+    q = _steps(x, _broadcast(scale, x, axis, group))
+    return q.clamp(low, high).eq_(q).to(torch.int8)
 
 
-def _straight_through(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    (inside,) = ctx.saved_tensors
-    return gradient * inside, None, None, None, None, None
+@_is_inside.register_fake
+def _(
+    x: Tensor,
+    scale: Tensor,  # noqa: ARG001
+    zero_point: Tensor,  # noqa: ARG001
+    qmin: int,  # noqa: ARG001
+    qmax: int,  # noqa: ARG001
+    axis: int | None,  # noqa: ARG001
+    group: int | None = None,  # noqa: ARG001
+) -> Tensor:
+    return torch.empty_like(x, dtype=torch.int8)
 
 
-_fake_quantize.register_autograd(_straight_through, setup_context=_save_inside)
+def _save_for_gradients(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    x, scale, zero_point, qmin, qmax, axis, group = inputs
+    ctx.learned = ctx.needs_input_grad[1]
+    if ctx.learned:
+        ctx.settings = qmin, qmax, axis, group
+        ctx.save_for_backward(x, scale, zero_point)
+    else:
+        ctx.save_for_backward(_is_inside(x.detach(), scale, zero_point, qmin, qmax, axis, group))
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Straight through inside the range; to the scale, where it is trained, as in LSQ (equation 3)."""
+    if not ctx.learned:
+        (inside,) = ctx.saved_tensors
+        return gradient * inside.to(gradient.dtype), *[None] * 6
+    x, scale, zero_point = ctx.saved_tensors
+    qmin, qmax, axis, group = ctx.settings
+    x = x.to(torch.float32)
+    zero = _broadcast(zero_point, x, axis, group)
+    steps = x / _broadcast(scale, x, axis, group)
+    rounded = steps.round()
+    saturated = torch.minimum(torch.maximum(rounded, (qmin - zero).float()), (qmax - zero).float())
+    inside = (rounded == saturated).to(torch.float32)
+    slope = gradient.to(torch.float32) * (saturated - inside * steps)
+    others = [i for i in range(x.dim()) if axis is None or i != axis % x.dim()]
+    # An empty list of axes would sum over all of them.
+    to_scale = slope.sum(others) if others else slope
+    return gradient * inside.to(gradient.dtype), to_scale, *[None] * 5
+
+
+_fake_quantize.register_autograd(_gradients, setup_context=_save_for_gradients)
 
 
 def fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor, *, qmin: int, qmax: int, axis: int | None = None
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    *,
+    qmin: int,
+    qmax: int,
+    axis: int | None = None,
+    group: int | None = None,
 ) -> Tensor:
     """Quantize and dequantize: ``x`` rounded to the grid of ``scale`` and ``zero_point``, in the type of ``x``.
 
     The gradient passes straight through where the integer is within ``[qmin, qmax]`` and is zero elsewhere
-    (Bengio et al. 2013, arXiv 1308.3432). Arguments as in :func:`quantize`.
+    (Bengio et al. 2013, arXiv 1308.3432). A scale that requires a gradient gets that of LSQ (Esser et al. 2020, arXiv
+    1902.08153), before its normalisation: see :func:`scale_gradient`. Arguments as in :func:`quantize`.
     """
-    result: Tensor = _fake_quantize(x, scale, zero_point, qmin, qmax, axis)
+    result: Tensor = _fake_quantize(x, scale, zero_point, qmin, qmax, axis, group)
     return result
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a number."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+def scale_gradient(scale: Tensor, *, count: int, qmax: int) -> Tensor:
+    """``scale`` itself, with LSQ's factor ``1 / sqrt(count * qmax)`` on its gradient (section 2.2 of the paper).
+
+    It balances the updates of scales and weights. ``count`` is the number of values that a scale is for: weights of a
+    layer or of a channel, or features of one sample.
+    """
+    scaled: Tensor = _ScaledGradient.apply(scale, (count * qmax) ** -0.5)  # type: ignore[no-untyped-call]
+    return scaled
+
+
+class _ByAmax(torch.autograd.Function):
+    """The arithmetic of pytorch-quantization, with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, amax: Tensor, qmin: int, qmax: int) -> Tensor:
+        ctx.save_for_backward((x.abs() <= amax).to(torch.int8))
+        # Tensor by tensor: torch evaluates `number / tensor` as a product with the reciprocal, one ulp off at times.
+        steps = torch.full_like(amax, qmax) / amax
+        dead = amax <= 2.0**-24
+        q = (x.to(torch.float32) * torch.where(dead, 0.0, steps)).round_().clamp_(qmin, qmax)
+        return q.div_(torch.where(dead, 1.0, steps)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (inside,) = ctx.saved_tensors
+        return gradient * inside.to(gradient.dtype), None, None, None
+
+
+def fake_quantize_by_amax(x: Tensor, amax: Tensor, *, qmin: int, qmax: int, axis: int | None = None) -> Tensor:
+    """Fake quantization as pytorch-quantization's default path has it: ``round(x * s) / s`` with ``s = qmax / amax``.
+
+    It differs from :func:`fake_quantize` in the last bit of the result, and by a step at rounding ties. A range of
+    2**-24 or less gives zeros. The gradient passes where ``|x| <= amax``.
+
+    Args:
+        x: any shape, any floating type.
+        amax: float32, ``()`` or ``(x.shape[axis],)``, not negative.
+        qmin: lowest integer.
+        qmax: highest integer, which amax maps to.
+        axis: the axis of ``x`` that keeps its own range; None per tensor.
+    """
+    result: Tensor = _ByAmax.apply(x, _broadcast(amax, x, axis, None), qmin, qmax)  # type: ignore[no-untyped-call]
+    return result
+
+
+def value_range(x: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest value for every scale of ``spec``, in float32 and the shape of that scale."""
+    x = x.detach().to(torch.float32)
+    if spec.group is not None:
+        groups = -(-x.shape[-1] // spec.group)
+        # Zeros are in every range that quantization uses.
+        x = torch.nn.functional.pad(x, (0, groups * spec.group - x.shape[-1]))
+        x = x.reshape(*x.shape[:-1], groups, spec.group)
+        return x.amin(-1), x.amax(-1)
+    if isinstance(spec.granularity, PerToken):
+        return x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    others = [i for i in range(x.dim()) if spec.axis is None or i != spec.axis % x.dim()]
+    return (x.amin(others), x.amax(others)) if others else (x, x)
 
 
 def scale_and_zero_point(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from qdq.errors import CalibrationError, RecipeError, describe_faults
@@ -11,14 +12,15 @@ from qdq.modules import WRAPPED, set_weight_scale
 from qdq.modules.wrapped import Wrapped
 from qdq.quantizer import Mode, Quantizer, Range, quantizers
 from qdq.recipe import Recipe, Slot, load_recipe
+from qdq.spec import PerToken
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
     from qdq.spec import QuantSpec
 
-__all__ = ["apply_recipe", "apply_specs", "named_slots", "quantize", "slots", "wrap"]
+__all__ = ["apply_recipe", "apply_specs", "named_slots", "quantize", "slots", "unshared_slots", "wrap"]
 
 _KINDS = dict(zip(WRAPPED.values(), ("linear", "embedding", "matmul", "add"), strict=True))
 
@@ -95,11 +97,11 @@ def apply_recipe(model: nn.Module, recipe: Recipe) -> None:
     apply_specs(model, recipe.assign(slots(model)))
 
 
-def apply_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None]) -> None:
+def apply_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], *, unshared: Collection[Slot] = ()) -> None:
     """Give each slot its spec: a fresh quantizer for each tensor and spec, its scale set where the range is known.
 
     Slots that read the same tensor share one quantizer when their specs are equal: query, key and value; a weight that
-    several modules share.
+    several modules share. Those in ``unshared`` have one of their own all the same, with a range of their own.
 
     Raises:
         RecipeError: for specs that their slots cannot have, all of them at once. The model is then as it was.
@@ -109,31 +111,57 @@ def apply_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None]) -> Non
         raise RecipeError(describe_faults("quantization specs", faults))
     fresh: dict[Slot, Quantizer] = {}
     for group in _same_tensor(model, list(specs)):
-        known: Range | None = next((q.range for q in (_quantizer(model, slot) for slot in group) if q.range), None)
-        made: dict[QuantSpec | None, Quantizer] = {}
+        known = _union([q.range for q in dict.fromkeys(_quantizer(model, slot) for slot in group) if q.range])
+        made: dict[object, Quantizer] = {}
         for slot in group:
             spec = specs[slot]
-            if spec not in made:
+            key = (spec, slot if slot in unshared else None)
+            if key not in made:
                 try:
-                    made[spec] = _make(model, slot, spec, known)
+                    made[key] = _make(model, slot, spec, known)
                 except CalibrationError as error:
-                    made[spec] = Quantizer()
+                    made[key] = Quantizer()
                     faults.append(f"{slot}: {error}")
-            fresh[slot] = made[spec]
+            elif slot.name != "weight":
+                made[key].readers += 1
+            fresh[slot] = made[key]
     if faults:
         raise CalibrationError(describe_faults("scales", faults))
     for slot, quantizer in fresh.items():
         setattr(model.get_submodule(slot.module), f"{slot.name}_quantizer", quantizer)
 
 
+def unshared_slots(model: nn.Module) -> list[Slot]:
+    """The slots that have a quantizer of their own although another one of the same tensor and spec exists."""
+    found = []
+    for group in _same_tensor(model, slots(model)):
+        by_spec: dict[QuantSpec | None, list[Slot]] = {}
+        for slot in group:
+            by_spec.setdefault(_quantizer(model, slot).spec, []).append(slot)
+        for same in by_spec.values():
+            if len({id(_quantizer(model, slot)) for slot in same}) > 1:
+                found += same
+    return found
+
+
+def _union(ranges: list[Range]) -> Range | None:
+    """What covers all of several ranges of one tensor."""
+    if len(ranges) < 2:
+        return ranges[0] if ranges else None
+    lower, upper, amax = (torch.stack([getattr(r, name) for r in ranges]) for name in ("lower", "upper", "amax"))
+    return Range(lower.amin(0), upper.amax(0), amax.amax(0))
+
+
 def _misfit(model: nn.Module, slot: Slot, spec: QuantSpec) -> str | None:
     """Why ``spec`` is none for ``slot``."""
-    if spec.axis is None:
-        return None
     if slot.name != "weight":
-        return f"{slot}: {spec.granularity} is for weights; activations are quantized per tensor"
+        if spec.axis is None and spec.group is None:
+            return None
+        return f"{slot}: {spec.granularity} is for weights; activations are quantized per tensor or per token"
     shape = tuple(_weight(model, slot).shape)
-    if not -len(shape) <= spec.axis < len(shape):
+    if isinstance(spec.granularity, PerToken):
+        return f"{slot}: {spec.granularity} is for activations; weights are quantized per tensor, per axis or per group"
+    if spec.axis is not None and not -len(shape) <= spec.axis < len(shape):
         return f"{slot}: {spec.granularity} does not exist in a weight of shape {shape}"
     return None
 
@@ -145,8 +173,7 @@ def _make(model: nn.Module, slot: Slot, spec: QuantSpec | None, known: Range | N
             quantizer.set_range(known)
         return quantizer
     weight = _weight(model, slot)
-    channels = None if spec is None or spec.axis is None else weight.shape[spec.axis]
-    quantizer = Quantizer(spec, channels=channels).to(weight.device)
+    quantizer = Quantizer(spec, shape=() if spec is None else spec.scale_shape(weight.shape)).to(weight.device)
     set_weight_scale(quantizer, weight)
     return quantizer
 

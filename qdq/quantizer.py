@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -63,52 +63,73 @@ class Quantizer(nn.Module):
 
     Args:
         spec: how to quantize, None for a slot that stays float.
-        channels: length of the axis that keeps its own scales, for a per-axis spec.
+        shape: of the scale, as ``spec.scale_shape`` tells; () per tensor.
 
     Attributes:
-        scale: float32 whatever the model's type, ``()`` or ``(channels,)``; NaN until calibrated.
-        zero_point: int32, the shape of ``scale``.
+        scale: float32 whatever the model's type, of the shape above; NaN until calibrated. A Parameter when the spec
+            says ``learned_scale``; absent when its ranges are dynamic.
+        zero_point: int32, the shape of ``scale``; absent likewise.
+        amax: float32, the shape of ``scale``; only for the arithmetic of pytorch-quantization.
+        readers: how many modules show this quantizer the same tensor, one after another: it is quantized once for all.
     """
 
     scale: Tensor
     zero_point: Tensor
+    amax: Tensor
 
-    def __init__(self, spec: QuantSpec | None = None, *, channels: int | None = None) -> None:
+    def __init__(self, spec: QuantSpec | None = None, *, shape: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.mode = Mode.OFF
         self.observer: Observer | None = None
         self.recorder: Recorder | None = None
         self.range: Range | None = None
-        self.configure(spec, channels=channels)
+        self.readers = 1
+        self._shared: _Shared | None = None
+        self.configure(spec, shape=shape)
 
-    def configure(self, spec: QuantSpec | None, *, channels: int | None = None) -> None:
+    def configure(self, spec: QuantSpec | None, *, shape: tuple[int, ...] = ()) -> None:
         """Give the slot another spec; the scale starts uncalibrated."""
         self.spec = spec
-        for name in ("scale", "zero_point"):
+        for name in ("scale", "zero_point", "amax"):
             self._buffers.pop(name, None)
-        if spec is not None:
-            shape = () if spec.axis is None else (channels or 0,)
-            self.register_buffer("scale", torch.full(shape, torch.nan))
+            self._parameters.pop(name, None)
+        if spec is not None and not spec.dynamic:
+            scale = torch.full(shape, torch.nan)
+            if spec.learned_scale:
+                self.register_parameter("scale", nn.Parameter(scale))
+            else:
+                self.register_buffer("scale", scale)
             self.register_buffer("zero_point", torch.zeros(shape, dtype=torch.int32))
+            if spec.arithmetic != "onnx":
+                self.register_buffer("amax", torch.full(shape, torch.nan))
         if spec is None and self.mode is Mode.QUANTIZE:
             self.mode = Mode.OFF
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether there is a scale to quantize with; a slot without spec needs none."""
-        return self.spec is None or (self.scale.numel() > 0 and _is_scale(self.scale))
+        """Whether there is all it takes to quantize; a slot without spec or with dynamic ranges needs nothing."""
+        return self.spec is None or self.spec.dynamic or (self.scale.numel() > 0 and _is_scale(self.scale))
 
     def set_range(self, range_: Range) -> None:
         """Keep what calibration found and set scale and zero_point from it."""
         self.range = range_
-        if self.spec is None:
+        if self.spec is None or self.spec.dynamic:
             return
+        if self.spec.arithmetic != "onnx":
+            self.set_amax(range_.amax)
         lower, upper = (-range_.amax, range_.amax) if self.spec.symmetric else (range_.lower, range_.upper)
-        self.set_scale(
-            *functional.scale_and_zero_point(
-                lower, upper, qmin=self.spec.qmin, qmax=self.spec.qmax, symmetric=self.spec.symmetric
-            )
-        )
+        self.set_scale(*_grid(lower, upper, self.spec))
+
+    def set_amax(self, amax: Tensor) -> None:
+        """Fill the range that pytorch-quantization's arithmetic starts from; :meth:`set_scale` fills the rest.
+
+        Raises:
+            CalibrationError: for another shape, and for values that are not finite or negative.
+        """
+        if amax.shape != self.amax.shape or not bool((torch.isfinite(amax) & (amax >= 0)).all()):
+            shape = tuple(self.amax.shape)
+            raise CalibrationError(f"quantizer ({self.spec}): amax must be finite, not negative, and of shape {shape}")
+        self.amax.copy_(amax)
 
     def set_scale(self, scale: Tensor, zero_point: Tensor) -> None:
         """Fill the buffers, in place.
@@ -118,6 +139,7 @@ class Quantizer(nn.Module):
                 integer of the spec (of a symmetric spec: not the one that is fixed).
         """
         assert self.spec is not None, "a slot without spec has no scale"
+        assert not self.spec.dynamic, "dynamic ranges leave no scale behind"
         spec, scale = self.spec, scale.to(torch.float32)
         faults = []
         if scale.shape != self.scale.shape or zero_point.shape != self.scale.shape:
@@ -134,20 +156,42 @@ class Quantizer(nn.Module):
             faults.append(f"zero_point must lie in [{spec.qmin}, {spec.qmax}]")
         if faults:
             raise CalibrationError(describe_faults(f"quantizer ({spec})", faults))
-        self.scale.copy_(scale)
-        self.zero_point.copy_(zero_point)
+        with torch.no_grad():
+            self.scale.copy_(scale)
+            self.zero_point.copy_(zero_point)
+
+    def grid(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point for ``x``: what was calibrated, or with dynamic ranges that of ``x`` itself."""
+        assert self.spec is not None, "a slot without spec has no grid"
+        if not self.spec.dynamic:
+            return self.scale, self.zero_point
+        return _grid(*functional.value_range(x, self.spec), self.spec)
 
     def quantize(self, x: Tensor) -> Tensor:
         """The integers of ``x``, in float32."""
         assert self.spec is not None, "a slot without spec has no integers"
+        spec, (scale, zero_point) = self.spec, self.grid(x)
         return functional.quantize(
-            x, self.scale, self.zero_point, qmin=self.spec.qmin, qmax=self.spec.qmax, axis=self.spec.axis
+            x, scale, zero_point, qmin=spec.qmin, qmax=spec.qmax, axis=spec.axis, group=spec.group
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Pass ``x`` on: as it is (OFF), shown to the observer (COLLECT), or rounded to the grid (QUANTIZE)."""
         if self.mode is Mode.OFF:
             return x
+        if self.readers == 1 or torch.compiler.is_compiling():  # a compiler sees for itself what is computed twice
+            return self._pass(x)
+        version = 0 if x.is_inference() else x._version
+        shared = self._shared
+        if shared is not None and shared.x is x and shared.state == (version, torch.is_grad_enabled(), self.mode):
+            # Nobody but the readers holds the result: after the last of them it goes.
+            self._shared = replace(shared, left=shared.left - 1) if shared.left > 1 else None
+            return shared.y
+        y = self._pass(x)
+        self._shared = _Shared(x, y, (version, torch.is_grad_enabled(), self.mode), self.readers - 1)
+        return y
+
+    def _pass(self, x: Tensor) -> Tensor:
         if self.mode is Mode.COLLECT:
             if self.observer is not None:
                 self.observer.update(x.detach())
@@ -155,25 +199,65 @@ class Quantizer(nn.Module):
         assert self.spec is not None, "mode QUANTIZE needs a spec"
         if self.recorder is not None:
             self.recorder(x.detach(), self.quantize(x.detach()))
+        spec = self.spec
+        if spec.arithmetic != "onnx" and not torch.compiler.is_exporting():  # ONNX knows its own arithmetic alone
+            amax = functional.value_range(x.abs(), spec)[1] if spec.dynamic else self.amax
+            return functional.fake_quantize_by_amax(x, amax, qmin=spec.qmin, qmax=spec.qmax, axis=spec.axis)
+        scale, zero_point = self.grid(x)
+        if scale.requires_grad and torch.is_grad_enabled():
+            scale = functional.scale_gradient(scale, count=self._count(x), qmax=spec.qmax)
         return functional.fake_quantize(
-            x, self.scale, self.zero_point, qmin=self.spec.qmin, qmax=self.spec.qmax, axis=self.spec.axis
+            x, scale, zero_point, qmin=spec.qmin, qmax=spec.qmax, axis=spec.axis, group=spec.group
         )
+
+    def _count(self, x: Tensor) -> int:
+        """How many values one scale is for: those of a weight or of its channel, or those of one sample."""
+        return x.numel() // (self.scale.numel() if isinstance(x, nn.Parameter) else x.shape[0])
 
     def extra_repr(self) -> str:
         """Spec and mode, for ``print(model)``."""
         return f"{self.spec or 'float'}, {self.mode.value}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
-        """Move with the model, but keep the scale in float32: half precision would move every grid point."""
-        scale = self._buffers.get("scale")
+        """Move with the model, but keep the ranges in float32: half precision would move every grid point."""
+        self._shared = None
+        before = {name: getattr(self, name).detach() for name in ("scale", "amax") if hasattr(self, name)}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if scale is not None and self.scale.dtype != torch.float32:
-            self.scale = scale.to(self.scale.device)
+        for name, value in before.items():
+            after: Tensor = getattr(self, name)
+            if after.dtype != torch.float32:
+                after.data = value.to(after.device)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shared": None}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.range = None  # whatever was collected belongs to the state that was replaced
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A result that further readers of the same tensor are about to ask for."""
+
+    x: Tensor
+    y: Tensor
+    state: tuple[int, bool, Mode]
+    left: int
+
+
+def _grid(lower: Tensor, upper: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of a range, as the spec wants them."""
+    # Unsigned as pytorch-quantization has it: [0, amax] on [0, qmax].
+    from_zero = spec.symmetric and not spec.signed and spec.middle == 0
+    return functional.scale_and_zero_point(
+        lower.clamp(min=0) if from_zero else lower,
+        upper,
+        qmin=spec.qmin,
+        qmax=spec.qmax,
+        symmetric=spec.symmetric and not from_zero,
+    )
 
 
 def _is_scale(scale: Tensor) -> bool:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from qdq.errors import RecipeError, describe_faults
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["Granularity", "PerAxis", "PerTensor", "QuantSpec"]
+__all__ = ["ARITHMETICS", "Granularity", "PerAxis", "PerGroup", "PerTensor", "PerToken", "QuantSpec"]
+
+ARITHMETICS = ("onnx", "pytorch-quantization")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,31 @@ class PerAxis:
         return f"per-axis({self.axis})"
 
 
-Granularity = PerTensor | PerAxis
+@dataclass(frozen=True)
+class PerGroup:
+    """One scale for every ``size`` neighbours on the last axis, for weights; the last group may be shorter.
+
+    A linear weight ``(out, in)`` -> scale ``(out, ceil(in / size))``.
+    """
+
+    size: int
+
+    def __str__(self) -> str:
+        return f"per-group({self.size})"
+
+
+@dataclass(frozen=True)
+class PerToken:
+    """One scale for every vector on the last axis: ``(batch, seq, hidden)`` -> scale ``(batch, seq, 1)``.
+
+    For activations whose range is dynamic.
+    """
+
+    def __str__(self) -> str:
+        return "per-token"
+
+
+Granularity = PerTensor | PerAxis | PerGroup | PerToken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +77,18 @@ class QuantSpec:
         symmetric: the zero point is fixed (0 when signed, the middle when unsigned) and the range is ``[-amax, amax]``;
             else (affine) the range is ``[min, max]`` widened to hold 0, with a zero point of its own.
         narrow_range: leave out the lowest integer, so that the integers are symmetric too (int8: -127 to 127).
-        granularity: :class:`PerTensor` or :class:`PerAxis`.
+        granularity: :class:`PerTensor`, :class:`PerAxis`, :class:`PerGroup` or :class:`PerToken`.
         overflow_safe: for the weights of a linear layer. CPUs without VNNI instructions add the products of *pairs* of
             uint8 activations and int8 weights in 16 bits, which saturates when two neighbouring weights are large and
             of the same sign. With this set the scale of an output channel is large enough that no pair can: integer
             kernels are then exact on every CPU. Costs less than half a bit of the weights' resolution on average (0.44
             in all-MiniLM-L6-v2), where 7-bit weights cost a whole one.
+        dynamic: the range is that of the tensor at hand, found anew in every call: nothing to calibrate.
+        learned_scale: the scale is a Parameter, trained as in LSQ (Esser et al. 2020, arXiv 1902.08153) from where
+            calibration put it; the zero point stays.
+        arithmetic: ``onnx`` (a division by the scale), or ``pytorch-quantization``: that package's own (a product with
+            ``bound / amax``, then a division by it), to the bit, for checkpoints that come from there. Symmetric; when
+            unsigned, the integers start at the zero point 0.
 
     Raises:
         RecipeError: for a combination that does not exist, all faults at once.
@@ -68,6 +100,9 @@ class QuantSpec:
     narrow_range: bool = False
     granularity: Granularity = PerTensor()
     overflow_safe: bool = False
+    dynamic: bool = False
+    learned_scale: bool = False
+    arithmetic: str = "onnx"
 
     def __post_init__(self) -> None:
         if faults := _faults(vars(self)):
@@ -86,17 +121,34 @@ class QuantSpec:
     @property
     def middle(self) -> int:
         """The zero point of a symmetric spec: 0, or the middle of unsigned integers."""
-        return 0 if self.signed else 1 << (self.bits - 1)
+        return 0 if self.signed or self.arithmetic != "onnx" else 1 << (self.bits - 1)
 
     @property
     def axis(self) -> int | None:
-        """The axis that keeps its own scales, None per tensor."""
+        """The axis that keeps its own scales; None when it is not one axis."""
         return self.granularity.axis if isinstance(self.granularity, PerAxis) else None
+
+    @property
+    def group(self) -> int | None:
+        """How many neighbours on the last axis share a scale; None when it is not so."""
+        return self.granularity.size if isinstance(self.granularity, PerGroup) else None
+
+    def scale_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape that the scale of a tensor of ``shape`` has."""
+        match self.granularity:
+            case PerAxis(axis):
+                return (shape[axis],)
+            case PerGroup(size):
+                return (*shape[:-1], -(-shape[-1] // size))
+            case PerToken():
+                return (*shape[:-1], 1)
+        return ()
 
     def __str__(self) -> str:
         words = [f"{'int' if self.signed else 'uint'}{self.bits}", "symmetric" if self.symmetric else "affine"]
         words += [str(self.granularity)]
-        words += [name.replace("_", "-") for name in ("narrow_range", "overflow_safe") if getattr(self, name)]
+        words += [name.replace("_", "-") for name in _FLAGS[2:] if getattr(self, name)]
+        words += [] if self.arithmetic == "onnx" else [f"({self.arithmetic} arithmetic)"]
         return " ".join(words)
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,24 +186,52 @@ def _parse_granularity(text: object) -> object:
     """What ``str(granularity)`` wrote; anything else comes back as it is."""
     if text == "per-tensor":
         return PerTensor()
-    match = re.fullmatch(r"per-axis\((-?[0-9]{1,4})\)", text) if isinstance(text, str) else None
-    return text if match is None else PerAxis(int(match[1]))
+    if text == "per-token":
+        return PerToken()
+    match = re.fullmatch(r"per-(axis|group)\((-?[0-9]{1,9})\)", text) if isinstance(text, str) else None
+    if match is None:
+        return text
+    return (PerAxis if match[1] == "axis" else PerGroup)(int(match[2]))
+
+
+_FLAGS = ("signed", "symmetric", "narrow_range", "overflow_safe", "dynamic", "learned_scale")
 
 
 def _faults(settings: Mapping[str, Any]) -> list[str]:
     faults = []
-    bits, granularity = settings["bits"], settings["granularity"]
+    bits, granularity, arithmetic = settings["bits"], settings["granularity"], settings["arithmetic"]
     if not isinstance(bits, int) or isinstance(bits, bool) or not 2 <= bits <= 8:
         faults.append(f"bits is {bits!r}, must be a whole number from 2 to 8")
-    flags = ("signed", "symmetric", "narrow_range", "overflow_safe")
-    wrong = [key for key in flags if not isinstance(settings[key], bool)]
+    wrong = [key for key in _FLAGS if not isinstance(settings[key], bool)]
     faults += [f"{key} is {settings[key]!r}, must be true or false" for key in wrong]
     if not isinstance(granularity, Granularity):
-        faults.append(f"granularity is {granularity!r}, must be per-tensor or per-axis(N)")
-    if wrong:
-        return faults
-    if settings["narrow_range"] and not settings["signed"]:
+        faults.append(f"granularity is {granularity!r}, must be per-tensor, per-axis(N), per-group(SIZE) or per-token")
+    elif isinstance(granularity, PerGroup) and granularity.size < 1:
+        faults.append(f"granularity is {granularity}, a group has at least one member")
+    if arithmetic not in ARITHMETICS:
+        faults.append(f"arithmetic is {arithmetic!r}, must be one of {', '.join(ARITHMETICS)}")
+    return faults if wrong else faults + _conflicts(settings)
+
+
+def _conflicts(settings: Mapping[str, Any]) -> list[str]:
+    """Settings that are fine by themselves and not together."""
+    signed, symmetric, narrow_range, overflow_safe, dynamic, learned_scale = (settings[key] for key in _FLAGS)
+    granularity, faults = settings["granularity"], []
+    if narrow_range and not signed:
         faults.append("narrow_range is for signed integers")
-    if settings["overflow_safe"] and not (settings["signed"] and settings["symmetric"] and granularity == PerAxis(0)):
+    if overflow_safe and not (signed and symmetric and granularity == PerAxis(0)):
         faults.append("overflow_safe is for linear weights: signed, symmetric, granularity per-axis(0)")
+    if isinstance(granularity, PerToken) and not dynamic:
+        faults.append("granularity per-token needs dynamic: true, its ranges cannot be known beforehand")
+    if learned_scale and dynamic:
+        faults.append("learned_scale and dynamic exclude each other: a scale is trained or found in every call")
+    if learned_scale and isinstance(granularity, PerGroup):
+        faults.append("learned_scale is for scales per tensor or per axis, not per group")
+    if settings["arithmetic"] == "pytorch-quantization":
+        if not symmetric:
+            faults.append("arithmetic pytorch-quantization is symmetric")
+        if isinstance(granularity, PerGroup | PerToken):
+            faults.append(f"arithmetic pytorch-quantization has no granularity {granularity}")
+        if overflow_safe or learned_scale:
+            faults.append("arithmetic pytorch-quantization knows neither overflow_safe nor learned_scale")
     return faults

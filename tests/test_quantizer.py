@@ -36,7 +36,7 @@ class Three(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = Quantizer(INT8)
-        self.block = nn.ModuleDict({"again": self.first, "second": Quantizer(ROWS, channels=3)})
+        self.block = nn.ModuleDict({"again": self.first, "second": Quantizer(ROWS, shape=(3,))})
         self.empty = Quantizer()
 
 
@@ -74,7 +74,7 @@ def test_quantize_is_torch_fake_quantize() -> None:
     quantizer.mode = Mode.QUANTIZE
     assert torch.equal(quantizer(x), torch.fake_quantize_per_tensor_affine(x, 0.0625, 0, -128, 127))
 
-    rows = Quantizer(ROWS, channels=4)
+    rows = Quantizer(ROWS, shape=(4,))
     scale = torch.tensor([0.5, 0.25, 0.125, 0.0625])
     rows.set_scale(scale, torch.zeros(4, dtype=torch.int32))
     rows.mode = Mode.QUANTIZE
@@ -100,7 +100,7 @@ def test_recorder_sees_the_integers_of_the_output() -> None:
 
 
 def test_new_quantizer_has_no_scale_yet() -> None:
-    for quantizer, shape in ((Quantizer(INT8), ()), (Quantizer(ROWS, channels=3), (3,))):
+    for quantizer, shape in ((Quantizer(INT8), ()), (Quantizer(ROWS, shape=(3,)), (3,))):
         assert not quantizer.is_calibrated
         assert quantizer.scale.shape == quantizer.zero_point.shape == shape
         assert quantizer.scale.dtype == torch.float32
@@ -254,7 +254,7 @@ BAD = float("nan")
 def test_refused_scales_are_explained_and_change_nothing(
     spec: QuantSpec, scale: Tensor, zero_point: Tensor, words: list[str]
 ) -> None:
-    quantizer = Quantizer(spec, channels=None if spec.axis is None else 3)
+    quantizer = Quantizer(spec, shape=() if spec.axis is None else (3,))
     with pytest.raises(CalibrationError) as caught:
         quantizer.set_scale(scale, zero_point)
     for word in [str(spec), *words]:
@@ -266,7 +266,7 @@ def test_refused_scales_are_explained_and_change_nothing(
 def test_another_spec_starts_uncalibrated() -> None:
     quantizer = calibrated()
     quantizer.mode = Mode.QUANTIZE
-    quantizer.configure(ROWS, channels=2)
+    quantizer.configure(ROWS, shape=(2,))
     assert quantizer.scale.shape == (2,)
     assert not quantizer.is_calibrated
     quantizer.configure(None)

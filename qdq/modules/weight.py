@@ -2,54 +2,54 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor
 
 from qdq.errors import CalibrationError
+from qdq.functional import value_range
 from qdq.quantizer import Quantizer, Range
 
-__all__ = ["set_weight_scale", "weight_amax"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qdq.spec import QuantSpec
+
+__all__ = ["set_weight_scale", "weight_range"]
 
 
-def weight_amax(weight: Tensor, *, axis: int | None, overflow_safe: bool = False) -> Tensor:
-    """The magnitude that maps onto the highest integer.
+def weight_range(weight: Tensor, spec: QuantSpec) -> Range:
+    """The largest range that a weight needs, for every scale of ``spec``.
 
-    With ``overflow_safe``, two neighbours of one sign share it: their integers then add up to 127 at most, 128 after
-    rounding, and 255 * 128 = 32,640 is the last multiple of 255 that int16 holds.
+    With ``overflow_safe``, two neighbours of one sign share the magnitude: their integers then add up to 127 at most,
+    128 after rounding, and 255 * 128 = 32,640 is the last multiple of 255 that int16 holds. The pairs are neighbours on
+    the last axis; both alignments are counted, so that it does not matter where a kernel starts.
 
     Args:
         weight: ``(out, in)``.
-        axis: the axis that keeps its own scales, None per tensor.
-        overflow_safe: see :class:`qdq.spec.QuantSpec`; the pairs are neighbours on the last axis. Both alignments are
-            counted, so that it does not matter where a kernel starts.
+        spec: what to quantize it to.
 
     Returns:
-        float32, ``()`` or ``(weight.shape[axis],)``.
+        float32, of the shape ``spec.scale_shape(weight.shape)``.
     """
-    weight = weight.detach().to(torch.float32)
-    others = [i for i in range(weight.dim()) if axis is None or i != axis % weight.dim()]
-    amax = weight.abs().amax(dim=others)
-    if overflow_safe and weight.shape[-1] > 1:
-        amax = torch.maximum(amax, (weight[..., 1:] + weight[..., :-1]).abs().amax(dim=others))
-    return amax
+    lower, upper = value_range(weight, spec)
+    amax = torch.maximum(lower.abs(), upper.abs())
+    if spec.overflow_safe and weight.shape[-1] > 1:
+        pairs = weight.detach().to(torch.float32)
+        low, high = value_range(pairs[..., 1:] + pairs[..., :-1], spec)
+        amax = torch.maximum(amax, torch.maximum(low.abs(), high.abs()))
+    return Range(lower, upper, amax)
 
 
 def set_weight_scale(quantizer: Quantizer, weight: Tensor) -> None:
-    """Scale and zero_point of ``quantizer`` from ``weight``: max ranges, per axis as its spec says.
+    """Scale and zero_point of ``quantizer`` from ``weight``: max ranges, as its spec says.
 
     Raises:
         CalibrationError: when weights are NaN or infinite.
     """
-    spec = quantizer.spec
-    if spec is None:
+    if quantizer.spec is None:
         return
-    if spec.symmetric:
-        amax = weight_amax(weight, axis=spec.axis, overflow_safe=spec.overflow_safe)
-        range_ = Range(-amax, amax, amax)
-    else:
-        others = [i for i in range(weight.dim()) if spec.axis is None or i != spec.axis % weight.dim()]
-        lower, upper = (reduce(weight.detach().float(), dim=others) for reduce in (torch.amin, torch.amax))
-        range_ = Range(lower, upper, torch.maximum(lower.abs(), upper.abs()))
+    range_ = weight_range(weight, quantizer.spec)
     if not bool(torch.isfinite(range_.amax).all()):
         raise CalibrationError("NaN or infinite weights have no scale")
     quantizer.set_range(range_)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qdq.errors import CalibrationError
-from qdq.modules.weight import set_weight_scale, weight_amax
+from qdq.modules.weight import set_weight_scale, weight_range
 from qdq.quantizer import Quantizer
 from qdq.spec import PerAxis, QuantSpec
 
@@ -25,7 +25,7 @@ SAFE = QuantSpec(granularity=PerAxis(0), overflow_safe=True)
 
 
 def integers(weight: Tensor, spec: QuantSpec) -> np.ndarray:
-    quantizer = Quantizer(spec, channels=None if spec.axis is None else weight.shape[spec.axis])
+    quantizer = Quantizer(spec, shape=spec.scale_shape(weight.shape))
     set_weight_scale(quantizer, weight)
     return quantizer.quantize(weight).numpy().astype(np.int8)
 
@@ -118,7 +118,7 @@ def test_overflow_safe_costs_little_on_real_weights(minilm_dir: Path) -> None:
     lost = []
     for name, weight in tensors.items():
         if ".layer." in name and weight.dim() == 2:
-            plain, safe = (weight_amax(weight, axis=0, overflow_safe=flag) for flag in (False, True))
+            plain, safe = (weight_range(weight, spec).amax for spec in (ROWS, SAFE))
             assert bool((safe >= plain).all())
             lost.append(torch.log2(safe / plain))
             assert not saturates(integers(weight, SAFE)), name
@@ -132,7 +132,8 @@ def test_overflow_safe_costs_little_on_real_weights(minilm_dir: Path) -> None:
 def test_amax_equals_numpy(shape: tuple[int, int], axis: int | None) -> None:
     weight = torch.randn(shape)
     want = np.abs(weight.numpy()).max(axis=None if axis is None else 1 - axis % 2)
-    np.testing.assert_array_equal(weight_amax(weight, axis=axis).numpy(), want)
+    spec = QuantSpec() if axis is None else QuantSpec(granularity=PerAxis(axis))
+    np.testing.assert_array_equal(weight_range(weight, spec).amax.numpy(), want)
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1, -1])
@@ -140,7 +141,7 @@ def test_affine_weight_covers_its_extremes(axis: int | None) -> None:
     granularity = {} if axis is None else {"granularity": PerAxis(axis)}
     spec = QuantSpec(symmetric=False, **granularity)
     weight = torch.rand(6, 9) + torch.linspace(-3, 1, 6)[:, None]
-    quantizer = Quantizer(spec, channels=None if axis is None else weight.shape[axis])
+    quantizer = Quantizer(spec, shape=spec.scale_shape(weight.shape))
     set_weight_scale(quantizer, weight)
     numbers = weight.double().numpy()
     others = None if axis is None else 1 - axis % 2
@@ -150,7 +151,7 @@ def test_affine_weight_covers_its_extremes(axis: int | None) -> None:
 
 def test_half_precision_weights_are_measured_in_float32() -> None:
     weight = torch.full((2, 4), 40000.0, dtype=torch.float16)
-    amax = weight_amax(weight, axis=0, overflow_safe=True)
+    amax = weight_range(weight, SAFE).amax
     assert amax.dtype == torch.float32
     assert amax.tolist() == [80000.0, 80000.0]
 
@@ -161,7 +162,7 @@ def test_weights_that_are_not_finite_are_refused(spec: QuantSpec, bad: float) ->
     weight = torch.randn(3, 4)
     weight[1, 2] = bad
     with pytest.raises(CalibrationError, match="NaN or infinite weights"):
-        set_weight_scale(Quantizer(spec, channels=None if spec.axis is None else 3), weight)
+        set_weight_scale(Quantizer(spec, shape=() if spec.axis is None else (3,)), weight)
 
 
 def test_slot_that_stays_float_needs_no_scale() -> None:

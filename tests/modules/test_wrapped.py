@@ -49,8 +49,7 @@ Make = "Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]"
 def switch_on(module: nn.Module, specs: dict[str, QuantSpec]) -> None:
     for slot, spec in specs.items():
         quantizer: Quantizer = getattr(module, f"{slot}_quantizer")
-        channels = None if spec.axis is None else module.weight.shape[spec.axis]
-        quantizer.configure(spec, channels=channels)
+        quantizer.configure(spec, shape=spec.scale_shape(module.weight.shape) if slot == "weight" else ())
         quantizer.set_scale(torch.full_like(quantizer.scale, STEP), torch.zeros_like(quantizer.zero_point))
         quantizer.mode = Mode.QUANTIZE
 

@@ -47,8 +47,7 @@ SHAPE = (3, 254)
 
 def quantizer(values: dict[str, Any], generator: torch.Generator) -> Quantizer:
     spec = QuantSpec.from_dict(values)
-    channels = None if spec.axis is None else SHAPE[spec.axis]
-    made = Quantizer(spec, channels=channels)
+    made = Quantizer(spec, shape=spec.scale_shape(SHAPE))
     shape = made.scale.shape
     scale = torch.rand(shape, generator=generator) * 0.1 + 0.05
     zero = 0 if spec.signed else (spec.qmax + 1) // 2
