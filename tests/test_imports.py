@@ -93,7 +93,7 @@ MODEL_STEPS: tuple[frozenset[str], ...] = tuple(
 
 # Imported inside functions only. The onnx ones may stand at the top of files that do nothing else.
 ONNX = frozenset({"onnx", "onnx_ir", "onnxruntime", "onnxscript"})
-HEAVY = ONNX | {"openvino", "datasets", "matplotlib", "transformers", "accelerate"}
+HEAVY = ONNX | {"openvino", "datasets", "matplotlib", "transformers", "accelerate", "torchmetrics", "seqeval"}
 HEAVY_FOR_COMMANDS = HEAVY | {"torch"}
 
 

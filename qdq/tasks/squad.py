@@ -1,0 +1,41 @@
+"""How SQuAD 2.0 scores an answer (Rajpurkar et al. 2018): exact match and token F1, also for no answer at all."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["answer_scores", "normalized"]
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = dict.fromkeys(map(ord, string.punctuation))
+
+
+def normalized(text: str) -> str:
+    """Lower case, without ASCII punctuation and English articles, words one space apart."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def answer_scores(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
+    """Exact match and F1 of a prediction, each against the true answer that suits it best.
+
+    Args:
+        prediction: empty for "there is no answer".
+        answers: of the annotators; none for a question without answer. One of which nothing is left when normalized
+            does not count.
+    """
+    ours = normalized(prediction)
+    true = list(dict.fromkeys(filter(None, map(normalized, answers)))) or [""]
+    return float(ours in true), max(_f1(ours.split(), answer.split()) for answer in true)
+
+
+def _f1(ours: list[str], theirs: list[str]) -> float:
+    if not ours or not theirs:
+        return float(ours == theirs)
+    common = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * common / (len(ours) + len(theirs))
