@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Any, get_args
 
-from torch.overrides import TorchFunctionMode
+import torch
 
 from qdq.errors import ConfigError, describe_faults
 from qdq.models.albert import ALBERT
@@ -12,7 +12,7 @@ from qdq.models.bert import BERT, QDQBERT
 from qdq.models.config import ModelConfig
 from qdq.models.family import Family, Task
 from qdq.models.megatron_bert import MEGATRON_BERT
-from qdq.models.model import Model, initialize
+from qdq.models.model import Model, fresh_parameter
 from qdq.models.realm import REALM
 from qdq.models.roberta_prelayernorm import ROBERTA_PRELAYERNORM
 
@@ -105,7 +105,7 @@ def task_of(config: ModelConfig, task: str | None = None) -> tuple[str, Task]:
 def construct(
     config: ModelConfig, task: str | None = None, *, attn_implementation: AttentionImplementation = "eager"
 ) -> Model:
-    """The model of ``config`` with arbitrary weights, to be loaded or initialised."""
+    """The model of ``config`` on the meta device: its weights are to be loaded or initialised."""
     if attn_implementation not in get_args(AttentionImplementation):
         known = ", ".join(get_args(AttentionImplementation))
         raise ConfigError(f"attn_implementation is {attn_implementation!r}, must be one of {known}")
@@ -114,17 +114,9 @@ def construct(
             f"the configuration is not of '{config.model_type}': make it with configure('{config.model_type}')"
         )
     name, entry = task_of(config, task)
-    with _WithoutRandomNumbers():
+    with torch.device("meta"):
         head = None if entry.head is None else entry.head(config)
         return entry.model(config, task=name, pooler=entry.pooler, head=head, attn_implementation=attn_implementation)
-
-
-class _WithoutRandomNumbers(TorchFunctionMode):
-    """Leaves new weights as they are: they are loaded or initialised later, and drawing them takes seconds."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        return kwargs["tensor"] if getattr(func, "__module__", None) == "torch.nn.init" else func(*args, **kwargs)
 
 
 def build(
@@ -141,5 +133,6 @@ def build(
         ConfigError: unknown family, task or implementation.
     """
     model = construct(config, task, attn_implementation=attn_implementation)
-    initialize(model, config.initializer_range, zero_padding_row=config.switches.zero_padding_row)
+    drawn = {id(parameter): fresh_parameter(model, name) for name, parameter in model.named_parameters()}
+    model.assign({name: drawn[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)})
     return model

@@ -1,9 +1,8 @@
 """The stack of transformer layers that all families share."""
 
-from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -12,6 +11,20 @@ from qdq.models.config import ModelConfig
 from qdq.models.feed_forward import FeedForward
 from qdq.models.inputs import InputError
 from qdq.models.outputs import BaseOutput, Cache, Tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What all layers of one forward pass share; shapes as in ``Attention``, with (l) layers. Masks are additive."""
+
+    mask: Tensor | None = None
+    head_mask: Tensor | None = None  # (l, 1, h, 1, 1)
+    memory: Tensor | None = None
+    memory_mask: Tensor | None = None
+    past: Cache | None = None
+    use_cache: bool = False
+    output_attentions: bool = False
+    output_hidden_states: bool = False
 
 
 class Layer(nn.Module):
@@ -24,27 +37,22 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(config)
 
     def forward(
-        self,
-        hidden: Tensor,
-        mask: Tensor | None = None,
-        *,
-        memory: Tensor | None = None,
-        memory_mask: Tensor | None = None,
-        past: Tensors | None = None,
-        **options: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensors]:
-        """Hidden states ``(batch, seq, hidden)``, own weights, cross weights, and the 2 or 4 tensors to cache.
+        self, hidden: Tensor, call: Call, head_mask: Tensor | None = None, past: Tensors | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensors | None]:
+        """Hidden states ``(b, s, hidden)``, own weights, cross weights, and the 2 or 4 tensors to cache, if wanted.
 
-        Both attentions get ``options``, the head mask and whether to return the weights.
+        ``head_mask`` and ``past`` are this layer's part of those in ``call``.
         """
-        hidden, weights, cache = self.attention(hidden, mask, past=past and past[:2], **options)
-        if memory is None:
-            return self.feed_forward(hidden), weights, None, cache
-        if self.cross_attention is None:
-            raise InputError("encoder_hidden_states need cross-attention: set add_cross_attention")
-        options |= {"memory": memory, "past": past[2:] or None if past else None}
-        hidden, cross_weights, cross_cache = self.cross_attention(hidden, memory_mask, **options)
-        return self.feed_forward(hidden), weights, cross_weights, cache + cross_cache
+        options: dict[str, Any] = {"head_mask": head_mask, "need_weights": call.output_attentions}
+        hidden, weights, cache = self.attention(hidden, call.mask, past=past and past[:2], **options)
+        cross_weights = None
+        if call.memory is not None:
+            if self.cross_attention is None:
+                raise InputError("encoder_hidden_states need cross-attention: set add_cross_attention")
+            options |= {"memory": call.memory, "past": past[2:] or None if past else None}
+            hidden, cross_weights, cross_cache = self.cross_attention(hidden, call.memory_mask, **options)
+            cache += cross_cache
+        return self.feed_forward(hidden), weights, cross_weights, cache if call.use_cache else None
 
 
 class Encoder(nn.Module):
@@ -58,11 +66,7 @@ class Encoder(nn.Module):
         super().__init__()
         order = config.layer_order
         self.first_depth = [order.index(layer) for layer in order]
-        self.layers = nn.ModuleList()
-        for depth, first in enumerate(self.first_depth):
-            # A repeated layer needs no memory of its own: `share` hands it the parameters of the first.
-            with torch.device("meta") if depth != first else nullcontext():
-                self.layers.append(Layer(config))
+        self.layers = nn.ModuleList(Layer(config) for _ in order)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.switches.final_norm else None
         self.norm_in_hidden_states = config.switches.final_norm_in_hidden_states
         # A block is what counts as one entry of hidden_states: one layer, or the layers of one ALBERT group.
@@ -81,52 +85,28 @@ class Encoder(nn.Module):
                     for key, parameter in module._parameters.items():
                         self.layers[depth].get_submodule(name).register_parameter(key, parameter)
 
-    def forward(
-        self,
-        hidden: Tensor,
-        mask: Tensor | None = None,
-        *,
-        head_mask: Tensor | None = None,
-        memory: Tensor | None = None,
-        memory_mask: Tensor | None = None,
-        past: Cache | None = None,
-        use_cache: bool = False,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-    ) -> BaseOutput:
-        """Run all layers; ``head_mask`` is ``(layers, 1, heads, 1, 1)``, the masks are additive."""
-        states, attentions, cross_attentions, cache = [hidden], [], [], []
+    def forward(self, hidden: Tensor, call: Call) -> BaseOutput:
+        """Run all layers on the embeddings ``(b, s, hidden)``."""
+        states, used = [hidden], []
         for depth, layer in enumerate(self.layers):
-            hidden, weights, cross_weights, used = self._run(
-                layer,
-                hidden,
-                mask,
-                head_mask=None if head_mask is None else head_mask[self.mask_rows[depth]],
-                memory=memory,
-                memory_mask=memory_mask,
-                past=None if past is None else past[depth],
-                need_weights=output_attentions,
-            )
-            if output_attentions:
-                attentions.append(weights)
-                cross_attentions.append(cross_weights)
-            if use_cache:
-                cache.append(used)
-            if output_hidden_states and (depth + 1) % self.block == 0:
+            head_mask = None if call.head_mask is None else call.head_mask[self.mask_rows[depth]]
+            given = hidden, call, head_mask, None if call.past is None else call.past[depth]
+            if self.checkpointing and self.training:
+                hidden, *others = checkpoint(layer, *given, use_reentrant=False)
+            else:
+                hidden, *others = layer(*given)
+            used.append(others)
+            if call.output_hidden_states and (depth + 1) % self.block == 0:
                 states.append(hidden)
         if self.norm is not None:
             hidden = self.norm(hidden)
-            if output_hidden_states and self.norm_in_hidden_states:
+            if call.output_hidden_states and self.norm_in_hidden_states:
                 states[-1] = hidden
+        attentions, cross_attentions, cache = zip(*used, strict=True)
         return BaseOutput(
             hidden,
-            past_key_values=tuple(cache) if use_cache else None,
-            hidden_states=tuple(states) if output_hidden_states else None,
-            attentions=tuple(attentions) if output_attentions else None,
-            cross_attentions=tuple(cross_attentions) if output_attentions and memory is not None else None,
+            past_key_values=cache if call.use_cache else None,
+            hidden_states=tuple(states) if call.output_hidden_states else None,
+            attentions=attentions if call.output_attentions else None,
+            cross_attentions=cross_attentions if call.output_attentions and call.memory is not None else None,
         )
-
-    def _run(self, layer: nn.Module, *arguments: Any, **options: Any) -> Any:
-        if self.checkpointing and self.training:
-            return checkpoint(layer, *arguments, use_reentrant=False, **options)
-        return layer(*arguments, **options)

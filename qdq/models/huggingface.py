@@ -14,7 +14,7 @@ import json
 import os
 import pickle
 import re
-import tempfile
+import secrets
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -30,7 +30,7 @@ from qdq.models.architectures import FAMILIES, configure, construct, family_of, 
 from qdq.models.attention import AttentionImplementation
 from qdq.models.config import ModelConfig
 from qdq.models.keymap import translate
-from qdq.models.model import Model
+from qdq.models.model import Model, fresh_parameter
 from qdq.storage import write_json
 
 _WEIGHT_FILES = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -245,7 +245,7 @@ def load_weights(
                 continue
             parameter = nn.Parameter(tensor.to(dtype), requires_grad=wanted.requires_grad)
         elif entry.part in allow_missing or entry.own[0].startswith(task.unused):
-            parameter = _fresh(model, entry.own[0], dtype)
+            parameter = fresh_parameter(model, entry.own[0], dtype)
         else:
             missing.append(entry.upstream[0])
             absent.add(entry.part)
@@ -266,21 +266,7 @@ def load_weights(
         raise CheckpointError(
             describe_faults(f"{source}: the tensors do not fit {model.config.model_type} {model.task}", faults)
         )
-    model.load_state_dict(state, assign=True)
-
-
-def _fresh(model: Model, name: str, dtype: torch.dtype) -> nn.Parameter:
-    """A newly initialised parameter in place of ``name``."""
-    path, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(path)
-    new = torch.empty(owner.get_parameter(leaf).shape, dtype=dtype)
-    if leaf == "bias":
-        new.zero_()
-    elif isinstance(owner, nn.LayerNorm):
-        new.fill_(1.0)
-    else:
-        new.normal_(0.0, model.config.initializer_range)
-    return nn.Parameter(new)
+    model.assign(state)
 
 
 # --- models ---
@@ -313,8 +299,7 @@ def load_model(
         ConfigError: a ``config.json`` that cannot be followed, or a task that the family does not have.
     """
     config = read_config(path) if config is None else config
-    with torch.device("meta"):
-        model = construct(config, task, attn_implementation=attn_implementation)
+    model = construct(config, task, attn_implementation=attn_implementation)
     tensors = read_tensors(path)
     load_weights(model, tensors, source=str(path), allow_missing=allow_missing, ignore=ignore, dtype=dtype)
     return model.eval()
@@ -335,21 +320,14 @@ def save_model(model: Model, path: str | os.PathLike[str]) -> None:
         if copy := _bias_copy(key):
             state[copy] = state[key].clone()
     values = dict(sorted(config_to_json(model.config, model.task).items()))
+    partial = path / f".model.safetensors.{secrets.token_hex(4)}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _write_tensors(state, path / "model.safetensors")
+        save_file(state, partial, metadata={"format": "pt"})
+        partial.replace(path / "model.safetensors")
     except (OSError, safetensors.SafetensorError) as error:
         raise StorageError(f"{path}: cannot write the model ({error})") from error
-    write_json(path / "config.json", values)
-
-
-def _write_tensors(state: dict[str, Tensor], target: Path) -> None:
-    """Fill a temporary file, then put it in the place of ``target``, which a model may still be reading."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
-        save_file(state, name, metadata={"format": "pt"})
-        Path(name).chmod(0o644)
-        Path(name).replace(target)
     finally:
-        Path(name).unlink(missing_ok=True)
+        if path.is_dir():
+            partial.unlink(missing_ok=True)
+    write_json(path / "config.json", values)

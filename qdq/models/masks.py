@@ -11,10 +11,9 @@ def additive(keep: Tensor, dtype: torch.dtype) -> Tensor:
     return (1.0 - keep.to(dtype)) * torch.finfo(dtype).min
 
 
-def _per_query(name: str, mask: Tensor, batch: int, new: int, keys: int) -> Tensor:
+def _per_query(name: str, mask: Tensor, hidden: Tensor, keys: int) -> Tensor:
     """A mask ``(batch, keys)`` or ``(batch, new, keys)`` with axes for heads and queries."""
-    if mask.dim() not in {2, 3}:
-        raise InputError(f"{name} has {mask.dim()} axes, must be [batch, keys] or [batch, queries, keys]")
+    batch, new, _ = hidden.shape
     check_shape(name, mask, [(batch, keys), (batch, new, keys)])
     return mask[:, None] if mask.dim() == 3 else mask[:, None, None, :]
 
@@ -26,9 +25,8 @@ def attention_bias(mask: Tensor | None, hidden: Tensor, *, past: int, causal: bo
     2. ``(batch, keys)``: keys to hide; with ``causal`` also everything behind each query.
     3. ``(batch, new, keys)``: per query, taken as it is; no causal mask is added.
     """
-    batch, new, dtype = hidden.shape[0], hidden.shape[1], hidden.dtype
-    keys = past + new
-    visible = None if mask is None else _per_query("attention_mask", mask, batch, new, keys).to(dtype)
+    keys, dtype = past + hidden.shape[1], hidden.dtype
+    visible = None if mask is None else _per_query("attention_mask", mask, hidden, keys).to(dtype)
     if causal and (mask is None or mask.dim() == 2):
         rows = torch.arange(past, keys, device=hidden.device)[:, None]
         before = (torch.arange(keys, device=hidden.device)[None, :] <= rows).to(dtype)[None, None]
@@ -37,12 +35,14 @@ def attention_bias(mask: Tensor | None, hidden: Tensor, *, past: int, causal: bo
     return None if visible is None else additive(visible, dtype)
 
 
-def memory_bias(mask: Tensor | None, memory: Tensor, hidden: Tensor) -> Tensor | None:
-    """Additive mask of cross attention from ``hidden`` to ``memory``."""
+def memory_bias(mask: Tensor | None, memory: Tensor | None, hidden: Tensor) -> Tensor | None:
+    """Additive mask of cross attention from ``hidden`` to ``memory``, whose shape is checked, too."""
+    if memory is None:
+        return None
+    check_shape("encoder_hidden_states", memory, [(hidden.shape[0], *memory.shape[1:2], hidden.shape[2])])
     if mask is None:
         return None
-    visible = _per_query("encoder_attention_mask", mask, hidden.shape[0], hidden.shape[1], memory.shape[1])
-    return additive(visible, hidden.dtype)
+    return additive(_per_query("encoder_attention_mask", mask, hidden, memory.shape[1]), hidden.dtype)
 
 
 def head_mask_rows(mask: Tensor | None, layers: int, heads: int, dtype: torch.dtype) -> Tensor | None:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from qdq.models.attention import Attention, AttentionImplementation
 from qdq.models.config import ModelConfig
 from qdq.models.embeddings import Embeddings
-from qdq.models.encoder import Encoder, Layer
+from qdq.models.encoder import Call, Encoder, Layer
 from qdq.models.heads import LanguageModelHead, PreTrainingHead
-from qdq.models.inputs import InputError, check_shape
+from qdq.models.inputs import InputError
 from qdq.models.losses import cross_entropy
 from qdq.models.masks import attention_bias, head_mask_rows, memory_bias
 from qdq.models.outputs import BaseOutput, Cache, Output, TaskOutput
@@ -63,6 +63,13 @@ class Model(nn.Module):
         """``result``, or its computed fields as a tuple when the call or else the configuration says so."""
         wanted = self.config.use_return_dict if return_dict is None else return_dict
         return result if wanted else result.to_tuple()
+
+    def assign(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Make ``parameters`` those of this model, in the places of their names: all there are."""
+        self.load_state_dict(parameters, assign=True)
+        for module in self.modules():
+            if isinstance(module, EncoderModel):
+                module.tie_weights()
 
     def set_attn_implementation(self, implementation: AttentionImplementation) -> None:
         """Compute attention in modules (``"eager"``) or by torch's fused function (``"sdpa"``) from now on."""
@@ -167,23 +174,17 @@ class EncoderModel(Model):
             caching = False
 
         hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, past)
-        memory_mask = None
-        if encoder_hidden_states is not None:
-            wanted = (hidden.shape[0], *encoder_hidden_states.shape[1:2], config.hidden_size)
-            check_shape("encoder_hidden_states", encoder_hidden_states, [wanted])
-            memory_mask = memory_bias(encoder_attention_mask, encoder_hidden_states, hidden)
-        rows = head_mask_rows(head_mask, config.num_hidden_layers, config.num_attention_heads, hidden.dtype)
-        result: BaseOutput = self.encoder(
-            hidden,
-            attention_bias(attention_mask, hidden, past=past, causal=config.is_decoder),
-            head_mask=rows,
+        call = Call(
+            mask=attention_bias(attention_mask, hidden, past=past, causal=config.is_decoder),
+            head_mask=head_mask_rows(head_mask, config.num_hidden_layers, config.num_attention_heads, hidden.dtype),
             memory=encoder_hidden_states,
-            memory_mask=memory_mask,
+            memory_mask=memory_bias(encoder_attention_mask, encoder_hidden_states, hidden),
             past=past_key_values,
             use_cache=caching,
             output_attentions=config.output_attentions if output_attentions is None else output_attentions,
             output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
         )
+        result: BaseOutput = self.encoder(hidden, call)
         if self.pooler is not None:
             result.pooler_output = self.pooler(result.last_hidden_state)
         return result
@@ -196,10 +197,14 @@ class EncoderModel(Model):
         return head.decoder if isinstance(head, LanguageModelHead) else None
 
     def tie_weights(self) -> None:
-        """Let the vocabulary linear use the word embedding's parameter, if the configuration says so."""
-        decoder = self.output_embedding()
+        """Let the vocabulary linear use the word embedding's parameter, if the configuration says so.
+
+        With ``torchscript`` it gets a copy, as soon as there are values.
+        """
+        decoder, table = self.output_embedding(), self.embeddings.word.weight
         if decoder is not None and self.config.tie_word_embeddings:
-            decoder.weight = self.embeddings.word.weight
+            copied = self.config.torchscript and not table.is_meta
+            decoder.weight = nn.Parameter(table.detach().clone()) if copied else table
 
     def resize_token_embeddings(self, size: int, pad_to_multiple_of: int | None = None) -> nn.Embedding:
         """Cut or extend the vocabulary to ``size`` rows, rounded up to a multiple; new rows are initialised.
@@ -296,16 +301,15 @@ def _resized(weight: Tensor, size: int, std: float) -> Tensor:
     return new
 
 
-def initialize(module: nn.Module, std: float, *, zero_padding_row: bool = True) -> None:
-    """Initialise all weights below ``module``: normal(0, std) for linears and tables, zero biases, unit LayerNorms."""
-    with torch.no_grad():
-        for part in module.modules():
-            if isinstance(part, nn.Linear):
-                part.weight.normal_(0.0, std)
-                part.bias.zero_()
-            elif isinstance(part, nn.Embedding):
-                part.weight.normal_(0.0, std)
-                if zero_padding_row and part.padding_idx is not None:
-                    part.weight[part.padding_idx].zero_()
-            elif isinstance(part, nn.LayerNorm):
-                part.reset_parameters()
+def fresh_parameter(model: Model, name: str, dtype: torch.dtype | None = None) -> nn.Parameter:
+    """An initialised parameter for the place ``name``: normal weights, zero biases and padding row, unit LayerNorms."""
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    new = torch.zeros(owner.get_parameter(leaf).shape, dtype=dtype)
+    if isinstance(owner, nn.LayerNorm) and leaf == "weight":
+        new.fill_(1.0)
+    elif leaf == "weight":
+        new.normal_(0.0, model.config.initializer_range)
+        if isinstance(owner, nn.Embedding) and owner.padding_idx is not None and model.config.switches.zero_padding_row:
+            new[owner.padding_idx] = 0.0
+    return nn.Parameter(new)

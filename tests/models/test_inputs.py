@@ -32,7 +32,10 @@ BERT: dict[str, tuple[dict[str, Any], str]] = {
         {"input_ids": IDS, "attention_mask": torch.ones(2, 5)},
         r"attention_mask has shape \[2, 5\], must be \[2, 6\] or \[2, 6, 6\]",
     ),
-    "mask of four axes": ({"input_ids": IDS, "attention_mask": torch.ones(2, 1, 6, 6)}, "attention_mask has 4 axes"),
+    "mask of four axes": (
+        {"input_ids": IDS, "attention_mask": torch.ones(2, 1, 6, 6)},
+        r"attention_mask has shape \[2, 1, 6, 6\], must be \[2, 6\] or \[2, 6, 6\]",
+    ),
     "token types of another shape": (
         {"input_ids": IDS, "token_type_ids": IDS[:, :3]},
         r"token_type_ids has shape \[2, 3\], must be \[2, 6\]",
@@ -93,7 +96,7 @@ DECODER: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "mask of one axis": (
         {"add_cross_attention": True},
         {"encoder_hidden_states": torch.zeros(2, 4, 32), "encoder_attention_mask": torch.ones(4)},
-        "encoder_attention_mask has 1 axes",
+        r"encoder_attention_mask has shape \[4\], must be \[2, 4\] or \[2, 6, 4\]",
     ),
     "cache too long": (
         {},
