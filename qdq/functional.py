@@ -168,9 +168,8 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     saturated = torch.minimum(torch.maximum(rounded, (qmin - zero).float()), (qmax - zero).float())
     inside = (rounded == saturated).to(torch.float32)
     slope = gradient.to(torch.float32) * (saturated - inside * steps)
-    others = [i for i in range(x.dim()) if axis is None or i != axis % x.dim()]
-    # An empty list of axes would sum over all of them.
-    to_scale = slope.sum(others) if others else slope
+    # What was broadcast is summed.
+    to_scale = slope.sum_to_size(_broadcast(scale, x, axis, group).shape).reshape(scale.shape)
     return gradient * inside.to(gradient.dtype), to_scale, *[None] * 5
 
 
@@ -256,7 +255,7 @@ def fake_quantize_by_amax(x: Tensor, amax: Tensor, *, qmin: int, qmax: int, axis
 
 
 def value_range(x: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """The lowest and the highest value for every scale of ``spec``, in float32 and the shape of that scale."""
+    """The lowest and the highest value for every scale of ``spec``, in float32, shape ``spec.scale_shape(x.shape)``."""
     x = x.detach().to(torch.float32)
     if spec.group is not None:
         groups = -(-x.shape[-1] // spec.group)

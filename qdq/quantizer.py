@@ -13,7 +13,7 @@ from qdq import functional
 from qdq.errors import CalibrationError, describe_faults
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from qdq.spec import QuantSpec
 
@@ -191,6 +191,24 @@ class Quantizer(nn.Module):
         self._shared = _Shared(x, y, (version, torch.is_grad_enabled(), self.mode), self.readers - 1)
         return y
 
+    def look_up(self, table: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
+        """``self(table)[ids]`` in mode QUANTIZE, for the cost of the ``rows`` that are ``table[ids]`` alone.
+
+        Args:
+            table: ``(entries, hidden)``.
+            ids: ``(batch, seq)``.
+            rows: ``(batch, seq, hidden)``.
+        """
+        spec = self.spec
+        assert spec is not None, "a slot without spec has nothing to look up"
+        if spec.axis is not None and spec.axis % 2:  # one scale for each column: the same for all rows
+            return self._fake_quantize(rows, *self._state(table), axis=-1)
+        by_row = spec.axis is not None or spec.group is not None
+        state = [part[ids] for part in self._state(table)] if by_row else self._state(table)
+        if spec.axis is not None:
+            state = [part.unsqueeze(-1) for part in state]
+        return self._fake_quantize(rows, *state, axis=None)
+
     def _pass(self, x: Tensor) -> Tensor:
         if self.mode is Mode.COLLECT:
             if self.observer is not None:
@@ -199,16 +217,29 @@ class Quantizer(nn.Module):
         assert self.spec is not None, "mode QUANTIZE needs a spec"
         if self.recorder is not None:
             self.recorder(x.detach(), self.quantize(x.detach()))
-        spec = self.spec
-        if spec.arithmetic != "onnx" and not torch.compiler.is_exporting():  # ONNX knows its own arithmetic alone
-            amax = functional.value_range(x.abs(), spec)[1] if spec.dynamic else self.amax
-            return functional.fake_quantize_by_amax(x, amax, qmin=spec.qmin, qmax=spec.qmax, axis=spec.axis)
+        return self._fake_quantize(x, *self._state(x), axis=self.spec.axis)
+
+    @property
+    def _by_amax(self) -> bool:
+        """Whether to compute as pytorch-quantization does; ONNX knows its own arithmetic alone."""
+        return self.spec is not None and self.spec.arithmetic != "onnx" and not torch.compiler.is_exporting()
+
+    def _state(self, x: Tensor) -> Sequence[Tensor]:
+        """Scale and zero point, or amax, for ``x``."""
+        assert self.spec is not None
+        if self._by_amax:
+            return [functional.value_range(x.abs(), self.spec)[1] if self.spec.dynamic else self.amax]
         scale, zero_point = self.grid(x)
         if scale.requires_grad and torch.is_grad_enabled():
-            scale = functional.scale_gradient(scale, count=self._count(x), qmax=spec.qmax)
-        return functional.fake_quantize(
-            x, scale, zero_point, qmin=spec.qmin, qmax=spec.qmax, axis=spec.axis, group=spec.group
-        )
+            scale = functional.scale_gradient(scale, count=self._count(x), qmax=self.spec.qmax)
+        return [scale, zero_point]
+
+    def _fake_quantize(self, x: Tensor, *state: Tensor, axis: int | None) -> Tensor:
+        assert self.spec is not None
+        qmin, qmax, group = self.spec.qmin, self.spec.qmax, self.spec.group
+        if self._by_amax:
+            return functional.fake_quantize_by_amax(x, *state, qmin=qmin, qmax=qmax, axis=axis)
+        return functional.fake_quantize(x, *state, qmin=qmin, qmax=qmax, axis=axis, group=group)
 
     def _count(self, x: Tensor) -> int:
         """How many values one scale is for: those of a weight or of its channel, or those of one sample."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from qdq.modules.wrapped import add_slots
+from qdq.quantizer import Mode
 
 if TYPE_CHECKING:
     from qdq.quantizer import Quantizer
@@ -34,12 +36,16 @@ class QuantEmbedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
         """``(batch, seq)`` -> ``(batch, seq, hidden)``."""
-        return F.embedding(
+        quantizer = self.weight_quantizer
+        # The table is large and a call reads little of it. A graph that is being captured keeps it whole, for export.
+        by_row = quantizer.mode is Mode.QUANTIZE and not torch.compiler.is_compiling() and self.max_norm is None
+        rows = F.embedding(
             input,
-            self.weight_quantizer(self.weight),
+            self.weight if by_row else quantizer(self.weight),
             self.padding_idx,
             self.max_norm,
             self.norm_type,
             self.scale_grad_by_freq,
             self.sparse,
         )
+        return quantizer.look_up(self.weight, input, rows) if by_row else rows
