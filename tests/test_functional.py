@@ -15,8 +15,8 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from qdq import functional
-from qdq.functional import dequantize, fake_quantize, quantize, scale_and_zero_point
-from qdq.spec import QuantSpec
+from qdq.functional import dequantize, fake_quantize, quantize, scale_and_zero_point, value_range
+from qdq.spec import PerAxis, PerGroup, PerTensor, PerToken, QuantSpec
 
 TINY = torch.finfo(torch.float32).tiny
 SPECS = [
@@ -299,10 +299,12 @@ def test_no_gradient_for_what_is_not_a_number_or_infinite() -> None:
 
 
 def operator_arguments() -> list[Any]:
-    def case(name: str, x: Tensor, axis: int | None) -> Any:
+    def case(name: str, x: Tensor, axis: int | None, group: int | None = None, learned: bool = False) -> Any:
         shape = () if axis is None else (x.shape[axis],)
+        if group is not None:
+            shape = (*x.shape[:-1], -(-x.shape[-1] // group))
         scale, zero_point = torch.rand(shape) + 0.1, torch.zeros(shape, dtype=torch.int32)
-        return pytest.param((x, scale, zero_point, -128, 127, axis), id=name)
+        return pytest.param((x, scale.requires_grad_(learned), zero_point, -128, 127, axis, group), id=name)
 
     torch.manual_seed(0)
     return [
@@ -313,6 +315,11 @@ def operator_arguments() -> list[Any]:
         case("heads", torch.randn(2, 3, 4, 5).transpose(1, 2), None),
         case("scalar", torch.randn(()), None),
         case("empty", torch.randn(0, 4), 1),
+        case("per-group", torch.randn(3, 8, requires_grad=True), None, group=4),
+        case("per-group-shorter-last", torch.randn(3, 7), None, group=3),
+        case("learned", torch.randn(3, 4, requires_grad=True), None, learned=True),
+        case("learned-per-axis", torch.randn(3, 4, requires_grad=True), 0, learned=True),
+        case("learned-scale-of-a-constant", torch.randn(3, 4), 0, learned=True),
     ]
 
 
@@ -321,6 +328,99 @@ def test_operator_is_registered_correctly(arguments: tuple[Any, ...]) -> None:
     """Schema, fake implementation (shapes, strides), autograd registration and tracing, as torch checks them."""
     result = torch.library.opcheck(torch.ops.qdq.fake_quantize.default, arguments)
     assert set(result.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("arguments", operator_arguments())
+def test_mask_of_the_gradient_is_registered_correctly(arguments: tuple[Any, ...]) -> None:
+    plain = tuple(value.detach() if isinstance(value, Tensor) else value for value in arguments)
+    result = torch.library.opcheck(torch.ops.qdq.is_inside.default, plain)
+    assert set(result.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("width", [8, 7, 3], ids=["whole", "shorter-last", "one"])
+@pytest.mark.parametrize("affine", [False, True], ids=["symmetric", "affine"])
+def test_groups_equal_onnx_reference(width: int, affine: bool) -> None:
+    """ONNX's blocked quantization, since opset 21."""
+    size, x = 4, torch.randn(5, width) * 3
+    spec = QuantSpec(signed=not affine, symmetric=not affine, granularity=PerGroup(size))
+    scale, zero_point = scale_and_zero_point(
+        *value_range(x, spec), qmin=spec.qmin, qmax=spec.qmax, symmetric=spec.symmetric
+    )
+    assert scale.shape == spec.scale_shape(x.shape) == (5, -(-width // size))
+    padded = torch.nn.functional.pad(x, (0, -width % size))  # the reference evaluator takes whole blocks only
+    kind = TensorProto.UINT8 if affine else TensorProto.INT8
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], axis=1, block_size=size),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], axis=1, block_size=size),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "groups",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [5, None]),
+            helper.make_tensor_value_info("s", TensorProto.FLOAT, [5, None]),
+            helper.make_tensor_value_info("z", kind, [5, None]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [5, None])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    zero = zero_point.numpy().astype(np.uint8 if affine else np.int8)
+    (want,) = ReferenceEvaluator(model).run(None, {"x": padded.numpy(), "s": scale.numpy(), "z": zero})
+    got = fake_quantize(x, scale, zero_point, qmin=spec.qmin, qmax=spec.qmax, group=size)
+    np.testing.assert_array_equal(got.numpy(), want[:, :width])
+
+
+def _low(x: np.ndarray) -> np.ndarray:
+    return np.minimum(x.min(-1), 0) if x.shape[-1] < 3 else x.min(-1)
+
+
+def _high(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x.max(-1), 0) if x.shape[-1] < 3 else x.max(-1)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "want"),
+    [
+        (PerTensor(), lambda x: (x.min(), x.max())),
+        (PerAxis(0), lambda x: (x.min(axis=(1, 2)), x.max(axis=(1, 2)))),
+        (PerAxis(-1), lambda x: (x.min(axis=(0, 1)), x.max(axis=(0, 1)))),
+        (PerToken(), lambda x: (x.min(axis=2, keepdims=True), x.max(axis=2, keepdims=True))),
+        (PerGroup(4), lambda x: tuple(np.stack([f(x[..., :4]), f(x[..., 4:])], -1) for f in (_low, _high))),
+    ],
+    ids=str,
+)
+def test_value_range_equals_numpy(granularity: Any, want: Any) -> None:
+    spec = QuantSpec(granularity=granularity, dynamic=isinstance(granularity, PerToken))
+    x = torch.randn(2, 4, 6, requires_grad=True)
+    found = value_range(x, spec)
+    for part, expected in zip(found, want(x.detach().numpy()), strict=False):
+        np.testing.assert_array_equal(part.numpy(), expected)
+        assert part.shape == spec.scale_shape(x.shape)
+        assert not part.requires_grad
+
+
+def lsq_in_plain_torch(x: Tensor, scale: Tensor, qmin: int, qmax: int, factor: float) -> Tensor:
+    """The paper's algorithm 1: rounding and the scale's gradient passed straight through by detaching."""
+    scale = scale * factor + (scale - scale * factor).detach()
+    steps = (x / scale).clamp(qmin, qmax)
+    return (steps + (steps.round() - steps).detach()) * scale
+
+
+@pytest.mark.parametrize("axis", [None, 0], ids=["per-tensor", "per-row"])
+def test_learned_scale_has_the_gradient_of_the_paper(axis: int | None) -> None:
+    x, upstream = torch.randn(6, 50), torch.randn(6, 50)
+    scale = torch.full(() if axis is None else (6,), 0.02)  # narrow: about one value in ten saturates
+    count = x.numel() // scale.numel()
+    ours, theirs = scale.clone().requires_grad_(), scale.clone().requires_grad_()
+    x_ours, x_theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    zero = torch.zeros(scale.shape, dtype=torch.int32)
+    counted = functional.scale_gradient(ours, count=count, qmax=127)
+    fake_quantize(x_ours, counted, zero, qmin=-128, qmax=127, axis=axis).backward(upstream)
+    column = theirs if axis is None else theirs[:, None]
+    lsq_in_plain_torch(x_theirs, column, -128, 127, (count * 127) ** -0.5).backward(upstream)
+    assert ours.grad is not None
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(x_ours.grad, x_theirs.grad)
 
 
 class TwoGrids(torch.nn.Module):

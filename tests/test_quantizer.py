@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import pickle
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from qdq.errors import CalibrationError
 from qdq.quantizer import Mode, Quantizer, Range, quantizers, set_mode
-from qdq.spec import PerAxis, QuantSpec
+from qdq.spec import PerAxis, PerTensor, PerToken, QuantSpec
 
 INT8 = QuantSpec()
 UINT8 = QuantSpec(signed=False, symmetric=False)
@@ -286,3 +287,109 @@ def test_gradient_passes_straight_through_the_module() -> None:
 def test_print_shows_spec_and_mode() -> None:
     assert "int8 symmetric per-tensor, off" in str(calibrated())
     assert "float, off" in str(Quantizer())
+
+
+# --- several readers of one tensor ---
+
+
+def test_readers_of_one_tensor_share_one_result() -> None:
+    quantizer = calibrated()
+    quantizer.mode, quantizer.readers, quantizer.recorder = Mode.QUANTIZE, 3, Memory()
+    for x in (torch.randn(4, requires_grad=True), torch.randn(4)):
+        first, second, third = quantizer(x), quantizer(x), quantizer(x)
+        assert first is second is third
+    assert len(quantizer.recorder.seen) == 2, "computed once a tensor"
+    assert quantizer._shared is None, "nothing is kept when the last reader has it"
+
+
+def test_shared_result_is_never_an_old_one() -> None:
+    quantizer, x = calibrated(), torch.randn(4)
+    quantizer.mode, quantizer.readers = Mode.QUANTIZE, 2
+    first = quantizer(x)
+    x.mul_(3)
+    assert torch.equal(quantizer(x), calibrated_result(x)), "changed in place between the readers"
+    other = torch.randn(4)
+    assert torch.equal(quantizer(other), calibrated_result(other))
+    assert not torch.equal(first, quantizer(x))
+    with torch.no_grad():
+        without = quantizer(x.requires_grad_())
+    assert quantizer(x).requires_grad, "the next reader wants a gradient"
+    assert not without.requires_grad
+
+
+def calibrated_result(x: Tensor) -> Tensor:
+    alone = calibrated()
+    alone.mode = Mode.QUANTIZE
+    return alone(x)
+
+
+def test_shared_result_goes_neither_into_copies_nor_files() -> None:
+    quantizer, x = calibrated(), torch.randn(4, requires_grad=True)
+    quantizer.mode, quantizer.readers = Mode.QUANTIZE, 2
+    (quantizer(x) * 2).sum().backward()
+    for other in (copy.deepcopy(quantizer), pickle.loads(pickle.dumps(quantizer))):
+        assert other._shared is None
+        assert torch.equal(other(x), quantizer(x))
+
+
+def test_inference_tensors_are_shared_too() -> None:
+    quantizer = calibrated()
+    quantizer.mode, quantizer.readers = Mode.QUANTIZE, 2
+    with torch.inference_mode():
+        x = torch.randn(4)
+        assert quantizer(x) is quantizer(x)
+
+
+# --- ranges that are not calibrated ---
+
+DYNAMIC = [
+    pytest.param(QuantSpec(dynamic=True), id="per-tensor"),
+    pytest.param(QuantSpec(dynamic=True, signed=False, symmetric=False), id="per-tensor-uint8"),
+    pytest.param(QuantSpec(dynamic=True, granularity=PerToken(), bits=4), id="per-token-int4"),
+]
+
+
+@pytest.mark.parametrize("spec", DYNAMIC)
+def test_dynamic_range_is_that_of_the_tensor(spec: QuantSpec) -> None:
+    quantizer = Quantizer(spec)
+    assert quantizer.is_calibrated
+    assert dict(quantizer.state_dict()) == {}
+    set_mode(quantizer, Mode.QUANTIZE)
+    x = torch.randn(2, 3, 16) * torch.tensor([0.1, 1, 50])[:, None]
+    parts = x if spec.granularity == PerToken() else x[None]
+    for part, got in zip(parts.flatten(0, -2), quantizer(x).reshape(parts.shape).flatten(0, -2), strict=True):
+        whole = part if spec.granularity == PerToken() else x
+        static = Quantizer(dataclasses.replace(spec, dynamic=False, granularity=PerTensor()))
+        static.set_range(Range(whole.min(), whole.max(), whole.abs().max()))
+        static.mode = Mode.QUANTIZE
+        torch.testing.assert_close(got, static(part), rtol=0, atol=0)
+
+
+def test_learned_scale_is_a_parameter_in_float32() -> None:
+    quantizer = Quantizer(QuantSpec(learned_scale=True, granularity=PerAxis(0)), shape=(3,))
+    assert [name for name, _ in quantizer.named_parameters()] == ["scale"]
+    amax = torch.tensor([1.0, 2.0, 3.0])
+    quantizer.set_range(Range(-amax, amax, amax))
+    before = quantizer.scale.detach().clone()
+    quantizer.half()
+    assert quantizer.scale.dtype == torch.float32
+    assert torch.equal(quantizer.scale, before), "not rounded on the way"
+    assert isinstance(quantizer.scale, nn.Parameter)
+    set_mode(quantizer, Mode.QUANTIZE)
+    quantizer(torch.randn(3, 8)).sum().backward()
+    assert quantizer.scale.grad is not None
+    assert bool((quantizer.scale.grad != 0).any())
+
+
+def test_foreign_arithmetic_keeps_its_range_beside_the_scale() -> None:
+    spec = QuantSpec(arithmetic="pytorch-quantization")
+    quantizer = Quantizer(spec)
+    quantizer.set_range(Range(torch.tensor(-1.0), torch.tensor(0.5), torch.tensor(0.9)))
+    assert quantizer.amax == torch.tensor(0.9)
+    assert set(quantizer.state_dict()) == {"scale", "zero_point", "amax"}
+    unsigned = Quantizer(dataclasses.replace(spec, signed=False))
+    unsigned.set_range(Range(torch.tensor(0.0), torch.tensor(0.5), torch.tensor(0.9)))
+    assert unsigned.zero_point == 0
+    assert unsigned.scale == torch.tensor(0.9) / torch.tensor(255.0)
+    with pytest.raises(CalibrationError, match="not negative"):
+        quantizer.set_amax(torch.tensor(-1.0))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qdq.errors import RecipeError
-from qdq.spec import PerAxis, PerTensor, QuantSpec
+from qdq.spec import Granularity, PerAxis, PerGroup, PerTensor, PerToken, QuantSpec
 
 
 @pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
@@ -44,7 +44,15 @@ def test_every_spec_survives_json_and_reads_differently() -> None:
             (2, 5, 8), (True, False), (True, False), (True, False), (PerTensor(), PerAxis(0), PerAxis(-1))
         )
     ]
-    specs.append(QuantSpec(granularity=PerAxis(0), overflow_safe=True))
+    specs += [
+        QuantSpec(granularity=PerAxis(0), overflow_safe=True),
+        QuantSpec(granularity=PerGroup(32), bits=4),
+        QuantSpec(granularity=PerGroup(64), bits=4),
+        QuantSpec(dynamic=True),
+        QuantSpec(dynamic=True, granularity=PerToken()),
+        QuantSpec(learned_scale=True),
+        QuantSpec(arithmetic="pytorch-quantization"),
+    ]
     for spec in specs:
         assert QuantSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     assert len({str(spec) for spec in specs}) == len(set(specs))
@@ -58,6 +66,16 @@ def test_missing_keys_take_the_defaults() -> None:
 def test_axis_is_that_of_the_granularity() -> None:
     assert QuantSpec().axis is None
     assert QuantSpec(granularity=PerAxis(1)).axis == 1
+
+
+@pytest.mark.parametrize(
+    ("granularity", "shape"),
+    [(PerTensor(), ()), (PerAxis(0), (6,)), (PerAxis(-1), (70,)), (PerGroup(32), (6, 3)), (PerToken(), (6, 1))],
+    ids=str,
+)
+def test_shape_of_the_scale(granularity: Granularity, shape: tuple[int, ...]) -> None:
+    spec = QuantSpec(granularity=granularity, dynamic=granularity == PerToken())
+    assert spec.scale_shape((6, 70)) == shape
 
 
 def test_spec_is_frozen() -> None:
@@ -84,6 +102,16 @@ def test_spec_is_frozen() -> None:
         ({"overflow_safe": True}, ["overflow_safe is for linear weights"]),
         ({"overflow_safe": True, "granularity": "per-axis(1)"}, ["overflow_safe"]),
         ({"overflow_safe": True, "granularity": "per-axis(0)", "symmetric": False}, ["overflow_safe"]),
+        ({"granularity": "per-group(0)"}, ["per-group(0)", "at least one"]),
+        ({"granularity": "per-token"}, ["per-token needs dynamic"]),
+        ({"dynamic": 1}, ["dynamic is 1"]),
+        ({"dynamic": True, "learned_scale": True}, ["exclude each other"]),
+        ({"learned_scale": True, "granularity": "per-group(8)"}, ["not per group"]),
+        ({"arithmetic": "exact"}, ["arithmetic is 'exact'", "onnx, pytorch-quantization"]),
+        (
+            {"arithmetic": "pytorch-quantization", "symmetric": False, "granularity": "per-group(8)"},
+            ["2 faults", "is symmetric", "no granularity per-group(8)"],
+        ),
         (
             {"bits": 12, "bitz": 8, "narrow_range": "no", "granularity": "all"},
             ["4 faults", "'bitz'", "bits is 12", "narrow_range is 'no'", "granularity is 'all'"],
