@@ -1,6 +1,7 @@
 """Activation functions by the names that a Hugging Face ``config.json`` uses for them."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +35,8 @@ def _relu_squared(x: Tensor) -> Tensor:
     return nn.functional.relu(x).square()
 
 
-def _tanh_gelu() -> nn.Module:
-    # gelu_new, gelu_fast and gelu_accurate write the same formula in different ways (gap below 1e-7 in float32).
-    return nn.GELU(approximate="tanh")
-
+# gelu_new, gelu_fast and gelu_accurate write the same formula in different ways (gap below 1e-7 in float32).
+_tanh_gelu = partial(nn.GELU, approximate="tanh")
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
@@ -46,13 +45,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu_fast": _tanh_gelu,
     "gelu_accurate": _tanh_gelu,
     "gelu_pytorch_tanh": _tanh_gelu,
-    "quick_gelu": lambda: Activation(_quick_gelu),
-    "gelu_10": lambda: Activation(_clipped_gelu),
+    "quick_gelu": partial(Activation, _quick_gelu),
+    "gelu_10": partial(Activation, _clipped_gelu),
     "silu": nn.SiLU,
     "swish": nn.SiLU,
     "mish": nn.Mish,
-    "laplace": lambda: Activation(_laplace),
-    "relu2": lambda: Activation(_relu_squared),
+    "laplace": partial(Activation, _laplace),
+    "relu2": partial(Activation, _relu_squared),
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
     "leaky_relu": nn.LeakyReLU,

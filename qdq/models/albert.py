@@ -5,36 +5,29 @@ from functools import partial
 from qdq.models.config import Switches
 from qdq.models.family import Family, Task, standard_tasks
 from qdq.models.heads import Classifier, LanguageModelHead, PreTrainingHead
-from qdq.models.keymap import EMBEDDING_KEYS, nested
+from qdq.models.keymap import EMBEDDING_KEYS, below
 from qdq.models.task_models import MaskedLM, SentenceOrderPreTraining
 
+_LAYER_KEYS = {
+    "attention.query": "attention.query",
+    "attention.key": "attention.key",
+    "attention.value": "attention.value",
+    "attention.distance": "attention.distance_embedding",
+    "attention.output": "attention.dense",
+    "attention.norm": "attention.LayerNorm",
+    "feed_forward.up": "ffn",
+    "feed_forward.down": "ffn_output",
+    "feed_forward.norm": "full_layer_layer_norm",
+}
 _KEYS = {
     **EMBEDDING_KEYS,
     "embeddings.projection": "encoder.embedding_hidden_mapping_in",
-    **{
-        f"encoder.layers.{{}}.{ours}": f"encoder.albert_layer_groups.{{}}.albert_layers.{{}}.{theirs}"
-        for ours, theirs in {
-            "attention.query": "attention.query",
-            "attention.key": "attention.key",
-            "attention.value": "attention.value",
-            "attention.distance": "attention.distance_embedding",
-            "attention.output": "attention.dense",
-            "attention.norm": "attention.LayerNorm",
-            "feed_forward.up": "ffn",
-            "feed_forward.down": "ffn_output",
-            "feed_forward.norm": "full_layer_layer_norm",
-        }.items()
-    },
+    **below("encoder.layers.{}", "encoder.albert_layer_groups.{}.albert_layers.{}", _LAYER_KEYS),
     "pooler.dense": "pooler",
 }
-_LM_KEYS = {
-    "head.dense": "predictions.dense",
-    "head.norm": "predictions.LayerNorm",
-    "head.decoder": "predictions.decoder",
-    "head.decoder.bias": "predictions.bias",
-}
+_PREDICTIONS = {"dense": "dense", "norm": "LayerNorm", "decoder": "decoder", "decoder.bias": "bias"}
 _PRE_TRAINING_KEYS = {
-    **nested(_LM_KEYS, "predictions"),
+    **below("head.predictions", "predictions", _PREDICTIONS),
     "head.relationship.classifier": "sop_classifier.classifier",
 }
 # The order of sentences has the classifier's dropout, and as many labels as the configuration says.
@@ -46,7 +39,9 @@ ALBERT = Family(
     keys=_KEYS,
     tasks={
         **standard_tasks("Albert"),
-        "masked-lm": Task("AlbertForMaskedLM", MaskedLM, LanguageModelHead, keys=_LM_KEYS),
+        "masked-lm": Task(
+            "AlbertForMaskedLM", MaskedLM, LanguageModelHead, keys=below("head", "predictions", _PREDICTIONS)
+        ),
         "pre-training": Task(
             "AlbertForPreTraining", SentenceOrderPreTraining, _order_head, pooler=True, keys=_PRE_TRAINING_KEYS
         ),

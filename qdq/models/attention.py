@@ -42,9 +42,7 @@ class Attention(nn.Module):
         self.same_input: tuple[tuple[str, ...], ...] = (("key", "value"),) if cross else (("query", "key", "value"),)
 
         hidden, width = config.hidden_size, len(self.heads) * self.head_size
-        self.query = nn.Linear(hidden, width)
-        self.key = nn.Linear(hidden, width)
-        self.value = nn.Linear(hidden, width)
+        self.query, self.key, self.value = (nn.Linear(hidden, width) for _ in range(3))
         self.distance = None
         if self.position_type != "absolute":
             self.distance = nn.Embedding(2 * self.max_positions - 1, self.head_size)
@@ -156,11 +154,9 @@ class Attention(nn.Module):
 
 def _select(linear: nn.Linear, index: Tensor, *, dim: int) -> nn.Linear:
     """A linear with only the rows (``dim=0``) or columns (``dim=1``) at ``index``."""
-    weight = linear.weight
-    index = index.to(weight.device)
-    chosen = weight.detach().index_select(dim, index)
-    small = nn.Linear(chosen.shape[1], chosen.shape[0], device="meta")
-    small.weight = nn.Parameter(chosen, requires_grad=weight.requires_grad)
-    bias = linear.bias.detach()
-    small.bias = nn.Parameter(bias.index_select(0, index) if dim == 0 else bias.clone())
+    index = index.to(linear.weight.device)
+    weight = linear.weight.detach().index_select(dim, index)
+    small = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    small.weight = nn.Parameter(weight, requires_grad=linear.weight.requires_grad)
+    small.bias = linear.bias if dim == 1 else nn.Parameter(linear.bias.detach()[index], linear.bias.requires_grad)
     return small

@@ -3,22 +3,20 @@
 from qdq.models.config import Switches
 from qdq.models.family import Family, Task, standard_tasks
 from qdq.models.heads import LanguageModelHead, PreTrainingHead, pair_head
-from qdq.models.keymap import BERT_KEYS, nested, without
+from qdq.models.keymap import BERT_KEYS, below
 from qdq.models.task_models import CausalLM, MaskedLM, NextSentence, PreTraining
 
-LANGUAGE_MODEL_KEYS = {
-    "head.dense": "cls.predictions.transform.dense",
-    "head.norm": "cls.predictions.transform.LayerNorm",
-    "head.decoder": "cls.predictions.decoder",
-    "head.decoder.bias": "cls.predictions.bias",
-}
-_RELATION_KEYS = {"head.classifier": "cls.seq_relationship"}
+_PREDICTIONS = {"dense": "transform.dense", "norm": "transform.LayerNorm", "decoder": "decoder", "decoder.bias": "bias"}
+LANGUAGE_MODEL_KEYS = below("head", "cls.predictions", _PREDICTIONS)
+# A head in which the language model is only a part
+PREDICTIONS_KEYS = below("head.predictions", "cls.predictions", _PREDICTIONS)
+_RELATION = "cls.seq_relationship"
 
 
 def bert_tasks(stem: str, causal: str = "LMHeadModel") -> dict[str, Task]:
     """The tasks of BERT under the class names of a family that has BERT's heads."""
-    keys, relation = LANGUAGE_MODEL_KEYS, _RELATION_KEYS
-    both = {**nested(keys, "predictions"), **nested(relation, "relationship")}
+    keys, relation = LANGUAGE_MODEL_KEYS, {"head.classifier": _RELATION}
+    both = {**PREDICTIONS_KEYS, "head.relationship.classifier": _RELATION}
     return {
         **standard_tasks(stem),
         "masked-lm": Task(f"{stem}ForMaskedLM", MaskedLM, LanguageModelHead, keys=keys),
@@ -28,19 +26,13 @@ def bert_tasks(stem: str, causal: str = "LMHeadModel") -> dict[str, Task]:
     }
 
 
-BERT = Family(
-    model_type="bert",
-    prefix="bert",
-    keys=BERT_KEYS,
-    tasks=bert_tasks("Bert"),
-    own=("classifier_dropout",),
-)
+BERT = Family(model_type="bert", prefix="bert", keys=BERT_KEYS, tasks=bert_tasks("Bert"), own=("classifier_dropout",))
 
 QDQBERT = Family(
     model_type="qdqbert",
     prefix="bert",
     keys=BERT_KEYS,
-    tasks=without(bert_tasks("QDQBert"), "pre-training"),
+    tasks={name: task for name, task in bert_tasks("QDQBert").items() if name != "pre-training"},
     switches=Switches(chunking=False, relative_with_cache=False, relative_cross_attention=True),
     defaults={"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
 )

@@ -170,20 +170,33 @@ class _Entry(NamedTuple):
         return self.own[0].partition(".")[0]
 
 
-def _entries(model: Model) -> list[_Entry]:
-    """Every distinct parameter of ``model``; upstream's keys are without the base prefix."""
+def parameter_keys(model: Model) -> dict[str, tuple[str, ...]]:
+    """Every name of every parameter of ``model`` with upstream's keys for it, without the base prefix.
+
+    Of several keys the first one is that which upstream computes with, the last one that which it writes.
+    """
     family, task = family_of(model.config.model_type), task_of(model.config, model.task)[1]
     keys, order = {**family.keys, **task.keys}, model.config.layer_order
-    entries: dict[int, _Entry] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        entry = entries.setdefault(id(parameter), _Entry([], [], parameter))
+    found: dict[str, tuple[str, ...]] = {}
+    for name, _ in model.named_parameters(remove_duplicate=False):
         try:
             key = translate(name, keys, order)
         except KeyError as error:
             raise CheckpointError(f"parameter {name} has no name in a '{family.model_type}' checkpoint") from error
+        copy = _bias_copy(key)
+        found[name] = (key,) if copy is None else (copy, key)
+    return found
+
+
+def _entries(model: Model) -> list[_Entry]:
+    """Every distinct parameter of ``model``; upstream's keys are without the base prefix."""
+    keys = parameter_keys(model)
+    entries: dict[int, _Entry] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        entry = entries.setdefault(id(parameter), _Entry([], [], parameter))
         entry.own.append(name)
-        if key not in entry.upstream:  # of a repeated layer the first depth stands for all
-            entry.upstream.append(key)
+        if keys[name][-1] not in entry.upstream:  # of a repeated layer the first depth stands for all
+            entry.upstream.append(keys[name][-1])
     return list(entries.values())
 
 

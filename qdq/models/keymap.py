@@ -6,10 +6,14 @@ both directions are exact by construction.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
 
-T = TypeVar("T")
 Keys = Mapping[str, str]
+
+
+def below(ours: str, theirs: str, keys: Keys) -> dict[str, str]:
+    """``keys`` as they are called below the module ``ours``, which is upstream's ``theirs``."""
+    return {f"{ours}.{name}": f"{theirs}.{key}" for name, key in keys.items()}
+
 
 EMBEDDING_KEYS: Keys = {
     "embeddings.word": "embeddings.word_embeddings",
@@ -17,24 +21,24 @@ EMBEDDING_KEYS: Keys = {
     "embeddings.token_type": "embeddings.token_type_embeddings",
     "embeddings.norm": "embeddings.LayerNorm",
 }
-
+_ATTENTION_KEYS: Keys = {
+    "query": "self.query",
+    "key": "self.key",
+    "value": "self.value",
+    "distance": "self.distance_embedding",
+    "output": "output.dense",
+    "norm": "output.LayerNorm",
+}
+_LAYER_KEYS: Keys = {
+    **below("attention", "attention", _ATTENTION_KEYS),
+    **below("cross_attention", "crossattention", _ATTENTION_KEYS),
+    "feed_forward.up": "intermediate.dense",
+    "feed_forward.down": "output.dense",
+    "feed_forward.norm": "output.LayerNorm",
+}
 BERT_KEYS: Keys = {
     **EMBEDDING_KEYS,
-    "encoder.layers.{}.attention.query": "encoder.layer.{}.attention.self.query",
-    "encoder.layers.{}.attention.key": "encoder.layer.{}.attention.self.key",
-    "encoder.layers.{}.attention.value": "encoder.layer.{}.attention.self.value",
-    "encoder.layers.{}.attention.distance": "encoder.layer.{}.attention.self.distance_embedding",
-    "encoder.layers.{}.attention.output": "encoder.layer.{}.attention.output.dense",
-    "encoder.layers.{}.attention.norm": "encoder.layer.{}.attention.output.LayerNorm",
-    "encoder.layers.{}.cross_attention.query": "encoder.layer.{}.crossattention.self.query",
-    "encoder.layers.{}.cross_attention.key": "encoder.layer.{}.crossattention.self.key",
-    "encoder.layers.{}.cross_attention.value": "encoder.layer.{}.crossattention.self.value",
-    "encoder.layers.{}.cross_attention.distance": "encoder.layer.{}.crossattention.self.distance_embedding",
-    "encoder.layers.{}.cross_attention.output": "encoder.layer.{}.crossattention.output.dense",
-    "encoder.layers.{}.cross_attention.norm": "encoder.layer.{}.crossattention.output.LayerNorm",
-    "encoder.layers.{}.feed_forward.up": "encoder.layer.{}.intermediate.dense",
-    "encoder.layers.{}.feed_forward.down": "encoder.layer.{}.output.dense",
-    "encoder.layers.{}.feed_forward.norm": "encoder.layer.{}.output.LayerNorm",
+    **below("encoder.layers.{}", "encoder.layer.{}", _LAYER_KEYS),
     "pooler.dense": "pooler.dense",
 }
 
@@ -53,13 +57,3 @@ def translate(name: str, keys: Keys, layers: Sequence[tuple[int, ...]]) -> str:
         module, _, leaf = template.rpartition(".")
         target = f"{keys[module]}.{leaf}"
     return target if depth is None else target.format(*layers[depth])
-
-
-def nested(keys: Keys, name: str) -> dict[str, str]:
-    """A head's table for the same head as the child ``name`` of another."""
-    return {own.replace("head.", f"head.{name}.", 1): theirs for own, theirs in keys.items()}
-
-
-def without(table: Mapping[str, T], *names: str) -> dict[str, T]:
-    """``table`` less the entries of ``names``."""
-    return {name: entry for name, entry in table.items() if name not in names}

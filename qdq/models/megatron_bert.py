@@ -3,13 +3,13 @@
 from qdq.models.bert import bert_tasks
 from qdq.models.config import Switches
 from qdq.models.family import Family
-from qdq.models.keymap import BERT_KEYS, without
+from qdq.models.keymap import BERT_KEYS
 
 MEGATRON_BERT = Family(
     model_type="megatron-bert",
     prefix="bert",
     keys={
-        **without(BERT_KEYS, "embeddings.norm"),
+        **BERT_KEYS,
         "encoder.layers.{}.attention.norm": "encoder.layer.{}.attention.ln",
         "encoder.layers.{}.cross_attention.norm": "encoder.layer.{}.crossattention.ln",
         "encoder.layers.{}.feed_forward.norm": "encoder.layer.{}.ln",
@@ -17,11 +17,7 @@ MEGATRON_BERT = Family(
     },
     tasks=bert_tasks("MegatronBert", causal="ForCausalLM"),
     switches=Switches(
-        norm_first=True,
-        embedding_norm=False,
-        final_norm=True,
-        zero_padding_row=False,
-        relative_cross_attention=True,
+        norm_first=True, embedding_norm=False, final_norm=True, zero_padding_row=False, relative_cross_attention=True
     ),
     defaults={
         "vocab_size": 29056,

@@ -53,16 +53,17 @@ class Model(nn.Module):
     ) -> Output | tuple[Any, ...]:
         """The output of ``run`` for these arguments and its others, as a tuple unless ``return_dict``."""
         texts = dict(zip(TEXTS, (input_ids, attention_mask, token_type_ids), strict=True))
-        return self.finish(self.run({**texts, **inputs}), return_dict)
+        result = self.run({**texts, **inputs})
+        if self.config.use_return_dict if return_dict is None else return_dict:
+            return result
+        given = result.to_tuple()
+        # The pooled output of the bare encoder keeps its place even when there is no pooler.
+        place_kept = isinstance(result, BaseOutput) and result.pooler_output is None
+        return (given[0], None, *given[1:]) if place_kept else given
 
     def run(self, inputs: dict[str, Any]) -> Output:
         """The output for the arguments of a call, by name."""
         raise NotImplementedError
-
-    def finish(self, result: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
-        """``result``, or its computed fields as a tuple when the call or else the configuration says so."""
-        wanted = self.config.use_return_dict if return_dict is None else return_dict
-        return result if wanted else result.to_tuple()
 
     def assign(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Make ``parameters`` those of this model, in the places of their names: all there are."""
@@ -119,13 +120,6 @@ class EncoderModel(Model):
         """What becomes of the encoder's output; ``targets`` come in their order, with None for those not given."""
         assert not targets
         return encoded
-
-    def finish(self, result: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
-        """As a tuple, the pooled output of the bare encoder keeps its place even when there is no pooler."""
-        given = super().finish(result, return_dict)
-        if isinstance(given, tuple) and isinstance(result, BaseOutput) and self.pooler is None:
-            given = (given[0], None, *given[1:])
-        return given
 
     def encode(
         self,

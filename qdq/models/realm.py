@@ -1,25 +1,20 @@
 """REALM (Guu et al. 2020): a BERT encoder that embeds, scores, augments and reads retrieved text."""
 
-from qdq.models.bert import LANGUAGE_MODEL_KEYS
+from qdq.models.bert import LANGUAGE_MODEL_KEYS, PREDICTIONS_KEYS
 from qdq.models.config import Switches
 from qdq.models.family import Family, Task
 from qdq.models.heads import LanguageModelHead
-from qdq.models.keymap import BERT_KEYS, nested
+from qdq.models.keymap import BERT_KEYS, below
 from qdq.models.realm_models import Embedder, EmbedderHead, KnowledgeAugmentedEncoder, Reader, ReaderHead, Scorer
 
 # Embedder and reader carry a language-model head that nothing calls; checkpoints have its weights.
-_SPARE = nested(LANGUAGE_MODEL_KEYS, "predictions")
-_EMBEDDER_KEYS = {"head.projection": "cls.dense", "head.norm": "cls.LayerNorm", **_SPARE}
-_READER_KEYS = {
-    "head.intermediate": "qa_outputs.dense_intermediate",
-    "head.norm": "qa_outputs.layer_normalization",
-    "head.output": "qa_outputs.dense_output",
-    **_SPARE,
-}
+_EMBEDDER_KEYS = {**below("head", "cls", {"projection": "dense", "norm": "LayerNorm"}), **PREDICTIONS_KEYS}
+_SPAN_KEYS = {"intermediate": "dense_intermediate", "norm": "layer_normalization", "output": "dense_output"}
+_READER_KEYS = {**below("head", "qa_outputs", _SPAN_KEYS), **PREDICTIONS_KEYS}
+_WHOLE_EMBEDDER_KEYS = {**{ours: f"realm.{theirs}" for ours, theirs in BERT_KEYS.items()}, **_EMBEDDER_KEYS}
 _SCORER_KEYS = {
-    f"{name}.{ours}": f"{name}.{theirs}"
-    for name in ("embedder", "query_embedder")
-    for ours, theirs in ({ours: f"realm.{theirs}" for ours, theirs in BERT_KEYS.items()} | _EMBEDDER_KEYS).items()
+    **below("embedder", "embedder", _WHOLE_EMBEDDER_KEYS),
+    **below("query_embedder", "query_embedder", _WHOLE_EMBEDDER_KEYS),
 }
 
 REALM = Family(

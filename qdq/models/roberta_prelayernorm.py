@@ -5,17 +5,14 @@ from functools import partial
 from qdq.models.config import ModelConfig, Switches
 from qdq.models.family import CLASSIFIER_KEYS, Family, Task, standard_tasks
 from qdq.models.heads import Classifier, LanguageModelHead, choice_head
-from qdq.models.keymap import BERT_KEYS
+from qdq.models.keymap import BERT_KEYS, below
 from qdq.models.task_models import CausalLM, MaskedLM, MultipleChoice, SequenceClassification
 
 _STEM = "RobertaPreLayerNorm"
-_LM_KEYS = {
-    "head.dense": "lm_head.dense",
-    "head.norm": "lm_head.layer_norm",
-    "head.decoder": "lm_head.decoder",
-    "head.decoder.bias": "lm_head.bias",
-}
-_SENTENCE_KEYS = {"head.dense": "classifier.dense", "head.classifier": "classifier.out_proj"}
+_LM_KEYS = below(
+    "head", "lm_head", {"dense": "dense", "norm": "layer_norm", "decoder": "decoder", "decoder.bias": "bias"}
+)
+_SENTENCE_KEYS = below("head", "classifier", {"dense": "dense", "classifier": "out_proj"})
 _language_model = partial(LanguageModelHead, hidden_act="gelu")  # exactly this one, whatever the layers use
 _sentence = partial(Classifier, hidden=True)  # reads the first token of the normalised output: there is no pooler
 
@@ -46,12 +43,7 @@ ROBERTA_PRELAYERNORM = Family(
             f"{_STEM}ForMultipleChoice", MultipleChoice, _choice, pooler=True, keys=CLASSIFIER_KEYS
         ),
     },
-    switches=Switches(
-        norm_first=True,
-        final_norm=True,
-        final_norm_in_hidden_states=False,
-        positions_from_padding=True,
-    ),
+    switches=Switches(norm_first=True, final_norm=True, final_norm_in_hidden_states=False, positions_from_padding=True),
     own=("classifier_dropout",),
     defaults={"vocab_size": 50265, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
 )
