@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer
 
-from qdq.errors import CheckpointError, ConfigError, StorageError, describe_faults
+from qdq.data.padding import padded
+from qdq.data.truncation import check_room, truncating
+from qdq.data.unknown import UnknownTokens
+from qdq.data.vocabularies import byte_level_pairs, read_text, unigrams, wordpieces
+from qdq.errors import CheckpointError, ConfigError, describe_faults
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
-
-    from tokenizers import Encoding
 
     from qdq.data.text import TextSample
 
@@ -36,23 +37,27 @@ TOKENIZER_FILES: tuple[str, ...] = (
     "chat_template.jinja",
 )
 
-_LOG = logging.getLogger(__name__)
-
 
 def load_tokenizer(model_dir: Path) -> Tokenizer:
     """The tokenizer of a checkpoint directory, without the truncation and padding that its file may carry.
 
     1. ``tokenizer.json``, in the format of the ``tokenizers`` package.
     2. ``vocab.txt``: WordPiece, with BERT's text cleaning as ``tokenizer_config.json`` sets it.
+    3. ``spiece.model``: SentencePiece, with ALBERT's text cleaning as ``tokenizer_config.json`` sets it.
+    4. ``vocab.json`` and ``merges.txt``: byte-level pairs, as RoBERTa has them.
 
     Raises:
-        CheckpointError: There is neither file, or it is damaged.
+        CheckpointError: There is none of them, or it is damaged.
         StorageError: A file exists and cannot be read.
     """
     if (model_dir / "tokenizer.json").is_file():
         tokenizer = _from_json(model_dir / "tokenizer.json")
     elif (model_dir / "vocab.txt").is_file():
-        tokenizer = _from_vocabulary(model_dir)
+        tokenizer = wordpieces(model_dir)
+    elif (model_dir / "spiece.model").is_file():
+        tokenizer = unigrams(model_dir)
+    elif (model_dir / "vocab.json").is_file() and (model_dir / "merges.txt").is_file():
+        tokenizer = byte_level_pairs(model_dir)
     else:
         raise CheckpointError(_no_tokenizer(model_dir))
     tokenizer.no_truncation()
@@ -96,9 +101,7 @@ def encode_batches(
         faults.append(f"pad_to must be at least seq_len ({seq_len}), not {pad_to}")
     if faults:
         raise ConfigError(describe_faults("batches of text", faults))
-    tokenizer = Tokenizer.from_str(tokenizer.to_str())
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(seq_len, strategy="longest_first")
+    tokenizer = truncating(tokenizer, seq_len)
     return _encode(
         iter(samples), tokenizer, batch_size=batch_size, seq_len=seq_len, pad_token_id=pad_token_id, pad_to=pad_to
     )
@@ -113,128 +116,35 @@ def _encode(
     pad_token_id: int,
     pad_to: int | None,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    unknown = _UnknownTokens(tokenizer)
+    unknown = UnknownTokens(tokenizer)
     while batch := list(islice(samples, batch_size)):
-        _check_room_for_specials(batch, tokenizer, seq_len)
+        check_room(tokenizer, seq_len, is_pair=any(sample.text_pair is not None for sample in batch))
         encodings = tokenizer.encode_batch(
             [sample.text if sample.text_pair is None else (sample.text, sample.text_pair) for sample in batch]
         )
-        unknown.count(encodings)
-        length = pad_to or max(len(encoding) for encoding in encodings)
         for encoding in encodings:
-            encoding.pad(length, pad_id=pad_token_id)
+            unknown.count(np.array(encoding.ids), np.array(encoding.special_tokens_mask))
+        length = pad_to or max(len(encoding) for encoding in encodings)
         yield {
-            "input_ids": torch.tensor([encoding.ids for encoding in encodings]),
-            "attention_mask": torch.tensor([encoding.attention_mask for encoding in encodings]),
-            "token_type_ids": torch.tensor([encoding.type_ids for encoding in encodings]),
+            "input_ids": torch.from_numpy(padded([encoding.ids for encoding in encodings], length, pad_token_id)),
+            "attention_mask": torch.from_numpy(padded([encoding.attention_mask for encoding in encodings], length, 0)),
+            "token_type_ids": torch.from_numpy(padded([encoding.type_ids for encoding in encodings], length, 0)),
         }
     unknown.warn()
 
 
-def _check_room_for_specials(batch: list[TextSample], tokenizer: Tokenizer, seq_len: int) -> None:
-    # tokenizers does not truncate at all where the special tokens alone are too many
-    is_pair = any(sample.text_pair is not None for sample in batch)
-    specials = tokenizer.num_special_tokens_to_add(is_pair)
-    if specials > seq_len:
-        what = "a pair of texts" if is_pair else "a text"
-        raise ConfigError(f"seq_len {seq_len} has no room for {what}: the special tokens alone are {specials}")
-
-
-class _UnknownTokens:
-    """How much of the text the vocabulary does not know."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        model = json.loads(tokenizer.to_str())["model"]
-        self._token = model.get("unk_token")
-        self._id = tokenizer.token_to_id(self._token) if self._token else model.get("unk_id")
-        self._unknown = self._total = 0
-
-    def count(self, encodings: list[Encoding]) -> None:
-        if self._id is None:  # a byte-level vocabulary knows every text
-            return
-        for encoding in encodings:
-            self._unknown += encoding.ids.count(self._id)
-            self._total += len(encoding) - sum(encoding.special_tokens_mask)
-
-    def warn(self) -> None:
-        if self._unknown * 2 > self._total:
-            _LOG.warning(
-                "%.0f %% of the tokens (%d of %d) are unknown to the tokenizer's vocabulary: "
-                "is this text in the language of the model?",
-                100 * self._unknown / self._total,
-                self._unknown,
-                self._total,
-            )
-
-
 def _from_json(path: Path) -> Tokenizer:
-    text = _read(path)
+    text = read_text(path)
     try:
         return Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises nothing more specific
         raise CheckpointError(f"{path}: is damaged or of an unknown format: {error}") from error
 
 
-def _from_vocabulary(model_dir: Path) -> Tokenizer:
-    """BERT's own tokenizer, out of the vocabulary file and the settings beside it."""
-    path = model_dir / "vocab.txt"
-    vocabulary = {token: index for index, token in enumerate(_read(path).removesuffix("\n").split("\n"))}
-    settings = _settings(model_dir / "tokenizer_config.json")
-    special = {
-        role: _content(settings.get(f"{role}_token"), default)
-        for role, default in {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}.items()
-    }
-    if missing := [special[role] for role in ("unk", "cls", "sep") if special[role] not in vocabulary]:
-        raise CheckpointError(f"{path}: is no vocabulary of BERT's kind: lacks the special tokens {' '.join(missing)}")
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=special["unk"]))
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        lowercase=settings.get("do_lower_case", True),
-        strip_accents=settings.get("strip_accents"),
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(
-        (special["sep"], vocabulary[special["sep"]]), (special["cls"], vocabulary[special["cls"]])
-    )
-    tokenizer.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in special.values() if token in vocabulary]
-    )
-    return tokenizer
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(_read(path))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is not valid JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{path}: holds no JSON object")
-    return settings
-
-
-def _content(token: Any, default: str) -> str:
-    """The text of a special token, which configurations write as a string or as an object around it."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else default
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: is damaged: not UTF-8 text") from error
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
-
-
 def _no_tokenizer(model_dir: Path) -> str:
-    message = f"{model_dir}: no tokenizer: neither tokenizer.json nor vocab.txt is there"
-    others = [
-        name for name in ("vocab.json", "spiece.model", "sentencepiece.bpe.model") if (model_dir / name).is_file()
-    ]
+    looked_for = "tokenizer.json, vocab.txt, spiece.model, vocab.json with merges.txt"
+    message = f"{model_dir}: no tokenizer: none of {looked_for} is there"
+    others = [name for name in ("sentencepiece.bpe.model", "vocab.json") if (model_dir / name).is_file()]
     if others:
         message += (
             f"; {others[0]} has to be converted once: "

@@ -133,7 +133,7 @@ class TestRefusals:
         assert "is a directory" in refusal(tmp_path)
 
     def test_an_unsupported_extension_lists_the_supported(self, tmp_path):
-        assert ".txt, .jsonl, .csv, .tsv" in refusal(write(tmp_path / "a.parquet", "x"))
+        assert ".txt, .jsonl, .csv, .tsv, .conll" in refusal(write(tmp_path / "a.docx", "x"))
 
     @pytest.mark.parametrize(
         ("name", "content"),
@@ -151,17 +151,33 @@ class TestRefusals:
 
     @pytest.mark.parametrize("extension", ["txt", "jsonl", "csv", "tsv"])
     @pytest.mark.parametrize(
-        "content",
-        [b"text\nab\0cd", "text\ncafé".encode("latin-1"), "text\nabc".encode("utf-16"), b"\x7fELF\x02\x01\x01\0\0\0"],
-        ids=["nul", "latin-1", "utf-16", "program"],
+        ("content", "expected"),
+        [
+            (b"text\nab\0cd", "line 2 is binary: character 3 is a zero byte"),
+            ("text\ncafé".encode("latin-1"), "line 2: byte 0xe9 at character 4 is binary or another encoding"),
+            ("text\nabc".encode("utf-16"), "line 1 is in UTF-16"),
+            ("text\nabc".encode("utf-32"), "line 1 is in UTF-32"),
+            (b"\x7fELF\x02\x01\x01\0\0\0", "line 1 is binary"),
+        ],
+        ids=["nul", "latin-1", "utf-16", "utf-32", "program"],
     )
-    def test_what_is_not_text_is_called_binary(self, tmp_path, extension, content):
+    def test_what_is_not_text_is_told_by_line_and_byte(self, tmp_path, extension, content, expected):
         if extension == "jsonl":
             content = content.replace(b"text\n", b'"text"\n')
-        message = refusal(write(tmp_path / f"a.{extension}", content))
-        assert "is binary" in message
-        first_line_is_text = content.lstrip(b'"').startswith(b"text")
-        assert f"line {2 if first_line_is_text else 1} " in message
+        assert expected in refusal(write(tmp_path / f"a.{extension}", content))
+
+    def test_another_encoding_is_named(self, tmp_path):
+        assert "read in cp1252 (iconv -f cp1252 -t UTF-8)" in refusal(write(tmp_path / "a.txt", b"\x93quoted\x94"))
+        assert "read in latin-1" in refusal(write(tmp_path / "b.txt", b"\x81"))
+
+    def test_all_lines_of_a_second_encoding_come_together(self, tmp_path):
+        lines = ["plain", "Où", "plain"]
+        content = "\n".join(lines).encode() + b"\n" + "né\nplain\nça".encode("latin-1")
+        message = refusal(write(tmp_path / "a.txt", content))
+        assert "2 faults" in message
+        assert "line 4: byte 0xe9 at character 2" in message
+        assert "line 6: byte 0xe7 at character 1" in message
+        assert message.count("line 2 is UTF-8: the file mixes two encodings") == 2
 
     def test_a_line_without_end_is_not_read_into_memory(self, tmp_path):
         path = tmp_path / "a.txt"
@@ -186,11 +202,13 @@ class TestRefusals:
         ):
             assert fault in message
 
-    def test_no_more_than_five_are_shown(self, tmp_path):
+    def test_no_more_than_twenty_are_shown(self, tmp_path):
         message = refusal(write(tmp_path / "a.jsonl", '"fine"\n' + "{\n" * 50))
-        assert message.count("invalid JSON") == 5
-        assert "line 6" in message
-        assert "line 7" not in message
+        assert message.startswith(f"{tmp_path / 'a.jsonl'}: 50 faults")
+        assert message.count("invalid JSON") == 20
+        assert "line 21:" in message
+        assert "line 22:" not in message
+        assert message.endswith("and 30 more")
 
     @pytest.mark.parametrize("content", ['"\\ud83d"', '{"text": "a \\udc00"}'], ids=["string", "object"])
     def test_half_a_character_is_refused(self, tmp_path, content):
@@ -207,12 +225,12 @@ class TestRefusals:
         rows = ["text,label", "a,1", "b", "c,1,2", "d,0"]
         path = write(tmp_path / f"a.{extension}", "\n".join(rows).replace(",", "," if extension == "csv" else "\t"))
         message = refusal(path)
-        assert "line 3: 1 fields, where the header has 2" in message
+        assert "line 3: 1 field, where the header has 2" in message
         assert "line 4: 3 fields, where the header has 2" in message
 
     def test_the_line_is_the_first_of_its_record(self, tmp_path):
         path = write(tmp_path / "a.csv", 'text,label\n"one\ntwo",1\n"three\nfour"\nfive,1\n')
-        assert "line 4: 1 fields" in refusal(path)
+        assert "line 4: 1 field" in refusal(path)
 
     def test_a_quote_that_is_never_closed(self, tmp_path):
         assert "line 2: unexpected end of data" in refusal(write(tmp_path / "a.csv", 'text\n"never\nclosed\n'))

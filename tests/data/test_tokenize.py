@@ -204,12 +204,13 @@ class TestOtherVocabularies:
 
 class TestDamage:
     def test_no_tokenizer_names_the_files_looked_for(self, tmp_path):
-        with pytest.raises(CheckpointError, match=r"no tokenizer: neither tokenizer\.json nor vocab\.txt"):
+        with pytest.raises(CheckpointError, match=r"none of tokenizer\.json, vocab\.txt, spiece\.model, vocab\.json"):
             load_tokenizer(tmp_path)
 
-    def test_a_sentencepiece_model_alone_says_how_to_convert(self, tmp_path):
-        (tmp_path / "spiece.model").write_bytes(b"\n\x0e")
-        with pytest.raises(CheckpointError, match=r"spiece\.model has to be converted once"):
+    @pytest.mark.parametrize("name", ["sentencepiece.bpe.model", "vocab.json"])
+    def test_what_is_not_read_says_how_to_convert(self, tmp_path, name):
+        (tmp_path / name).write_bytes(b"{}")
+        with pytest.raises(CheckpointError, match=rf"{name} has to be converted once"):
             load_tokenizer(tmp_path)
 
     @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"\xff\xfe\0\0"], ids=repr)

@@ -1,0 +1,313 @@
+"""Which column holds what: the usual names of public datasets, and names given by the user."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from qdq.data.formats import listing
+from qdq.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["TASKS", "Columns", "Layout", "headerless", "settle"]
+
+TEXT_TASKS = (
+    "feature-extraction",
+    "retrieval",
+    "sts",
+    "sequence-classification",
+    "next-sentence",
+    "masked-lm",
+    "causal-lm",
+    "pre-training",
+)
+TASKS = (*TEXT_TASKS, "token-classification", "question-answering", "multiple-choice")
+
+#: The tasks whose examples have labels of a head.
+LABELLED_TASKS = ("sts", "sequence-classification", "next-sentence", "token-classification", "multiple-choice")
+
+Pair = tuple[str, str | None]
+
+#: The first pair of this table whose columns all exist applies.
+_TEXTS: tuple[Pair, ...] = (
+    ("text", "text_pair"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question", "context"),
+    ("question", "sentence"),
+    ("question1", "question2"),
+    ("query", "passage"),
+    ("query", "document"),
+    ("sentence_1", "sentence_2"),
+    ("sentence_a", "sentence_b"),
+    ("text1", "text2"),
+    ("#1 string", "#2 string"),
+    ("text", None),
+    ("sentence", None),
+    ("question", None),
+    ("query", None),
+    ("passage", None),
+    ("content", None),
+    ("review", None),
+    ("document", None),
+    ("title", None),
+)
+
+_LABELS = ("label", "labels", "gold_label", "score", "similarity_score", "relatedness_score", "similarity", "target")
+_SCORES = ("score", "similarity_score", "relatedness_score", "similarity", "label", "labels", "target")
+_RIGHT_CHOICES = ("label", "labels", "answerkey", "answer", "gold", "correct")
+_TAGS = ("ner_tags", "tags", "ner", "labels", "label", "pos_tags")
+
+#: What comes before a choice: the first text and, where it has one, the beginning that each choice completes.
+_STEMS: tuple[Pair, ...] = (
+    ("sent1", "sent2"),
+    ("article", "question"),
+    ("passage", "question"),
+    ("context", "question"),
+    ("premise", "question"),
+    ("ctx", None),
+    ("premise", None),
+    ("goal", None),
+    ("question_stem", None),
+    ("question", None),
+    ("context", None),
+    ("sentence", None),
+    ("prompt", None),
+    ("query", None),
+    ("text", None),
+)
+_CHOICE_LISTS = ("choices", "options", "endings", "candidates")
+_NUMBERED_CHOICE = re.compile(r"(ending|choice|option|sol|answer|candidate)_?(\d+)")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns by name; ``None`` where the usual public names are to be tried.
+
+    A ``text`` without ``text_pair`` stands alone. ``choices`` are several columns, or one that holds lists. In a table
+    without header the name of a column is its number, ``"0"`` the first.
+    """
+
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+    tokens: str | None = None
+    tags: str | None = None
+    question: str | None = None
+    context: str | None = None
+    answers: str | None = None
+    id: str | None = None
+    choices: tuple[str, ...] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that were given."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return tuple(name for value in values if value for name in ((value,) if isinstance(value, str) else value))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns to read for a task; ``None`` where there is none."""
+
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+    tokens: str | None = None
+    tags: str | None = None
+    question: str | None = None
+    context: str | None = None
+    answers: str | None = None
+    id: str | None = None
+    choices: tuple[str, ...] = ()
+    stem: str | None = None
+    ids: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        values = (getattr(self, field.name) for field in fields(self) if field.name != "ids")
+        return tuple(name for value in values if value for name in ((value,) if isinstance(value, str) else value))
+
+
+def check_task(task: str) -> None:
+    """Refuse a word that is no task.
+
+    Raises:
+        ConfigError: With the tasks there are.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"there is no task {task!r} to read examples for; there are {', '.join(TASKS)}")
+
+
+def settle(columns: Columns, task: str, available: Sequence[str], *, name: str) -> Layout:
+    """The columns to read for a task.
+
+    Args:
+        columns: Those asked for.
+        task: One of :data:`TASKS`.
+        available: Those there are.
+        name: The origin of the rows, for messages.
+
+    Raises:
+        DataError: A column asked for is not there, or none has a usual name for something the task needs; the message
+            lists those there are.
+    """
+    if missing := [wanted for wanted in columns.names if wanted not in available]:
+        raise DataError(f"{name}: no column {listing(missing)}; its columns are {listing(available)}")
+    usual = _Usual(available)
+    if task == "question-answering":
+        layout = _question(columns, usual)
+    elif task == "multiple-choice":
+        layout = _choice(columns, usual)
+    elif task == "token-classification":
+        layout = _words(columns, usual)
+    else:
+        layout = _texts(columns, usual, task)
+    if layout is None:
+        raise DataError(
+            f"{name}: {_lacking(task)} has a usual name among its columns {listing(available)}; {_CURES[task]}"
+        )
+    return layout
+
+
+_NAME_TEXT = "name it with --text-column"
+_CURES = dict.fromkeys(TEXT_TASKS, _NAME_TEXT) | {
+    "question-answering": "name them with Columns(question=..., context=...)",
+    "multiple-choice": "name them with Columns(text=..., choices=...)",
+    "token-classification": "name it with Columns(tokens=...)",
+}
+
+
+def _lacking(task: str) -> str:
+    return {
+        "question-answering": "no question with its context",
+        "multiple-choice": "no text with its choices",
+        "token-classification": "no list of tokens",
+    }.get(task, "no text")
+
+
+class _Usual:
+    """The columns there are, found by a usual name: as it is written, or else in other capitals."""
+
+    def __init__(self, available: Iterable[str]) -> None:
+        self.available = tuple(available)
+        self._folded = {name.casefold(): name for name in reversed(self.available)}
+
+    def first(self, *names: str) -> str | None:
+        """The first of the names that there is."""
+        found = (name if name in self.available else self._folded.get(name) for name in names)
+        return next((name for name in found if name is not None), None)
+
+    def pair(self, pairs: Sequence[Pair]) -> Pair | None:
+        """The first of the pairs that there is whole."""
+        for one, two in pairs:
+            first, second = self.first(one), None if two is None else self.first(two)
+            if first is not None and (two is None or second is not None):
+                return first, second
+        return None
+
+
+def _texts(columns: Columns, usual: _Usual, task: str) -> Layout | None:
+    label = None
+    if task in LABELLED_TASKS:
+        label = columns.label or usual.first(*(_SCORES if task == "sts" else _LABELS))
+    if columns.text is None and columns.text_pair is None and usual.first("input_ids") == "input_ids":
+        return Layout(ids=True, label=label)
+    text, pair = columns.text, columns.text_pair
+    if text is None:
+        found = usual.pair(_TEXTS)
+        if found is None:
+            return _texts_of_other_tasks(columns, usual, label)
+        text, pair = found[0], pair or found[1]
+    return Layout(text=text, text_pair=pair, label=label)
+
+
+def _texts_of_other_tasks(columns: Columns, usual: _Usual, label: str | None) -> Layout | None:
+    """Words are a text too, and so is a question with its first choice."""
+    if tokens := columns.tokens or usual.first("tokens", "words"):
+        return Layout(tokens=tokens, label=label)
+    found = _choice(columns, usual)
+    return found and Layout(text=found.text, stem=found.stem, choices=found.choices, label=label)
+
+
+def _question(columns: Columns, usual: _Usual) -> Layout | None:
+    question = columns.question or usual.first("question", "query")
+    context = columns.context or usual.first("context", "passage", "paragraph", "document")
+    if question is None or context is None:
+        return None
+    answers = columns.answers or usual.first("answers", "answer")
+    return Layout(question=question, context=context, answers=answers, id=columns.id or usual.first("id"))
+
+
+def _words(columns: Columns, usual: _Usual) -> Layout | None:
+    tags = columns.tags or columns.label or usual.first(*_TAGS)
+    if columns.tokens is None and usual.first("input_ids") == "input_ids":
+        return Layout(ids=True, label=tags)
+    tokens = columns.tokens or usual.first("tokens", "words")
+    return (tokens and Layout(tokens=tokens, tags=tags)) or None
+
+
+def _choice(columns: Columns, usual: _Usual) -> Layout | None:
+    choices = columns.choices or _choice_columns(usual)
+    text, stem = (columns.text, columns.text_pair) if columns.text else usual.pair(_STEMS) or (None, None)
+    if not choices or text is None:
+        return None
+    return Layout(text=text, stem=stem, choices=choices, label=columns.label or usual.first(*_RIGHT_CHOICES))
+
+
+def _choice_columns(usual: _Usual) -> tuple[str, ...]:
+    """A column of lists, or the numbered columns of one name, by their number."""
+    if whole := usual.first(*_CHOICE_LISTS):
+        return (whole,)
+    families: dict[str, list[tuple[int, str]]] = {}
+    for column in usual.available:
+        if match := _NUMBERED_CHOICE.fullmatch(column.casefold()):
+            families.setdefault(match[1], []).append((int(match[2]), column))
+    several = [family for family in families.values() if len(family) > 1]
+    return tuple(column for _, column in sorted(several[0])) if several else ()
+
+
+def headerless(columns: Columns, task: str, first: Sequence[str]) -> tuple[str, ...] | None:
+    """The names of a table's columns when its first row is data already; None when the row is a header.
+
+    1. Columns asked for by number: the columns are their numbers.
+    2. A row with a usual name for what the task needs, or with any column that was asked for, is a header.
+    3. ``score, text, text`` and ``text, text, score``, the score a number or empty: a pair with its score.
+    4. ``text, number`` and ``number, text``: a sentence with its label.
+    """
+    numbers = tuple(str(number) for number in range(len(first)))
+    names = [name.strip() for name in first]
+    if columns.names:  # cases 1 and 2
+        by_number = all(name in numbers for name in columns.names) and not set(columns.names) <= set(names)
+        return numbers if by_number else None
+    try:
+        settle(columns, task, names, name="")
+    except DataError:
+        kinds = "".join(_kind(field) for field in first)
+        return _SHAPES.get(kinds)
+    return None
+
+
+_SHAPES = {
+    "ntt": ("label", "sentence1", "sentence2"),
+    "ett": ("label", "sentence1", "sentence2"),
+    "ttn": ("sentence1", "sentence2", "label"),
+    "tte": ("sentence1", "sentence2", "label"),
+    "tn": ("sentence", "label"),
+    "nt": ("label", "sentence"),
+}
+
+
+def _kind(field: str) -> str:
+    """``n`` for a number, ``e`` for nothing, ``t`` for text."""
+    if not field.strip():
+        return "e"
+    try:
+        float(field)
+    except ValueError:
+        return "t"
+    return "n"

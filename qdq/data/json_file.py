@@ -1,0 +1,205 @@
+"""``.json`` files, read an item at a time whatever their size.
+
+1. An array of objects, one a row.
+2. An object whose first key is ``data`` or ``version``: its array ``data`` holds the rows, or SQuAD's articles.
+3. Objects one after another, as in ``.jsonl``.
+
+An article of SQuAD (1.1 or 2.0) gives a row for each question: ``id``, ``title``, ``question``, ``context``,
+``answers`` (``{"text": [...], "answer_start": [...]}``) and ``is_impossible``, as the public sets on the Hub have it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from qdq.data.formats import BARE, READERS, Record, json_type, listing
+from qdq.data.lines import CHUNK, is_unicode, read_chunks
+from qdq.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from qdq.data.faults import Faults
+    from qdq.data.formats import HeaderRule
+
+__all__ = ["read_json"]
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def read_json(path: Path, faults: Faults, rule: HeaderRule) -> Iterator[Record]:
+    """The rows of a ``.json`` file. Memory is that of its largest item (of SQuAD: an article).
+
+    Raises:
+        DataError: It is no JSON, or JSON of another shape.
+    """
+    text = _Text(path)
+    first = text.peek()
+    if first == "":
+        return
+    if first == "[":
+        items = text.array()
+    elif first == "{":
+        if text.first_key() not in {"data", "version"}:  # case 3
+            yield from READERS[".jsonl"](path, faults, rule)
+            return
+        items = text.member("data")
+    else:
+        raise DataError(
+            f"{path}: holds {json_type(text.value())}, where an array of objects or SQuAD's form is expected"
+        )
+    for number, item in enumerate(items, start=1):
+        yield from _rows(item, number, faults)
+
+
+def _rows(item: Any, number: int, faults: Faults) -> Iterator[Record]:
+    if isinstance(item, str):
+        yield Record(f"row {number}", {BARE: item})
+    elif not isinstance(item, dict):
+        faults.add(f"row {number}", f"neither a JSON object nor a string but {json_type(item)}")
+    elif "paragraphs" in item:
+        yield from _questions(item, f"article {number}", faults)
+    else:
+        yield Record(f"row {number}", item)
+
+
+def _questions(article: dict[str, Any], place: str, faults: Faults) -> Iterator[Record]:
+    for at, paragraph in enumerate(_objects(article, "paragraphs", place, faults), start=1):
+        there = f"{place}, paragraph {at}"
+        context = paragraph.get("context")
+        if not isinstance(context, str):
+            faults.add(there, "no text 'context'")
+            continue
+        for question in _objects(paragraph, "qas", there, faults):
+            where = f"{there}, question {question.get('id', '?')!r}"
+            answers = _objects({"answers": [], **question}, "answers", where, faults)
+            if missing := [key for key in ("text", "answer_start") if any(key not in answer for answer in answers)]:
+                faults.add(where, f"an answer without {listing(missing)}")
+                continue
+            values = {
+                "id": question.get("id"),
+                "title": article.get("title"),
+                "question": question.get("question"),
+                "context": context,
+                "is_impossible": question.get("is_impossible", False),
+            }
+            if "answers" in question:
+                values["answers"] = {
+                    "text": [answer["text"] for answer in answers],
+                    "answer_start": [answer["answer_start"] for answer in answers],
+                }
+            yield Record(where, values)
+
+
+def _objects(parent: dict[str, Any], key: str, place: str, faults: Faults) -> list[dict[str, Any]]:
+    found = parent.get(key)
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        faults.add(place, f"{key!r} is {json_type(found)}, where an array of objects is expected")
+        return []
+    return found
+
+
+class _Text:
+    """The text of one JSON document, of which only what has not been parsed yet is held."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._chunks = read_chunks(path)
+        self._buffer = ""
+        self._at = 0
+        self._taken = 0  # characters before the buffer
+        self._decoder = json.JSONDecoder()
+
+    def peek(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            space = _SPACE.match(self._buffer, self._at)
+            self._at = space.end() if space else self._at
+            if self._at < len(self._buffer):
+                return self._buffer[self._at]
+            if not self._more(CHUNK):
+                return ""
+
+    def value(self) -> Any:
+        """The next value, whole."""
+        self.peek()
+        size = CHUNK
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._buffer, self._at)
+            except RecursionError as error:
+                raise self._invalid("nested too deeply", self._at) from error
+            except json.JSONDecodeError as error:
+                size *= 2  # twice as much each time: what is parsed again stays in proportion
+                if not self._more(size):
+                    raise self._invalid(error.msg, error.pos) from error
+                continue
+            # a number at the end of the buffer may go on behind it
+            if end == len(self._buffer) and not isinstance(value, str | list | dict) and self._more(size):
+                continue
+            if "\\u" in self._buffer[self._at : end] and not is_unicode(json.dumps(value, ensure_ascii=False)):
+                raise self._invalid("half of a surrogate pair, which is no character", self._at)
+            self._at = end
+            return value
+
+    def array(self) -> Iterator[Any]:
+        """The items of the array that begins here."""
+        self._expect("[")
+        if self.peek() == "]":
+            self._at += 1
+            return
+        while True:
+            yield self.value()
+            if self._expect(",", "]") == "]":
+                return
+
+    def first_key(self) -> str | None:
+        """The first key of the object that begins here; the place stays where it is."""
+        if self.peek() != "{":
+            return None
+        while len(self._buffer) - self._at < CHUNK and self._more(CHUNK):
+            pass
+        key = re.compile(r'\{\s*"(\w+)"').match(self._buffer, self._at)
+        return key.group(1) if key else None
+
+    def member(self, name: str) -> Iterator[Any]:
+        """The items of the array under one key of the object that begins here."""
+        self._expect("{")
+        while self.peek() == '"':
+            key = self.value()
+            self._expect(":")
+            if key == name:
+                if self.peek() != "[":
+                    raise DataError(
+                        f"{self._path}: its {name!r} is {json_type(self.value())}, where an array is expected"
+                    )
+                yield from self.array()
+                return
+            self.value()
+            if self._expect(",", "}") == "}":
+                break
+        raise DataError(f"{self._path}: has no array {name!r}, which SQuAD's form needs")
+
+    def _expect(self, *characters: str) -> str:
+        found = self.peek()
+        if found not in characters:
+            shown = repr(found) if found else "the end of the file"
+            raise self._invalid(f"{' or '.join(map(repr, characters))} expected, not {shown}", self._at)
+        self._at += 1
+        return found
+
+    def _more(self, size: int) -> bool:
+        """Read on by about ``size`` characters; whether there were any."""
+        pieces = list(islice(self._chunks, max(1, size // CHUNK)))
+        if pieces:
+            self._taken += self._at
+            self._buffer = "".join([self._buffer[self._at :], *pieces])
+            self._at = 0
+        return bool(pieces)
+
+    def _invalid(self, reason: str, position: int) -> DataError:
+        return DataError(f"{self._path}: invalid JSON at character {self._taken + position + 1}: {reason}")

@@ -1,0 +1,188 @@
+"""Labels: names and numbers of a dataset -> ids of a head."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qdq.data.columns import LABELLED_TASKS, Columns, headerless, settle
+from qdq.data.formats import listing
+from qdq.data.source import SourceLike, open_source
+from qdq.errors import ConfigError, DataError, describe_faults
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["LabelError", "Labels", "find_labels", "is_unlabelled", "number_of"]
+
+_SHOWN = 20
+_MOST = 10_000
+
+
+class LabelError(ValueError):
+    """A label that cannot be used; the message is the fault of its row."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a head.
+
+    Args:
+        names: By id.
+        multi_label: A row may have several labels; its label is a vector of 0 and 1.
+    """
+
+    names: tuple[str, ...]
+    multi_label: bool = False
+    _ids: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        folded: dict[str, int] = {}
+        for index, name in enumerate(self.names):
+            key = name.casefold()
+            folded[key] = -1 if key in folded else index  # two names that differ in capitals only: no help from these
+        exact = {name: index for index, name in enumerate(self.names)}
+        usable = {key: index for key, index in folded.items() if index >= 0}
+        object.__setattr__(self, "_ids", {**usable, **exact})
+
+    @classmethod
+    def of(cls, num_labels: int, label2id: Mapping[str, int] | None = None, *, multi_label: bool = False) -> Labels:
+        """The labels of a model's configuration; without ``label2id`` they are called ``LABEL_0``, ``LABEL_1``, ...
+
+        Raises:
+            ConfigError: An id of ``label2id`` is missing, comes twice or lies beyond ``num_labels``.
+        """
+        if not label2id:
+            return cls(tuple(f"LABEL_{index}" for index in range(num_labels)), multi_label)
+        names = {int(index): str(name) for name, index in label2id.items()}
+        faults = [
+            f"id {index} of {name!r} is not below num_labels" for index, name in names.items() if index >= num_labels
+        ]
+        faults += [f"no name has id {index}" for index in range(num_labels) if index not in names]
+        if len(names) < len(label2id):
+            faults.append("two names have the same id")
+        if faults:
+            raise ConfigError(describe_faults(f"label2id, with num_labels {num_labels}", faults))
+        return cls(tuple(names[index] for index in range(num_labels)), multi_label)
+
+    @property
+    def is_regression(self) -> bool:
+        """A head with a single output gives a score, not a class."""
+        return len(self.names) == 1 and not self.multi_label
+
+    def knows(self, name: str) -> bool:
+        """Whether the head has a label of this name, in these capitals or others."""
+        return name in self._ids or name.casefold() in self._ids
+
+    def id_of(self, value: Any) -> int:
+        """The id of one label, given by its name or its id.
+
+        Raises:
+            LabelError: The head has no such label; the message lists those there are.
+        """
+        if isinstance(value, str):
+            found = self._ids.get(value.strip(), self._ids.get(value.strip().casefold()))
+            if found is not None:
+                return found
+        number = number_of(value)
+        if number is None or not number.is_integer() or not 0 <= number < len(self.names):
+            raise LabelError(f"the label {value!r} is none of the head's {self.listing()}")
+        return int(number)
+
+    def vector_of(self, value: Any) -> tuple[float, ...]:
+        """A vector of 0 and 1: a list of names or ids, or, as long as there are labels, of 0 and 1 already.
+
+        Raises:
+            LabelError: The head has no such label.
+        """
+        values = value if isinstance(value, list | tuple) else [value]
+        if len(values) == len(self.names) and all(not isinstance(one, str) and one in {0, 1} for one in values):
+            return tuple(float(one) for one in values)
+        ids = {self.id_of(one) for one in values}
+        return tuple(float(index in ids) for index in range(len(self.names)))
+
+    def listing(self) -> str:
+        """The labels with their ids, for messages."""
+        shown = ", ".join(f"{index} {name!r}" for index, name in enumerate(self.names[:_SHOWN]))
+        more = len(self.names) - _SHOWN
+        return f"{shown} and {more} more" if more > 0 else shown
+
+
+def number_of(value: Any) -> float | None:
+    """A number, or the number that a text spells; None for what is neither, and for NaN and infinity."""
+    if isinstance(value, bool | int | float):
+        number = float(value)
+    elif isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return None
+    else:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def is_unlabelled(value: Any, *, score: bool) -> bool:
+    """Whether a value says that the row has no label.
+
+    1. Nothing, an empty text, NaN.
+    2. For classes: -1 and ``-``, which public sets write where a label is held back or nobody agreed.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return True
+    if isinstance(value, str) and not value.strip():
+        return True
+    return not score and (value in (-1, "-1", "-") if isinstance(value, str | int | float) else False)
+
+
+def find_labels(source: SourceLike, task: str, *, columns: Columns | None = None, split: str | None = None) -> Labels:
+    """The labels that a source uses, found in one pass: what a new head for it has to give.
+
+    1. A score (``sts``, or numbers with a fraction): a single one.
+    2. Whole numbers from 0: as many as the largest says, called as the file calls them (``ClassLabel``), or
+       ``LABEL_0``, ...
+    3. Names: by the alphabet, ``O`` (no entity) first.
+
+    Raises:
+        DataError: There is no label, both names and numbers, or more than 10000 different ones.
+    """
+    columns = columns or Columns()
+    opened = open_source(source, split=split, header=lambda first: headerless(columns, task, first))
+    column = ""
+    seen: set[str | float] = set()
+    for record in opened:
+        if not column:
+            layout = settle(columns, task, tuple(record.values), name=opened.name)
+            column = layout.tags or layout.label or ""
+            if not column or task not in LABELLED_TASKS:
+                raise DataError(
+                    f"{opened.name}: no column of labels for {task}; its columns are {listing(list(record.values))}"
+                )
+        value = record.values.get(column)
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if not is_unlabelled(one, score=task == "sts"):
+                number = number_of(one)
+                seen.add(str(one).strip() if number is None else number)
+        if len(seen) > _MOST and task != "sts":
+            raise DataError(
+                f"{opened.name}: more than {_MOST} different values in {column!r}; is it the column of labels?"
+            )
+        if len(seen) > _MOST:
+            break
+    names = sorted(value for value in seen if isinstance(value, str))
+    numbers = sorted(value for value in seen if not isinstance(value, str))
+    if not seen:
+        raise DataError(f"{opened.name}: no row has a label in {column!r}")
+    if names and numbers:
+        raise DataError(
+            f"{opened.name}: {column!r} holds both names ({names[0]!r}) and numbers ({numbers[0]:g}); keep one"
+        )
+    if task == "sts" or any(not number.is_integer() for number in numbers):
+        return Labels.of(1)
+    if numbers:
+        known = opened.class_names.get(column, ())
+        if numbers[0] < 0 or numbers[-1] >= _MOST:
+            raise DataError(f"{opened.name}: {column!r} holds {numbers[0]:g} to {numbers[-1]:g}; classes count from 0")
+        return Labels(tuple(known)) if numbers[-1] < len(known) else Labels.of(max(2, int(numbers[-1]) + 1))
+    return Labels(tuple(sorted(names, key=lambda name: (name != "O", name))))

@@ -1,0 +1,245 @@
+"""One row -> one example. Pure: a row that cannot be used is an error whose message is its fault."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qdq.data.formats import BARE, json_type, listing
+from qdq.data.kinds import ChoiceExample, Example, IdsExample, Label, QuestionExample, TextExample, TokenExample
+from qdq.data.labels import LabelError, Labels, is_unlabelled, number_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from qdq.data.columns import Layout
+    from qdq.data.formats import Record
+
+__all__ = ["RowError", "build_example", "is_labelled"]
+
+
+class RowError(ValueError):
+    """A row that cannot be used; the message is its fault."""
+
+
+def build_example(
+    record: Record,
+    layout: Layout,
+    task: str,
+    *,
+    index: int,
+    labels: Labels | None,
+    class_names: Mapping[str, Sequence[str]],
+) -> Example:
+    """The example of a row.
+
+    Args:
+        record: The row.
+        layout: Its columns.
+        task: What the example is for.
+        index: Of the example.
+        labels: Of the head; None takes numbers as they are.
+        class_names: The names behind the numbers of a column of labels, where the source knows them.
+
+    Raises:
+        RowError: The row lacks a column, or a value is of another kind.
+        LabelError: The head has no such label.
+    """
+    values = record.values
+    if repeated := [name for name in layout.names if name in record.repeated]:
+        raise RowError(f"more than one column is called {listing(repeated)}; rename all but one")
+    place = record.place
+    label = _Label(values, labels, class_names)
+    if layout.ids:
+        return _ids(values, layout, task, label, index, place)
+    if task == "question-answering":
+        return _question(values, layout, index, place)
+    if task == "multiple-choice":
+        choices = _choices(values, layout)
+        right = _right_choice(values, layout, len(choices))
+        return ChoiceExample(index, place, _text(values, layout.text), choices, right)
+    if task == "token-classification":
+        tokens = _tokens(values, layout.tokens)
+        tags = label.list_of(layout.tags)
+        if tags is not None and len(tags) != len(tokens):
+            raise RowError(f"{len(tokens)} tokens and {len(tags)} tags; each token has one")
+        return TokenExample(index, place, tokens, tags)
+    text, pair = _text_and_pair(values, layout)
+    return TextExample(index, place, text, pair, label.of(layout.label, score=task == "sts"))
+
+
+def is_labelled(example: Example) -> bool:
+    """Whether the example has what its task is measured by."""
+    if isinstance(example, TokenExample):
+        return example.tags is not None
+    if isinstance(example, QuestionExample):
+        return example.answers is not None
+    return example.label is not None
+
+
+class _Label:
+    """The labels of one row, as the head wants them."""
+
+    def __init__(self, values: Mapping[str, Any], labels: Labels | None, names: Mapping[str, Sequence[str]]) -> None:
+        self._values = values
+        self._labels = labels
+        self._names = names
+
+    def of(self, column: str | None, *, score: bool) -> Label | None:
+        """The label in a column, or None where the row has none."""
+        value = None if column is None else self._values.get(column)
+        score = score or (self._labels is not None and self._labels.is_regression)
+        if is_unlabelled(value, score=score):
+            return None
+        if score:
+            number = number_of(value)
+            if number is None:
+                raise LabelError(f"the score {value!r} is no number")
+            return number
+        if self._labels is not None and self._labels.multi_label:
+            return self._labels.vector_of(value)
+        return self._class(column, value)
+
+    def list_of(self, column: str | None) -> tuple[int, ...] | None:
+        """One label a token."""
+        value = None if column is None else self._values.get(column)
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple):
+            raise RowError(f"{column!r} is {json_type(value)}, where a list with a tag for each token is expected")
+        return tuple([self._class(column, tag) for tag in value])
+
+    def _class(self, column: str | None, value: Any) -> int:
+        names = self._names.get(column or "", ())
+        if self._labels is None:
+            number = number_of(value)
+            if number is None or not number.is_integer():
+                raise LabelError(f"the label {value!r} is no whole number, and no label names of a head are known")
+            return int(number)
+        # what the number means is in the name; the model may count its labels in another order
+        if names and type(value) is int and 0 <= value < len(names) and all(map(self._labels.knows, names)):
+            value = names[value]
+        return self._labels.id_of(value)
+
+
+def _value(values: Mapping[str, Any], column: str) -> Any:
+    if column not in values:
+        if list(values) == [BARE]:
+            raise RowError("a bare string, where an object with the named column was expected")
+        raise RowError(f"no key {column!r}; it has {listing(list(values))}")
+    return values[column]
+
+
+def _text(values: Mapping[str, Any], column: str | None) -> str:
+    value = _value(values, column or "")
+    if not isinstance(value, str):
+        raise RowError(f"{column!r} is {json_type(value)}, not text" if column else f"{json_type(value)}, not text")
+    return value
+
+
+def _text_and_pair(values: Mapping[str, Any], layout: Layout) -> tuple[str, str | None]:
+    if layout.tokens is not None:
+        return " ".join(_tokens(values, layout.tokens)), None
+    text = _text(values, layout.text)
+    if layout.choices:
+        return text, _choices(values, layout)[0]
+    if layout.text_pair is None or _value(values, layout.text_pair) is None:
+        return text, None
+    return text, _text(values, layout.text_pair)
+
+
+def _tokens(values: Mapping[str, Any], column: str | None) -> tuple[str, ...]:
+    value = _value(values, column or "")
+    if not isinstance(value, list | tuple) or not all(isinstance(token, str) for token in value):
+        raise RowError(f"{column!r} is {json_type(value)}, where a list of words is expected")
+    return tuple(value)
+
+
+def _choices(values: Mapping[str, Any], layout: Layout) -> tuple[str, ...]:
+    if len(layout.choices) == 1:
+        value = _value(values, layout.choices[0])
+        found = value.get("text") if isinstance(value, dict) else value
+        if not isinstance(found, list | tuple) or not all(isinstance(choice, str) for choice in found) or not found:
+            raise RowError(f"{layout.choices[0]!r} is {json_type(value)}, where a list of texts is expected")
+        choices = tuple(found)
+    else:
+        choices = tuple(_text(values, column) for column in layout.choices)
+    stem = _text(values, layout.stem) if layout.stem is not None else ""
+    return tuple(f"{stem} {choice}" for choice in choices) if stem else choices
+
+
+def _right_choice(values: Mapping[str, Any], layout: Layout, choices: int) -> int | None:
+    """The number of the right choice.
+
+    1. The key of a choice, where the choices have keys (``{"text": [...], "label": ["A", ...]}``).
+    2. A letter, A for the first.
+    3. A number from 0; in a column ``answer`` beside columns that count from 1, from 1.
+    """
+    value = None if layout.label is None else values.get(layout.label)
+    if is_unlabelled(value, score=False):
+        return None
+    whole = values.get(layout.choices[0]) if len(layout.choices) == 1 else None
+    keys = whole.get("label") if isinstance(whole, dict) else None
+    if isinstance(keys, list | tuple) and value in keys:
+        return keys.index(value)
+    if isinstance(value, str) and len(value.strip()) == 1 and value.strip().isalpha():
+        number: float | None = ord(value.strip().upper()) - ord("A")
+    else:
+        number = number_of(value)
+        from_one = layout.label == "answer" and layout.choices[0].endswith("1")
+        number = number - 1 if number is not None and from_one else number
+    if number is None or not float(number).is_integer() or not 0 <= number < choices:
+        raise LabelError(
+            f"the label {value!r} is none of the {choices} choices, 0 to {choices - 1} or A to {chr(64 + choices)}"
+        )
+    return int(number)
+
+
+def _question(values: Mapping[str, Any], layout: Layout, index: int, place: str) -> QuestionExample:
+    question, context = _text(values, layout.question), _text(values, layout.context)
+    given = values.get(layout.id) if layout.id is not None else None
+    answers, starts = _answers(values, layout, context)
+    return QuestionExample(index, place, str(index if given is None else given), question, context, answers, starts)
+
+
+def _answers(
+    values: Mapping[str, Any], layout: Layout, context: str
+) -> tuple[tuple[str, ...], tuple[int, ...]] | tuple[None, None]:
+    """As the Hub has them, ``{"text": [...], "answer_start": [...]}``, or as a list of such answers."""
+    value = values.get(layout.answers) if layout.answers is not None else None
+    if value is None:
+        return ((), ()) if values.get("is_impossible") is True else (None, None)
+    if isinstance(value, list) and all(isinstance(answer, dict) for answer in value):
+        value = {key: [answer.get(key) for answer in value] for key in ("text", "answer_start")}
+    texts, starts = (value.get("text"), value.get("answer_start")) if isinstance(value, dict) else (None, None)
+    if not isinstance(texts, list | tuple) or not isinstance(starts, list | tuple) or len(texts) != len(starts):
+        raise RowError(f"{layout.answers!r} wants 'text' and 'answer_start', two lists of the same length")
+    for text, start in zip(texts, starts, strict=True):
+        if not isinstance(text, str) or not isinstance(start, int) or not 0 <= start < max(1, len(context)):
+            raise RowError(f"the answer {text!r} at character {start!r} does not lie in its context of {len(context)}")
+    return tuple(texts), tuple(starts)
+
+
+def _ids(values: Mapping[str, Any], layout: Layout, task: str, label: _Label, index: int, place: str) -> IdsExample:
+    ids = _whole_numbers(values, "input_ids")
+    if ids is None or not ids:
+        raise RowError("'input_ids' is empty")
+    mask, types = _whole_numbers(values, "attention_mask"), _whole_numbers(values, "token_type_ids")
+    for name, found in (("attention_mask", mask), ("token_type_ids", types)):
+        if found is not None and len(found) != len(ids):
+            raise RowError(f"{len(ids)} numbers in 'input_ids' and {len(found)} in {name!r}; they go together")
+    of_tokens = values.get(layout.label) if layout.label is not None else None
+    if task in {"token-classification", "masked-lm"} and isinstance(of_tokens, list | tuple):
+        found = _whole_numbers(values, layout.label or "")
+        if found is not None and len(found) != len(ids):
+            raise RowError(f"{len(ids)} numbers in 'input_ids' and {len(found)} in {layout.label!r}; they go together")
+        return IdsExample(index, place, ids, mask, types, found)
+    return IdsExample(index, place, ids, mask, types, label.of(layout.label, score=task == "sts"))
+
+
+def _whole_numbers(values: Mapping[str, Any], column: str) -> tuple[int, ...] | None:
+    value = values.get(column)
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or not all(type(number) is int for number in value):
+        raise RowError(f"{column!r} is {json_type(value)}, where a list of whole numbers is expected")
+    return tuple(value)
