@@ -225,16 +225,20 @@ class _ByAmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, amax: Tensor, qmin: int, qmax: int) -> Tensor:
         ctx.save_for_backward((x.abs() <= amax).to(torch.int8))
+        # float16 is computed in float32, and divided in float16 all the same; bfloat16 is left to torch's promotion.
+        wide = x.to(torch.float32) if x.dtype == torch.float16 else x
+        amax = amax.to(torch.float32) if amax.dtype == torch.float16 else amax
         # Tensor by tensor: torch evaluates `number / tensor` as a product with the reciprocal, one ulp off at times.
-        steps = torch.full_like(amax, qmax) / amax
+        steps = torch.tensor(float(qmax), device=amax.device) / amax
         dead = amax <= 2.0**-24
-        q = (x.to(torch.float32) * torch.where(dead, 0.0, steps)).round_().clamp_(qmin, qmax)
-        return q.div_(torch.where(dead, 1.0, steps)).to(x.dtype)
+        q = (wide * torch.where(dead, 0.0, steps)).round_().clamp_(qmin, qmax)
+        q = q if wide is x else q.to(x.dtype)
+        return q.div_(torch.where(dead, 1.0, steps).to(x.dtype)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (inside,) = ctx.saved_tensors
-        return gradient * inside.to(gradient.dtype), None, None, None
+        return torch.where(inside.bool(), gradient, 0), None, None, None
 
 
 def fake_quantize_by_amax(x: Tensor, amax: Tensor, *, qmin: int, qmax: int, axis: int | None = None) -> Tensor:
@@ -243,12 +247,19 @@ def fake_quantize_by_amax(x: Tensor, amax: Tensor, *, qmin: int, qmax: int, axis
     It differs from :func:`fake_quantize` in the last bit of the result, and by a step at rounding ties. A range of
     2**-24 or less gives zeros. The gradient passes where ``|x| <= amax``.
 
+    Equal to the bit for the same types, the weaknesses of half precision included: ``s`` is rounded to the type of
+    ``x`` before the division, so that in float16 ranges below 0.002 give zeros. Only unsigned integers saturate at 0
+    where the original refuses a tensor with negative values.
+
     Args:
         x: any shape, any floating type.
-        amax: float32, ``()`` or ``(x.shape[axis],)``, not negative.
+        amax: ``()`` or ``(x.shape[axis],)``, not negative; float32, or the type of ``x``.
         qmin: lowest integer.
         qmax: highest integer, which amax maps to.
         axis: the axis of ``x`` that keeps its own range; None per tensor.
+
+    Returns:
+        The shape and type of ``x``.
     """
     result: Tensor = _ByAmax.apply(x, _broadcast(amax, x, axis, None), qmin, qmax)  # type: ignore[no-untyped-call]
     return result

@@ -228,7 +228,7 @@ class Quantizer(nn.Module):
         """Scale and zero point, or amax, for ``x``."""
         assert self.spec is not None
         if self._by_amax:
-            return [functional.value_range(x.abs(), self.spec)[1] if self.spec.dynamic else self.amax]
+            return [functional.value_range(x.abs(), self.spec)[1].to(x.dtype) if self.spec.dynamic else self.amax]
         scale, zero_point = self.grid(x)
         if scale.requires_grad and torch.is_grad_enabled():
             scale = functional.scale_gradient(scale, count=self._count(x), qmax=self.spec.qmax)

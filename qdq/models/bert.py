@@ -34,5 +34,6 @@ QDQBERT = Family(
     keys=BERT_KEYS,
     tasks={name: task for name, task in bert_tasks("QDQBert").items() if name != "pre-training"},
     switches=Switches(chunking=False, relative_with_cache=False, relative_cross_attention=True),
+    beside=tuple(f"_quantizer.{name}" for name in ("_amax", "clip.clip_value_min", "clip.clip_value_max")),
     defaults={"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
 )

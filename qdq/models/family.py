@@ -36,6 +36,7 @@ class Family:
     tasks: Mapping[str, Task]
     switches: Switches = field(default_factory=Switches)
     own: tuple[str, ...] = ()  # fields that only the families which name them here have
+    beside: tuple[str, ...] = ()  # endings of the keys in checkpoints that are no weights
     defaults: Mapping[str, Any] = field(default_factory=dict)  # where they are not BERT's
 
 

@@ -7,7 +7,8 @@ strict: every tensor that the model needs must be there in its shape, and nothin
 1. either name of a tied pair, and the copy of a language-model bias;
 2. heads and pooler of the same family that this model has not;
 3. the buffers ``position_ids`` and ``token_type_ids`` of old releases;
-4. ``gamma`` and ``beta`` for the weight and bias of a LayerNorm, and the base prefix, present or not.
+4. ``gamma`` and ``beta`` for the weight and bias of a LayerNorm, and the base prefix, present or not;
+5. the ranges of quantizers in a QDQBERT checkpoint, which are no weights.
 """
 
 import json
@@ -18,11 +19,12 @@ import secrets
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qdq.errors import CheckpointError, ConfigError, StorageError, describe_faults
@@ -34,7 +36,6 @@ from qdq.models.model import Model, fresh_parameter
 from qdq.storage import write_json
 
 _WEIGHT_FILES = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
-_OLD_NAMES = {"gamma": ".weight", "beta": ".bias"}
 _OLD_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
@@ -119,8 +120,7 @@ def _shards(index: Path) -> list[str]:
 def _read_file(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return load_file(path)
         except safetensors.SafetensorError as error:
             raise CheckpointError(f"{path}: damaged or incomplete safetensors file ({error})") from error
         except OSError as error:
@@ -158,16 +158,13 @@ def _require_directory(path: Path) -> None:
 
 
 class _Entry(NamedTuple):
-    """One parameter: its names here (several when shared), and upstream's keys, the one to write first."""
+    """One parameter: the top-level module it is in, its names here, upstream's keys for it, and the one to write."""
 
-    own: list[str]
-    upstream: list[str]
+    part: str
+    names: list[str]
+    keys: list[str]
+    written: str
     parameter: nn.Parameter
-
-    @property
-    def part(self) -> str:
-        """The top-level module that it is first found in."""
-        return self.own[0].partition(".")[0]
 
 
 def parameter_keys(model: Model) -> dict[str, tuple[str, ...]]:
@@ -189,15 +186,16 @@ def parameter_keys(model: Model) -> dict[str, tuple[str, ...]]:
 
 
 def _entries(model: Model) -> list[_Entry]:
-    """Every distinct parameter of ``model``; upstream's keys are without the base prefix."""
+    """Every distinct parameter of ``model``, with several names where it is shared; keys without the base prefix."""
     keys = parameter_keys(model)
-    entries: dict[int, _Entry] = {}
+    shared: dict[int, tuple[nn.Parameter, list[str]]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        entry = entries.setdefault(id(parameter), _Entry([], [], parameter))
-        entry.own.append(name)
-        if keys[name][-1] not in entry.upstream:  # of a repeated layer the first depth stands for all
-            entry.upstream.append(keys[name][-1])
-    return list(entries.values())
+        shared.setdefault(id(parameter), (parameter, []))[1].append(name)
+    entries = []
+    for parameter, names in shared.values():
+        accepted = dict.fromkeys(key for name in names for key in keys[name])
+        entries.append(_Entry(names[0].partition(".")[0], names, [*accepted], keys[names[0]][-1], parameter))
+    return entries
 
 
 def _bias_copy(key: str) -> str | None:
@@ -209,18 +207,11 @@ def _bias_copy(key: str) -> str | None:
 def upstream_state(model: Model) -> dict[str, Tensor]:
     """The weights of ``model`` under upstream's keys, each tied weight once; the tensors are not copied."""
     family, task = family_of(model.config.model_type), task_of(model.config, model.task)[1]
-    state: dict[str, Tensor] = {}
-    for entry in _entries(model):
-        key = entry.upstream[0]
-        if task.prefixed and entry.part in {"embeddings", "encoder", "pooler"}:
-            key = f"{family.prefix}.{key}"
-        state[key] = entry.parameter.detach()
-    return state
-
-
-def _normalized(key: str, prefix: str) -> str:
-    """``key`` without base prefix and with today's names for the LayerNorm parameters."""
-    return re.sub(r"\.(gamma|beta)$", lambda old: _OLD_NAMES[old[1]], key.removeprefix(f"{prefix}."))
+    inside = {"embeddings", "encoder", "pooler"} if task.prefixed else set()
+    return {
+        (f"{family.prefix}.{entry.written}" if entry.part in inside else entry.written): entry.parameter.detach()
+        for entry in _entries(model)
+    }
 
 
 def load_weights(
@@ -242,13 +233,13 @@ def load_weights(
     family, task = family_of(model.config.model_type), task_of(model.config, model.task)[1]
     given: dict[str, tuple[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        if not key.endswith((*_OLD_BUFFERS, *ignore)):
-            given[_normalized(key, family.prefix)] = (key, tensor)
+        if not key.endswith((*_OLD_BUFFERS, *family.beside, *ignore)):
+            today = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", key))
+            given[today.removeprefix(f"{family.prefix}.")] = (key, tensor)
 
     missing, misshaped, state, absent = [], [], {}, set()
     for entry in _entries(model):
-        candidates = [*filter(None, map(_bias_copy, entry.upstream)), *entry.upstream]
-        present = [given.pop(key) for key in candidates if key in given]
+        present = [given.pop(key) for key in entry.keys if key in given]
         wanted = entry.parameter
         if present:
             key, tensor = present[0]
@@ -257,13 +248,13 @@ def load_weights(
                 misshaped.append(f"{key} is {found}, must be {list(wanted.shape)} float")
                 continue
             parameter = nn.Parameter(tensor.to(dtype), requires_grad=wanted.requires_grad)
-        elif entry.part in allow_missing or entry.own[0].startswith(task.unused):
-            parameter = fresh_parameter(model, entry.own[0], dtype)
+        elif entry.part in allow_missing or entry.names[0].startswith(task.unused):
+            parameter = fresh_parameter(model, entry.names[0], dtype)
         else:
-            missing.append(entry.upstream[0])
+            missing.append(entry.written)
             absent.add(entry.part)
             continue
-        state.update(dict.fromkeys(entry.own, parameter))
+        state.update(dict.fromkeys(entry.names, parameter))
 
     elsewhere = {key for other in family.tasks.values() for key in other.keys.values()} | {family.keys["pooler.dense"]}
     elsewhere |= set(filter(None, map(_bias_copy, elsewhere)))
@@ -318,10 +309,17 @@ def load_model(
     return model.eval()
 
 
-def save_model(model: Model, path: str | os.PathLike[str]) -> None:
+def save_model(
+    model: Model, path: str | os.PathLike[str], *, extra: Mapping[str, Tensor] = MappingProxyType({})
+) -> None:
     """Write ``config.json`` and ``model.safetensors`` with upstream's keys into the directory ``path``.
 
     Each file is written beside its place and then moved there, so a model may be saved over its own files.
+
+    Args:
+        model: to write.
+        path: of the directory.
+        extra: tensors to write beside the weights.
 
     Raises:
         StorageError: the directory cannot be written.
@@ -332,6 +330,7 @@ def save_model(model: Model, path: str | os.PathLike[str]) -> None:
     for key in list(state):
         if copy := _bias_copy(key):
             state[copy] = state[key].clone()
+    state |= extra
     values = dict(sorted(config_to_json(model.config, model.task).items()))
     partial = path / f".model.safetensors.{secrets.token_hex(4)}"
     try:
