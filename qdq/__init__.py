@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from qdq.data.text import read_samples
     from qdq.data.tokenize import encode_batches, load_tokenizer
     from qdq.errors import QDQError
+    from qdq.interop.transformers import from_transformers, to_transformers
     from qdq.models.architectures import build
     from qdq.prepare import apply_recipe, quantize
     from qdq.recipe import Recipe, load_recipe
     from qdq.spec import PerAxis, PerTensor, QuantSpec
+    from qdq.tasks.evaluate import evaluate
 
 __version__ = "0.1.0"
 
@@ -43,13 +45,16 @@ _HOMES = {
     "build": "qdq.models.architectures",
     "calibrate": "calibration",
     "encode_batches": "qdq.data.tokenize",
+    "evaluate": "qdq.tasks.evaluate",
     "export": "exporters.folder",
+    "from_transformers": "qdq.interop.transformers",
     "load": "qdq.checkpoint",
     "load_recipe": "qdq.recipe",
     "load_tokenizer": "qdq.data.tokenize",
     "quantize": "qdq.prepare",
     "read_samples": "qdq.data.text",
     "save": "qdq.checkpoint",
+    "to_transformers": "qdq.interop.transformers",
     "verify": "exporters.folder",
 }
 
@@ -64,13 +69,16 @@ __all__ = [
     "build",
     "calibrate",
     "encode_batches",
+    "evaluate",
     "export",
+    "from_transformers",
     "load",
     "load_recipe",
     "load_tokenizer",
     "quantize",
     "read_samples",
     "save",
+    "to_transformers",
     "verify",
 ]
 

@@ -1,0 +1,186 @@
+"""Models of transformers that are held in memory: ours with the very same weights, and back.
+
+Both sides hold the same Parameter objects. A training step on one is seen by the other, tied weights stay tied, and
+nothing is copied. What is not a Parameter (training mode, configuration) is taken over once, hooks are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from qdq.errors import CheckpointError, ConfigError, MissingPackageError, describe_faults
+from qdq.models.architectures import FAMILIES, configure, construct, family_of, task_of
+from qdq.models.attention import Attention, AttentionImplementation
+from qdq.models.huggingface import config_to_json, parameter_keys
+from qdq.models.model import EncoderModel, fresh_parameter
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from torch import nn
+
+    from qdq.models.config import ModelConfig
+    from qdq.models.model import Model
+
+__all__ = ["from_transformers", "to_transformers"]
+
+# Of the process that made the configuration, not of the model.
+_PASSING = ("_name_or_path", "architectures", "dtype", "model_type", "torch_dtype", "transformers_version")
+
+
+def from_transformers(model: nn.Module, *, attn_implementation: AttentionImplementation = "eager") -> Model:
+    """Our model with the weights of ``model``, not copied; family and head follow from its class.
+
+    Training mode, type, device and frozen parameters are as in ``model``, and gradient checkpointing where the family
+    offers it.
+
+    Args:
+        model: of one of the classes of transformers that have a counterpart here. A subclass may compute something
+            else and is refused.
+        attn_implementation: ``eager``, which can be quantized, or ``sdpa``, torch's fused attention.
+
+    Raises:
+        ConfigError: a class that has no counterpart, or a configuration that cannot be followed.
+        CheckpointError: parameters that are missing, left over or of another shape, all of them named: the model was
+            changed after it was built.
+        MissingPackageError: transformers is not installed.
+    """
+    model_type, task = _recognise(model)
+    given: Any = model
+    values = {name: value for name, value in given.config.to_dict().items() if name not in _PASSING}
+    config = configure(model_type, **values, architectures=[type(model).__name__])
+    ours = construct(config, task, attn_implementation=attn_implementation)
+    if isinstance(ours, EncoderModel) and task == "feature-extraction" and getattr(model, "pooler", None) is None:
+        ours.pooler = None
+    _take_parameters(ours, model)
+    if isinstance(ours, EncoderModel) and config.switches.gradient_checkpointing:
+        ours.encoder.checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    return ours.train(model.training)
+
+
+def to_transformers(model: Model) -> Any:
+    """The model of transformers with the weights of ``model``, not copied.
+
+    Quantizers of a wrapped model stay behind: the result computes what the float model does. Training mode, type,
+    device, frozen parameters, gradient checkpointing and the implementation of attention are as in ``model``.
+
+    Returns:
+        A ``transformers.PreTrainedModel`` of the class that ``config.json`` would name.
+
+    Raises:
+        ConfigError: transformers, as it is installed, has no class for this model.
+        MissingPackageError: transformers is not installed.
+    """
+    transformers = _transformers("giving a model to transformers")
+    name = task_of(model.config, model.task)[1].name
+    cls = getattr(transformers, name, None)
+    if cls is None:
+        raise ConfigError(
+            f"transformers {transformers.__version__} has no {name}, the class for {model.task} of "
+            f"'{model.config.model_type}' models: such a model can be saved for a release that has it"
+        )
+    options = {}
+    if model.task in ("feature-extraction", "sts") and getattr(model, "pooler", None) is None:
+        options["add_pooling_layer"] = False
+    config = cls.config_class(**config_to_json(model.config, model.task))
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    config._attn_implementation = attentions[0].implementation
+    # Not on the meta device: buffers are values that the constructor computes. Memory for weights is never touched.
+    with import_module("transformers.initialization").no_init_weights():
+        theirs = cls(config, **options)
+    _give_parameters(model, theirs)
+    if any(getattr(module, "checkpointing", False) for module in model.modules()):
+        # Renamed within transformers 5.
+        enable = getattr(theirs, "activation_checkpointing_enable", None) or theirs.gradient_checkpointing_enable
+        enable()
+    return theirs.train(model.training)
+
+
+def _transformers(purpose: str) -> ModuleType:
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingPackageError("transformers", extra="transformers", purpose=purpose) from error
+    return transformers
+
+
+def _recognise(model: nn.Module) -> tuple[str, str]:
+    """Family and task of a model by its class."""
+    transformers = _transformers("taking a model from transformers")
+    cls = type(model)
+    known = {
+        entry.name: (family.model_type, task)
+        for family in FAMILIES.values()
+        for task, entry in family.tasks.items()
+        if hasattr(transformers, entry.name)
+    }
+    if cls.__name__ in known and getattr(transformers, cls.__name__) is cls:
+        return known[cls.__name__]
+    parent = next((base.__name__ for base in cls.__mro__ if getattr(transformers, base.__name__, None) is base), None)
+    inherits = f" (a subclass of {parent}, which may compute something else)" if parent in known else ""
+    raise ConfigError(
+        f"{cls.__module__}.{cls.__qualname__}{inherits} has no counterpart here; "
+        f"the classes of transformers that have one are {', '.join(known)}"
+    )
+
+
+def _take_parameters(ours: Model, theirs: nn.Module) -> None:
+    """Put the Parameters of ``theirs`` into the places of ``ours``, and tie in ``ours`` what is tied in ``theirs``."""
+    family, task = family_of(ours.config.model_type), task_of(ours.config, ours.task)[1]
+    given = {
+        name.removeprefix(f"{family.prefix}."): parameter
+        for name, parameter in theirs.named_parameters(remove_duplicate=False)
+    }
+    left, faults, missing, chosen = dict(given), [], [], {}
+    for name, keys in parameter_keys(ours).items():
+        found = [given[key] for key in keys if key in given]
+        for key in keys:
+            left.pop(key, None)
+        wanted = ours.get_parameter(name)
+        if not found:
+            if name.startswith(task.unused):
+                chosen[name] = fresh_parameter(ours, name, next(theirs.parameters()).dtype)
+            else:
+                missing.append(keys[-1])
+        elif found[0].shape != wanted.shape or not found[0].is_floating_point():
+            kind = str(found[0].dtype).removeprefix("torch.")
+            faults.append(f"{keys[0]} is {list(found[0].shape)} {kind}, must be {list(wanted.shape)} float")
+        else:
+            chosen[name] = found[0]
+    faults += [f"{key} is missing" for key in dict.fromkeys(missing)] + [f"{key} is unexpected" for key in left]
+    if faults:
+        raise CheckpointError(describe_faults(f"this {type(theirs).__name__} was changed after it was built", faults))
+    for name, parameter in chosen.items():
+        _put(ours, name, parameter)
+    ours.config = _as_tied(ours, ours.config)
+
+
+def _as_tied(model: Model, config: ModelConfig) -> ModelConfig:
+    """``config`` that says of the vocabulary's weight what is true of ``model``."""
+    decoder = model.output_embedding() if isinstance(model, EncoderModel) else None
+    if decoder is None:
+        return config
+    return replace(config, tie_word_embeddings=decoder.weight is model.get_parameter("embeddings.word.weight"))
+
+
+def _give_parameters(ours: Model, theirs: nn.Module) -> None:
+    """Put the Parameters of ``ours`` into every place of ``theirs`` that has their name, and move its buffers."""
+    prefix = family_of(ours.config.model_type).prefix
+    places = {name.removeprefix(f"{prefix}."): name for name, _ in theirs.named_parameters(remove_duplicate=False)}
+    for name, keys in parameter_keys(ours).items():
+        parameter = ours.get_parameter(name)
+        for key in keys:
+            if key in places:
+                _put(theirs, places.pop(key), parameter)
+    assert not places, f"transformers has parameters without a counterpart: {', '.join(places)}"
+    device = next(ours.parameters()).device
+    for module in theirs.modules():
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(device)
+
+
+def _put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    path, _, leaf = name.rpartition(".")
+    model.get_submodule(path).register_parameter(leaf, parameter)
