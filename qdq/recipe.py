@@ -9,30 +9,31 @@
       - {module: "encoder.*", kind: linear, slot: weight, spec: weight}
       - {module: "encoder.layers.0.*", slot: "*", spec: off}
 
-A rule names modules by a shell pattern, optionally of one kind (``linear``, ``embedding``, ``matmul``, ``add``), and a
-slot (``input``, ``weight``, ``other``, or ``*``). The last rule that matches a slot decides; a slot that no rule
-matches stays float. ``include`` and ``exclude`` patterns have the last word.
+A rule names modules by a shell pattern, optionally of one kind or a list of them (``linear``, ``embedding``,
+``matmul``, ``add``), and a slot (``input``, ``weight``, ``other``, or ``*``). The last rule that matches a slot
+decides; a slot that no rule matches stays float. ``include`` and ``exclude`` patterns have the last word.
 """
 
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from qdq.errors import RecipeError, StorageError, describe_faults
+from qdq.recipe_file import Items, Lines, read_yaml
 from qdq.spec import QuantSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Recipe", "Rule", "Slot", "load_recipe", "presets"]
+__all__ = ["KINDS", "SLOTS", "Recipe", "Rule", "Slot", "load_recipe", "presets"]
 
 KINDS = ("linear", "embedding", "matmul", "add")
 SLOTS = ("input", "weight", "other")
@@ -57,22 +58,26 @@ class Rule:
     module: str
     slot: str
     spec: QuantSpec | None
-    kind: str | None = None
+    kind: str | tuple[str, ...] | None = None
 
     def matches(self, slot: Slot) -> bool:
         """Whether the rule speaks of ``slot``."""
+        kinds = self.kind if isinstance(self.kind, tuple) else (self.kind,)
         return (
-            fnmatchcase(slot.module, self.module) and self.kind in (None, slot.kind) and self.slot in ("*", slot.name)
+            (self.kind is None or slot.kind in kinds)
+            and self.slot in ("*", slot.name)
+            and fnmatchcase(slot.module, self.module)
         )
 
     def __str__(self) -> str:
-        kind = "" if self.kind is None else f"kind: {self.kind}, "
+        kinds = f"[{', '.join(self.kind)}]" if isinstance(self.kind, tuple) else self.kind
+        kind = "" if self.kind is None else f"kind: {kinds}, "
         return f"{{module: {self.module!r}, {kind}slot: {self.slot!r}, spec: {self.spec or 'off'}}}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; the spec stands in the rule itself."""
         spec = "off" if self.spec is None else self.spec.to_dict()
-        kind = {} if self.kind is None else {"kind": self.kind}
+        kind = {} if self.kind is None else {"kind": list(self.kind) if isinstance(self.kind, tuple) else self.kind}
         return {"module": self.module, **kind, "slot": self.slot, "spec": spec}
 
 
@@ -96,17 +101,19 @@ class Recipe:
             RecipeError: for rules and patterns that match no slot at all, all of them at once: they are typing errors.
         """
         slots = list(slots)
-        faults = [f"rule {rule} matches nothing" for rule in self.rules if not any(map(rule.matches, slots))]
+        if not slots:
+            raise RecipeError(f"recipe {self.name!r}: the model has no slots")
+        faults = [
+            f"rule {rule} matches nothing; {_hint(rule.module, slots)}"
+            for rule in self.rules
+            if not any(map(rule.matches, slots))
+        ]
         for option in ("include", "exclude"):
             for pattern in getattr(self, option):
                 if not any(_is_named(slot, (pattern,)) for slot in slots):
-                    faults.append(f"{option} pattern {pattern!r} matches nothing")
+                    faults.append(f"{option} pattern {pattern!r} matches nothing; {_hint(pattern, slots)}")
         if faults:
-            modules = sorted({slot.module for slot in slots})
-            faults.append(
-                f"modules are named like {', '.join(modules[:3])} ... {modules[-1]}" if modules else "no slots"
-            )
-            raise RecipeError(describe_faults(f"recipe {self.name!r}", faults))
+            raise RecipeError(describe_faults(f"recipe {self.name!r}", faults, limit=len(faults)))
         return {slot: self._spec(slot) for slot in slots}
 
     def _spec(self, slot: Slot) -> QuantSpec | None:
@@ -138,6 +145,37 @@ def _is_named(slot: Slot, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(slot.module, pattern) or fnmatchcase(str(slot), pattern) for pattern in patterns)
 
 
+def _hint(pattern: str, slots: Sequence[Slot]) -> str:
+    """What somebody who wrote ``pattern`` may have meant.
+
+    1. Modules have this name, but not this kind or slot: which they have.
+    2. The names most like it, of the first layer where layers repeat.
+    3. Nothing is like it: how names begin.
+    """
+    matched = [slot for slot in slots if fnmatchcase(slot.module, pattern)]
+    if matched:  # case 1
+        kinds: dict[str, list[str]] = {}
+        for slot in matched:
+            if slot.name not in kinds.setdefault(slot.kind, []):
+                kinds[slot.kind].append(slot.name)
+        return "what it names has " + "; ".join(f"kind {kind}: {', '.join(names)}" for kind, names in kinds.items())
+    modules = list(dict.fromkeys(slot.module for slot in slots))
+    first = [name for name in modules if not re.search(r"\blayers\.[1-9]", name)] or modules
+    # Patterns often name a part of the way, so that parts are compared, too.
+    parts: dict[str, str] = {}
+    for name in first:
+        words = name.split(".")
+        for begin in range(len(words)):
+            for end in range(len(words), begin, -1):
+                parts.setdefault(".".join(words[begin:end]), name)
+    written = re.sub(r"\[.*?\]|\d+", "0", pattern).strip("*.?").replace("*", "0")[:200]
+    near = dict.fromkeys(parts[part] for part in get_close_matches(written, parts, n=12, cutoff=0.6))
+    if near:  # case 2
+        return f"names nearest to it: {', '.join(list(near)[:3])}"
+    layered = [name for name in first if ".layers.0." in name]
+    return f"names are like {', '.join(dict.fromkeys([first[0], *layered[:2], first[-1]]))}"  # case 3
+
+
 def presets() -> dict[str, Path]:
     """The recipes that ship with the package, by name."""
     folder = Path(str(resources.files("qdq") / "recipes"))
@@ -153,94 +191,93 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     """
     known = presets()
     path = known.get(str(name_or_path), Path(name_or_path))
-    if not path.is_file():
-        raise RecipeError(f"no recipe {str(name_or_path)!r}: neither a file nor one of the presets {', '.join(known)}")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_LineLoader)
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: not UTF-8, or a date that does not exist
-        raise RecipeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
-    return Recipe.from_dict(values, source=str(path))
+        found = path.is_file()
+    except PermissionError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    except (OSError, ValueError):  # no name that a file could have
+        found = False
+    if not found:
+        near = get_close_matches(str(name_or_path), known, n=1)
+        tip = f"; did you mean {near[0]}?" if near else ""
+        raise RecipeError(
+            f"no recipe {str(name_or_path)!r}: neither a file nor one of the presets {', '.join(known)}{tip}"
+        )
+    values, faults = read_yaml(path)
+    return _Reader(str(path), faults).read(values)
 
 
-class _Lines(dict[Any, Any]):
-    """A mapping of a YAML file that knows its own line, those of its keys, and the keys that came more than once."""
+class _Brief(reprlib.Repr):
+    """Shows a value in a line: aliases can make a short file stand for a huge value."""
 
-    own: int
-    of: Mapping[Any, int]
-    repeated: Sequence[Any]
-
-
-class _LineLoader(yaml.SafeLoader):
-    """A safe loader whose mappings know their lines, and whose ``off`` is a word, not a boolean."""
-
-    def construct_lines(self, node: yaml.MappingNode) -> _Lines:
-        """The mapping of ``node``."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        mapping = _Lines(self.construct_mapping(node, deep=True))
-        mapping.own = node.start_mark.line + 1
-        mapping.of = {self.construct_object(key): key.start_mark.line + 1 for key, _ in node.value}
-        mapping.repeated = sorted({key for key in keys if keys.count(key) > 1})
-        return mapping
+    repr_Lines = reprlib.Repr.repr_dict  # noqa: N815 (named after the classes)
+    repr_Items = reprlib.Repr.repr_list  # noqa: N815
 
 
-_LineLoader.add_constructor("tag:yaml.org,2002:map", _LineLoader.construct_lines)
-_LineLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-# YAML 1.2's booleans: true and false alone.
-_LineLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|false)$"), list("tf"))
+_brief = _Brief()
+_brief.maxlevel, _brief.maxstring, _brief.maxlong, _brief.maxother = 3, 80, 80, 80
 
 
 class _Reader:
-    """Turns plain values into a recipe and gathers the mistakes on the way."""
+    """Turns plain values into a recipe and gathers the mistakes on the way, by their lines where there are lines."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, faults: Sequence[tuple[int, str]] = ()) -> None:
         self.source = source
-        self.faults: list[str] = []
+        self.faults: list[tuple[int | None, str]] = list(faults)
 
     def read(self, values: Any) -> Recipe:
         if not isinstance(values, Mapping):
-            raise RecipeError(f"{self.source}: a recipe is a mapping with the keys name, specs, rules")
+            self._fault(values, "a recipe is a mapping with the keys name, specs, rules")
+            raise self._error()
         self._check_keys(values, ("name", "specs", "rules", "include", "exclude"), where="recipe")
         name = values.get("name")
         if "name" not in values:
             self._fault(values, "name is missing")
         elif not isinstance(name, str) or not name:
-            self._fault(values, f"name is {name!r}, must be text", key="name")
+            self._fault(values, f"name is {_brief.repr(name)}, must be text", key="name")
         specs = self._mapping(values, "specs")
         named = {key: self._spec(spec, str(key), within=specs, key=key) for key, spec in specs.items()}
+        for key in named:
+            if not isinstance(key, str) or key == "off":
+                wrong = "stands for no spec already" if key == "off" else "must be text"
+                self._fault(specs, f"the name of a spec is {key!r}, which {wrong}", key=key)
         rules = values.get("rules")
         if not isinstance(rules, list) or not rules:
             problem = "is missing" if "rules" not in values else "is not a list with at least one rule"
             self._fault(values, f"rules {problem}", key="rules")
             rules = []
-        read = [self._rule(rule, named, within=values) for rule in rules]
+        read = [self._rule(rule, named, within=rules, index=index) for index, rule in enumerate(rules)]
         patterns = {key: self._patterns(values, key) for key in ("include", "exclude")}
         if self.faults:
-            raise RecipeError(describe_faults(self.source, self.faults))
+            raise self._error()
         return Recipe(name=str(name), rules=tuple(rule for rule in read if rule), **patterns)
 
-    def _rule(self, values: Any, named: Mapping[Any, QuantSpec | None], *, within: Mapping[Any, Any]) -> Rule | None:
+    def _error(self) -> RecipeError:
+        faults = dict.fromkeys(self.faults)  # what several aliases name is wrong once
+        ordered = sorted(faults, key=lambda fault: fault[0] or 0)
+        lines = [text if line is None else f"line {line}: {text}" for line, text in ordered]
+        return RecipeError(describe_faults(self.source, lines, limit=len(lines)))
+
+    def _rule(
+        self, values: Any, named: Mapping[Any, QuantSpec | None], *, within: list[Any], index: int
+    ) -> Rule | None:
         if not isinstance(values, Mapping):
-            self._fault(within, f"rule {values!r} is not a mapping", key="rules")
+            self._fault(within, f"rule {_brief.repr(values)} is not a mapping", key=index)
             return None
         before = len(self.faults)
         self._check_keys(values, ("module", "kind", "slot", "spec"), where="rule")
-        for key, choices in (("kind", KINDS), ("slot", (*SLOTS, "*"))):
-            if key in values and values[key] not in choices:
-                self._fault(values, f"{key} is {values[key]!r}, must be one of {', '.join(choices)}", key=key)
         for key in ("module", "slot", "spec"):
             if key not in values:
                 self._fault(values, f"a rule needs the key {key!r}")
         if not isinstance(values.get("module", ""), str):
-            self._fault(values, f"module is {values['module']!r}, must be a pattern", key="module")
+            self._fault(values, f"module is {_brief.repr(values['module'])}, must be a pattern", key="module")
+        if values.get("slot", "*") not in (*SLOTS, "*"):
+            wrong = _brief.repr(values["slot"])
+            self._fault(values, f"slot is {wrong}, must be one of {', '.join((*SLOTS, '*'))}", key="slot")
+        kind = values.get("kind", KINDS[0])
+        if not (kind and all(one in KINDS for one in kind) if isinstance(kind, list) else kind in KINDS):
+            text = f"kind is {_brief.repr(kind)}, must be one of {', '.join(KINDS)}, or a list of them"
+            self._fault(values, text, key="kind")
         spec = values.get("spec", "off")
         resolved = None
         if isinstance(spec, Mapping):
@@ -249,47 +286,57 @@ class _Reader:
             resolved = named[spec]
         elif spec != "off":
             names = ", ".join(["off", *map(str, named)])
-            self._fault(values, f"spec is {spec!r}, must be one of {names}, or a mapping", key="spec")
+            self._fault(values, f"spec is {_brief.repr(spec)}, must be one of {names}, or a mapping", key="spec")
         if len(self.faults) > before:
             return None
-        return Rule(module=values["module"], kind=values.get("kind"), slot=values["slot"], spec=resolved)
+        kind = values.get("kind")
+        kind = tuple(kind) if isinstance(kind, list) else kind
+        return Rule(module=values["module"], kind=kind, slot=values["slot"], spec=resolved)
 
     def _spec(self, values: Any, name: str, *, within: Mapping[Any, Any], key: Any) -> QuantSpec | None:
         if not isinstance(values, Mapping):
-            self._fault(within, f"spec {name!r} is {values!r}, must be a mapping", key=key)
+            self._fault(within, f"spec {name!r} is {_brief.repr(values)}, must be a mapping", key=key)
             return None
-        self._check_repeated(values)
-        faults = QuantSpec.faults_in(values)
+        nested = [setting for setting, value in values.items() if isinstance(value, list | Mapping)]
+        for setting in nested:
+            text = f"{name}: {setting} is {_brief.repr(values[setting])}, must be a single value"
+            self._fault(values, text, key=setting)
+        faults = QuantSpec.faults_in({setting: value for setting, value in values.items() if setting not in nested})
         for fault in faults:
-            self._fault(values, f"{name}: {fault}")
-        return None if faults else QuantSpec.from_dict(values)
+            # A fault begins with the setting that it is about.
+            about = (s for s in values if fault.startswith((f"{s} ", f"unknown key {s!r} ")))
+            self._fault(values, f"{name}: {fault}", key=next(about, None))
+        return None if faults or nested else QuantSpec.from_dict(values)
 
     def _mapping(self, values: Mapping[Any, Any], key: str) -> Mapping[Any, Any]:
         value = values.get(key, {})
         if isinstance(value, Mapping):
-            self._check_repeated(value)
             return value
         self._fault(values, f"{key} is not a mapping", key=key)
         return {}
 
     def _patterns(self, values: Mapping[Any, Any], key: str) -> tuple[str, ...]:
         value = values.get(key, [])
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-        self._fault(values, f"{key} is not a list of patterns", key=key)
-        return ()
+        if not isinstance(value, list):
+            self._fault(values, f"{key} is not a list of patterns", key=key)
+            return ()
+        for index, item in enumerate(value):
+            if not isinstance(item, str):
+                self._fault(value, f"{key} has {_brief.repr(item)}, must be a pattern", key=index)
+        return tuple(value)
 
     def _check_keys(self, values: Mapping[Any, Any], known: tuple[str, ...], *, where: str) -> None:
-        self._check_repeated(values)
         for key in values:
             if key not in known:
-                self._fault(values, f"unknown key {key!r} in a {where} (known: {', '.join(known)})", key=key)
+                near = get_close_matches(str(key), known, n=1)
+                tip = f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(known)})"
+                self._fault(values, f"unknown key {key!r} in a {where}{tip}", key=key)
 
-    def _check_repeated(self, values: Mapping[Any, Any]) -> None:
-        for key in getattr(values, "repeated", ()):
-            self._fault(values, f"the key {key!r} stands here more than once", key=key)
-
-    def _fault(self, values: Mapping[Any, Any], text: str, *, key: Any = None) -> None:
+    def _fault(self, values: Any, text: str, *, key: Any = None) -> None:
         """Note a mistake in ``values``, with the line of ``key`` or else of the whole."""
-        line = values.of.get(key, values.own) if isinstance(values, _Lines) else None
-        self.faults.append(text if line is None else f"line {line}: {text}")
+        line = None
+        if isinstance(values, Lines):
+            line = values.of.get(key, values.own)
+        elif isinstance(values, Items):
+            line = values.of[key] if isinstance(key, int) else None
+        self.faults.append((line, text))

@@ -33,8 +33,11 @@ CORE = (
     "qdq.functional",
     "qdq.quantizer",
     "qdq.modules",
+    "qdq.recipe_file",
     "qdq.recipe",
+    "qdq.recipe_edits",
     "qdq.prepare",
+    "qdq.plan",
     "qdq.checkpoint",
     "qdq.models",
     "qdq.data",
@@ -54,9 +57,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.functional": (*BASE, "qdq.spec"),
     "qdq.quantizer": (*BASE, "qdq.spec", "qdq.functional"),
     "qdq.modules": (*BASE, "qdq.spec", "qdq.functional", "qdq.quantizer", "qdq.models.ops"),
-    "qdq.recipe": (*BASE, "qdq.spec", "qdq.functional", "qdq.quantizer", "qdq.modules"),
+    "qdq.recipe_file": BASE,
+    "qdq.recipe": (*BASE, "qdq.spec", "qdq.functional", "qdq.quantizer", "qdq.modules", "qdq.recipe_file"),
+    "qdq.recipe_edits": (*BASE, "qdq.spec", "qdq.recipe"),
+    "qdq.recipe_schema": (*BASE, "qdq.spec", "qdq.recipe"),  # for editors
     "qdq.recipes": (),  # presets, as files
     "qdq.prepare": (*BASE, "qdq.spec", "qdq.functional", "qdq.quantizer", "qdq.modules", "qdq.recipe", "qdq.models"),
+    "qdq.plan": (*BASE, "qdq.spec", "qdq.quantizer", "qdq.recipe", "qdq.prepare", "qdq.models"),
     "qdq.checkpoint": tuple(room for room in CORE if room != "qdq.checkpoint"),
     # what is done with the core: side by side, with two exceptions
     "calibration": CORE,

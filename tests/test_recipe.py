@@ -54,7 +54,17 @@ def faults_of(text: str, tmp_path: Path) -> str:
 
 
 def test_presets_are_what_the_package_ships() -> None:
-    assert set(presets()) == {"linear", "onnxruntime", "openvino", "qdqbert", "tensorrt"}
+    calibrated = {"linear", "onnxruntime", "openvino", "qdqbert", "tensorrt"}
+    assert set(presets()) == calibrated | {"dynamic", "weight-only-int8", "weight-only-int4"}
+
+
+@pytest.mark.parametrize("name", list(presets()))
+def test_preset_names_its_schema_and_says_what_it_is_for(name: str) -> None:
+    schema, comment = presets()[name].read_text(encoding="utf-8").splitlines()[:2]
+    key, _, file = schema.partition("=")
+    assert key == "# yaml-language-server: $schema"
+    assert (presets()[name].parent / file).is_file()
+    assert comment.startswith("# ")
 
 
 @pytest.mark.parametrize("name", list(presets()))
@@ -148,6 +158,49 @@ def test_what_matches_nothing_is_a_mistake_and_all_are_named() -> None:
     assert "encoder.layers.0.query" in text, "the message shows what names look like"
 
 
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [
+        ("encodr.*", "encoder.layers.0.query"),
+        ("encoder.layer.0.qery", "encoder.layers.0.query"),
+        ("*.querry", "encoder.layers.0.query"),
+        ("encoder.layers.77.scores", "encoder.layers.0.scores"),
+        ("embedding.words", "embeddings.word"),
+        ("poler", "pooler.dense"),
+    ],
+)
+def test_a_pattern_without_match_comes_with_the_nearest_names(pattern: str, hint: str) -> None:
+    for wrong in (recipe(rule(pattern)), recipe(rule()).restrict(exclude=[pattern])):
+        with pytest.raises(RecipeError) as caught:
+            wrong.assign(SLOTS)
+        nearest = str(caught.value).partition("nearest to it: ")[2].split(", ")
+        assert hint == nearest[0]
+        assert not any("layers.1" in name for name in nearest), "one layer stands for all"
+
+
+def test_a_name_without_that_slot_says_which_it_has() -> None:
+    with pytest.raises(RecipeError, match=r"it names has kind matmul: input, other$"):
+        recipe(rule("*.scores", slot="weight")).assign(SLOTS)
+    with pytest.raises(RecipeError, match=r"it names has kind linear: input, weight; kind matmul: input, other$"):
+        recipe(rule("encoder.*", kind="add")).assign(SLOTS)
+
+
+def test_a_pattern_like_nothing_shows_how_names_begin() -> None:
+    with pytest.raises(RecipeError, match=r"names are like embeddings\.word, encoder\.layers\.0\.query, "):
+        recipe(rule("xyz")).assign(SLOTS)
+
+
+def test_a_rule_for_several_kinds(tmp_path: Path) -> None:
+    several = recipe(rule("*.0.*", kind=("linear", "matmul"), slot="input"))
+    assert chosen(several) == ["encoder.layers.0.query.input", "encoder.layers.0.scores.input"]
+    assert Recipe.from_dict(json.loads(json.dumps(several.to_dict()))) == several
+    text = "name: a\nrules: [{module: a, kind: [linear, add], slot: input, spec: {}}]\n"
+    (tmp_path / "a.yaml").write_text(text)
+    (read,) = load_recipe(tmp_path / "a.yaml").rules
+    assert read.kind == ("linear", "add")
+    assert "kind: [linear, add]" in str(read)
+
+
 def test_model_without_slots_says_so() -> None:
     with pytest.raises(RecipeError, match="no slots"):
         recipe(rule()).assign([])
@@ -212,8 +265,9 @@ exclude: [1]
         1: ["name is 5"],
         2: ["unknown key 'foo'"],
         4: ["spec 'a' is 1"],
-        6: ["b: unknown key 'bitz'", "b: bits is 99"],
-        9: ["rule 'hello' is not a mapping"],
+        6: ["b: unknown key 'bitz'"],
+        7: ["b: bits is 99"],
+        10: ["rule 'hello' is not a mapping"],
         12: ["module is 3"],
         13: ["slot is 'in', must be one of input, weight, other, *"],
         14: ["kind is 'conv', must be one of linear, embedding, matmul, add"],
@@ -222,13 +276,57 @@ exclude: [1]
         17: ["spec: bits is True", "spec: signed is 'yes'"],
         18: ["needs the key 'module'", "needs the key 'slot'", "needs the key 'spec'"],
         19: ["include is not a list"],
-        20: ["exclude is not a list"],
+        20: ["exclude has 1, must be a pattern"],
     }
     count = sum(map(len, expected.values()))
     assert f"{count} faults" in text
     for line, words in expected.items():
         for word in words:
             assert any(f"line {line}: " in entry and word in entry for entry in text.splitlines()), (line, word)
+
+
+def test_mistakes_in_settings_come_with_their_own_lines(tmp_path: Path) -> None:
+    text = faults_of(
+        """name: a
+specs:
+  one:
+    bits: [8]
+    dynamic: 1
+    learned_scale: maybe
+    arithmetic: numpy
+    granularity: per-group(0)
+  two:
+    dynamic: true
+    granularity: per-tensor
+    learned_scale: true
+  three:
+    symmetric: false
+    granularity: per-token
+    arithmetic: pytorch-quantization
+rules: [{module: a, slot: input, spec: one}]
+""",
+        tmp_path,
+    )
+    expected = {
+        4: ["one: bits is [8], must be a single value"],
+        5: ["one: dynamic is 1, must be true or false"],
+        6: ["one: learned_scale is 'maybe'"],
+        7: ["one: arithmetic is 'numpy', must be one of onnx, pytorch-quantization"],
+        8: ["one: granularity is per-group(0)"],
+        12: ["two: learned_scale and dynamic exclude each other"],
+        15: ["three: granularity per-token needs dynamic"],
+        16: ["symmetric", "has no granularity per-token"],
+    }
+    assert f"{sum(map(len, expected.values()))} faults" in text
+    for line, words in expected.items():
+        for word in words:
+            assert any(f"line {line}: " in entry and word in entry for entry in text.splitlines()), (line, word)
+
+
+def test_more_mistakes_than_a_screen_holds_are_all_listed(tmp_path: Path) -> None:
+    rules = "".join("  - {module: a, slot: nothing, spec: off}\n" for _ in range(100))
+    text = faults_of(f"name: a\nrules:\n{rules}", tmp_path)
+    assert [f"line {line}: " in text for line in range(3, 103)] == [True] * 100
 
 
 @pytest.mark.parametrize(
@@ -245,10 +343,10 @@ exclude: [1]
         ("name: a\nrules:\n  - {module: a, slot: b\n", "not a YAML file"),
         ("name: a\n\trules: 1\n", "not a YAML file"),
         ("name: a\n---\nname: b\n", "not a YAML file"),
-        ("name: 2020-13-45\n", "not a YAML file"),
-        ("name: !!python/object/apply:os.getcwd []\n", "not a YAML file"),
-        ("? [a, b]\n: c\n", "not a YAML file"),
-        ("&a {name: *a}\n", "not a YAML file"),
+        ("name: 2020\n", "line 1: name is 2020, must be text"),
+        ("name: !!python/object/apply:os.getcwd []\n", "line 1: the type !!python/object/apply:os.getcwd has no place"),
+        ("\n? [a, b]\n: c\n", "line 2: a key must be text"),
+        ("&a {name: *a}\n", "line 1: an alias stands inside of what it refers to"),
         ("[" * 2000, "not a YAML file"),
         ("\x00\x01\x02", "not a YAML file"),
         (
@@ -264,10 +362,18 @@ exclude: [1]
         ("name: a\nrules: [{module: a, slot: input, spec: }]\n", "spec is None"),
         ("name: a\nrules: [{module: a, slot: input, spec: false}]\n", "spec is False"),
         ("name: a\nrules: [{module: a, slot: [input], spec: off}]\n", "slot is ['input']"),
+        ("name: a\nrules: [{module: a, kind: [linear, conv], slot: input, spec: off}]\n", "kind is ['linear', 'conv']"),
+        ("name: a\nrules: [{module: a, kind: [], slot: input, spec: off}]\n", "kind is []"),
+        (
+            "name: a\nspecs: {off: {}}\nrules: [{module: a, slot: input, spec: off}]\n",
+            "line 2: the name of a spec is 'off'",
+        ),
+        ("name: a\nspecs: {8: {}}\nrules: [{module: a, slot: input, spec: off}]\n", "line 2: the name of a spec is 8"),
+        ("nam: a\n", "line 1: unknown key 'nam' in a recipe; did you mean 'name'?"),
         ("name: ''\nrules: [{module: a, slot: input, spec: off}]\n", "name is ''"),
         ("1: 2\n", "unknown key 1"),
     ],
-    ids=range(26),
+    ids=range(31),
 )
 def test_files_that_are_no_recipe(text: str, word: str, tmp_path: Path) -> None:
     assert word in faults_of(text, tmp_path)
@@ -282,8 +388,15 @@ def test_binary_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tensort", "no/such/file.yaml", "", "."])
 def test_neither_preset_nor_file(name: str) -> None:
-    with pytest.raises(RecipeError, match=r"neither a file nor one of the presets linear, onnxruntime"):
+    with pytest.raises(RecipeError, match=r"neither a file nor one of the presets dynamic, linear, onnxruntime"):
         load_recipe(name)
+
+
+def test_a_preset_almost_by_its_name() -> None:
+    with pytest.raises(RecipeError, match=r"did you mean weight-only-int4\?"):
+        load_recipe("weight_only_int4")
+    with pytest.raises(RecipeError, match=r"neither a file"):
+        load_recipe("a" * 5000)
 
 
 def test_plain_values_have_no_lines_and_all_their_mistakes() -> None:
