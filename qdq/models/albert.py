@@ -43,7 +43,7 @@ ALBERT = Family(
             "AlbertForMaskedLM", MaskedLM, LanguageModelHead, keys=below("head", "predictions", _PREDICTIONS)
         ),
         "pre-training": Task(
-            "AlbertForPreTraining", SentenceOrderPreTraining, _order_head, pooler=True, keys=_PRE_TRAINING_KEYS
+            "AlbertForPreTraining", SentenceOrderPreTraining, _order_head, _PRE_TRAINING_KEYS, pooler=True
         ),
     },
     switches=Switches(

@@ -1,7 +1,7 @@
 """The families by ``model_type``, and building a model from its configuration."""
 
 from dataclasses import fields
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -106,9 +106,6 @@ def construct(
     config: ModelConfig, task: str | None = None, *, attn_implementation: AttentionImplementation = "eager"
 ) -> Model:
     """The model of ``config`` on the meta device: its weights are to be loaded or initialised."""
-    if attn_implementation not in get_args(AttentionImplementation):
-        known = ", ".join(get_args(AttentionImplementation))
-        raise ConfigError(f"attn_implementation is {attn_implementation!r}, must be one of {known}")
     if config.switches != family_of(config.model_type).switches:
         raise ConfigError(
             f"the configuration is not of '{config.model_type}': make it with configure('{config.model_type}')"
@@ -116,7 +113,9 @@ def construct(
     name, entry = task_of(config, task)
     with torch.device("meta"):
         head = None if entry.head is None else entry.head(config)
-        return entry.model(config, task=name, pooler=entry.pooler, head=head, attn_implementation=attn_implementation)
+        model = entry.model(config, task=name, pooler=entry.pooler, head=head)
+    model.set_attn_implementation(attn_implementation)
+    return model
 
 
 def build(

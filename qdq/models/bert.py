@@ -19,10 +19,10 @@ def bert_tasks(stem: str, causal: str = "LMHeadModel") -> dict[str, Task]:
     both = {**PREDICTIONS_KEYS, "head.relationship.classifier": _RELATION}
     return {
         **standard_tasks(stem),
-        "masked-lm": Task(f"{stem}ForMaskedLM", MaskedLM, LanguageModelHead, keys=keys),
-        "causal-lm": Task(f"{stem}{causal}", CausalLM, LanguageModelHead, keys=keys),
-        "next-sentence": Task(f"{stem}ForNextSentencePrediction", NextSentence, pair_head, pooler=True, keys=relation),
-        "pre-training": Task(f"{stem}ForPreTraining", PreTraining, PreTrainingHead, pooler=True, keys=both),
+        "masked-lm": Task(f"{stem}ForMaskedLM", MaskedLM, LanguageModelHead, keys),
+        "causal-lm": Task(f"{stem}{causal}", CausalLM, LanguageModelHead, keys),
+        "next-sentence": Task(f"{stem}ForNextSentencePrediction", NextSentence, pair_head, relation, pooler=True),
+        "pre-training": Task(f"{stem}ForPreTraining", PreTraining, PreTrainingHead, both, pooler=True),
     }
 
 

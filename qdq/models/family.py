@@ -20,8 +20,8 @@ class Task:
     name: str
     model: Callable[..., Model] = EncoderModel
     head: Callable[[ModelConfig], nn.Module] | None = None
-    pooler: bool = False
     keys: Keys = field(default_factory=dict)  # head modules to upstream's modules
+    pooler: bool = False
     unused: tuple[str, ...] = ()  # modules that checkpoints carry but no call reaches; they may be missing
     prefixed: bool = True  # upstream nests the base model under the family's prefix
 
@@ -50,9 +50,9 @@ def standard_tasks(stem: str) -> dict[str, Task]:
     return {
         "feature-extraction": Task(f"{stem}Model", pooler=True, prefixed=False),
         "sequence-classification": Task(
-            f"{stem}ForSequenceClassification", SequenceClassification, Classifier, pooler=True, keys=keys
+            f"{stem}ForSequenceClassification", SequenceClassification, Classifier, keys, pooler=True
         ),
-        "multiple-choice": Task(f"{stem}ForMultipleChoice", MultipleChoice, choice_head, pooler=True, keys=keys),
-        "token-classification": Task(f"{stem}ForTokenClassification", TokenClassification, Classifier, keys=keys),
-        "question-answering": Task(f"{stem}ForQuestionAnswering", QuestionAnswering, pair_head, keys=SPAN_KEYS),
+        "multiple-choice": Task(f"{stem}ForMultipleChoice", MultipleChoice, choice_head, keys, pooler=True),
+        "token-classification": Task(f"{stem}ForTokenClassification", TokenClassification, Classifier, keys),
+        "question-answering": Task(f"{stem}ForQuestionAnswering", QuestionAnswering, pair_head, SPAN_KEYS),
     }

@@ -27,15 +27,12 @@ def check_range(name: str, values: Tensor, limit: int, *, what: str, ignored: in
         return
     if values.is_floating_point() or values.dtype == torch.bool:
         raise InputError(f"{name} has dtype {values.dtype}, must be whole numbers (torch.int64)")
-    low, high = (int(bound) for bound in values.aminmax())
-    if low >= 0 and high < limit:
-        return
     wrong = (values < 0) | (values >= limit)
     if ignored is not None:
         wrong &= values != ignored
     if wrong.any():
         also = "" if ignored is None else f" (or {ignored}, ignored)"
-        found = sorted({int(value) for value in values[wrong]})
+        found = sorted({*values[wrong].tolist()})
         shown = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
         raise InputError(f"{name} must be between 0 and {limit - 1}{also}, {what}; found {shown}")
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qdq.models.inputs import InputError, check_shape
+from qdq.models.inputs import check_shape
 
 
 def additive(keep: Tensor, dtype: torch.dtype) -> Tensor:
@@ -49,6 +49,5 @@ def head_mask_rows(mask: Tensor | None, layers: int, heads: int, dtype: torch.dt
     """Head mask ``(heads,)`` or ``(layers, heads)`` -> ``(layers, 1, heads, 1, 1)`` in ``dtype``; 1 keeps a head."""
     if mask is None:
         return None
-    if tuple(mask.shape) not in {(heads,), (layers, heads)}:
-        raise InputError(f"head_mask has shape {list(mask.shape)}, must be [{heads}] or [{layers}, {heads}]")
+    check_shape("head_mask", mask, [(heads,), (layers, heads)])
     return mask.to(dtype).expand(layers, heads)[:, None, :, None, None]

@@ -3,11 +3,12 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from qdq.errors import ConfigError
 from qdq.models.attention import Attention, AttentionImplementation
 from qdq.models.config import ModelConfig
 from qdq.models.embeddings import Embeddings
@@ -73,7 +74,14 @@ class Model(nn.Module):
                 module.tie_weights()
 
     def set_attn_implementation(self, implementation: AttentionImplementation) -> None:
-        """Compute attention in modules (``"eager"``) or by torch's fused function (``"sdpa"``) from now on."""
+        """Compute attention in modules (``"eager"``) or by torch's fused function (``"sdpa"``) from now on.
+
+        Raises:
+            ConfigError: it is neither.
+        """
+        known = get_args(AttentionImplementation)
+        if implementation not in known:
+            raise ConfigError(f"attn_implementation is {implementation!r}, must be one of {', '.join(known)}")
         for module in self.modules():
             if isinstance(module, Attention):
                 module.implementation = implementation
@@ -95,14 +103,12 @@ class EncoderModel(Model):
         task: str = "feature-extraction",
         pooler: bool = True,
         head: nn.Module | None = None,
-        attn_implementation: AttentionImplementation = "eager",
     ) -> None:
         super().__init__(config, task)
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         self.pooler = Pooler(config.hidden_size) if pooler else None
         self.head = head
-        self.set_attn_implementation(attn_implementation)
         self._prune(config.pruned_heads)
         self.tie_weights()
 

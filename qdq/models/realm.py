@@ -24,21 +24,21 @@ REALM = Family(
     tasks={
         "feature-extraction": Task("RealmBertModel", pooler=True, prefixed=False),
         "retrieval": Task(
-            "RealmEmbedder", Embedder, EmbedderHead, pooler=True, keys=_EMBEDDER_KEYS, unused=("head.predictions",)
+            "RealmEmbedder", Embedder, EmbedderHead, _EMBEDDER_KEYS, pooler=True, unused=("head.predictions",)
         ),
         "scoring": Task(
-            "RealmScorer", Scorer, EmbedderHead, pooler=True, keys=_SCORER_KEYS, unused=("embedder.head.predictions",)
+            "RealmScorer", Scorer, EmbedderHead, _SCORER_KEYS, pooler=True, unused=("embedder.head.predictions",)
         ),
         "masked-lm": Task(
             "RealmKnowledgeAugEncoder",
             KnowledgeAugmentedEncoder,
             LanguageModelHead,
+            LANGUAGE_MODEL_KEYS,
             pooler=True,
-            keys=LANGUAGE_MODEL_KEYS,
             unused=("pooler",),
         ),
         "question-answering": Task(
-            "RealmReader", Reader, ReaderHead, pooler=True, keys=_READER_KEYS, unused=("pooler", "head.predictions")
+            "RealmReader", Reader, ReaderHead, _READER_KEYS, pooler=True, unused=("pooler", "head.predictions")
         ),
     },
     switches=Switches(gradient_checkpointing=False),

@@ -77,22 +77,12 @@ class Embedder(PooledModel):
 
 
 class Scorer(Model):
-    """Relevance of ``num_candidates`` texts for a question. Without a second head, one embedder serves both."""
+    """Relevance of ``num_candidates`` texts for a question; one embedder serves both until another is assigned."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        head: nn.Module,
-        query_head: nn.Module | None = None,
-        task: str = "scoring",
-        **options: Any,
-    ) -> None:
+    def __init__(self, config: ModelConfig, *, task: str = "scoring", **options: Any) -> None:
         super().__init__(config, task)
-        self.embedder = Embedder(config, task="retrieval", head=head, **options)
+        self.embedder = Embedder(config, task="retrieval", **options)
         self.query_embedder = self.embedder
-        if query_head is not None:
-            self.query_embedder = Embedder(config, task="retrieval", head=query_head, **options)
 
     def run(self, inputs: dict[str, Any]) -> Output:
         """Score candidates for questions ``(b, s)``.

@@ -34,14 +34,12 @@ ROBERTA_PRELAYERNORM = Family(
     },
     tasks={
         **standard_tasks(_STEM),
-        "masked-lm": Task(f"{_STEM}ForMaskedLM", MaskedLM, _language_model, keys=_LM_KEYS),
-        "causal-lm": Task(f"{_STEM}ForCausalLM", CausalLM, _language_model, keys=_LM_KEYS),
+        "masked-lm": Task(f"{_STEM}ForMaskedLM", MaskedLM, _language_model, _LM_KEYS),
+        "causal-lm": Task(f"{_STEM}ForCausalLM", CausalLM, _language_model, _LM_KEYS),
         "sequence-classification": Task(
             f"{_STEM}ForSequenceClassification", SequenceClassification, _sentence, keys=_SENTENCE_KEYS
         ),
-        "multiple-choice": Task(
-            f"{_STEM}ForMultipleChoice", MultipleChoice, _choice, pooler=True, keys=CLASSIFIER_KEYS
-        ),
+        "multiple-choice": Task(f"{_STEM}ForMultipleChoice", MultipleChoice, _choice, CLASSIFIER_KEYS, pooler=True),
     },
     switches=Switches(norm_first=True, final_norm=True, final_norm_in_hidden_states=False, positions_from_padding=True),
     own=("classifier_dropout",),

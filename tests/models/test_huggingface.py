@@ -374,12 +374,12 @@ def test_config_file_by_its_own_name(saved: Path) -> None:
 
 
 def test_weights_that_cannot_be_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import safetensors
+    from qdq.models import huggingface
 
     def fail(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
     # the tests may run as root, whom no permission stops
-    monkeypatch.setattr(safetensors, "safe_open", fail)
+    monkeypatch.setattr(huggingface, "load_file", fail)
     with pytest.raises(StorageError, match=r"model\.safetensors: .*Permission denied"):
         load_model(saved)

@@ -332,16 +332,16 @@ def test_marginal_loss_of_nothing_is_zero(kit: Any) -> None:
 
 
 def test_scorer_with_an_embedder_for_each_side(kit: Any) -> None:
-    from qdq.models.realm_models import Scorer
-
-    config = configure("realm", **kit.fields("realm"))
-    head, other = FAMILIES["realm"].tasks["scoring"].head, FAMILIES["realm"].tasks["retrieval"].head
-    scorer = Scorer(config, head=head(config), query_head=other(config)).eval()
-    assert scorer.query_embedder is not scorer.embedder
-    embeds = torch.randn(4, 5, 32)
-    result = scorer(torch.full((2, 6), 5), candidate_inputs_embeds=embeds)
-    assert result.relevance_score.shape == (2, 2)
-    assert len(scorer(torch.full((2, 6), 5), candidate_inputs_embeds=embeds, return_dict=False)) == 3
+    scorer, embedder = small(kit, "realm", "scoring"), small(kit, "realm", "retrieval")
+    ids, embeds = torch.full((2, 6), 5), torch.randn(4, 5, 32)
+    assert scorer.query_embedder is scorer.embedder
+    before = scorer(ids, candidate_inputs_embeds=embeds)
+    scorer.query_embedder = embedder
+    after = scorer(ids, candidate_inputs_embeds=embeds)
+    assert after.relevance_score.shape == (2, 2)
+    assert torch.equal(after.query_score, embedder(ids).projected_score)
+    assert torch.equal(after.candidate_score, before.candidate_score)
+    assert len(scorer(ids, candidate_inputs_embeds=embeds, return_dict=False)) == 3
 
 
 def test_configuration_of_another_family_is_refused() -> None:
