@@ -26,10 +26,10 @@ class UnknownTokens:
         self._unknown = self._total = 0
 
     def count(self, ids: np.ndarray, special: np.ndarray) -> None:
-        """Count a row: its ids, and 1 where a token was added around the text."""
+        """Count ids of any shape, and 1 (or True) where a token was added around the text."""
         if self._id is not None:  # a byte-level vocabulary knows every text
             self._unknown += int(np.count_nonzero(ids == self._id))
-            self._total += len(ids) - int(special.sum())
+            self._total += ids.size - int(special.sum())
 
     def warn(self) -> None:
         """Log the figure, where more than half is unknown."""
