@@ -15,12 +15,22 @@ from qdq.recipe import Recipe, Slot, load_recipe
 from qdq.spec import PerToken
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from qdq.spec import QuantSpec
 
-__all__ = ["apply_recipe", "apply_specs", "named_slots", "quantize", "slots", "unshared_slots", "wrap"]
+__all__ = [
+    "apply_recipe",
+    "apply_specs",
+    "check_specs",
+    "named_slots",
+    "quantize",
+    "same_tensor",
+    "slots",
+    "unshared_slots",
+    "wrap",
+]
 
 _KINDS = dict(zip(WRAPPED.values(), ("linear", "embedding", "matmul", "add"), strict=True))
 
@@ -107,10 +117,10 @@ def apply_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], *, uns
         RecipeError: for specs that their slots cannot have, all of them at once. The model is then as it was.
         CalibrationError: for weights that are NaN or infinite; likewise.
     """
-    if faults := [fault for slot, spec in specs.items() if spec and (fault := _misfit(model, slot, spec))]:
-        raise RecipeError(describe_faults("quantization specs", faults))
+    check_specs(model, specs)
+    faults: list[str] = []
     fresh: dict[Slot, Quantizer] = {}
-    for group in _same_tensor(model, list(specs)):
+    for group in same_tensor(model, list(specs)):
         known = _union([q.range for q in dict.fromkeys(_quantizer(model, slot) for slot in group) if q.range])
         made: dict[object, Quantizer] = {}
         for slot in group:
@@ -131,10 +141,20 @@ def apply_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], *, uns
         setattr(model.get_submodule(slot.module), f"{slot.name}_quantizer", quantizer)
 
 
+def check_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None]) -> None:
+    """Refuse specs that their slots cannot have; nothing is computed, the weights may be on the meta device.
+
+    Raises:
+        RecipeError: with all of them.
+    """
+    if faults := [fault for slot, spec in specs.items() if spec and (fault := _misfit(model, slot, spec))]:
+        raise RecipeError(describe_faults("quantization specs", faults))
+
+
 def unshared_slots(model: nn.Module) -> list[Slot]:
     """The slots that have a quantizer of their own although another one of the same tensor and spec exists."""
     found = []
-    for group in _same_tensor(model, slots(model)):
+    for group in same_tensor(model, slots(model)):
         by_spec: dict[QuantSpec | None, list[Slot]] = {}
         for slot in group:
             by_spec.setdefault(_quantizer(model, slot).spec, []).append(slot)
@@ -184,8 +204,8 @@ def _weight(model: nn.Module, slot: Slot) -> nn.Parameter:
     return weight
 
 
-def _same_tensor(model: nn.Module, addresses: list[Slot]) -> list[list[Slot]]:
-    """Group the slots by the tensor they quantize; most groups have one member."""
+def same_tensor(model: nn.Module, addresses: Sequence[Slot]) -> list[list[Slot]]:
+    """Slots of a wrapped model in groups by the tensor they quantize; most groups have one member."""
     groups: dict[object, list[Slot]] = {}
     for slot in addresses:
         groups.setdefault(_tensor_key(model, slot), []).append(slot)
