@@ -22,9 +22,17 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from qdq.data.tokenize import TOKENIZER_FILES
-from qdq.errors import CalibrationError, CheckpointError, ConfigError, RecipeError, StorageError, describe_faults
+from qdq.errors import (
+    CalibrationError,
+    CheckpointError,
+    ConfigError,
+    QDQError,
+    RecipeError,
+    StorageError,
+    describe_faults,
+)
 from qdq.models.architectures import task_of
-from qdq.models.huggingface import load_model, save_model
+from qdq.models.huggingface import load_model, read_config, read_tensors, save_model
 from qdq.prepare import apply_specs, named_slots, slots, unshared_slots, wrap
 from qdq.quantizer import Mode, Quantizer, Range, quantizers, set_mode
 from qdq.spec import QuantSpec
@@ -116,8 +124,17 @@ def copy_companions(source: Path, target: Path) -> None:
 
 
 def is_quantized(path: str | Path) -> bool:
-    """Whether ``path`` is a quantized checkpoint, be it an incomplete one, and not a float one."""
-    return any((Path(path) / name).is_file() for name in (QUANTIZATION_FILE, QUANTIZERS_FILE))
+    """Whether :func:`load` gives a quantized model: a checkpoint of ours, be it an incomplete one, or any QDQBERT."""
+    if _is_ours(Path(path)):
+        return True
+    try:
+        return read_config(path).model_type == "qdqbert"
+    except QDQError:  # whoever loads it hears of that
+        return False
+
+
+def _is_ours(path: Path) -> bool:
+    return any((path / name).is_file() for name in (QUANTIZATION_FILE, QUANTIZERS_FILE))
 
 
 def load(
@@ -128,6 +145,9 @@ def load(
     attn_implementation: AttentionImplementation = "eager",
 ) -> Model:
     """A model from a directory: the float reference, or wrapped and quantizing when the checkpoint is quantized.
+
+    A QDQBERT checkpoint quantizes too, as it does where it comes from: with the ranges that are in it, and dynamic ones
+    where there are none. ``qdq.models.huggingface.load_model`` gives the float model.
 
     Args:
         path: Hugging Face directory, or one that ``qdq calibrate`` wrote.
@@ -144,7 +164,7 @@ def load(
     if is_quantized(path) and attn_implementation != "eager":
         raise ConfigError(f"{path} is quantized: attn_implementation must be eager, not {attn_implementation}")
     model = load_model(path, task, allow_missing=allow_missing, attn_implementation=attn_implementation)
-    if is_quantized(path):
+    if _is_ours(path):
         document = read_quantization(path)
         wrap(model)
         # A head or pooler that this task has not: the float weights may hold them too.
@@ -156,6 +176,13 @@ def load(
             raise CheckpointError(f"{path}: {error}") from error
         _fill(model, path / QUANTIZERS_FILE, elsewhere)
         set_mode(model, Mode.QUANTIZE)
+    elif model.config.model_type == "qdqbert":
+        from qdq.interop.pytorch_quantization import load_amax
+
+        try:
+            load_amax(model, read_tensors(path), source=str(path))
+        except CalibrationError as error:
+            raise CheckpointError(f"{path}: {error}") from error
     return model
 
 

@@ -64,11 +64,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.recipes": (),  # presets, as files
     "qdq.prepare": (*BASE, "qdq.spec", "qdq.functional", "qdq.quantizer", "qdq.modules", "qdq.recipe", "qdq.models"),
     "qdq.plan": (*BASE, "qdq.spec", "qdq.quantizer", "qdq.recipe", "qdq.prepare", "qdq.models"),
-    "qdq.checkpoint": tuple(room for room in CORE if room != "qdq.checkpoint"),
+    # loading takes over what another package left in a checkpoint; interop therefore knows nothing of ours
+    "qdq.checkpoint": (*(room for room in CORE if room != "qdq.checkpoint"), "qdq.interop"),
+    "qdq.interop": tuple(room for room in CORE if room != "qdq.checkpoint"),
     # what is done with the core: side by side, with two exceptions
     "calibration": CORE,
     "exporters": CORE,
-    "qdq.interop": CORE,
     "qdq.generation": CORE,
     "qdq.tasks": (*CORE, "exporters"),  # evaluates any runner
     "qdq.retrieval": (*CORE, "qdq.tasks"),  # has metrics of its own task
@@ -240,6 +241,7 @@ def plant(root: Path, files: dict[str, str]) -> Path:
         ("qdq/modules/linear.py", "from qdq.models.attention import Attention", "qdq.models.attention"),
         ("qdq/quantizer.py", "from qdq import load", "qdq"),
         ("qdq/tasks/sts.py", "from qdq.training.loop import train", "qdq.training.loop"),
+        ("qdq/interop/live.py", "from qdq.checkpoint import load", "qdq.checkpoint"),
         ("qdq/training/qat.py", "from qdq.cli.main import main", "qdq.cli.main"),
         ("calibration/run.py", "class A:\n    def f(self):\n        import exporters.runners", "exporters.runners"),
         ("exporters/onnx/a.py", "try:\n    pass\nexcept E:\n    from calibration import calibrate", "calibration"),

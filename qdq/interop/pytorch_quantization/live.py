@@ -1,0 +1,301 @@
+"""Modules of pytorch-quantization that are held in memory: to ours, and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from qdq.errors import ExportError, MissingPackageError, RecipeError, describe_faults
+from qdq.interop.pytorch_quantization.checkpoint import amax_of, amax_shape, apply_amax, is_quantizer_key, value_fault
+from qdq.interop.pytorch_quantization.places import places, prefix_of
+from qdq.models.architectures import configure, construct
+from qdq.models.huggingface import load_weights
+from qdq.models.model import EncoderModel
+from qdq.modules import WRAPPED, QuantLinear
+from qdq.prepare import slots, wrap
+from qdq.quantizer import Mode, Quantizer, Range, quantizers
+from qdq.spec import PerAxis, PerTensor, QuantSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qdq.models.model import Model
+    from qdq.recipe import Slot
+
+__all__ = ["from_live", "to_live"]
+
+_ARITHMETIC = "pytorch-quantization"
+# Of the process that made the configuration, not of the model.
+_PASSING = ("_name_or_path", "architectures", "dtype", "model_type", "torch_dtype", "transformers_version")
+
+
+def from_live(module: nn.Module) -> nn.Module:
+    """``module`` with our QuantLinear for every QuantLinear of pytorch-quantization, and our Quantizer for every other
+    TensorQuantizer.
+
+    In place, sharing the Parameters; bits, sign, narrow range, axis and range are kept, a range that is not there is
+    dynamic. A quantizer that is disabled, or whose quantization is, becomes one that passes its input on, and keeps its
+    range. A subclass of ``nn.Linear`` that holds both quantizers counts as a QuantLinear.
+
+    A model of transformers' QDQBERT is not changed: a model of ours that computes the same is returned, with the very
+    same weights in memory.
+
+    Raises:
+        RecipeError: for quantizers that have no counterpart, all of them at once: several axes, an axis for the input
+            of a linear layer, learn_amax, scale_amax, if_clip, if_calib, integers as results (fake_quant false), more
+            than 8 bits, or a range that is negative or not finite. ``module`` is then as it was.
+        ConfigError: for a QDQBERT whose configuration or class we cannot follow.
+        MissingPackageError: pytorch-quantization is not installed.
+    """
+    toolkit = _toolkit()
+    if getattr(getattr(module, "config", None), "model_type", None) == "qdqbert":
+        return _from_qdqbert(module, toolkit)
+    return _replace_all(module, lambda part: _to_ours(part, toolkit), RecipeError)
+
+
+def to_live(module: nn.Module) -> nn.Module:
+    """``module`` with QuantLinear and TensorQuantizer of pytorch-quantization for ours: the way back.
+
+    In place, sharing the Parameters. Slots without spec become disabled quantizers. A whole QDQBERT goes back as a
+    checkpoint, see :func:`qdq.interop.pytorch_quantization.save`.
+
+    Raises:
+        ExportError: for what pytorch-quantization cannot express, all of it at once: affine, in groups, per token,
+            learned or uncalibrated, and quantized additions, products of activations or tables. ``module`` is then as
+            it was.
+        MissingPackageError: pytorch-quantization is not installed.
+    """
+    toolkit = _toolkit()
+    return _replace_all(module, lambda part: _to_theirs(part, toolkit), ExportError)
+
+
+def _toolkit() -> Any:
+    try:
+        import pytorch_quantization.nn as toolkit
+    except ImportError as error:
+        purpose = "converting modules of pytorch-quantization"
+        raise MissingPackageError(_ARITHMETIC, extra=_ARITHMETIC, purpose=purpose) from error
+    return toolkit
+
+
+class _UnlikeError(Exception):
+    """A module that has no counterpart, for the reasons that it carries."""
+
+    def __init__(self, *faults: str) -> None:
+        self.faults = faults
+
+
+def _replace_all(
+    module: nn.Module,
+    convert: Callable[[nn.Module], nn.Module | None],
+    error: type[RecipeError | ExportError],
+) -> nn.Module:
+    """Put the counterpart, where ``convert`` has one, in place of each module; none when a single one is refused."""
+    made: dict[int, nn.Module] = {}
+    replaced: dict[str, nn.Module] = {}
+    faults: list[str] = []
+    for name, part in module.named_modules(remove_duplicate=False):
+        if name.startswith(tuple(f"{outer}." for outer in replaced)) or (name and "" in replaced):
+            continue  # inside one that is replaced as a whole
+        try:
+            new = made.get(id(part)) or convert(part)
+        except _UnlikeError as unlike:
+            faults += [f"{name or type(part).__name__}: {fault}" for fault in unlike.faults]
+            new = part
+        if new is not None:
+            made[id(part)] = replaced[name] = new
+    if faults:
+        raise error(describe_faults(type(module).__name__, faults))
+    for name, new in replaced.items():
+        if name:
+            module.set_submodule(name, new)
+    return replaced.get("", module)
+
+
+# --- from theirs ---
+
+
+def _to_ours(part: nn.Module, toolkit: Any) -> nn.Module | None:
+    if isinstance(part, toolkit.TensorQuantizer):
+        return _quantizer(part)
+    own = [getattr(part, f"_{slot}_quantizer", None) for slot in QuantLinear.slots]
+    if not isinstance(part, nn.Linear) or not all(isinstance(q, toolkit.TensorQuantizer) for q in own):
+        return None
+    linear, faults = QuantLinear.from_float(part), []
+    for slot, quantizer in zip(QuantLinear.slots, own, strict=True):
+        weight = part.weight if slot == "weight" else None
+        try:
+            linear.add_module(f"{slot}_quantizer", _quantizer(quantizer, weight=weight))
+        except _UnlikeError as unlike:
+            faults += [f"{slot}: {fault}" for fault in unlike.faults]
+    if linear.input_quantizer.spec is not None and linear.input_quantizer.spec.axis is not None:
+        faults.append(f"input: {linear.input_quantizer.spec.granularity}, an activation has one range")
+    if faults:
+        raise _UnlikeError(*faults)
+    return linear
+
+
+def _quantizer(theirs: Any, *, weight: Tensor | None = None) -> Quantizer:
+    """Our counterpart of a TensorQuantizer, in the mode that it is in."""
+    spec, amax = _read(theirs)
+    if weight is not None and spec is not None and spec.axis is not None and not 0 <= spec.axis < weight.dim():
+        raise _UnlikeError(f"axis {spec.axis} does not exist in a weight of shape {list(weight.shape)}")
+    shape = () if spec is None or spec.axis is None or amax is None else tuple(amax.shape)
+    ours = Quantizer(spec, shape=shape)
+    if amax is not None:
+        if weight is not None and spec is not None and shape not in {(), spec.scale_shape(weight.shape)}:
+            raise _UnlikeError(f"{amax.numel()} ranges on axis {spec.axis} of a weight of shape {list(weight.shape)}")
+        ours.to(amax.device)
+        ours.set_range(Range(-amax, amax, amax))
+    ours.mode = Mode.OFF if spec is None else Mode.QUANTIZE
+    return ours
+
+
+def _read(theirs: Any) -> tuple[QuantSpec | None, Tensor | None]:
+    """Spec and range of a TensorQuantizer; no spec when it passes its input on, no range when that is dynamic."""
+    amax: Tensor | None = theirs._buffers.get("_amax")
+    if theirs._disabled or not (theirs._if_quant or theirs._if_calib):
+        fits = amax is not None and amax.numel() == 1 and value_fault(amax) is None
+        return None, amax.detach().float().reshape(()) if fits and amax is not None else None
+    faults = [
+        fault
+        for fault, holds in {
+            "its range is learned (learn_amax)": theirs._learn_amax,
+            "it clips its input (if_clip)": theirs._if_clip,
+            "its range is scaled (scale_amax)": theirs._scale_amax is not None,
+            "it is being calibrated (if_calib): load the range and disable that first": theirs._if_calib,
+            "it gives integers (fake_quant is false)": not theirs._fake_quant,
+        }.items()
+        if holds
+    ]
+    axis = theirs._axis if amax is None else _axis_of(amax)
+    axis = axis[0] if isinstance(axis, tuple | list) and len(axis) == 1 else axis
+    if not (axis is None or (isinstance(axis, int) and axis >= 0)):
+        faults.append(f"its axis is {axis}, must be one, counted from the front")
+        axis = None
+    if amax is not None and (fault := value_fault(amax)):
+        faults.append(f"its range is {fault}")
+    spec = None
+    try:
+        spec = QuantSpec(
+            bits=theirs._num_bits,
+            signed=not theirs._unsigned,
+            narrow_range=bool(theirs._narrow_range and not theirs._unsigned),  # which it leaves out of account
+            granularity=PerTensor() if axis is None else PerAxis(axis),
+            dynamic=amax is None,
+            arithmetic=_ARITHMETIC,
+        )
+    except RecipeError as error:
+        faults.append(str(error))
+    if faults:
+        raise _UnlikeError(*faults)
+    return spec, None if amax is None else amax.detach().float().reshape([] if axis is None else [-1])
+
+
+def _axis_of(amax: Tensor) -> int | tuple[int, ...] | None:
+    """The axes that keep ranges of their own, from the shape; what the descriptor says no longer counts."""
+    axes = tuple(index for index, size in enumerate(amax.shape) if size != 1)
+    return axes if len(axes) > 1 else next(iter(axes), None)
+
+
+def _from_qdqbert(module: Any, toolkit: Any) -> Model:
+    """Our QDQBERT with the weights of a live one, its quantizers one by one."""
+    values = {name: value for name, value in module.config.to_dict().items() if name not in _PASSING}
+    name = type(module).__name__
+    model = construct(configure("qdqbert", **values, architectures=[name]))
+    if isinstance(model, EncoderModel) and getattr(module, "pooler", model) is None:
+        model.pooler = None
+    weights = {key: tensor for key, tensor in module.state_dict().items() if not is_quantizer_key(key)}
+    load_weights(model, weights, source=name, dtype=next(module.parameters()).dtype)
+    wrap(model)
+    prefix = prefix_of(model)
+    known = {f"{prefix}{place}": slot for slot, place in places(model).items()}
+    specs: dict[Slot, QuantSpec | None] = dict.fromkeys(slots(model))
+    amax: dict[Slot, Tensor] = {}
+    faults: list[str] = []
+    for path, part in module.named_modules():
+        if not isinstance(part, toolkit.TensorQuantizer):
+            continue
+        if path not in known:
+            faults.append(f"{path}: QDQBERT has no such quantizer")
+            continue
+        try:
+            spec, range_ = _read(part)
+        except _UnlikeError as unlike:
+            faults += [f"{path}: {fault}" for fault in unlike.faults]
+            continue
+        specs[known[path]] = spec
+        if range_ is not None:
+            amax[known[path]] = range_
+    if faults:
+        raise RecipeError(describe_faults(name, faults))
+    apply_amax(model, specs, amax, source=name)
+    return model.train(module.training)
+
+
+# --- to theirs ---
+
+
+def _to_theirs(part: nn.Module, toolkit: Any) -> nn.Module | None:
+    if isinstance(part, Quantizer):
+        return _tensor_quantizer(part, toolkit)
+    if not isinstance(part, tuple(WRAPPED.values())):
+        return None
+    if not isinstance(part, QuantLinear):
+        if all(quantizer.spec is None for _, quantizer in quantizers(part)):
+            return part
+        raise _UnlikeError(f"pytorch-quantization has no counterpart of a quantized {type(part).__name__}")
+    pair, faults = {}, []
+    for slot in part.slots:
+        try:
+            quantizer = getattr(part, f"{slot}_quantizer")
+            pair[slot] = _tensor_quantizer(quantizer, toolkit, weight=part.weight if slot == "weight" else None)
+        except _UnlikeError as unlike:
+            faults += [f"{slot}: {fault}" for fault in unlike.faults]
+    if faults:
+        raise _UnlikeError(*faults)
+    linear = toolkit.QuantLinear(1, 1, bias=part.bias is not None)
+    linear.in_features, linear.out_features = part.in_features, part.out_features
+    linear.weight, linear.bias = part.weight, part.bias
+    linear._input_quantizer, linear._weight_quantizer = pair["input"], pair["weight"]
+    assert isinstance(linear, nn.Linear)
+    return linear.train(part.training)
+
+
+def _tensor_quantizer(ours: Quantizer, toolkit: Any, *, weight: Tensor | None = None) -> nn.Module:
+    from pytorch_quantization.tensor_quant import QuantDescriptor
+
+    spec, amax = ours.spec, None
+    if spec is None:
+        quantizer = toolkit.TensorQuantizer(QuantDescriptor(), disabled=True)
+        amax = None if ours.range is None else ours.range.amax.reshape(())
+    else:
+        if faults := _inexpressible(ours, spec, weight):
+            raise _UnlikeError(*faults)
+        axis = spec.axis if weight is None or spec.axis is None else spec.axis % weight.dim()
+        descriptor = QuantDescriptor(
+            num_bits=spec.bits, axis=axis, unsigned=not spec.signed, narrow_range=spec.narrow_range
+        )
+        quantizer = toolkit.TensorQuantizer(descriptor, if_quant=ours.mode is Mode.QUANTIZE)
+        if not spec.dynamic:
+            amax = amax_of(ours).reshape(amax_shape(axis))
+    if amax is not None:
+        quantizer.register_buffer("_amax", amax.detach().clone())
+    assert isinstance(quantizer, nn.Module)
+    return quantizer.train(ours.training)
+
+
+def _inexpressible(ours: Quantizer, spec: QuantSpec, weight: Tensor | None) -> list[str]:
+    faults = []
+    if not spec.symmetric or spec.middle:
+        faults.append(f"{spec}: pytorch-quantization knows symmetric ranges around a zero point of 0")
+    if not isinstance(spec.granularity, PerTensor | PerAxis):
+        faults.append(f"{spec}: pytorch-quantization has no granularity {spec.granularity}")
+    if spec.learned_scale:
+        faults.append(f"{spec}: a trained scale has no counterpart")
+    if not ours.is_calibrated:
+        faults.append("not calibrated")
+    if spec.axis is not None and not spec.dynamic and weight is None:
+        faults.append(f"{spec}: whose tensor has an unknown number of axes")
+    return faults
