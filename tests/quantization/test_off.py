@@ -1,0 +1,96 @@
+"""With all quantizers off a wrapped model is the float model: the same bits, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from qdq.models.architectures import FAMILIES
+from qdq.prepare import quantize, wrap
+
+EVERY = [pytest.param(name, task, id=f"{name}/{task}") for name, family in FAMILIES.items() for task in family.tasks]
+KINDS = ("relative_key", "relative_key_query")
+RELATIVE = [pytest.param(name, kind, id=f"{name}/{kind}") for name in FAMILIES for kind in KINDS]
+DECODERS = [name for name, family in FAMILIES.items() if family.switches.decoder]
+
+
+def wrapped(model: nn.Module) -> nn.Module:
+    """Wrapped by the preset with the most places, or without specs where its names do not fit."""
+    if hasattr(model, "encoder"):
+        return quantize(model, "qdqbert")
+    assert wrap(model)
+    return model
+
+
+def assert_equal_bits(got: Any, want: Any, workshop: Any) -> None:
+    mine, other = workshop.leaves(got), workshop.leaves(want)
+    assert len(mine) == len(other) > 0
+    for index, (a, b) in enumerate(zip(mine, other, strict=True)):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b), f"tensor {index} of the output"
+
+
+@pytest.mark.parametrize(("model_type", "task"), EVERY)
+def test_outputs_and_gradients_of_every_head(model_type: str, task: str, workshop: Any) -> None:
+    model, inputs = workshop.model(model_type, task), workshop.inputs(model_type, task)
+    shown = {} if task == "scoring" else {"output_attentions": True, "output_hidden_states": True}
+    want, gradients = model(**inputs, **shown), workshop.gradients(model, inputs)
+    assert task in ("feature-extraction", "retrieval", "scoring") or want.loss.isfinite()
+    wrapped(model)
+    assert_equal_bits(model(**inputs, **shown), want, workshop)
+    after = workshop.gradients(model, inputs)
+    assert list(after) == list(gradients)
+    assert all(torch.equal(after[name], gradient) for name, gradient in gradients.items())
+
+
+@pytest.mark.parametrize(("model_type", "kind"), RELATIVE)
+def test_relative_positions(model_type: str, kind: str, workshop: Any) -> None:
+    model, inputs = workshop.model(model_type, position_embedding_type=kind), workshop.inputs(model_type)
+    with torch.no_grad():
+        want = model(**inputs)
+        wrapped(model)
+        assert_equal_bits(model(**inputs), want, workshop)
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_decoder_with_cache_and_cross_attention(model_type: str, workshop: Any) -> None:
+    model = workshop.model(model_type, is_decoder=True, add_cross_attention=True)
+    ids, memory = torch.randint(4, 83, (2, 7)), torch.randn(2, 5, 32)
+
+    def run() -> list[Any]:
+        with torch.no_grad():
+            first = model(ids[:, :4], encoder_hidden_states=memory, use_cache=True)
+            second = model(ids[:, 4:], encoder_hidden_states=memory, past_key_values=first.past_key_values)
+        return [first, second]
+
+    want = run()
+    wrapped(model)
+    assert_equal_bits(run(), want, workshop)
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_head_mask_pruned_heads_and_chunks(model_type: str, workshop: Any) -> None:
+    model = workshop.model(model_type, pruned_heads={0: [1]}, chunk_size_feed_forward=4)
+    inputs = workshop.unlabelled(workshop.inputs(model_type))
+    with torch.no_grad():
+        want = model(**inputs)
+        wrapped(model)
+        assert_equal_bits(model(**inputs), want, workshop)
+    whole = workshop.model(model_type)
+    mask = torch.tensor([1.0, 0.0, 0.5, 1.0])
+    with torch.no_grad():
+        want = whole(**inputs, head_mask=mask)
+        wrapped(whole)
+        assert_equal_bits(whole(**inputs, head_mask=mask), want, workshop)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_other_types(dtype: torch.dtype, workshop: Any) -> None:
+    model, inputs = workshop.model().to(dtype), workshop.inputs()
+    with torch.no_grad():
+        want = model(**inputs)
+        wrapped(model)
+        assert_equal_bits(model(**inputs), want, workshop)
