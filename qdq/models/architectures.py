@@ -92,9 +92,8 @@ def task_of(config: ModelConfig, task: str | None = None) -> tuple[str, Task]:
             if entry.name in config.architectures:
                 return name, entry
         known = ", ".join(f"{entry.name} ({name})" for name, entry in family.tasks.items())
-        raise ConfigError(
-            f"architectures are {', '.join(config.architectures)}, '{config.model_type}' has {known}: choose a task"
-        )
+        given = ", ".join(config.architectures)
+        raise ConfigError(f"architectures are {given}, '{config.model_type}' has {known}: choose a task")
     # Semantic similarity is measured with the bare encoder.
     entry_name = "feature-extraction" if task == "sts" else task
     if entry_name not in family.tasks:
@@ -106,10 +105,9 @@ def construct(
     config: ModelConfig, task: str | None = None, *, attn_implementation: AttentionImplementation = "eager"
 ) -> Model:
     """The model of ``config`` on the meta device: its weights are to be loaded or initialised."""
-    if config.switches != family_of(config.model_type).switches:
-        raise ConfigError(
-            f"the configuration is not of '{config.model_type}': make it with configure('{config.model_type}')"
-        )
+    kind = config.model_type
+    if config.switches != family_of(kind).switches:
+        raise ConfigError(f"the configuration is not of '{kind}': make it with configure('{kind}')")
     name, entry = task_of(config, task)
     with torch.device("meta"):
         head = None if entry.head is None else entry.head(config)

@@ -16,6 +16,7 @@ from qdq.models.ops import Add, MatMul
 from qdq.models.outputs import Tensors
 
 AttentionImplementation = Literal["eager", "sdpa"]
+_PROJECTIONS = ("query", "key", "value", "output")
 
 
 class Attention(nn.Module):
@@ -126,10 +127,8 @@ class Attention(nn.Module):
         if not is_tracing():
             if cached and not self.relative_with_cache:
                 raise InputError("relative positions cannot be used together with a cache in this family")
-            if max(new, total) > self.max_positions:
-                raise InputError(
-                    f"relative positions reach {self.max_positions} tokens, got {new} queries and {total} keys"
-                )
+            if max(new, total) > (reach := self.max_positions):
+                raise InputError(f"relative positions reach {reach} tokens, got {new} queries and {total} keys")
         # With a cache upstream measures every new query from the last position: exact for one new token at a time.
         left = torch.arange(new, device=query.device)[:, None] if not cached else total - 1
         right = torch.arange(total, device=query.device)[None, :]
@@ -139,6 +138,10 @@ class Attention(nn.Module):
             terms = terms + torch.einsum("bhrd,lrd->bhlr", key, table)
         return terms
 
+    def replaced(self) -> str | None:
+        """The first of the projections that is no plain linear any more."""
+        return next((name for name in _PROJECTIONS if type(getattr(self, name)) is not nn.Linear), None)
+
     def prune(self, heads: Iterable[int]) -> None:
         """Remove ``heads``, counted as before any pruning: rows of the projections, columns of the output."""
         gone = set(heads) & set(self.heads)
@@ -146,9 +149,8 @@ class Attention(nn.Module):
             return
         kept = [place for place, head in enumerate(self.heads) if head not in gone]
         index = torch.tensor([place * self.head_size + i for place in kept for i in range(self.head_size)])
-        for name in ("query", "key", "value"):
-            setattr(self, name, _select(getattr(self, name), index, dim=0))
-        self.output = _select(self.output, index, dim=1)
+        for name in _PROJECTIONS:
+            setattr(self, name, _select(getattr(self, name), index, dim=int(name == "output")))
         self.heads = [self.heads[place] for place in kept]
 
 

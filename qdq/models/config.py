@@ -115,11 +115,6 @@ class ModelConfig:
         return self.hidden_dropout_prob if own is None else own
 
     @property
-    def use_return_dict(self) -> bool:
-        """Whether a call returns output objects when it does not say."""
-        return self.return_dict and not self.torchscript
-
-    @property
     def layer_order(self) -> tuple[tuple[int, ...], ...]:
         """For every depth the indices of the layer that works there: ``(layer,)``, or ALBERT's ``(group, inner)``."""
         if not self.switches.shared_layers:

@@ -19,9 +19,8 @@ class Embeddings(nn.Module):
         self.absolute = config.position_embedding_type == "absolute"
         self.first_position = pad + 1 if switches.positions_from_padding and pad is not None else 0
         self.word = nn.Embedding(config.vocab_size, width, padding_idx=pad)
-        self.position = nn.Embedding(
-            config.max_position_embeddings, width, padding_idx=pad if self.first_position else None
-        )
+        padding_row = pad if self.first_position else None
+        self.position = nn.Embedding(config.max_position_embeddings, width, padding_idx=padding_row)
         self.token_type = nn.Embedding(config.type_vocab_size, width)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if switches.embedding_norm else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)

@@ -32,11 +32,10 @@ class FeedForward(nn.Module):
         """``(batch, seq, hidden)`` -> ``(batch, seq, hidden)``."""
         if not self.chunk_size or is_tracing():
             return self._block(hidden)
-        if hidden.shape[1] % self.chunk_size:
-            raise InputError(
-                f"a sequence of {hidden.shape[1]} tokens is not a multiple of chunk_size_feed_forward {self.chunk_size}"
-            )
-        return torch.cat([self._block(chunk) for chunk in torch.split(hidden, self.chunk_size, dim=1)], dim=1)
+        length, size = hidden.shape[1], self.chunk_size
+        if length % size:
+            raise InputError(f"a sequence of {length} tokens is not a multiple of chunk_size_feed_forward {size}")
+        return torch.cat([self._block(chunk) for chunk in torch.split(hidden, size, dim=1)], dim=1)
 
     def _block(self, hidden: Tensor) -> Tensor:
         branch = self.up(self.norm(hidden) if self.norm_first else hidden)

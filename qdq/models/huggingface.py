@@ -79,10 +79,7 @@ def config_to_json(config: ModelConfig, task: str | None = None) -> dict[str, An
     labels = config.id2label or {index: f"LABEL_{index}" for index in range(config.num_labels)}
     values.pop("num_labels", None)
     if config.num_labels != 2 or config.id2label is not None:
-        values["id2label"] = {str(index): label for index, label in labels.items()}
-        values["label2id"] = dict(config.label2id or {label: index for index, label in labels.items()})
-    if config.pruned_heads:
-        values["pruned_heads"] = {str(layer): list(heads) for layer, heads in config.pruned_heads.items()}
+        values |= {"id2label": labels, "label2id": config.label2id or {label: index for index, label in labels.items()}}
     return {**values, "model_type": config.model_type, "architectures": [task_of(config, task)[1].name]}
 
 
@@ -129,9 +126,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         # Files of torch < 1.6 are no archives and cannot be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: refused, the pickle holds more than tensors and could run code; convert it to safetensors"
-        ) from error
+        reason = "the pickle holds more than tensors and could run code; convert it to safetensors"
+        raise CheckpointError(f"{path}: refused, {reason}") from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: damaged or incomplete PyTorch file ({error})") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -267,9 +263,8 @@ def load_weights(
     if absent and absent <= {"head", "pooler"}:
         faults[0] += f" (allow_missing={sorted(absent)} starts them afresh)"
     if faults:
-        raise CheckpointError(
-            describe_faults(f"{source}: the tensors do not fit {model.config.model_type} {model.task}", faults)
-        )
+        where = f"{source}: the tensors do not fit {model.config.model_type} {model.task}"
+        raise CheckpointError(describe_faults(where, faults))
     model.assign(state)
 
 

@@ -12,13 +12,10 @@ def cross_entropy(logits: Tensor, labels: Tensor, name: str = "labels") -> Tenso
     """Mean cross entropy of ``logits`` ``(..., classes)`` against ``labels`` ``(...)``."""
     classes = logits.shape[-1]
     if not is_tracing() and labels.numel() * classes != logits.numel():
-        raise InputError(
-            f"{name} has shape {list(labels.shape)}, the logits {list(logits.shape)} need one label per row"
-        )
+        raise InputError(f"{name} has shape {list(labels.shape)}, the logits {list(logits.shape)} need one each")
     check_range(name, labels, classes, what="the classes", ignored=IGNORED)
-    return nn.functional.cross_entropy(
-        logits.reshape(-1, classes), labels.reshape(-1).to(logits.device), ignore_index=IGNORED
-    )
+    target = labels.reshape(-1).to(logits.device)
+    return nn.functional.cross_entropy(logits.reshape(-1, classes), target, ignore_index=IGNORED)
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:

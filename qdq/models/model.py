@@ -55,7 +55,8 @@ class Model(nn.Module):
         """The output of ``run`` for these arguments and its others, as a tuple unless ``return_dict``."""
         texts = dict(zip(TEXTS, (input_ids, attention_mask, token_type_ids), strict=True))
         result = self.run({**texts, **inputs})
-        if self.config.use_return_dict if return_dict is None else return_dict:
+        configured = self.config.return_dict and not self.config.torchscript
+        if configured if return_dict is None else return_dict:
             return result
         given = result.to_tuple()
         # The pooled output of the bare encoder keeps its place even when there is no pooler.
@@ -231,7 +232,15 @@ class EncoderModel(Model):
         """Remove attention heads for good: layer index -> heads, both counted as in the unpruned model.
 
         ALBERT counts distinct layers, ``group * inner_group_num + inner``; all repetitions of one lose the heads.
+
+        Raises:
+            ConfigError: layers or heads that the model has not.
+            InputError: projections were replaced, as quantization does: what replaced them would be lost.
         """
+        for name, block in self.named_modules():
+            if isinstance(block, Attention) and (replaced := block.replaced()):
+                what = f"{name}.{replaced} is {type(getattr(block, replaced)).__name__}, not a plain Linear"
+                raise InputError(f"{what}: heads can only be pruned before a model is quantized")
         before = self.config.pruned_heads
         after = {layer: tuple(sorted({*before.get(layer, ()), *heads.get(layer, ())})) for layer in {*before, *heads}}
         self.config = replace(self.config, pruned_heads={layer: cut for layer, cut in after.items() if cut})

@@ -98,11 +98,9 @@ class Scorer(Model):
         given |= {name: _flat(given[name]) for name in TEXTS} | shared
         candidates = self.embedder(**given, return_dict=True).projected_score
         query = self.query_embedder(**inputs, return_dict=True).projected_score
-        wanted = self.config.num_candidates
-        if candidates.shape[0] != query.shape[0] * wanted:
-            raise InputError(
-                f"{candidates.shape[0]} candidates for {query.shape[0]} questions: num_candidates is {wanted}"
-            )
+        found, questions, wanted = len(candidates), len(query), self.config.num_candidates
+        if found != questions * wanted:
+            raise InputError(f"{found} candidates for {questions} questions: num_candidates is {wanted}")
         candidates = candidates.view(-1, wanted, candidates.shape[-1])
         relevance = torch.einsum("br,bnr->bn", query, candidates)
         return ScorerOutput(relevance, query, candidates)
@@ -195,11 +193,9 @@ class Reader(TaskModel):
     def answer(self, encoded: BaseOutput, **targets: Any) -> Output:
         """The best span, and the losses."""
         relevance, block_mask, first, last, has_answers = targets.values()
-        length = encoded.last_hidden_state.shape[1]
-        if not is_tracing() and length < self.config.max_span_width:
-            raise InputError(
-                f"a sequence of {length} tokens is shorter than max_span_width {self.config.max_span_width}"
-            )
+        length, widest = encoded.last_hidden_state.shape[1], self.config.max_span_width
+        if not is_tracing() and length < widest:
+            raise InputError(f"a sequence of {length} tokens is shorter than max_span_width {widest}")
         count = self.config.reader_beam_size
         logits, starts, ends = self.head(encoded.last_hidden_state, block_mask[:count])
         logits = logits + relevance[:count, None]

@@ -10,7 +10,7 @@ import torch
 
 from qdq.errors import ConfigError
 from qdq.models.architectures import FAMILIES, build, configure
-from qdq.models.cache import new_tokens, reorder_cache
+from qdq.models.cache import masked_slot, new_tokens, reorder_cache
 from qdq.models.config import ModelConfig
 from qdq.models.huggingface import load_model, save_model
 from qdq.models.inputs import InputError
@@ -82,6 +82,19 @@ def test_new_tokens_keeps_the_last_when_all_are_cached() -> None:
     assert new_tokens(ids, None)["input_ids"].tolist() == [[5, 6, 7]]
     mask = torch.tensor([[0, 1, 1]])
     assert new_tokens(ids, cache, mask)["attention_mask"] is mask
+
+
+def test_masked_slot_is_a_hidden_padding_token(kit: Any, assert_same: Any) -> None:
+    ids, mask = torch.tensor([[5, 6, 7], [8, 9, 1]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    given = masked_slot(ids, mask, 0)
+    assert given["input_ids"].tolist() == [[5, 6, 7, 0], [8, 9, 1, 0]]
+    assert given["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
+    model = small(kit, "bert", "masked-lm")
+    with torch.no_grad():
+        assert_same(model(**given).logits[:, :3], model(ids, mask).logits)
+        assert_same(model(**masked_slot(ids, None, 0)).logits[:, :3], model(ids).logits)
+    with pytest.raises(InputError, match="pad_token_id is null"):
+        masked_slot(ids, mask, None)
 
 
 def test_reordered_cache_continues_the_chosen_beams(kit: Any, assert_same: Any) -> None:
@@ -183,6 +196,39 @@ def test_pruned_heads_equal_masked_heads(model_type: str, kit: Any, assert_same:
     assert model.encoder.layers[0].attention.output.in_features == 16
 
 
+class OtherLinear(torch.nn.Linear):
+    pass
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value", "output"])
+@pytest.mark.parametrize("model_type", ["bert", "albert"])
+def test_heads_of_a_changed_model_are_not_pruned(model_type: str, name: str, kit: Any) -> None:
+    model = small(kit, model_type)
+    setattr(model.encoder.layers[1].attention, name, OtherLinear(32, 32))
+    before = model.state_dict()
+    message = f"encoder.layers.1.attention.{name} is OtherLinear, not a plain Linear: heads can only be pruned before"
+    with pytest.raises(InputError, match=message):
+        model.prune_heads({0: [1]})
+    assert model.config.pruned_heads == {}
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        ({3: [0]}, "pruned_heads names layer 3, the model has 3"),
+        ({0: [4]}, r"pruned_heads of layer 0 are \[4\], there are 4"),
+        ({0: range(4)}, "pruned_heads of layer 0 leaves no head"),
+    ],
+    ids=["layer", "head", "all heads"],
+)
+def test_heads_that_cannot_be_pruned(heads: dict[int, Any], message: str, kit: Any) -> None:
+    model = small(kit, "bert")
+    with pytest.raises(ConfigError, match=message):
+        model.prune_heads(heads)
+    assert model.encoder.layers[0].attention.query.out_features == 32
+
+
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("size", [60, 90], ids=["smaller", "larger"])
 def test_resized_vocabulary(tied: bool, size: int, kit: Any, tmp_path: Path, assert_same: Any) -> None:
@@ -224,6 +270,26 @@ def test_initialisation(model_type: str, kit: Any) -> None:
             assert 0.03 < float(values.std()) < 0.07, name
     # Megatron-BERT alone does not treat the padding token differently
     assert bool(model.embeddings.word.weight[2].any()) is (model_type == "megatron-bert")
+
+
+def test_padding_row_of_a_tied_table_is_initialised_too(kit: Any) -> None:
+    model = small(kit, "bert", "masked-lm", pad_token_id=2)
+    assert model.head.decoder.weight is model.embeddings.word.weight
+    assert not model.embeddings.word.weight[2].any()
+
+
+def test_torchscript_copies_the_tied_table(kit: Any, tmp_path: Path, assert_same: Any) -> None:
+    built = small(kit, "bert", "masked-lm", torchscript=True)
+    save_model(built, tmp_path)
+    ids = torch.full((2, 3), 5)
+    for model in (built, load_model(tmp_path)):
+        decoder, table = model.head.decoder.weight, model.embeddings.word.weight
+        assert decoder is not table
+        assert torch.equal(decoder, table)
+        with torch.no_grad():
+            assert_same(torch.jit.trace(model, (ids,))(ids)[0], model(ids)[0])
+    built.resize_token_embeddings(90)
+    assert torch.equal(built.head.decoder.weight, built.embeddings.word.weight)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "qdqbert", "megatron-bert", "roberta-prelayernorm"])
