@@ -26,6 +26,7 @@ _KEYS = {
     "pooler.dense": "pooler",
 }
 _PREDICTIONS = {"dense": "dense", "norm": "LayerNorm", "decoder": "decoder", "decoder.bias": "bias"}
+_LM_KEYS = below("head", "predictions", _PREDICTIONS)
 _PRE_TRAINING_KEYS = {
     **below("head.predictions", "predictions", _PREDICTIONS),
     "head.relationship.classifier": "sop_classifier.classifier",
@@ -39,9 +40,7 @@ ALBERT = Family(
     keys=_KEYS,
     tasks={
         **standard_tasks("Albert"),
-        "masked-lm": Task(
-            "AlbertForMaskedLM", MaskedLM, LanguageModelHead, keys=below("head", "predictions", _PREDICTIONS)
-        ),
+        "masked-lm": Task("AlbertForMaskedLM", MaskedLM, LanguageModelHead, _LM_KEYS),
         "pre-training": Task(
             "AlbertForPreTraining", SentenceOrderPreTraining, _order_head, _PRE_TRAINING_KEYS, pooler=True
         ),

@@ -4,6 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from torch import nn
 
 from qdq.errors import ConfigError, describe_faults
 from qdq.models.albert import ALBERT
@@ -31,7 +32,8 @@ def family_of(model_type: object) -> Family:
         ConfigError: there is none; the message lists those there are.
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise ConfigError(f"model_type is {model_type!r}, must be one of {', '.join(FAMILIES)}")
+        given = "missing" if model_type is None else repr(model_type)
+        raise ConfigError(f"model_type is {given}, must be one of {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
 
 
@@ -130,6 +132,8 @@ def build(
         ConfigError: unknown family, task or implementation.
     """
     model = construct(config, task, attn_implementation=attn_implementation)
-    drawn = {id(parameter): fresh_parameter(model, name) for name, parameter in model.named_parameters()}
-    model.assign({name: drawn[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)})
+    state: dict[str, nn.Parameter] = {}
+    for names in model.shared_names():
+        state |= dict.fromkeys(names, fresh_parameter(model, names[0]))
+    model.assign(state)
     return model

@@ -44,9 +44,8 @@ class Attention(nn.Module):
 
         hidden, width = config.hidden_size, len(self.heads) * self.head_size
         self.query, self.key, self.value = (nn.Linear(hidden, width) for _ in range(3))
-        self.distance = None
-        if self.position_type != "absolute":
-            self.distance = nn.Embedding(2 * self.max_positions - 1, self.head_size)
+        relative = self.position_type != "absolute"
+        self.distance = nn.Embedding(2 * self.max_positions - 1, self.head_size) if relative else None
         self.scores = MatMul(transpose_other=True)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.context = MatMul()

@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors
 import torch
@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qdq.errors import CheckpointError, ConfigError, StorageError, describe_faults
-from qdq.models.architectures import FAMILIES, configure, construct, family_of, fields_of, task_of
+from qdq.models.architectures import configure, construct, family_of, fields_of, task_of
 from qdq.models.attention import AttentionImplementation
 from qdq.models.config import ModelConfig
 from qdq.models.keymap import translate
@@ -51,16 +51,14 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
     """
     path = Path(path)
     if path.suffix != ".json":
-        _require_directory(path)
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such directory; give the directory of a downloaded checkpoint")
         path = path / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; a model directory needs a config.json")
     values = _read_json(path, ConfigError)
-    model_type = values.pop("model_type", None)
-    if model_type is None:
-        raise ConfigError(f"{path}: model_type is missing, must be one of {', '.join(FAMILIES)}")
     try:
-        return configure(model_type, **values)
+        return configure(values.pop("model_type", None), **values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -93,7 +91,6 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         CheckpointError: no weights, missing shards, a damaged file, or a pickle that wants to run code.
     """
     path = Path(path)
-    _require_directory(path)
     found = next((name for name in _WEIGHT_FILES if (path / name).is_file()), None)
     if found is None:
         raise CheckpointError(f"{path}: no weights; expected one of {', '.join(_WEIGHT_FILES)}")
@@ -145,22 +142,7 @@ def _read_json(path: Path, error: type[CheckpointError | ConfigError]) -> dict[s
     return values
 
 
-def _require_directory(path: Path) -> None:
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such directory; give the directory of a downloaded checkpoint")
-
-
 # --- weights: names ---
-
-
-class _Entry(NamedTuple):
-    """One parameter: the top-level module it is in, its names here, upstream's keys for it, and the one to write."""
-
-    part: str
-    names: list[str]
-    keys: list[str]
-    written: str
-    parameter: nn.Parameter
 
 
 def parameter_keys(model: Model) -> dict[str, tuple[str, ...]]:
@@ -181,19 +163,6 @@ def parameter_keys(model: Model) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _entries(model: Model) -> list[_Entry]:
-    """Every distinct parameter of ``model``, with several names where it is shared; keys without the base prefix."""
-    keys = parameter_keys(model)
-    shared: dict[int, tuple[nn.Parameter, list[str]]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        shared.setdefault(id(parameter), (parameter, []))[1].append(name)
-    entries = []
-    for parameter, names in shared.values():
-        accepted = dict.fromkeys(key for name in names for key in keys[name])
-        entries.append(_Entry(names[0].partition(".")[0], names, [*accepted], keys[names[0]][-1], parameter))
-    return entries
-
-
 def _bias_copy(key: str) -> str | None:
     """The second key under which upstream stores the bias of a language-model head."""
     stem, _, leaf = key.rpartition(".")
@@ -204,10 +173,12 @@ def upstream_state(model: Model) -> dict[str, Tensor]:
     """The weights of ``model`` under upstream's keys, each tied weight once; the tensors are not copied."""
     family, task = family_of(model.config.model_type), task_of(model.config, model.task)[1]
     inside = {"embeddings", "encoder", "pooler"} if task.prefixed else set()
-    return {
-        (f"{family.prefix}.{entry.written}" if entry.part in inside else entry.written): entry.parameter.detach()
-        for entry in _entries(model)
-    }
+    keys = parameter_keys(model)
+    state: dict[str, Tensor] = {}
+    for name, *_ in model.shared_names():
+        prefix = f"{family.prefix}." if name.partition(".")[0] in inside else ""
+        state[prefix + keys[name][-1]] = model.get_parameter(name).detach()
+    return state
 
 
 def load_weights(
@@ -233,10 +204,11 @@ def load_weights(
             today = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", key))
             given[today.removeprefix(f"{family.prefix}.")] = (key, tensor)
 
+    keys = parameter_keys(model)
     missing, misshaped, state, absent = [], [], {}, set()
-    for entry in _entries(model):
-        present = [given.pop(key) for key in entry.keys if key in given]
-        wanted = entry.parameter
+    for names in model.shared_names():
+        part, wanted = names[0].partition(".")[0], model.get_parameter(names[0])
+        present = [given.pop(key) for name in names for key in keys[name] if key in given]
         if present:
             key, tensor = present[0]
             if tensor.shape != wanted.shape or not tensor.is_floating_point():
@@ -244,13 +216,13 @@ def load_weights(
                 misshaped.append(f"{key} is {found}, must be {list(wanted.shape)} float")
                 continue
             parameter = nn.Parameter(tensor.to(dtype), requires_grad=wanted.requires_grad)
-        elif entry.part in allow_missing or entry.names[0].startswith(task.unused):
-            parameter = fresh_parameter(model, entry.names[0], dtype)
+        elif part in allow_missing or names[0].startswith(task.unused):
+            parameter = fresh_parameter(model, names[0], dtype)
         else:
-            missing.append(entry.written)
-            absent.add(entry.part)
+            missing.append(keys[names[0]][-1])
+            absent.add(part)
             continue
-        state.update(dict.fromkeys(entry.names, parameter))
+        state |= dict.fromkeys(names, parameter)
 
     elsewhere = {key for other in family.tasks.values() for key in other.keys.values()} | {family.keys["pooler.dense"]}
     elsewhere |= set(filter(None, map(_bias_copy, elsewhere)))

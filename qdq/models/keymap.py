@@ -15,16 +15,10 @@ def below(ours: str, theirs: str, keys: Keys) -> dict[str, str]:
     return {f"{ours}.{name}": f"{theirs}.{key}" for name, key in keys.items()}
 
 
-EMBEDDING_KEYS: Keys = {
-    "embeddings.word": "embeddings.word_embeddings",
-    "embeddings.position": "embeddings.position_embeddings",
-    "embeddings.token_type": "embeddings.token_type_embeddings",
-    "embeddings.norm": "embeddings.LayerNorm",
-}
+_TABLES: Keys = {name: f"{name}_embeddings" for name in ("word", "position", "token_type")}
+EMBEDDING_KEYS: Keys = below("embeddings", "embeddings", {**_TABLES, "norm": "LayerNorm"})
 _ATTENTION_KEYS: Keys = {
-    "query": "self.query",
-    "key": "self.key",
-    "value": "self.value",
+    **{name: f"self.{name}" for name in ("query", "key", "value")},
     "distance": "self.distance_embedding",
     "output": "output.dense",
     "norm": "output.LayerNorm",

@@ -38,6 +38,8 @@ class Pooler(nn.Module):
 class Model(nn.Module):
     """Configuration and task of a model, and how it answers."""
 
+    run: Callable[[dict[str, Any]], Output]  # the output for the arguments of a call, by name
+
     def __init__(self, config: ModelConfig, task: str) -> None:
         super().__init__()
         self.config = config
@@ -63,9 +65,12 @@ class Model(nn.Module):
         place_kept = isinstance(result, BaseOutput) and result.pooler_output is None
         return (given[0], None, *given[1:]) if place_kept else given
 
-    def run(self, inputs: dict[str, Any]) -> Output:
-        """The output for the arguments of a call, by name."""
-        raise NotImplementedError
+    def shared_names(self) -> list[list[str]]:
+        """The names of every distinct parameter, several where it is shared."""
+        names: dict[int, list[str]] = {}
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        return [*names.values()]
 
     def assign(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Make ``parameters`` those of this model, in the places of their names: all there are."""
@@ -190,8 +195,6 @@ class EncoderModel(Model):
             result.pooler_output = self.pooler(result.last_hidden_state)
         return result
 
-    # --- embeddings and heads ---
-
     def output_embedding(self) -> nn.Linear | None:
         """The linear from hidden states to the vocabulary, in models that have one."""
         head = self.head.predictions if isinstance(self.head, PreTrainingHead) else self.head
@@ -252,8 +255,6 @@ class EncoderModel(Model):
         for layer, indices in zip(self.encoder.layers, order, strict=True):
             cast("Layer", layer).attention.prune(heads.get(distinct.index(indices), ()))
         self.encoder.share()
-
-    # --- modes ---
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute each layer in the backward pass instead of keeping its activations."""

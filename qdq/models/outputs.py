@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, dataclass_transform
 
 import torch
 from torch import Tensor
@@ -11,11 +11,16 @@ Tensors = tuple[Tensor, ...]
 Cache = tuple[Tensors, ...]
 """Per layer (key, value) or (key, value, cross key, cross value), each ``(batch, heads, length, head size)``."""
 
-T = TypeVar("T", bound="Output")
 
-
+@dataclass_transform()
 class Output:
-    """Base of all outputs. ``None`` fields do not count: ``output[0]`` is the first field that was computed."""
+    """Base of all outputs, each a dataclass that torch.export and torch.func can take apart.
+
+    ``None`` fields do not count: ``output[0]`` is the first field that was computed.
+    """
+
+    def __init_subclass__(cls) -> None:
+        torch.export.register_dataclass(dataclass(cls))
 
     def keys(self) -> list[str]:
         """Names of the fields that were computed, in order."""
@@ -45,15 +50,6 @@ class Output:
         return iter(self.keys())
 
 
-@dataclass_transform()
-def output(cls: type[T]) -> type[T]:
-    """Make ``cls`` a dataclass that torch.export and torch.func can take apart."""
-    made = dataclass(cls)
-    torch.export.register_dataclass(made)
-    return made
-
-
-@output
 class BaseOutput(Output):
     """Result of the encoder: ``last_hidden_state`` ``(batch, seq, hidden)``, ``pooler_output`` ``(batch, hidden)``."""
 
@@ -65,7 +61,6 @@ class BaseOutput(Output):
     cross_attentions: Tensors | None = None
 
 
-@output
 class TaskOutput(Output):
     """Result of a model with a head; each task computes the fields that upstream gives it.
 

@@ -11,11 +11,8 @@ from qdq.models.realm_models import Embedder, EmbedderHead, KnowledgeAugmentedEn
 _EMBEDDER_KEYS = {**below("head", "cls", {"projection": "dense", "norm": "LayerNorm"}), **PREDICTIONS_KEYS}
 _SPAN_KEYS = {"intermediate": "dense_intermediate", "norm": "layer_normalization", "output": "dense_output"}
 _READER_KEYS = {**below("head", "qa_outputs", _SPAN_KEYS), **PREDICTIONS_KEYS}
-_WHOLE_EMBEDDER_KEYS = {**{ours: f"realm.{theirs}" for ours, theirs in BERT_KEYS.items()}, **_EMBEDDER_KEYS}
-_SCORER_KEYS = {
-    **below("embedder", "embedder", _WHOLE_EMBEDDER_KEYS),
-    **below("query_embedder", "query_embedder", _WHOLE_EMBEDDER_KEYS),
-}
+_WHOLE = {**{ours: f"realm.{theirs}" for ours, theirs in BERT_KEYS.items()}, **_EMBEDDER_KEYS}
+_SCORER_KEYS = below("embedder", "embedder", _WHOLE) | below("query_embedder", "query_embedder", _WHOLE)
 
 REALM = Family(
     model_type="realm",

@@ -15,10 +15,9 @@ from qdq.models.inputs import InputError, check_shape, is_tracing
 from qdq.models.losses import IGNORED
 from qdq.models.masks import additive
 from qdq.models.model import TEXTS, Model, PooledModel, TaskModel
-from qdq.models.outputs import BaseOutput, Output, Tensors, output
+from qdq.models.outputs import BaseOutput, Output, Tensors
 
 
-@output
 class EmbedderOutput(Output):
     """``projected_score`` is ``(b, r)``."""
 
@@ -27,7 +26,6 @@ class EmbedderOutput(Output):
     attentions: Tensors | None = None
 
 
-@output
 class ScorerOutput(Output):
     """Scores ``(b, n)``, and what they are the inner products of: ``(b, r)`` and ``(b, n, r)``."""
 
@@ -36,7 +34,6 @@ class ScorerOutput(Output):
     candidate_score: Tensor
 
 
-@output
 class ReaderOutput(Output):
     """Losses if asked for, and the best span: its block and candidate (scalars), first and last token ``(1,)``."""
 
@@ -132,10 +129,9 @@ class KnowledgeAugmentedEncoder(TaskModel):
         count = self.config.num_candidates
         check_shape("relevance_score", relevance, [(batch, count)])
         if logits.shape[:2] != (batch * count, length):
-            raise InputError(
-                f"labels has shape {list(labels.shape)} and num_candidates is {count}: "
-                f"the inputs must be {[batch, count, length]}, together they are {list(logits.shape[:2])}"
-            )
+            found, wanted = list(logits.shape[:2]), [batch, count, length]
+            what = f"labels has shape {list(labels.shape)} and num_candidates is {count}"
+            raise InputError(f"{what}: the inputs must be {wanted}, together they are {found}")
         target = labels[:, None].expand(batch, count, length).reshape(-1)
         tokens = -nn.functional.cross_entropy(logits.flatten(0, 1), target, ignore_index=IGNORED, reduction="none")
         candidates = torch.log_softmax(relevance, dim=-1)[:, :, None]
@@ -184,15 +180,11 @@ class Reader(TaskModel):
 
     targets = ("relevance_score", "block_mask", "start_positions", "end_positions", "has_answers")
 
-    def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Check what the reader cannot do without."""
-        if inputs.get("relevance_score") is None or inputs.get("block_mask") is None:
-            raise InputError("the reader needs relevance_score [retrieved] and block_mask [retrieved, seq]")
-        return inputs
-
     def answer(self, encoded: BaseOutput, **targets: Any) -> Output:
         """The best span, and the losses."""
         relevance, block_mask, first, last, has_answers = targets.values()
+        if relevance is None or block_mask is None:
+            raise InputError("the reader needs relevance_score [retrieved] and block_mask [retrieved, seq]")
         length, widest = encoded.last_hidden_state.shape[1], self.config.max_span_width
         if not is_tracing() and length < widest:
             raise InputError(f"a sequence of {length} tokens is shorter than max_span_width {widest}")

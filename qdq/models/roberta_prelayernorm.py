@@ -9,9 +9,8 @@ from qdq.models.keymap import BERT_KEYS, below
 from qdq.models.task_models import CausalLM, MaskedLM, MultipleChoice, SequenceClassification
 
 _STEM = "RobertaPreLayerNorm"
-_LM_KEYS = below(
-    "head", "lm_head", {"dense": "dense", "norm": "layer_norm", "decoder": "decoder", "decoder.bias": "bias"}
-)
+_LM = {"dense": "dense", "norm": "layer_norm", "decoder": "decoder", "decoder.bias": "bias"}
+_LM_KEYS = below("head", "lm_head", _LM)
 _SENTENCE_KEYS = below("head", "classifier", {"dense": "dense", "classifier": "out_proj"})
 _language_model = partial(LanguageModelHead, hidden_act="gelu")  # exactly this one, whatever the layers use
 _sentence = partial(Classifier, hidden=True)  # reads the first token of the normalised output: there is no pooler
