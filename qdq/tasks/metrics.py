@@ -9,7 +9,8 @@ torchmetrics where it is right:
 3. Matthews is ours: its own subtracts large products in float32, and calls a constant prediction of two classes a
    correlation of 1;
 4. SQuAD's figures are in ``squad``: it takes no question without answer;
-5. recall and reciprocal rank are means of what ``retrieval`` finds per query: it would keep every score of every query.
+5. recall and reciprocal rank are means of what ``retrieval`` finds per query: it keeps every score of every query, and
+   takes a passage at a negative cosine for one that was not found.
 """
 
 from __future__ import annotations
@@ -268,4 +269,5 @@ def _one_hot(numbers: Numbers, classes: int) -> Numbers:
 
 def _divide(over: Numbers, under: Numbers, *, empty: float = float("nan")) -> Numbers:
     """``over / under``, and ``empty`` where that is nothing by nothing."""
-    return np.divide(over, under, out=np.full(np.shape(over), empty), where=under > 0)
+    quotient: Numbers = np.divide(over, under, out=np.full(np.shape(over), empty), where=under > 0)
+    return quotient

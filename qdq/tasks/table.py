@@ -32,18 +32,24 @@ class TableBuilder:
         self._rows = 0
 
     def put(self, index: ArrayLike, **values: ArrayLike) -> None:
-        """Numbers ``(batch,)`` of the examples ``index`` ``(batch,)`` for every column."""
+        """Numbers ``(batch,)`` of the examples ``index`` ``(batch,)`` for some columns."""
         places = np.asarray(index, dtype=np.int64)
         if not places.size:
             return
         self._rows = max(self._rows, int(places.max()) + 1)
-        for name, column in self._columns.items():
+        for name, numbers in values.items():
+            column = self._columns[name]
             if len(column) < self._rows:
-                larger = np.full(max(self._rows, 2 * len(column), 1024), np.nan)
-                larger[: len(column)] = column
-                self._columns[name] = larger
-            self._columns[name][places] = np.asarray(values[name])
+                self._columns[name] = _sized(column, max(self._rows, 2 * len(column), 1024))
+            self._columns[name][places] = np.asarray(numbers)
 
     def finish(self) -> dict[str, Numbers]:
         """The table, its rows in the order of the data."""
-        return {name: column[: self._rows] for name, column in self._columns.items()}
+        return {name: _sized(column, self._rows) for name, column in self._columns.items()}
+
+
+def _sized(column: Numbers, rows: int) -> Numbers:
+    """The column cut, or filled up with NaN."""
+    sized = np.full(rows, np.nan)
+    sized[: len(column)] = column[:rows]
+    return sized

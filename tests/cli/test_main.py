@@ -13,7 +13,7 @@ import pytest
 
 import qdq
 
-COMMANDS = ("quickstart", "calibrate", "export", "verify", "benchmark", "inspect")
+COMMANDS = ("quickstart", "calibrate", "export", "verify", "evaluate", "benchmark", "inspect")
 OUTPUT_OPTIONS = ("--json", "--verbose", "-v", "--quiet", "-q", "--seed")
 OPTIONS = {
     "quickstart": ("--output", "-o", "--model", "-m", "--threads", "--rounds"),
@@ -23,6 +23,12 @@ OPTIONS = {
     ),
     "export": ("--model", "-m", "--output", "-o", "--target", "--float", "--recipe", "--opset"),
     "verify": ("--model", "-m", "OUT_DIR"),
+    "evaluate": (
+        *("PATH", "--task", "--data", "--against", "--max-drop", "--metric", "--runtime", "--threads", "--batch-size"),
+        *("--seq-len", "--num-samples", "--split", "--resamples", "--pooling", "--stride", "--n-best"),
+        *("--max-answer-length", "--null-threshold", "--always-answer", "--text-column", "--text-pair-column"),
+        "--label-column",
+    ),
     "benchmark": ("--batch-size", "--seq-len", "--threads", "--rounds", "--runtime", "OUT_DIR"),
     "inspect": ("PATH",),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import json
 import re
 import string
@@ -73,6 +74,6 @@ def test_every_pair_of_true_answers(data_dir: Path) -> None:
     articles = json.loads((data_dir / "squad" / "dev-subset.json").read_text())["data"]
     asked = [qa for article in articles for paragraph in article["paragraphs"] for qa in paragraph["qas"]]
     answers = [[answer["text"] for answer in qa["answers"]] for qa in asked]
-    for mine, theirs in zip(answers, answers[1:], strict=False):
+    for mine, theirs in itertools.pairwise(answers):
         for prediction in {*mine[:1], *theirs[:1], ""}:
             assert answer_scores(prediction, mine) == pytest.approx(published(prediction, mine), abs=1e-12)

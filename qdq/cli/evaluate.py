@@ -1,0 +1,179 @@
+"""``qdq evaluate``: the metrics of a model on a task, and its loss against another."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
+from qdq.cli.tables import new_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from qdq.tasks.evaluate import Evaluation
+
+__all__ = ["evaluate"]
+
+_TASKS = (
+    "sts, sequence-classification, token-classification, question-answering, multiple-choice, masked-lm or retrieval."
+)
+_QA = "Question answering"
+_COLUMNS = "Columns, where their names are not the usual ones"
+
+
+@command
+def evaluate(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A checkpoint, float or quantized, or an exported directory.")
+    ],
+    task: Annotated[str, typer.Option(metavar="TASK", help=_TASKS)],
+    data: Annotated[
+        str, typer.Option(metavar="FILE", help="Labelled examples: .tsv, .csv, .jsonl, .conll, SQuAD's .json, ...")
+    ],
+    against: Annotated[
+        Path | None, typer.Option(metavar="PATH2", help="The baseline, run on the same examples.")
+    ] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(metavar="1%|0.5", help="Exit code 1 when the loss against the baseline is larger; % or points."),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="That --max-drop is about; the first of the table if not given.")
+    ] = None,
+    runtime: Annotated[
+        str | None, typer.Option(metavar="NAME", help="For exports: onnxruntime (the default) or openvino.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads of the computation.", min=1)] = None,
+    batch_size: Annotated[int, typer.Option(metavar="B", help="Rows in a batch.", min=1)] = 32,
+    seq_len: Annotated[
+        int | None, typer.Option(metavar="L", help="Longest row in tokens; what the model takes if not given.", min=3)
+    ] = None,
+    num_samples: Annotated[
+        int | None, typer.Option(metavar="N", help="Examples drawn at random; all if not given.", min=1)
+    ] = None,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Of a saved dataset with several.")] = None,
+    resamples: Annotated[
+        int, typer.Option(metavar="N", help="Of the bootstrap that gives the intervals; 0 for none.", min=0)
+    ] = 1000,
+    pooling: Annotated[
+        str | None,
+        typer.Option(metavar="mean|cls|max", help="Of sts and retrieval; what the model's folder says, else mean."),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens that windows share; 128 if not given.", min=0, rich_help_panel=_QA),
+    ] = None,
+    n_best: Annotated[
+        int, typer.Option(metavar="N", help="Starts and ends that are considered.", min=1, rich_help_panel=_QA)
+    ] = 20,
+    max_answer_length: Annotated[int, typer.Option(metavar="N", help="In tokens.", min=1, rich_help_panel=_QA)] = 30,
+    null_threshold: Annotated[
+        float, typer.Option(metavar="X", help='"No answer" when it scores higher by this.', rich_help_panel=_QA)
+    ] = 0.0,
+    always_answer: Annotated[
+        bool, typer.Option("--always-answer", metavar="", help='Never "no answer": SQuAD 1.1.', rich_help_panel=_QA)
+    ] = False,
+    text_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The text, or the query.", rich_help_panel=_COLUMNS)
+    ] = None,
+    text_pair_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The second text, or the passage.", rich_help_panel=_COLUMNS)
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The label, score or tags.", rich_help_panel=_COLUMNS)
+    ] = None,
+    json: JsonOption = False,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+    seed: SeedOption = 0,
+) -> None:
+    """Measure what a model is worth on a task, with intervals, and against another model.
+
+    Needs the extra "evaluate". Example: qdq evaluate ort/ --task sts --data sts.tsv --against model/ --max-drop 1%
+    """
+    session = Session(json=json, verbose=verbose, quiet=quiet)
+    from qdq.data.examples import Columns
+    from qdq.errors import VerificationError
+    from qdq.tasks.evaluate import evaluate as run
+    from qdq.tasks.settings import Settings
+
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    columns = Columns(text=text_column, text_pair=text_pair_column, label=label_column)
+    settings = Settings(
+        batch_size=batch_size,
+        seq_len=seq_len,
+        num_samples=num_samples,
+        split=split,
+        columns=columns if columns.names else None,
+        seed=seed,
+        pooling=pooling,
+        stride=stride,
+        n_best=n_best,
+        max_answer_length=max_answer_length,
+        null_threshold=null_threshold,
+        always_answer=always_answer,
+    )
+    with session.progress("evaluating", total=1) as advance:
+        result = run(
+            path,
+            task,
+            data,
+            against=against,
+            max_drop=max_drop,
+            metric=metric,
+            runtime=runtime,
+            threads=threads,
+            resamples=resamples,
+            settings=settings,
+            progress=lambda done, total: advance(done, f"evaluating {task}", total),
+        )
+    for note in result.notes:
+        session.say(note)
+    error = None
+    if result.drop is not None and not result.holds:
+        drop = result.drop
+        unit = " %" if drop.limit.is_percent else " points"
+        error = VerificationError(
+            f"{path}: {drop.metric} is {drop.drop:.2f}{unit} below that of {against}, accepted are {drop.limit}"
+        )
+    session.result(result.to_dict(), *_shown(result), error=error)
+
+
+def _shown(result: Evaluation) -> list[Table | str]:
+    skipped = f", {result.skipped:,} rows without label skipped" if result.skipped else ""
+    title = f"{result.task}: {result.model} in {result.runtime}, {result.examples:,} examples{skipped}"
+    if result.against is None:
+        table = new_table("metric", "value", "95 % interval")
+        for name, value in result.metrics.items():
+            scale = result.scales[name]
+            table.add_row(name, _figure(value, scale), _interval(result.intervals[name], scale))
+        return [title, table]
+    against = result.against
+    table = new_table("metric", "value", "95 % interval", "baseline", "difference", "95 % interval", "p")
+    for name, value in result.metrics.items():
+        scale, difference = result.scales[name], against.differences[name]
+        table.add_row(
+            name,
+            _figure(value, scale),
+            _interval(result.intervals[name], scale),
+            _figure(against.metrics[name], scale),
+            _figure(difference.value, scale, sign="+"),
+            _interval(difference.interval, scale),
+            "" if difference.p_value is None else f"{difference.p_value:.3f}",
+        )
+    return [title, f"baseline: {against.model} in {against.runtime}", table]
+
+
+def _figure(value: float, scale: float, *, sign: str = "") -> str:
+    return f"{scale * value:{sign}.2f}" if math.isfinite(value) else "undefined"
+
+
+def _interval(interval: tuple[float, float] | None, scale: float) -> str:
+    return "" if interval is None else " .. ".join(f"{scale * bound:.2f}" for bound in interval)

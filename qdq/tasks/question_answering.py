@@ -1,0 +1,139 @@
+"""Extractive question answering: the best span over all windows of a context, or no answer (SQuAD 1.1 and 2.0)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qdq.data.examples import QuestionExample
+from qdq.errors import DataError
+from qdq.tasks.job import Scores
+from qdq.tasks.metrics import mean, ratio
+from qdq.tasks.squad import answer_scores
+from qdq.tasks.table import TableBuilder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from qdq.data.batches import Batch
+    from qdq.tasks.job import Job
+    from qdq.tasks.settings import Settings
+
+__all__ = ["Answer", "answers", "score"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answers.
+
+    Args:
+        text: a piece of the context, empty where the model says that there is no answer.
+        null_difference: how much higher the score of "no answer" is than that of the best span.
+    """
+
+    text: str
+    null_difference: float
+
+
+@dataclass
+class _Best:
+    """The best of the windows seen so far: characters of the context, and the scores."""
+
+    windows: int = 0
+    score: float = -np.inf
+    span: tuple[int, int] = (0, 0)
+    null: float = np.inf
+
+
+def score(job: Job) -> Scores:
+    """Exact match and F1 over all questions, and over those with and those without an answer; four numbers each."""
+    settings = job.settings
+    examples = job.examples("question-answering")
+    table = TableBuilder("exact", "f1", "exact_of_answerable", "f1_of_answerable", "answerable")
+    for question, answer in answers(job, examples):
+        exact, f1 = answer_scores(answer.text, question.answers or ())
+        answerable = bool(question.answers)
+        table.put(
+            [question.index],
+            exact=[exact],
+            f1=[f1],
+            exact_of_answerable=[exact * answerable],
+            f1_of_answerable=[f1 * answerable],
+            answerable=[answerable],
+        )
+    numbers = table.finish()
+    metrics = [mean("f1"), mean("exact_match", "exact")]
+    numbers["unanswerable"] = 1 - numbers["answerable"]
+    numbers["exact_of_unanswerable"] = numbers["exact"] - numbers["exact_of_answerable"]
+    if 0 < numbers["answerable"].sum() < len(numbers["answerable"]):
+        metrics += [
+            ratio("has_answer_f1", "f1_of_answerable", "answerable"),
+            ratio("has_answer_exact_match", "exact_of_answerable", "answerable"),
+            ratio("no_answer_accuracy", "exact_of_unanswerable", "unanswerable"),
+        ]
+    names = ("stride", "n_best", "max_answer_length", "null_threshold", "always_answer")
+    return Scores(numbers, tuple(metrics), skipped=examples.skipped, settings=settings.to_dict(*names))
+
+
+def answers(job: Job, examples: Iterable[Any]) -> Iterator[tuple[QuestionExample, Answer]]:
+    """Every question with the model's answer, in the order in which their last windows are computed."""
+    settings = job.settings
+    pending: dict[int, _Best] = {}
+    for batch, outputs in job.run(job.batches(examples, "question-answering", stride=settings.stride)):
+        if batch.part is None or batch.parts is None or batch.offsets is None:
+            raise DataError(f"{batch.examples[0].place}: no question with its context")
+        windows = _best_spans(batch, outputs["start_logits"], outputs["end_logits"], settings)
+        for row, (index, parts) in enumerate(zip(batch.index.tolist(), batch.parts.tolist(), strict=True)):
+            best = pending.setdefault(index, _Best())
+            span_score, begin, end, null = (values[row] for values in windows)
+            best.windows += 1
+            best.null = min(best.null, float(null))
+            if span_score > best.score:
+                best.score, best.span = float(span_score), (int(begin), int(end))
+            if best.windows == parts:
+                question = batch.examples[row]
+                assert isinstance(question, QuestionExample)
+                yield question, _answer(question, pending.pop(index), settings)
+
+
+def _answer(question: QuestionExample, best: _Best, settings: Settings) -> Answer:
+    difference = best.null - best.score
+    text = question.context[slice(*best.span)]
+    if not settings.always_answer and difference > settings.null_threshold:
+        text = ""
+    return Answer(text, difference)
+
+
+def _best_spans(
+    batch: Batch, start: NDArray[Any], end: NDArray[Any], settings: Settings
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """For every row the score of the best span, its characters (begin, end), and the score of no answer.
+
+    Spans run over tokens of the context, from one of the ``n_best`` starts to one of the ``n_best`` ends. The score of
+    "no answer" is that of the first token, where the families put theirs for it.
+    """
+    assert batch.offsets is not None
+    offsets = batch.offsets.numpy()
+    inside = offsets[..., 0] >= 0
+    null = start[:, 0] + end[:, 0]
+    starts, ends = (_highest(np.where(inside, logits, -np.inf), settings.n_best) for logits in (start, end))
+    length = ends[:, np.newaxis, :] - starts[:, :, np.newaxis] + 1
+    rows = np.arange(len(start))[:, np.newaxis]
+    score = start[rows, starts][:, :, np.newaxis] + end[rows, ends][:, np.newaxis, :]
+    possible = inside[rows, starts][:, :, np.newaxis] & inside[rows, ends][:, np.newaxis, :]
+    possible &= (length >= 1) & (length <= settings.max_answer_length)
+    score = np.where(possible, score, -np.inf).reshape(len(start), -1)
+    best = score.argmax(axis=1)
+    first, last = np.unravel_index(best, length.shape[1:])
+    row = rows[:, 0]
+    return score[row, best], offsets[row, starts[row, first], 0], offsets[row, ends[row, last], 1], null
+
+
+def _highest(logits: NDArray[Any], count: int) -> NDArray[Any]:
+    """Positions ``(batch, count)`` of the highest logits ``(batch, seq)``, the highest first."""
+    order: NDArray[Any] = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+    return order

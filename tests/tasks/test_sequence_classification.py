@@ -1,0 +1,118 @@
+"""Labels and scores of whole texts: transformers' predictions, scikit-learn's and scipy's metrics."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+import torch
+import transformers
+
+import qdq
+from qdq.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EXACT = 1e-6
+
+
+def logits_of_transformers(folder: Path, texts: list[Any]) -> np.ndarray:
+    """One text at a time, without padding."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    rows = []
+    for text in texts:
+        inputs = tokenizer(*((text,) if isinstance(text, str) else text), return_tensors="pt", truncation=True)
+        with torch.no_grad():
+            rows.append(model(**inputs).logits[0].numpy())
+    return np.stack(rows)
+
+
+def test_two_labels_on_sst2(kit: Any, tmp_path: Path, sentences: list[tuple[str, int]]) -> None:
+    folder = kit.model(tmp_path / "model", "sequence-classification")
+    kit.balance(folder, [text for text, _ in sentences])
+    data = tmp_path / "dev.tsv"
+    data.write_text("".join(f"{text}\t{label}\n" for text, label in sentences))
+    texts, labels = zip(*sentences, strict=True)
+    found = qdq.evaluate(folder, "sequence-classification", data, resamples=0)
+    predictions = logits_of_transformers(folder, list(texts)).argmax(axis=1)
+    assert 0 < predictions.mean() < 1
+    assert found.examples == 200
+    assert found.metrics == {
+        "accuracy": pytest.approx(sklearn.metrics.accuracy_score(labels, predictions), abs=EXACT),
+        "f1": pytest.approx(sklearn.metrics.f1_score(labels, predictions), abs=EXACT),
+        "matthews": pytest.approx(sklearn.metrics.matthews_corrcoef(labels, predictions), abs=EXACT),
+    }
+
+
+def test_several_labels_of_pairs_by_name(kit: Any, tmp_path: Path, sentences: list[tuple[str, int]]) -> None:
+    names = ["entailment", "neutral", "contradiction"]
+    texts = [text for text, _ in sentences[:60]]
+    folder = kit.balance(kit.labelled(tmp_path / "model", "sequence-classification", names), texts)
+    pairs = list(zip(texts[:30], texts[30:], strict=True))
+    labels = [(7 * index) % 3 for index in range(30)]
+    rows = [
+        {"premise": one, "hypothesis": two, "label": names[label]}
+        for (one, two), label in zip(pairs, labels, strict=True)
+    ]
+    found = qdq.evaluate(folder, "sequence-classification", rows, resamples=0, batch_size=7)
+    predictions = logits_of_transformers(folder, pairs).argmax(axis=1)
+    assert found.metrics == {
+        "accuracy": pytest.approx(sklearn.metrics.accuracy_score(labels, predictions), abs=EXACT),
+        "f1_macro": pytest.approx(sklearn.metrics.f1_score(labels, predictions, average="macro"), abs=EXACT),
+        "matthews": pytest.approx(sklearn.metrics.matthews_corrcoef(labels, predictions), abs=EXACT),
+    }
+
+
+def test_a_score(kit: Any, tmp_path: Path, sentences: list[tuple[str, int]]) -> None:
+    folder = kit.model(tmp_path / "model", "sequence-classification", num_labels=1)
+    texts = [text for text, _ in sentences[:80]]
+    scores = np.random.default_rng(0).normal(size=80).round(1)
+    rows = [{"sentence": text, "score": float(score)} for text, score in zip(texts, scores, strict=True)]
+    found = qdq.evaluate(folder, "sequence-classification", rows, resamples=0)
+    predictions = logits_of_transformers(folder, texts)[:, 0]
+    assert found.metrics == {
+        "spearman": pytest.approx(scipy.stats.spearmanr(predictions, scores).statistic, abs=EXACT),
+        "pearson": pytest.approx(scipy.stats.pearsonr(predictions, scores).statistic, abs=EXACT),
+        "mse": pytest.approx(sklearn.metrics.mean_squared_error(scores, predictions), abs=1e-5),
+    }
+
+
+def test_any_number_of_labels(kit: Any, tmp_path: Path, sentences: list[tuple[str, int]]) -> None:
+    folder = kit.model(
+        tmp_path / "model", "sequence-classification", num_labels=4, problem_type="multi_label_classification"
+    )
+    texts = [text for text, _ in sentences[:50]]
+    labels = np.random.default_rng(0).integers(2, size=(50, 4))
+    rows = [{"text": text, "labels": row.astype(float).tolist()} for text, row in zip(texts, labels, strict=True)]
+    found = qdq.evaluate(folder, "sequence-classification", rows, resamples=0)
+    predictions = logits_of_transformers(folder, texts) > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn warns where a row has no label
+        expected = {
+            name: getattr(sklearn.metrics, f"{name}_score")(labels, predictions, average="micro")
+            for name in ("f1", "precision", "recall")
+        }
+    assert found.metrics == {
+        **{name: pytest.approx(value, abs=EXACT) for name, value in expected.items()},
+        "exact_match": pytest.approx(sklearn.metrics.accuracy_score(labels, predictions), abs=EXACT),
+    }
+
+
+def test_a_label_the_head_does_not_have(kit: Any, tmp_path: Path) -> None:
+    folder = kit.labelled(tmp_path / "model", "sequence-classification", ["negative", "positive"])
+    rows = [{"text": "fine", "label": "positive"}, {"text": "so so", "label": "neutral"}]
+    with pytest.raises(DataError, match=r"row 2.*neutral.*negative.*positive"):
+        qdq.evaluate(folder, "sequence-classification", rows)
+
+
+def test_rows_without_label_are_skipped_and_counted(kit: Any, tmp_path: Path) -> None:
+    folder = kit.model(tmp_path / "model", "sequence-classification")
+    rows = [{"text": "fine", "label": 1}, {"text": "unknown", "label": None}, {"text": "bad", "label": 0}]
+    found = qdq.evaluate(folder, "sequence-classification", rows, resamples=0)
+    assert (found.examples, found.skipped) == (2, 1)

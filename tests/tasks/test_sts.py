@@ -1,0 +1,101 @@
+"""The real model on 1,620 pairs that people scored: the published figure, by every way to run it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+import transformers
+
+import qdq
+from qdq.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PUBLISHED = 0.8658
+CLOSE = 0.0002  # 0.02 points
+
+
+def pairs_of(path: Path) -> list[tuple[float, str, str]]:
+    rows = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
+    return [(float(score), one, two) for score, one, two in rows if score]
+
+
+@pytest.fixture(scope="module")
+def of_transformers(minilm_dir: Path, sts_file: Path) -> dict[str, float]:
+    """Spearman and Pearson of scipy for the mean of transformers' own forward, texts sorted by length."""
+    torch.set_num_threads(2)
+    pairs = pairs_of(sts_file)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm_dir)
+    model = transformers.AutoModel.from_pretrained(minilm_dir).eval()
+    texts = sorted({text for _, *both in pairs for text in both}, key=len)
+    vectors = {}
+    for begin in range(0, len(texts), 64):
+        chunk = texts[begin : begin + 64]
+        inputs = tokenizer(chunk, return_tensors="pt", padding=True)
+        with torch.no_grad():
+            hidden = model(**inputs).last_hidden_state
+        mask = inputs["attention_mask"][..., None]
+        mean = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1))
+        vectors.update(zip(chunk, mean.numpy(), strict=True))
+    cosines = [float(vectors[one] @ vectors[two]) for _, one, two in pairs]
+    scores = [score for score, _, _ in pairs]
+    return {
+        "spearman": float(scipy.stats.spearmanr(cosines, scores).statistic),
+        "pearson": float(scipy.stats.pearsonr(cosines, scores).statistic),
+    }
+
+
+def test_the_float_checkpoint(minilm_dir: Path, sts_file: Path, of_transformers: dict[str, float]) -> None:
+    torch.set_num_threads(2)
+    found = qdq.evaluate(minilm_dir, "sts", sts_file)
+    assert len(pairs_of(sts_file)) == found.examples == 1620
+    assert found.skipped == sum(line.startswith("\t") for line in sts_file.read_text().splitlines())
+    assert of_transformers["spearman"] == pytest.approx(PUBLISHED, abs=CLOSE)
+    for name, value in of_transformers.items():
+        assert found.metrics[name] == pytest.approx(value, abs=1e-5)
+    low, high = found.intervals["spearman"]  # type: ignore[misc]
+    assert low < PUBLISHED < high
+    assert 0.01 < high - low < 0.04
+    assert found.settings["pooling"] == "mean"
+
+
+def test_the_onnx_export(minilm_dir: Path, sts_file: Path, of_transformers: dict[str, float], tmp_path: Path) -> None:
+    qdq.export(minilm_dir, tmp_path / "float", target=None)
+    found = qdq.evaluate(tmp_path / "float", "sts", sts_file, threads=2, resamples=0)
+    assert found.runtime == "onnxruntime"
+    assert found.metrics["spearman"] == pytest.approx(of_transformers["spearman"], abs=CLOSE)
+
+
+def test_figures_equal_the_independent_computation(kit: Any, tmp_path: Path, sts_file: Path) -> None:
+    """To 1e-6 with the same similarities: a small model, every pooling."""
+    folder = kit.model(tmp_path / "model")
+    pairs = pairs_of(sts_file)[:120]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    poolings = {"mean": lambda h: h.mean(1), "cls": lambda h: h[:, 0], "max": lambda h: h.max(1).values}
+    cosines: dict[str, list[float]] = {name: [] for name in poolings}
+    for _, one, two in pairs:
+        with torch.no_grad():
+            states = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state for text in (one, two)]
+        for name, pool in poolings.items():
+            cosines[name].append(float(torch.nn.functional.cosine_similarity(*map(pool, states))))
+    scores = [score for score, _, _ in pairs]
+    rows = [{"score": score, "sentence1": one, "sentence2": two} for score, one, two in pairs]
+    for name, values in cosines.items():
+        found = qdq.evaluate(folder, "sts", rows, resamples=0, pooling=name, batch_size=9)
+        assert found.metrics == {
+            "spearman": pytest.approx(scipy.stats.spearmanr(values, scores).statistic, abs=2e-4),
+            "pearson": pytest.approx(scipy.stats.pearsonr(values, scores).statistic, abs=1e-6),
+        }
+    assert len({round(float(np.mean(values)), 3) for values in cosines.values()}) == 3
+
+
+def test_sentences_without_partner(kit: Any, tmp_path: Path) -> None:
+    folder = kit.model(tmp_path / "model")
+    with pytest.raises(DataError, match="needs pairs"):
+        qdq.evaluate(folder, "sts", [{"text": "alone", "score": 1.0}, {"text": "alone", "score": 2.0}])
