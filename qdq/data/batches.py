@@ -185,9 +185,7 @@ def _check(settings: _Settings, encoder: TextEncoder, *, is_question: bool) -> N
     if settings.pad_to is not None and settings.pad_to < length:
         faults.append(f"pad_to must be at least max_length ({length}), not {settings.pad_to}")
     if is_question and (stride < 0 or _max_question(encoder, length, stride) < 1):
-        faults.append(
-            f"stride {stride} leaves no room for a question in max_length {length}; at most a third is sensible"
-        )
+        faults.append(f"stride {stride} leaves a question no room in max_length {length}; take at most a third of it")
     if faults:
         raise ConfigError(describe_faults("batches", faults))
 
