@@ -45,7 +45,7 @@ def build_example(
         LabelError: The head has no such label.
     """
     values = record.values
-    if repeated := [name for name in layout.names if name in record.repeated]:
+    if record.repeated and (repeated := [name for name in layout.names if name in record.repeated]):
         raise RowError(f"more than one column is called {listing(repeated)}; rename all but one")
     place = record.place
     label = _Label(values, labels, class_names)

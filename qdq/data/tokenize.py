@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from tokenizers.normalizers import BertNormalizer
 
 from qdq.data.padding import padded
 from qdq.data.truncation import check_room, truncating
 from qdq.data.unknown import UnknownTokens
-from qdq.data.vocabularies import byte_level_pairs, read_text, unigrams, wordpieces
+from qdq.data.vocabularies import byte_level_pairs, read_settings, read_text, unigrams, wordpieces
 from qdq.errors import CheckpointError, ConfigError, describe_faults
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from qdq.data.text import TextSample
@@ -41,7 +42,8 @@ TOKENIZER_FILES: tuple[str, ...] = (
 def load_tokenizer(model_dir: Path) -> Tokenizer:
     """The tokenizer of a checkpoint directory, without the truncation and padding that its file may carry.
 
-    1. ``tokenizer.json``, in the format of the ``tokenizers`` package.
+    1. ``tokenizer.json``, in the format of the ``tokenizers`` package; what ``tokenizer_config.json`` says of BERT's
+       text cleaning (``do_lower_case``, ...) goes above it.
     2. ``vocab.txt``: WordPiece, with BERT's text cleaning as ``tokenizer_config.json`` sets it.
     3. ``spiece.model``: SentencePiece, with ALBERT's text cleaning as ``tokenizer_config.json`` sets it.
     4. ``vocab.json`` and ``merges.txt``: byte-level pairs, as RoBERTa has them.
@@ -52,6 +54,7 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
     """
     if (model_dir / "tokenizer.json").is_file():
         tokenizer = _from_json(model_dir / "tokenizer.json")
+        _apply_settings(tokenizer, read_settings(model_dir))
     elif (model_dir / "vocab.txt").is_file():
         tokenizer = wordpieces(model_dir)
     elif (model_dir / "spiece.model").is_file():
@@ -139,6 +142,17 @@ def _from_json(path: Path) -> Tokenizer:
         return Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises nothing more specific
         raise CheckpointError(f"{path}: is damaged or of an unknown format: {error}") from error
+
+
+def _apply_settings(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
+    cleaning = tokenizer.normalizer
+    if isinstance(cleaning, BertNormalizer):
+        tokenizer.normalizer = BertNormalizer(
+            clean_text=cleaning.clean_text,
+            lowercase=settings.get("do_lower_case", cleaning.lowercase),
+            strip_accents=settings.get("strip_accents", cleaning.strip_accents),
+            handle_chinese_chars=settings.get("tokenize_chinese_chars", cleaning.handle_chinese_chars),
+        )
 
 
 def _no_tokenizer(model_dir: Path) -> str:

@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tokenizers import models
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -20,9 +21,7 @@ class UnknownTokens:
     """A count over many texts, and a warning at their end when most of it is unknown."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        model = json.loads(tokenizer.to_str())["model"]
-        self._token = model.get("unk_token")
-        self._id = tokenizer.token_to_id(self._token) if self._token else model.get("unk_id")
+        self._id = _unknown_id(tokenizer)
         self._unknown = self._total = 0
 
     def count(self, ids: np.ndarray, special: np.ndarray) -> None:
@@ -41,3 +40,11 @@ class UnknownTokens:
                 self._unknown,
                 self._total,
             )
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    if isinstance(tokenizer.model, models.Unigram):  # which tells it nowhere else
+        found = json.loads(tokenizer.to_str())["model"]["unk_id"]
+        return found if isinstance(found, int) else None
+    token = tokenizer.model.unk_token
+    return tokenizer.token_to_id(token) if token else None

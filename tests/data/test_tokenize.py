@@ -81,6 +81,18 @@ class TestAgainstTransformers:
 
     @pytest.mark.parametrize(
         "settings",
+        [{}, {"do_lower_case": False}, {"strip_accents": False, "tokenize_chinese_chars": False}],
+        ids=["none", "cased", "accents"],
+    )
+    def test_settings_beside_tokenizer_json_go_above_it(self, tmp_path, settings):
+        shutil.copy(MINILM / "tokenizer.json", tmp_path)
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", **settings}))
+        reference = AutoTokenizer.from_pretrained(tmp_path)
+        batches = encode([TextSample(text) for text in TEXTS], load_tokenizer(tmp_path), seq_len=512)
+        assert_same(batches, reference, [(text,) for text in TEXTS], 512)
+
+    @pytest.mark.parametrize(
+        "settings",
         [
             {"do_lower_case": True},
             {"do_lower_case": False},
