@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qdq.quantizer import Quantizer
     from qdq.recipe import Slot
 
-__all__ = ["clip_gelu", "fuse_qkv", "recalibrate_weights"]
+__all__ = ["check_bound", "clip_gelu", "fuse_qkv", "recalibrate_weights"]
 
 _QKV = (("query", "weight"), ("key", "weight"), ("value", "weight"))
 _PRODUCTS = (("scores", "input"), ("scores", "other"), ("context", "other"))
@@ -85,8 +85,7 @@ def clip_gelu(model: nn.Module, bound: float) -> list[Slot]:
     Raises:
         CalibrationError: for a bound that is not a positive number.
     """
-    if not (math.isfinite(bound) and bound > 0):
-        raise CalibrationError(f"the bound after GELU is {bound}, must be a positive number")
+    check_bound(bound)
     changed = []
     for slot, quantizer in named_slots(model):
         range_ = quantizer.range
@@ -96,6 +95,16 @@ def clip_gelu(model: nn.Module, bound: float) -> list[Slot]:
             )
             changed.append(slot)
     return changed
+
+
+def check_bound(bound: float) -> None:
+    """Refuse a bound for :func:`clip_gelu` before there is anything to clip.
+
+    Raises:
+        CalibrationError: for a bound that is not a positive number.
+    """
+    if not (math.isfinite(bound) and bound > 0):
+        raise CalibrationError(f"the bound after GELU is {bound}, must be a positive number")
 
 
 def recalibrate_weights(model: nn.Module) -> list[Slot]:

@@ -7,12 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qdq.cli.recipe_options import (
+    DisableKeywordOption,
+    DisableLayerModuleOption,
+    DisableOption,
+    EnableLayerModuleOption,
+    ExcludeOption,
+    IncludeOption,
+    PerTensorOption,
+    RecipeChoice,
+)
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import nn
+
+    from qdq.plan import Plan
+    from qdq.recipe import Slot
 
 __all__ = ["calibrate", "calibrate_into", "describe"]
 
@@ -24,10 +37,18 @@ def calibrate(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The quantized checkpoint to write.")],
     calib_data: Annotated[
-        Path, typer.Option(metavar="FILE", help="Sample text: .txt (a sentence a line), .jsonl, .csv or .tsv.")
-    ],
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Sample text: .txt (a sentence a line), .jsonl, .csv or .tsv. Not needed for recipes without static "
+            "activations: dynamic, weight-only-int8, weight-only-int4.",
+        ),
+    ] = None,
     recipe: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="A preset or a YAML file: which slots are quantized, and how.")
+        str,
+        typer.Option(
+            "--recipe", "-r", metavar="NAME|FILE", help="A preset or a YAML file: which slots are quantized, and how."
+        ),
     ] = "onnxruntime",
     calibrator: Annotated[str, typer.Option(metavar="max|percentile", help="How a range is chosen.")] = "max",
     percentile: Annotated[
@@ -38,12 +59,6 @@ def calibrate(
     ] = 512,
     seq_len: Annotated[int, typer.Option(metavar="L", help="Longest sample in tokens; the rest is cut.", min=3)] = 128,
     batch_size: Annotated[int, typer.Option(metavar="B", help="Samples in a batch.", min=1)] = 8,
-    include: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Quantize only modules that match; repeatable.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Keep modules that match in float; repeatable.")
-    ] = None,
     task: Annotated[
         str | None, typer.Option(metavar="TASK", help="The head to load; that of config.json when not given.")
     ] = None,
@@ -55,6 +70,39 @@ def calibrate(
     text_pair_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Column or key of the second text.")
     ] = None,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    quant_per_tensor: PerTensorOption = False,
+    quant_disable: DisableOption = False,
+    quant_disable_keyword: DisableKeywordOption = None,
+    quant_disable_layer_module: DisableLayerModuleOption = None,
+    quant_enable_layer_module: EnableLayerModuleOption = None,
+    fuse_qkv: Annotated[
+        bool,
+        typer.Option(
+            "--fuse-qkv",
+            metavar="",
+            help="One range for query, key and value in attention's products: the largest. Weights too, if per tensor.",
+            rich_help_panel="Ranges after calibration",
+        ),
+    ] = False,
+    clip_gelu: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            help="At most N for the range of what the activation of each feed-forward puts out; 10 is usual.",
+            rich_help_panel="Ranges after calibration",
+        ),
+    ] = None,
+    recalibrate_weights: Annotated[
+        bool,
+        typer.Option(
+            "--recalibrate-weights",
+            metavar="",
+            help="Weight ranges anew from the weights; a calibration does that anyhow.",
+            rich_help_panel="Ranges after calibration",
+        ),
+    ] = False,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -64,25 +112,36 @@ def calibrate(
 
     Example: qdq calibrate -m model/ -o quantized/ --calib-data sentences.txt
     """
+    choice = RecipeChoice(
+        recipe=recipe,
+        include=include,
+        exclude=exclude,
+        per_tensor=quant_per_tensor,
+        disable=quant_disable,
+        disable_keyword=quant_disable_keyword,
+        disable_layer_module=quant_disable_layer_module,
+        enable_layer_module=quant_enable_layer_module,
+    )
     session = Session(json=json, verbose=verbose, quiet=quiet)
     document = calibrate_into(
         session,
         model=model,
         output=output,
         calib_data=calib_data,
-        recipe=recipe,
+        choice=choice,
         calibrator=calibrator,
         percentile=percentile,
         num_samples=num_samples,
         seq_len=seq_len,
         batch_size=batch_size,
-        include=include or [],
-        exclude=exclude or [],
         task=task,
         allow_missing=allow_missing or [],
         text_column=text_column,
         text_pair_column=text_pair_column,
         seed=seed,
+        fuse_qkv=fuse_qkv,
+        clip_gelu=clip_gelu,
+        recalibrate_weights=recalibrate_weights,
     )
     slots, calibration = document["slots"], document["calibration"]
     session.result(
@@ -97,65 +156,126 @@ def calibrate_into(
     *,
     model: Path,
     output: Path,
-    calib_data: Path,
-    recipe: str,
+    calib_data: Path | None,
+    choice: RecipeChoice,
     calibrator: str = "max",
     percentile: float | None = None,
     num_samples: int | None = None,
     seq_len: int = 128,
     batch_size: int = 8,
-    include: list[str] | None = None,
-    exclude: list[str] | None = None,
     task: str | None = None,
     allow_missing: list[str] | None = None,
     text_column: str | None = None,
     text_pair_column: str | None = None,
     seed: int = 0,
+    fuse_qkv: bool = False,
+    clip_gelu: float | None = None,
+    recalibrate_weights: bool = False,
 ) -> dict[str, Any]:
     """The work of ``qdq calibrate``; what is cheap to refuse is refused before anything is loaded or written."""
     import calibration
+    from calibration.adjust import check_bound
     from qdq import checkpoint
     from qdq.data.text import draw, read_samples
     from qdq.data.tokenize import encode_batches, load_tokenizer
     from qdq.errors import CalibrationError
     from qdq.models.huggingface import load_model, read_config
+    from qdq.plan import skeleton
     from qdq.prepare import named_slots, quantize
-    from qdq.recipe import load_recipe
+    from qdq.quantizer import Mode, set_mode
     from qdq.storage import atomic_directory
 
-    chosen = load_recipe(recipe).restrict(include=include or [], exclude=exclude or [])
     if percentile is None:
         method = calibration.method_named(calibrator)
     elif calibrator == "max":
         raise CalibrationError("--percentile goes with --calibrator percentile: max clips nothing")
     else:
         method = calibration.method_named(calibrator, percentile=percentile)
+    if clip_gelu is not None:
+        check_bound(clip_gelu)
     config = read_config(model)
-    tokenizer = load_tokenizer(model)
-    samples = read_samples(calib_data, text_column=text_column, text_pair_column=text_pair_column)
-    texts = draw(samples, num_samples, seed)
+    plan = choice.plan(skeleton(config, task))
+    if calib_data is None:
+        _check_needs_no_data(plan)
+        session.say(f"recipe {plan.recipe.name} needs no calibration data")
+    else:
+        tokenizer = load_tokenizer(model)
+        samples = read_samples(calib_data, text_column=text_column, text_pair_column=text_pair_column)
+        texts = draw(samples, num_samples, seed)
     with atomic_directory(output, kind="checkpoint") as folder:
         wrapped = load_model(model, task, allow_missing=allow_missing or [])
-        quantize(wrapped, chosen)
-        seq_len = min(seq_len, _longest(wrapped))
-        batches = encode_batches(
-            texts, tokenizer, batch_size=batch_size, seq_len=seq_len, pad_token_id=config.pad_token_id or 0
+        quantize(wrapped, plan.recipe)
+        if calib_data is None:
+            set_mode(wrapped, Mode.QUANTIZE)
+            record = {**_NO_DATA, "seed": seed}
+        else:
+            seq_len = min(seq_len, _longest(wrapped))
+            batches = encode_batches(
+                texts, tokenizer, batch_size=batch_size, seq_len=seq_len, pad_token_id=config.pad_token_id or 0
+            )
+            with session.progress("calibrating", total=-(-len(texts) // batch_size)) as advance:
+                summary = calibration.calibrate(wrapped, batches, method=method, progress=advance)
+            record = {**summary.to_dict(), "seq_len": seq_len, "seed": seed}
+        adjustments = _adjust(
+            session, wrapped, fuse_qkv=fuse_qkv, clip_gelu=clip_gelu, recalibrate_weights=recalibrate_weights
         )
-        with session.progress("calibrating", total=-(-len(texts) // batch_size)) as advance:
-            summary = calibration.calibrate(wrapped, batches, method=method, progress=advance)
-        record = {**summary.to_dict(), "seq_len": seq_len, "seed": seed}
-        checkpoint.write(wrapped, folder, recipe=chosen, calibration=record, source=model)
+        if adjustments:
+            record["adjustments"] = adjustments
+        checkpoint.write(wrapped, folder, recipe=plan.recipe, calibration=record, source=model)
     slots = [quantizer.spec for _, quantizer in named_slots(wrapped)]
     return {
-        "recipe": chosen.name,
+        "recipe": plan.recipe.name,
         "slots": {"total": len(slots), "quantized": sum(spec is not None for spec in slots)},
         "calibration": record,
     }
 
 
+# What a calibration without data has to say for itself.
+_NO_DATA = {"method": {"name": "none"}, "batches": 0, "samples": 0, "tokens": 0, "data_sha256": None, "seq_len": None}
+
+
+def _check_needs_no_data(plan: Plan) -> None:
+    from qdq.errors import DataError
+    from qdq.plan import needing_data
+    from qdq.recipe import load_recipe, presets
+
+    if waiting := plan.needing_data:
+        free = [name for name in presets() if not needing_data(load_recipe(name).assign(plan.specs))]
+        raise DataError(
+            f"recipe {plan.recipe.name!r} needs sample text for the ranges of {len(waiting)} slots ({waiting[0]}, "
+            f"...): give --calib-data FILE, or a recipe that needs none: {', '.join(free)}"
+        )
+
+
+def _adjust(
+    session: Session, model: nn.Module, *, fuse_qkv: bool, clip_gelu: float | None, recalibrate_weights: bool
+) -> list[dict[str, Any]]:
+    """Change ranges as asked; the record of it."""
+    from calibration import adjust
+    from qdq.prepare import named_slots
+
+    done: list[tuple[dict[str, Any], list[Slot]]] = []
+    if recalibrate_weights:
+        done.append(({"name": "recalibrate-weights"}, adjust.recalibrate_weights(model)))
+    if fuse_qkv:
+        done.append(({"name": "fuse-qkv"}, adjust.fuse_qkv(model)))
+    if clip_gelu is not None:
+        done.append(({"name": "clip-gelu", "bound": clip_gelu}, adjust.clip_gelu(model, clip_gelu)))
+    specs = {slot: quantizer.spec for slot, quantizer in named_slots(model)}
+    record = []
+    for what, changed in done:
+        count = sum(spec is not None and not spec.dynamic for spec in map(specs.__getitem__, changed))
+        record.append({**what, "slots": count})
+        if not count:
+            session.say(f"--{what['name']} had no effect: nothing that it is for has a range in this recipe")
+    return record
+
+
 def describe(calibration: Mapping[str, Any]) -> str:
     """A line about how the ranges were found; the record may be that of somebody else's program."""
     method = calibration.get("method")
+    if calibration.get("samples") == 0 or not calibration:
+        return "no ranges from data: the recipe needs none"
     name = method.get("name") if isinstance(method, dict) else method
     settings = [f"{key} {value}" for key, value in method.items() if key != "name"] if isinstance(method, dict) else []
     shown = f"{name} ({', '.join(settings)})" if settings else str(name)

@@ -1,4 +1,4 @@
-"""``qdq inspect``: what is in a checkpoint or in an ONNX file."""
+"""``qdq inspect``: what is in a checkpoint or in an ONNX file, and what a recipe would make of a model."""
 
 from __future__ import annotations
 
@@ -10,9 +10,20 @@ import typer
 
 from qdq.cli.calibrate import describe
 from qdq.cli.export import model_bytes
+from qdq.cli.plan import described, planned, shown
+from qdq.cli.recipe_options import (
+    DisableKeywordOption,
+    DisableLayerModuleOption,
+    DisableOption,
+    EnableLayerModuleOption,
+    ExcludeOption,
+    IncludeOption,
+    PerTensorOption,
+    RecipeChoice,
+)
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table, span
-from qdq.errors import CheckpointError
+from qdq.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,8 +36,30 @@ __all__ = ["inspect"]
 @command
 def inspect(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A checkpoint, an exported directory, or an .onnx file.")
+        Path,
+        typer.Argument(metavar="PATH", help="A checkpoint, a config.json, an exported directory, or an .onnx file."),
     ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            metavar="NAME|FILE",
+            help="Show what this preset or YAML file makes of the model; only its config.json is read.",
+            rich_help_panel="Recipe",
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="TASK", help="With a recipe or a config.json: the head; else that of config.json."),
+    ] = None,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    quant_per_tensor: PerTensorOption = False,
+    quant_disable: DisableOption = False,
+    quant_disable_keyword: DisableKeywordOption = None,
+    quant_disable_layer_module: DisableLayerModuleOption = None,
+    quant_enable_layer_module: EnableLayerModuleOption = None,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -34,13 +67,34 @@ def inspect(
 ) -> None:
     """Show what is quantized, and how: slots, specs and ranges of a checkpoint; what runs in int8 of an ONNX file.
 
-    Example: qdq inspect quantized/
+    With --recipe or an option of its panel: which slots of the model get which spec, before anything is loaded.
+
+    Examples: qdq inspect quantized/; qdq inspect model/ -r tensorrt
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
-    from exporters.folder import MODEL_FILE
-
+    choice = RecipeChoice(
+        recipe=recipe or "onnxruntime",  # what qdq calibrate takes
+        include=include,
+        exclude=exclude,
+        per_tensor=quant_per_tensor,
+        disable=quant_disable,
+        disable_keyword=quant_disable_keyword,
+        disable_layer_module=quant_disable_layer_module,
+        enable_layer_module=quant_enable_layer_module,
+    )
+    wants_plan = recipe is not None or choice.changes
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or directory")
+    is_config = path.is_file() and path.suffix == ".json"
+    if is_config or (wants_plan and path.is_dir() and (path / "config.json").is_file()):
+        _inspect_plan(session, path, choice if wants_plan else None, task)
+        return
+    if wants_plan:
+        raise CheckpointError(f"{path}: a recipe is for a model, which is a directory with a config.json, or that file")
+    if task is not None:
+        raise ConfigError("--task goes with --recipe or a config.json: anything else has its own")
+    from exporters.folder import MODEL_FILE
+
     if path.is_dir() and (path / MODEL_FILE).is_file():
         path = path / MODEL_FILE
     if path.is_file():
@@ -49,6 +103,17 @@ def inspect(
         _inspect_checkpoint(session, path)
     else:
         raise CheckpointError(f"{path}: neither a checkpoint (no config.json) nor an export (no {MODEL_FILE})")
+
+
+def _inspect_plan(session: Session, path: Path, choice: RecipeChoice | None, task: str | None) -> None:
+    model, plan = planned(path, choice, task)
+    document = {"kind": "plan" if plan else "config", "path": path, **model}
+    head = f"{path}: {model['model_type']}, {model['task']}, {model['parameters'] / 1e6:.1f} M parameters"
+    if plan is None:
+        session.result(document, f"{head}; --recipe NAME shows what a recipe makes of it")
+        return
+    found = described(plan)
+    session.result(document | found, f"{head}, recipe {found['recipe']}", *shown(found))
 
 
 def _inspect_checkpoint(session: Session, path: Path) -> None:
@@ -90,19 +155,24 @@ def _inspect_checkpoint(session: Session, path: Path) -> None:
 def _figures(quantizer: Quantizer) -> dict[str, Any]:
     """Spec, and the least and greatest scale, zero point and value of one slot; per axis there are many."""
     range_ = quantizer.range
+    bounds = None if range_ is None else [float(range_.lower.min()), float(range_.upper.max())]
+    if quantizer.spec is None or quantizer.spec.dynamic:  # found anew in every call
+        return {"spec": str(quantizer.spec), "scale": None, "zero_point": None, "range": bounds}
     return {
         "spec": str(quantizer.spec),
         "scale": [float(quantizer.scale.min()), float(quantizer.scale.max())],
         "zero_point": [int(quantizer.zero_point.min()), int(quantizer.zero_point.max())],
-        "range": None if range_ is None else [float(range_.lower.min()), float(range_.upper.max())],
+        "range": bounds,
     }
 
 
 def _slots_table(rows: list[dict[str, Any]], letters: dict[str, str]) -> Table:
     table = new_table("slot", "spec", "scale", "zero\npoint", "range", words=2)
     for row in rows:
-        bounds = "" if row["range"] is None else span(row["range"], ".2g")
-        scale, zero_point = span(row["scale"], ".2g"), span(row["zero_point"], "d")
+        scale, zero_point, bounds = (
+            "" if row[key] is None else span(row[key], form)
+            for key, form in (("scale", ".2g"), ("zero_point", "d"), ("range", ".2g"))
+        )
         table.add_row(row["slot"], letters[row["spec"]], scale, zero_point, bounds)
     return table
 

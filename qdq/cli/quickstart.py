@@ -12,6 +12,7 @@ import typer
 from qdq.cli.benchmark import run_benchmark
 from qdq.cli.calibrate import calibrate_into
 from qdq.cli.export import model_bytes
+from qdq.cli.recipe_options import RecipeChoice
 from qdq.cli.report import Report, Row
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.errors import CheckpointError, MissingPackageError, VerificationError, describe_faults
@@ -74,7 +75,7 @@ def quickstart(
             model=source,
             output=folder / "checkpoint",
             calib_data=sample_text("calibration"),
-            recipe="onnxruntime",
+            choice=RecipeChoice(recipe="onnxruntime"),
             num_samples=None,
             seq_len=SEQ_LEN,
             seed=seed,

@@ -21,8 +21,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from qdq.checkpoint import load
 from qdq.models.architectures import build, configure
 from qdq.models.huggingface import save_model
+from qdq.spec import QuantSpec
 
 FILES = {".qdq.json", "config.json", "model.safetensors", "quantization.json", "quantizers.safetensors", "vocab.txt"}
 
@@ -254,12 +256,22 @@ rules:
 """
 
 CHOICES: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    "no sample text": (
+        ["--calib-data"],
+        ("'onnxruntime'", "sample text", "--calib-data", "dynamic, weight-only-int4, weight-only-int8"),
+    ),
+    "keyword matches nothing": (
+        ["--quant-disable-keyword", "qery", "--quant-enable-layer-module", "self"],
+        ("2 faults", "'qery'", "'self'", "encoder.layers.0.attention.query.input_quantizer"),
+    ),
+    "layer module is no regular expression": (["--quant-disable-layer-module", "("], ("'('", "regular expression")),
+    "bound that is none": (["--clip-gelu", "-1"], ("-1", "positive number")),
     "unknown recipe": (["--recipe", "onnx"], ("'onnx'", "onnxruntime", "openvino", "tensorrt", "qdqbert", "linear")),
     "recipe with mistakes": (["--recipe", "mine.yaml"], ("line 3", "bits", "line 5", "'specs'", "line 6", "'w'")),
     "recipe that is no YAML": (["--recipe", "other.yaml"], ("other.yaml", "not a YAML file")),
     "include matches nothing": (
         ["--include", "layers.*"],
-        ("include", "'layers.*'", "matches nothing", "embeddings.word"),
+        ("include", "'layers.*'", "matches nothing", "encoder.layers.0.attention.query"),
     ),
     "exclude matches nothing": (["--exclude", "cls.*"], ("exclude", "'cls.*'", "matches nothing")),
     "unknown calibrator": (["--calibrator", "entropy"], ("'entropy'", "max", "percentile")),
@@ -278,8 +290,105 @@ def test_choices_that_do_not_exist(
     (tmp_path / "mine.yaml").write_bytes(RECIPE)
     (tmp_path / "other.yaml").write_bytes(b"a: [1\nb: 2")
     monkeypatch.chdir(tmp_path)
-    message = refused("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, *options)
+    data = [] if options == ["--calib-data"] else ["--calib-data", text]
+    options = [] if options == ["--calib-data"] else options
+    message = refused("calibrate", "-m", model, "-o", tmp_path / "out", *data, *options)
     assert [phrase for phrase in phrases if phrase not in message] == [], message
+
+
+class TestWithoutData:
+    """Recipes in which nothing static needs a range."""
+
+    @pytest.mark.parametrize("recipe", ["dynamic", "weight-only-int8", "weight-only-int4"])
+    def test_a_checkpoint_that_works(self, run: Any, model: Path, tmp_path: Path, recipe: str) -> None:
+        ended = run("calibrate", "-m", model, "-r", recipe, "-o", tmp_path / "out")
+        assert ended.code == 0, ended.err
+        assert f"recipe {recipe} needs no calibration data" in ended.err
+        assert "no ranges from data" in ended.out
+        assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+        record = quantization(tmp_path / "out")
+        assert record["recipe"]["name"] == recipe
+        assert (record["calibration"]["method"], record["calibration"]["samples"]) == ({"name": "none"}, 0)
+        ids = torch.arange(5, 25)[None]
+        quantized, in_float = load(tmp_path / "out"), load(model)
+        with torch.no_grad():
+            found, expected = quantized(input_ids=ids)[0], in_float(input_ids=ids)[0]
+        assert not torch.equal(found, expected)
+        assert torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.95
+        shown = run("inspect", tmp_path / "out")
+        assert (shown.code, shown.err) == (0, "")
+        assert "no ranges from data" in shown.out
+        slots = run("inspect", tmp_path / "out", "--json").document["slots"]
+        assert {row["slot"] for row in slots if row["scale"] is None} == (
+            {row["slot"] for row in slots if row["slot"].endswith(".input")} if recipe == "dynamic" else set()
+        )
+
+    def test_no_tokenizer_is_needed(self, run: Any, kit: Any, model: Path, tmp_path: Path) -> None:
+        (kit.copy(model, tmp_path / "bare") / "vocab.txt").unlink()
+        assert run("calibrate", "-m", tmp_path / "bare", "-r", "dynamic", "-o", tmp_path / "out").code == 0
+
+    def test_data_is_taken_all_the_same(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        arguments = ["-m", model, "-r", "weight-only-int8", "-o", tmp_path / "out", "--calib-data", text]
+        assert run("calibrate", *arguments, "--json").document["calibration"]["samples"] == 40
+        assert "encoder.layers.0.attention.query.input_quantizer.amax" in load_file(
+            tmp_path / "out" / "quantizers.safetensors"
+        )
+
+    def test_what_the_options_leave_over_decides(self, run: Any, model: Path, tmp_path: Path) -> None:
+        options = ["--quant-disable-keyword", "input_quantizer"]
+        ended = run("calibrate", "-m", model, "-o", tmp_path / "out", *options, "--json")
+        assert ended.code == 0, ended.err
+        assert ended.document["slots"]["quantized"] == len(quantization(tmp_path / "out")["slots"]) == 6 + 3
+
+
+class TestTrainerOptions:
+    """The options of NVIDIA's quantization trainer."""
+
+    def quantizers(self, folder: Path) -> dict[str, torch.Tensor]:
+        return load_file(folder / "quantizers.safetensors")
+
+    def calibrated(self, run: Any, model: Path, text: Path, out: Path, *options: object) -> Any:
+        ended = run("calibrate", "-m", model, "-o", out, "--calib-data", text, "-r", "qdqbert", *options, "--json")
+        assert ended.code == 0, ended.err
+        return ended.document
+
+    def test_on_and_off(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        options = ["--quant-disable", "--quant-enable-layer-module", r"attention\.(query|key)"]
+        options += ["--quant-per-tensor"]
+        self.calibrated(run, model, text, tmp_path / "out", *options)
+        slots = quantization(tmp_path / "out")["slots"]
+        attention = "encoder.layers.0.attention"
+        assert set(slots) == {f"{attention}.{name}.{slot}" for name in ("query", "key") for slot in ("input", "weight")}
+        assert {spec["granularity"] for spec in slots.values()} == {"per-tensor"}
+        planned = run("inspect", model, "-r", "qdqbert", *options, "--json").document
+        assert {row["slot"]: row["spec"] for row in planned["slots"] if row["spec"]} == {
+            slot: str(QuantSpec.from_dict(spec)) for slot, spec in slots.items()
+        }
+
+    def test_ranges_after_calibration(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        plain = self.calibrated(run, model, text, tmp_path / "plain", "--quant-per-tensor")
+        assert "adjustments" not in plain["calibration"]
+        options = ["--quant-per-tensor", "--fuse-qkv", "--clip-gelu", "0.5", "--recalibrate-weights"]
+        document = self.calibrated(run, model, text, tmp_path / "changed", *options)
+        before, after = self.quantizers(tmp_path / "plain"), self.quantizers(tmp_path / "changed")
+        attention = "encoder.layers.0.attention"
+        for group in (
+            [f"{attention}.{place}_quantizer.scale" for place in ("scores.input", "scores.other", "context.other")],
+            [f"{attention}.{place}.weight_quantizer.scale" for place in ("query", "key", "value")],
+        ):
+            assert {after[name].item() for name in group} == {max(before[name].item() for name in group)}
+        gelu = "encoder.layers.0.feed_forward.down.input_quantizer"
+        assert before[f"{gelu}.amax"] > 0.5
+        assert after[f"{gelu}.amax"] == 0.5
+        assert after[f"{gelu}.scale"].item() == pytest.approx(0.5 / 127)
+        expected = [("recalibrate-weights", 6), ("fuse-qkv", 6), ("clip-gelu", 1)]
+        assert [(row["name"], row["slots"]) for row in document["calibration"]["adjustments"]] == expected
+        assert quantization(tmp_path / "changed")["calibration"] == document["calibration"]
+
+    def test_an_option_without_effect_is_told(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        ended = run("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, "--fuse-qkv")
+        assert ended.code == 0
+        assert "--fuse-qkv had no effect" in ended.err
 
 
 class TestOutputThatIsNotOurs:

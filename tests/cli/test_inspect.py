@@ -68,6 +68,80 @@ class TestCheckpoints:
         assert "quantizers.safetensors" in refused("inspect", damaged, kind="CheckpointError")
 
 
+class TestPlans:
+    def test_the_document(self, run: Any, model: Path) -> None:
+        ended = run("inspect", model, "--recipe", "qdqbert", "--json")
+        assert (ended.code, ended.err) == (0, "")
+        document = ended.document
+        assert (document["kind"], document["recipe"], document["model_type"]) == ("plan", "qdqbert", "bert")
+        assert (document["quantized"], document["quantizers"]) == (20, 18)
+        assert document["needing_data"] == 14
+        assert document["specs"] == [
+            {"spec": "int8 symmetric per-tensor", "places": 14, "quantizers": 12},
+            {"spec": "int8 symmetric per-axis(0)", "places": 6, "quantizers": 6},
+        ]
+        assert document["kinds"]["matmul"] == {
+            "input": {"places": 2, "quantized": 2},
+            "other": {"places": 2, "quantized": 2},
+        }
+        assert document["kinds"]["embedding"]["weight"] == {"places": 3, "quantized": 0}
+        assert document["kinds"]["linear"]["weight"] == {"places": 7, "quantized": 6}
+        assert (
+            document["places"]
+            == len(document["slots"])
+            == sum(count["places"] for slots in document["kinds"].values() for count in slots.values())
+        )
+
+    def test_it_is_what_a_calibration_then_does(self, run: Any, model: Path, checkpoint: Path) -> None:
+        rows = {row["slot"]: row["spec"] for row in run("inspect", checkpoint, "--json").document["slots"]}
+        for path in (model, checkpoint, model / "config.json"):
+            planned = run("inspect", path, "--recipe", "onnxruntime", "--json").document
+            assert {row["slot"]: row["spec"] for row in planned["slots"] if row["spec"]} == rows
+
+    def test_a_config_alone_of_a_large_model(self, run: Any, tmp_path: Path) -> None:
+        config = {
+            "model_type": "megatron-bert",
+            "num_hidden_layers": 24,
+            "hidden_size": 4096,
+            "num_attention_heads": 16,
+        }
+        (tmp_path / "large.json").write_text(json.dumps({**config, "intermediate_size": 16384}))
+        document = run("inspect", tmp_path / "large.json", "-r", "qdqbert", "--task", "masked-lm", "--json").document
+        assert document["parameters"] > 4e9
+        assert (document["task"], document["quantized"], document["quantizers"]) == ("masked-lm", 480, 432)
+        plain = run("inspect", tmp_path / "large.json", "--json").document
+        assert plain["kind"] == "config"
+        assert "specs" not in plain
+
+    def test_what_people_see(self, run: Any, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "num_hidden_layers": 6}))
+        ended = run("inspect", tmp_path, "--recipe", "linear", "--exclude", "encoder.layers.[34].*")
+        assert (ended.code, ended.err) == (0, "")
+        lines = [line.split() for line in ended.out.splitlines()]
+        assert lines[0][-2:] == ["recipe", "linear"]
+        assert " ".join(lines[1]).startswith("48 of ")
+        assert "40 quantizers; 24 slots need calibration data" in ended.out
+        assert ["A", "int8", "symmetric", "per-tensor", "24", "16"] in lines
+        assert ["linear", "weight", "37", "24"] in lines
+        assert ["encoder.layers.N.attention.query.input", "A", "0-2,", "5"] in lines
+        assert ["encoder.layers.N.attention.query.input", "float", "3-4"] in lines
+        assert ["pooler.dense.weight", "float"] in lines
+
+    def test_options_alone_change_the_usual_recipe(self, run: Any, model: Path) -> None:
+        document = run("inspect", model, "--quant-disable-keyword", "embeddings", "--json").document
+        assert document["recipe"] == "onnxruntime"
+        assert document["quantized"] == 12
+
+    def test_refusals(self, refused: Any, model: Path, exports: dict[str, Path], tmp_path: Path) -> None:
+        assert "did you mean tensorrt?" in refused("inspect", model, "-r", "tensort", kind="RecipeError")
+        message = refused("inspect", exports["float"] / "model.onnx", "-r", "linear", kind="CheckpointError")
+        assert "a recipe is for a model" in message
+        assert "no such file" in refused("inspect", tmp_path / "x", "-r", "linear", kind="CheckpointError")
+        assert "--task goes with" in refused("inspect", model, "--task", "masked-lm", kind="ConfigError")
+        (tmp_path / "config.json").write_text("{}")
+        assert "model_type is missing" in refused("inspect", tmp_path, "-r", "linear", kind="ConfigError")
+
+
 class TestGraphs:
     @pytest.mark.parametrize("name", ["float", "onnxruntime", "openvino", "tensorrt"])
     def test_the_document(self, run: Any, exports: dict[str, Path], name: str) -> None:

@@ -1,0 +1,118 @@
+"""What ``qdq inspect --recipe`` shows: which slot would get which spec, before anything is loaded or computed."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from qdq.cli.tables import new_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from rich.table import Table
+
+    from qdq.cli.recipe_options import RecipeChoice
+    from qdq.plan import Plan
+
+__all__ = ["described", "planned", "shown", "whole_layers"]
+
+_LAYER = re.compile(r"\blayers\.([0-9]+)\.")
+
+
+def planned(config: Path, choice: RecipeChoice | None, task: str | None) -> tuple[dict[str, Any], Plan | None]:
+    """What is to be said of the model of a config.json, and what ``choice`` would make of it.
+
+    Raises:
+        ConfigError: for a configuration that cannot be followed.
+        RecipeError: for a recipe that does not fit the model.
+    """
+    from qdq.models.huggingface import read_config
+    from qdq.plan import skeleton
+
+    model = skeleton(read_config(config), task)
+    document = {
+        "model_type": model.config.model_type,
+        "task": model.task,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    return document, None if choice is None else choice.plan(model)
+
+
+def described(plan: Plan) -> dict[str, Any]:
+    """A plan as plain values."""
+    places = plan.places
+    kinds: dict[str, dict[str, dict[str, int]]] = {}
+    for slot, spec in plan.specs.items():
+        count = kinds.setdefault(slot.kind, {}).setdefault(slot.name, {"places": 0, "quantized": 0})
+        count["places"] += 1
+        count["quantized"] += spec is not None
+    return {
+        "recipe": plan.recipe.name,
+        "places": len(plan.specs),
+        "quantized": sum(places.values()),
+        "quantizers": sum(plan.quantizers.values()),
+        "needing_data": len(plan.needing_data),
+        "specs": [
+            {"spec": str(spec), "places": count, "quantizers": plan.quantizers[spec]}
+            for spec, count in places.most_common()
+        ],
+        "kinds": kinds,
+        "slots": [
+            {"slot": str(slot), "kind": slot.kind, "spec": None if spec is None else str(spec)}
+            for slot, spec in plan.specs.items()
+        ],
+    }
+
+
+def shown(plan: Mapping[str, Any]) -> list[Table | str]:
+    """The same for people: counts, and the slots of all layers that are alike in one line."""
+    letters = {row["spec"]: chr(ord("A") + index) for index, row in enumerate(plan["specs"])}
+    specs = new_table("spec", "", "places", "quantizers", words=2)
+    for row in plan["specs"]:
+        specs.add_row(letters[row["spec"]], row["spec"], str(row["places"]), str(row["quantizers"]))
+    kinds = new_table("kind", "slot", "places", "quantized", words=2)
+    for kind, slots in plan["kinds"].items():
+        for name, count in slots.items():
+            kinds.add_row(kind, name, str(count["places"]), str(count["quantized"]))
+    slots_ = new_table("slot", "spec", "layers", words=3)
+    for name, spec, layers in whole_layers((row["slot"], row["spec"]) for row in plan["slots"]):
+        slots_.add_row(name, letters.get(spec or "", "float"), layers)
+    counts: list[Table | str] = ["", specs] if plan["specs"] else []
+    data = f"{plan['needing_data']} slots need calibration data" if plan["needing_data"] else "no data is needed"
+    return [
+        f"{plan['quantized']} of {plan['places']} places quantized, {plan['quantizers']} quantizers; {data}",
+        *counts,
+        "",
+        kinds,
+        "",
+        slots_,
+    ]
+
+
+def whole_layers(slots: Iterable[tuple[str, str | None]]) -> list[tuple[str, str | None, str]]:
+    """Slots that differ in the layer alone and have the same spec as one: its name with N, the spec, the layers.
+
+    ``0-5, 8``; no layers for slots outside of layers. In the order of the first of each.
+    """
+    found: dict[tuple[str, str | None], list[int]] = {}
+    for name, spec in slots:
+        layer = _LAYER.search(name)
+        numbers = found.setdefault((_LAYER.sub("layers.N.", name, count=1), spec), [])
+        if layer:
+            numbers.append(int(layer[1]))
+    return [(name, spec, _runs(numbers)) for (name, spec), numbers in found.items()]
+
+
+def _runs(numbers: list[int]) -> str:
+    """``[0, 1, 2, 5]`` -> ``0-2, 5``."""
+    # Neighbours have the same distance to their position.
+    runs = Counter(number - index for index, number in enumerate(numbers))
+    texts, begin = [], 0
+    for length in runs.values():
+        first, last = numbers[begin], numbers[begin + length - 1]
+        texts.append(str(first) if first == last else f"{first}-{last}")
+        begin += length
+    return ", ".join(texts)

@@ -1,0 +1,124 @@
+"""The options that choose a recipe and change it, the same for every command that takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from qdq.plan import Plan
+
+__all__ = [
+    "DisableKeywordOption",
+    "DisableLayerModuleOption",
+    "DisableOption",
+    "EnableLayerModuleOption",
+    "ExcludeOption",
+    "IncludeOption",
+    "PerTensorOption",
+    "RecipeChoice",
+]
+
+_PANEL = "Recipe"
+
+IncludeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--include", metavar="GLOB", help="Quantize only modules that match; repeatable.", rich_help_panel=_PANEL
+    ),
+]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude", metavar="GLOB", help="Keep modules that match in float; repeatable.", rich_help_panel=_PANEL
+    ),
+]
+PerTensorOption = Annotated[
+    bool,
+    typer.Option(
+        "--quant-per-tensor", metavar="", help="One scale for each weight, not one a channel.", rich_help_panel=_PANEL
+    ),
+]
+DisableOption = Annotated[
+    bool,
+    typer.Option(
+        "--quant-disable",
+        metavar="",
+        help="Everything off, but for --quant-enable-layer-module.",
+        rich_help_panel=_PANEL,
+    ),
+]
+DisableKeywordOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--quant-disable-keyword",
+        metavar="K",
+        help="Off: slots whose name contains K (encoder.layers.0.attention.query.input_quantizer); repeatable.",
+        rich_help_panel=_PANEL,
+    ),
+]
+DisableLayerModuleOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--quant-disable-layer-module",
+        metavar="REGEX",
+        help=r"Off: slots of every layer whose name below it begins like this (attention.\S+); repeatable.",
+        rich_help_panel=_PANEL,
+    ),
+]
+EnableLayerModuleOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--quant-enable-layer-module",
+        metavar="REGEX",
+        help="On again after the options above: named likewise, with the recipe's spec; repeatable.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeChoice:
+    """What these options say."""
+
+    recipe: str
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    per_tensor: bool = False
+    disable: bool = False
+    disable_keyword: list[str] | None = None
+    disable_layer_module: list[str] | None = None
+    enable_layer_module: list[str] | None = None
+
+    def plan(self, model: nn.Module) -> Plan:
+        """The recipe with all changes, and what it means for a wrapped model.
+
+        Raises:
+            RecipeError: for mistakes in the recipe, and names that this model does not have.
+        """
+        from qdq.plan import plan
+        from qdq.prepare import slots
+        from qdq.recipe import load_recipe
+        from qdq.recipe_edits import per_tensor_weights, switch_slots
+
+        chosen = load_recipe(self.recipe).restrict(include=self.include or [], exclude=self.exclude or [])
+        chosen = per_tensor_weights(chosen) if self.per_tensor else chosen
+        chosen = switch_slots(
+            chosen,
+            slots(model),
+            disable=self.disable,
+            disable_keywords=self.disable_keyword or [],
+            disable_layer_modules=self.disable_layer_module or [],
+            enable_layer_modules=self.enable_layer_module or [],
+        )
+        return plan(model, chosen)
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything but the recipe is given."""
+        given = (self.include, self.exclude, self.disable_keyword, self.disable_layer_module, self.enable_layer_module)
+        return self.per_tensor or self.disable or any(given)
