@@ -118,7 +118,7 @@ def _replace_all(
 
 def _to_ours(part: nn.Module, toolkit: Any) -> nn.Module | None:
     if isinstance(part, toolkit.TensorQuantizer):
-        return _quantizer(part)
+        return _quantizer(*_read(part))
     own = [getattr(part, f"_{slot}_quantizer", None) for slot in QuantLinear.slots]
     if not isinstance(part, nn.Linear) or not all(isinstance(q, toolkit.TensorQuantizer) for q in own):
         return None
@@ -126,34 +126,41 @@ def _to_ours(part: nn.Module, toolkit: Any) -> nn.Module | None:
     for slot, quantizer in zip(QuantLinear.slots, own, strict=True):
         weight = part.weight if slot == "weight" else None
         try:
-            linear.add_module(f"{slot}_quantizer", _quantizer(quantizer, weight=weight))
+            linear.add_module(
+                f"{slot}_quantizer", _quantizer(*_read(quantizer, weight=weight, one_range=weight is None))
+            )
         except _UnlikeError as unlike:
             faults += [f"{slot}: {fault}" for fault in unlike.faults]
-    if linear.input_quantizer.spec is not None and linear.input_quantizer.spec.axis is not None:
-        faults.append(f"input: {linear.input_quantizer.spec.granularity}, an activation has one range")
+        else:
+            linear.add_module(f"{slot}_quantizer", _quantizer(spec, amax))
     if faults:
         raise _UnlikeError(*faults)
     return linear
 
 
-def _quantizer(theirs: Any, *, weight: Tensor | None = None) -> Quantizer:
-    """Our counterpart of a TensorQuantizer, in the mode that it is in."""
-    spec, amax = _read(theirs)
-    if weight is not None and spec is not None and spec.axis is not None and not 0 <= spec.axis < weight.dim():
-        raise _UnlikeError(f"axis {spec.axis} does not exist in a weight of shape {list(weight.shape)}")
-    shape = () if spec is None or spec.axis is None or amax is None else tuple(amax.shape)
-    ours = Quantizer(spec, shape=shape)
+def _quantizer(spec: QuantSpec | None, amax: Tensor | None) -> Quantizer:
+    """Our quantizer, switched on where it has something to do."""
+    ours = Quantizer(spec, shape=() if amax is None else tuple(amax.shape))
     if amax is not None:
-        if weight is not None and spec is not None and shape not in {(), spec.scale_shape(weight.shape)}:
-            raise _UnlikeError(f"{amax.numel()} ranges on axis {spec.axis} of a weight of shape {list(weight.shape)}")
         ours.to(amax.device)
         ours.set_range(Range(-amax, amax, amax))
     ours.mode = Mode.OFF if spec is None else Mode.QUANTIZE
     return ours
 
 
-def _read(theirs: Any) -> tuple[QuantSpec | None, Tensor | None]:
-    """Spec and range of a TensorQuantizer; no spec when it passes its input on, no range when that is dynamic."""
+def _read(
+    theirs: Any, *, weight: Tensor | None = None, one_range: bool = False
+) -> tuple[QuantSpec | None, Tensor | None]:
+    """Spec and range of a TensorQuantizer; no spec when it passes its input on, no range when that is dynamic.
+
+    Args:
+        theirs: the quantizer.
+        weight: what it quantizes, where that is known.
+        one_range: whether it may have no axis.
+
+    Raises:
+        _UnlikeError: it has no counterpart.
+    """
     amax: Tensor | None = theirs._buffers.get("_amax")
     if theirs._disabled or not (theirs._if_quant or theirs._if_calib):
         fits = amax is not None and amax.numel() == 1 and value_fault(amax) is None
@@ -174,6 +181,13 @@ def _read(theirs: Any) -> tuple[QuantSpec | None, Tensor | None]:
     if not (axis is None or (isinstance(axis, int) and axis >= 0)):
         faults.append(f"its axis is {axis}, must be one, counted from the front")
         axis = None
+    elif axis is not None and one_range:
+        faults.append(f"its axis is {axis}, an activation has one range")
+    elif axis is not None and weight is not None:
+        if axis >= weight.dim():
+            faults.append(f"its axis is {axis}, of a weight of shape {list(weight.shape)}")
+        elif amax is not None and amax.numel() != weight.shape[axis]:
+            faults.append(f"it has {amax.numel()} ranges for axis {axis} of a weight of shape {list(weight.shape)}")
     if amax is not None and (fault := value_fault(amax)):
         faults.append(f"its range is {fault}")
     spec = None
@@ -217,17 +231,18 @@ def _from_qdqbert(module: Any, toolkit: Any) -> Model:
     for path, part in module.named_modules():
         if not isinstance(part, toolkit.TensorQuantizer):
             continue
-        if path not in known:
+        slot = known.get(path)
+        if slot is None:
             faults.append(f"{path}: QDQBERT has no such quantizer")
             continue
+        weight = model.get_parameter(f"{slot.module}.weight") if slot.name == "weight" else None
         try:
-            spec, range_ = _read(part)
+            specs[slot], range_ = _read(part, weight=weight, one_range=weight is None)
         except _UnlikeError as unlike:
             faults += [f"{path}: {fault}" for fault in unlike.faults]
             continue
-        specs[known[path]] = spec
         if range_ is not None:
-            amax[known[path]] = range_
+            amax[slot] = range_
     if faults:
         raise RecipeError(describe_faults(name, faults))
     apply_amax(model, specs, amax, source=name)
