@@ -61,19 +61,19 @@ def fields_of(family: Family) -> set[str]:
 def _from_json(values: dict[str, Any]) -> dict[str, Any]:
     """JSON's shapes to ours: integer keys, tuples, ``num_labels`` from ``id2label``."""
     result, faults = dict(values), []
-    names, pruned, labels = (values.get(name) for name in ("architectures", "pruned_heads", "id2label"))
-    result["architectures"], pruned = tuple(names) if isinstance(names, list | tuple) else (), pruned or {}
-    if not (names is None or (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names))):
+    names, pruned, labels = (result.pop(name, None) or () for name in ("architectures", "pruned_heads", "id2label"))
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        result["architectures"] = tuple(names)
+    else:
         faults.append(f"architectures is {names!r}, must be a list of class names")
     try:
-        result["pruned_heads"] = {int(layer): tuple(sorted(set(map(int, heads)))) for layer, heads in pruned.items()}
-    except (TypeError, ValueError, AttributeError):
+        result["pruned_heads"] = {int(layer): tuple(sorted({*map(int, cut)})) for layer, cut in dict(pruned).items()}
+    except (TypeError, ValueError):
         faults.append(f"pruned_heads is {pruned!r}, must map layers to lists of heads")
     try:
-        if labels:
-            result["id2label"] = {int(index): str(label) for index, label in labels.items()}
-            result["num_labels"] = len(labels)
-    except (TypeError, ValueError, AttributeError):
+        known = {int(index): str(label) for index, label in dict(labels).items()}
+        result |= {"id2label": known, "num_labels": len(known)} if known else {}
+    except (TypeError, ValueError):
         faults.append(f"id2label is {labels!r}, must map numbers to names")
     if faults:
         raise ConfigError(describe_faults("configuration", faults))

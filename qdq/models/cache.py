@@ -17,8 +17,7 @@ def new_tokens(input_ids: Tensor, cache: Cache | None, attention_mask: Tensor | 
 
     Ids no longer than the cache are taken to end with one new token.
     """
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
+    attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     if cache is not None:
         past = cache[0][0].shape[2]
         input_ids = input_ids[:, past if input_ids.shape[1] > past else -1 :]
@@ -32,7 +31,6 @@ def masked_slot(input_ids: Tensor, attention_mask: Tensor | None, pad_token_id: 
     """
     if pad_token_id is None:
         raise InputError("pad_token_id is null in the configuration: generation needs a padding token")
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
+    attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     pad = nn.functional.pad
     return {"input_ids": pad(input_ids, (0, 1), value=pad_token_id), "attention_mask": pad(attention_mask, (0, 1))}

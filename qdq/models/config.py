@@ -159,7 +159,7 @@ def _faults(config: ModelConfig) -> list[str]:
     if found:
         return found
 
-    heads, pad = config.num_attention_heads, config.pad_token_id
+    heads, layers, pad = config.num_attention_heads, config.num_hidden_layers, config.pad_token_id
     if config.hidden_size % heads:
         found.append(f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}")
     if pad is not None and not (_whole(pad, 1 - config.vocab_size) and pad < config.vocab_size):
@@ -167,7 +167,6 @@ def _faults(config: ModelConfig) -> list[str]:
     if config.switches.positions_from_padding and config.pad_token_id is None:
         found.append(f"pad_token_id is null, but model_type '{config.model_type}' counts positions from it")
     if config.num_hidden_groups > config.num_hidden_layers:
-        layers = config.num_hidden_layers
         found.append(f"num_hidden_groups {config.num_hidden_groups} exceeds num_hidden_layers {layers}")
     if config.add_cross_attention and not config.is_decoder:
         found.append("add_cross_attention needs is_decoder")

@@ -41,12 +41,11 @@ class Family:
 
 
 CLASSIFIER_KEYS = {"head.classifier": "classifier"}
-SPAN_KEYS = {"head.classifier": "qa_outputs"}
 
 
 def standard_tasks(stem: str) -> dict[str, Task]:
     """The tasks that most families share; ``stem`` begins upstream's class names."""
-    keys = CLASSIFIER_KEYS
+    keys, span_keys = CLASSIFIER_KEYS, {"head.classifier": "qa_outputs"}
     return {
         "feature-extraction": Task(f"{stem}Model", pooler=True, prefixed=False),
         "sequence-classification": Task(
@@ -54,5 +53,5 @@ def standard_tasks(stem: str) -> dict[str, Task]:
         ),
         "multiple-choice": Task(f"{stem}ForMultipleChoice", MultipleChoice, choice_head, keys, pooler=True),
         "token-classification": Task(f"{stem}ForTokenClassification", TokenClassification, Classifier, keys),
-        "question-answering": Task(f"{stem}ForQuestionAnswering", QuestionAnswering, pair_head, SPAN_KEYS),
+        "question-answering": Task(f"{stem}ForQuestionAnswering", QuestionAnswering, pair_head, span_keys),
     }

@@ -39,9 +39,6 @@ _WEIGHT_FILES = "model.safetensors", "model.safetensors.index.json", "pytorch_mo
 _OLD_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
-# --- config.json ---
-
-
 def read_config(path: str | os.PathLike[str]) -> ModelConfig:
     """The configuration in ``path``, a model directory or a JSON file.
 
@@ -222,7 +219,7 @@ def load_weights(
             missing.append(keys[names[0]][-1])
             absent.add(part)
             continue
-        state |= dict.fromkeys(names, parameter)
+        state.update(dict.fromkeys(names, parameter))
 
     elsewhere = {key for other in family.tasks.values() for key in other.keys.values()} | {family.keys["pooler.dense"]}
     elsewhere |= set(filter(None, map(_bias_copy, elsewhere)))
@@ -238,9 +235,6 @@ def load_weights(
         where = f"{source}: the tensors do not fit {model.config.model_type} {model.task}"
         raise CheckpointError(describe_faults(where, faults))
     model.assign(state)
-
-
-# --- models ---
 
 
 def load_model(
@@ -294,9 +288,7 @@ def save_model(
     path = Path(path)
     state = {key: tensor.contiguous() for key, tensor in upstream_state(model).items()}
     # Upstream keeps this bias under two names; give both, so that tied and untied models find it.
-    for key in list(state):
-        if copy := _bias_copy(key):
-            state[copy] = state[key].clone()
+    state |= {copy: tensor.clone() for key, tensor in state.items() if (copy := _bias_copy(key))}
     state |= extra
     values = dict(sorted(config_to_json(model.config, model.task).items()))
     partial = path / f".model.safetensors.{secrets.token_hex(4)}"

@@ -46,8 +46,6 @@ def translate(name: str, keys: Keys, layers: Sequence[tuple[int, ...]]) -> str:
     parts = name.split(".")
     depth = next((int(part) for part in parts if part.isdigit()), None)
     template = ".".join("{}" if part.isdigit() else part for part in parts)
-    target = keys.get(template)
-    if target is None:
-        module, _, leaf = template.rpartition(".")
-        target = f"{keys[module]}.{leaf}"
+    module, _, leaf = template.rpartition(".")
+    target = keys[template] if template in keys else f"{keys[module]}.{leaf}"
     return target if depth is None else target.format(*layers[depth])

@@ -27,10 +27,8 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 def infer_problem_type(num_labels: int, labels: Tensor) -> str:
     """What the first labelled call of a sequence classifier decides when the configuration does not."""
-    if num_labels == 1:
-        return "regression"
     whole = labels.dtype in {torch.int64, torch.int32}
-    return "single_label_classification" if whole else "multi_label_classification"
+    return "regression" if num_labels == 1 else f"{'single' if whole else 'multi'}_label_classification"
 
 
 def classification_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:

@@ -80,11 +80,7 @@ class Model(nn.Module):
                 module.tie_weights()
 
     def set_attn_implementation(self, implementation: AttentionImplementation) -> None:
-        """Compute attention in modules (``"eager"``) or by torch's fused function (``"sdpa"``) from now on.
-
-        Raises:
-            ConfigError: it is neither.
-        """
+        """Compute attention in modules (``"eager"``) or by torch's fused function (``"sdpa"``) from now on."""
         known = get_args(AttentionImplementation)
         if implementation not in known:
             raise ConfigError(f"attn_implementation is {implementation!r}, must be one of {', '.join(known)}")
@@ -215,10 +211,9 @@ class EncoderModel(Model):
 
         As upstream, the new table has no padding row any more.
         """
-        if pad_to_multiple_of is not None:
-            size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
-        old = self.embeddings.word
-        std = self.config.initializer_range
+        multiple = pad_to_multiple_of or 1
+        size = -(-size // multiple) * multiple
+        old, std = self.embeddings.word, self.config.initializer_range
         new = nn.Embedding(size, old.embedding_dim, _weight=_resized(old.weight, size, std))
         self.embeddings.word = new
         decoder = self.output_embedding()

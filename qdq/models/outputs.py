@@ -39,9 +39,7 @@ class Output:
         return tuple(self.values())
 
     def __getitem__(self, key: str | int | slice) -> Any:
-        if isinstance(key, str):
-            return dict(self.items())[key]
-        return self.to_tuple()[key]
+        return dict(self.items())[key] if isinstance(key, str) else self.to_tuple()[key]
 
     def __len__(self) -> int:
         return len(self.keys())
