@@ -126,9 +126,7 @@ def _to_ours(part: nn.Module, toolkit: Any) -> nn.Module | None:
     for slot, quantizer in zip(QuantLinear.slots, own, strict=True):
         weight = part.weight if slot == "weight" else None
         try:
-            linear.add_module(
-                f"{slot}_quantizer", _quantizer(*_read(quantizer, weight=weight, one_range=weight is None))
-            )
+            spec, amax = _read(quantizer, weight=weight, one_range=weight is None)
         except _UnlikeError as unlike:
             faults += [f"{slot}: {fault}" for fault in unlike.faults]
         else:
