@@ -11,7 +11,7 @@ bounds.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,9 @@ import torch
 from exporters.onnx.segments import Cut, CutModel, cut_at_quantizers
 from exporters.runners import OnnxRuntimeRunner, OpenVINORunner, Runner
 from qdq.errors import DataError, ExportError, MissingPackageError
+from qdq.prepare import named_slots
 from qdq.quantizer import Mode, Quantizer, quantizers, set_mode
+from qdq.spec import PerTensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -227,10 +229,10 @@ def _structure_faults(
         assert quantizer is not None
         assert quantizer.spec is not None
         shift = 128 if quantizer.spec.signed and piece.dtype == np.uint8 else 0
-        if piece.zero_point - shift != int(quantizer.zero_point):  # case 3
+        expected = int(recorded[quantizer].zero_point)
+        if piece.zero_point is not None and piece.zero_point - shift != expected:  # case 3
             faults.append(
-                f"{piece.slot}: the zero point is {piece.zero_point - shift} in the file, "
-                f"{int(quantizer.zero_point)} in the checkpoint"
+                f"{piece.slot}: the zero point is {piece.zero_point - shift} in the file, {expected} in the checkpoint"
             )
     for name in dict.fromkeys((*outputs, *found)):  # case 4
         ours, theirs = (tuple(side[name].shape) if name in side else None for side in (outputs, found))
@@ -242,10 +244,11 @@ def _structure_faults(
 def _is_same(one: Quantizer, other: Quantizer | None, recorded: Mapping[Quantizer, _Record]) -> bool:
     """Whether both put the same tensor on the same grid."""
     assert other is not None
+    ours, theirs = recorded[one], recorded[other]
     return (
-        torch.equal(one.scale, other.scale)
-        and torch.equal(one.zero_point, other.zero_point)
-        and np.array_equal(recorded[one].integers, recorded[other].integers)
+        np.array_equal(ours.scale, theirs.scale)
+        and np.array_equal(ours.zero_point, theirs.zero_point)
+        and np.array_equal(ours.integers, theirs.integers)
     )
 
 
@@ -331,13 +334,17 @@ def _runner(path: Path, runtime: str) -> tuple[Runner, str]:
 
 @dataclass(frozen=True)
 class _Record:
-    """What one quantizer saw: the tensor in steps, and its integers counted from the zero point."""
+    """What one quantizer saw: the tensor in steps, its integers counted from the zero point, and the grid."""
 
     steps: np.ndarray
     integers: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray
 
     def transposed(self, perm: tuple[int, ...] | None) -> _Record:
-        return self if perm is None else _Record(self.steps.transpose(perm), self.integers.transpose(perm))
+        if perm is None:
+            return self
+        return replace(self, steps=self.steps.transpose(perm), integers=self.integers.transpose(perm))
 
 
 def _record(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[Quantizer, _Record], dict[str, np.ndarray]]:
@@ -346,12 +353,21 @@ def _record(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[Quantiz
 
     def recorder_of(quantizer: Quantizer) -> Any:
         def record(x: Tensor, q: Tensor) -> None:
-            steps = x.float() / quantizer.scale
-            records[quantizer] = _Record(steps.numpy(), (q - quantizer.zero_point).numpy())
+            scale, zero_point = quantizer.grid(x)
+            arrays = (x.float() / scale, q - zero_point, scale, zero_point)
+            records[quantizer] = _Record(*(array.detach().numpy() for array in arrays))
 
         return record
 
-    active = [q for _, q in quantizers(model) if q.mode is Mode.QUANTIZE and q.spec is not None and q.spec.axis is None]
+    # Weights are constants of the file, and a scale per token is computed there in float.
+    active = [
+        quantizer
+        for slot, quantizer in named_slots(model)
+        if slot.name != "weight"
+        and quantizer.mode is Mode.QUANTIZE
+        and quantizer.spec is not None
+        and quantizer.spec.granularity == PerTensor()
+    ]
     try:
         for quantizer in active:
             quantizer.recorder = recorder_of(quantizer)
@@ -390,16 +406,22 @@ def _compare_segments(
         for piece in cut.cuts
         if (quantizer := _quantizer(model, piece)) is not None
     }
-    fed = {
-        piece.input: (record.integers + piece.zero_point).astype(piece.dtype) for piece, record in torch_side.items()
-    }
+    fed: dict[str, np.ndarray] = {}
+    for piece, record in torch_side.items():
+        zero = record.zero_point if piece.zero_point is None else piece.zero_point
+        fed[piece.input] = (record.integers + zero).astype(piece.dtype)
+        grid = {"scale": record.scale, "zero_point": record.zero_point.astype(piece.dtype)}
+        fed |= {name: grid[part] for part, _, name in piece.computed}
     try:
         found = pieces({**arrays, **fed})
     except DataError as error:
         raise ExportError(str(error)) from error
     for piece, record in torch_side.items():
-        integers = found[piece.output].astype(np.float32) - piece.zero_point
-        tally.add_integers(piece.slot, record, integers)
+        grid = {part: found[name].astype(np.float32) for part, name, _ in piece.computed}
+        if "scale" in grid:
+            tally.add_floats(f"{piece.slot}.scale", record.scale, grid["scale"])
+        zero = grid["zero_point"] if piece.zero_point is None else piece.zero_point
+        tally.add_integers(piece.slot, record, found[piece.output].astype(np.float32) - zero)
     for name, expected in outputs.items():
         tally.add_floats(name, expected, found[name])
 

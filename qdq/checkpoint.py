@@ -1,7 +1,8 @@
 """A quantized checkpoint on disk: a Hugging Face directory, and beside it what the quantizers know.
 
     config.json  model.safetensors  tokenizer ...     the float model, which transformers loads as ever
-    quantization.json                                 format version, recipe, spec of every slot, how it was calibrated
+    quantization.json                                 format version, recipe, spec of every slot, how it was calibrated,
+                                                      digests of what decides the model's outputs
     quantizers.safetensors                            per slot: scale, zero_point; of activations also the range found:
                                                       lower, upper, amax
 
@@ -10,6 +11,7 @@ The ranges of slots that stay float are stored too: from them the checkpoint can
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -51,6 +53,9 @@ FORMAT = 2
 READABLE = (1, 2)
 QUANTIZATION_FILE = "quantization.json"
 QUANTIZERS_FILE = "quantizers.safetensors"
+
+_SEALED = ("config.json", "model.safetensors", QUANTIZERS_FILE)
+"""The files whose contents decide what the model computes; their digests stand in ``quantization.json``."""
 
 _RANGE = ("lower", "upper", "amax")
 _WEIGHT = ".weight_quantizer"
@@ -102,15 +107,16 @@ def write(
     save_model(model, folder)
     if source is not None:
         copy_companions(Path(source), folder)
+    (folder / QUANTIZERS_FILE).write_bytes(serialize(_tensors(model)))
     document = {
         "format": FORMAT,
         "recipe": recipe.to_dict(),
         "slots": {str(slot): q.spec.to_dict() for slot, q in named_slots(model) if q.spec is not None},
         "unshared": [str(slot) for slot in unshared_slots(model)],
         "calibration": dict(calibration),
+        "sha256": {name: _digest(folder / name) for name in _SEALED},
     }
-    write_json(folder / QUANTIZATION_FILE, document)
-    (folder / QUANTIZERS_FILE).write_bytes(serialize(_tensors(model)))
+    write_json(folder / QUANTIZATION_FILE, {**document, "sha256_of_this": _own_digest(document)})
 
 
 def copy_companions(source: Path, target: Path) -> None:
@@ -163,9 +169,9 @@ def load(
     path = Path(path)
     if is_quantized(path) and attn_implementation != "eager":
         raise ConfigError(f"{path} is quantized: attn_implementation must be eager, not {attn_implementation}")
+    document = read_quantization(path) if _is_ours(path) else {}
     model = load_model(path, task, allow_missing=allow_missing, attn_implementation=attn_implementation)
-    if _is_ours(path):
-        document = read_quantization(path)
+    if document:
         wrap(model)
         # A head or pooler that this task has not: the float weights may hold them too.
         elsewhere = () if model.task == task_of(model.config)[0] else ("head.", "pooler.")
@@ -175,6 +181,7 @@ def load(
         except (RecipeError, CalibrationError) as error:
             raise CheckpointError(f"{path}: {error}") from error
         _fill(model, path / QUANTIZERS_FILE, elsewhere)
+        _check_seals(path, document)  # last: where something does not fit, its own message says more
         set_mode(model, Mode.QUANTIZE)
     elif model.config.model_type == "qdqbert":
         from qdq.interop.pytorch_quantization import load_amax
@@ -216,6 +223,37 @@ def read_quantization(path: str | Path) -> dict[str, Any]:
     if faults:
         raise CheckpointError(describe_faults(str(file), faults))
     return document
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _own_digest(document: Mapping[str, Any]) -> str:
+    """Of the contents of ``quantization.json``, however they are written down."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _check_seals(path: Path, document: Mapping[str, Any]) -> None:
+    """Refuse files that are not as they were written: a flipped bit in a scale makes another model, silently.
+
+    Checkpoints of format 1 carry no digests.
+    """
+    if document["format"] == 1:
+        return
+    seals = document.get("sha256")
+    if not isinstance(seals, dict) or set(seals) != set(_SEALED):
+        raise CheckpointError(f"{path / QUANTIZATION_FILE}: sha256 must hold the digests of {', '.join(_SEALED)}")
+    own = {key: value for key, value in document.items() if key != "sha256_of_this"}
+    changed = [name for name in _SEALED if (path / name).is_file() and _digest(path / name) != seals[name]]
+    if document.get("sha256_of_this") != _own_digest(own):
+        changed.append(QUANTIZATION_FILE)
+    if changed:
+        raise CheckpointError(
+            f"{path}: {' and '.join(changed)} changed after the checkpoint was written, by damage or by hand: quantize "
+            "again, or load the float model alone with qdq.models.huggingface.load_model and save that"
+        )
 
 
 def _tensors(model: Model) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from qdq.spec import PerToken, QuantSpec
 
 __all__ = [
     "dequantize",
+    "dynamic_fake_quantize",
     "fake_quantize",
     "fake_quantize_by_amax",
     "quantize",
@@ -155,7 +156,7 @@ def _save_for_gradients(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> No
 
 
 def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """Straight through inside the range; to the scale, where it is trained, as in LSQ (equation 3)."""
+    """Straight through inside the range; with a scale that is trained, all as in LSQ (equations 3 and 5)."""
     if not ctx.learned:
         (inside,) = ctx.saved_tensors
         return gradient * inside.to(gradient.dtype), *[None] * 6
@@ -164,9 +165,10 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x = x.to(torch.float32)
     zero = _broadcast(zero_point, x, axis, group)
     steps = x / _broadcast(scale, x, axis, group)
-    rounded = steps.round()
-    saturated = torch.minimum(torch.maximum(rounded, (qmin - zero).float()), (qmax - zero).float())
-    inside = (rounded == saturated).to(torch.float32)
+    low, high = (qmin - zero).float(), (qmax - zero).float()
+    # The paper asks the value, not its integer: what lies beyond an end by less than half a step pulls there, too.
+    inside = ((low < steps) & (steps < high)).to(torch.float32)
+    saturated = torch.minimum(torch.maximum(steps.round(), low), high)
     slope = gradient.to(torch.float32) * (saturated - inside * steps)
     # What was broadcast is summed.
     to_scale = slope.sum_to_size(_broadcast(scale, x, axis, group).shape).reshape(scale.shape)
@@ -189,10 +191,40 @@ def fake_quantize(
     """Quantize and dequantize: ``x`` rounded to the grid of ``scale`` and ``zero_point``, in the type of ``x``.
 
     The gradient passes straight through where the integer is within ``[qmin, qmax]`` and is zero elsewhere
-    (Bengio et al. 2013, arXiv 1308.3432). A scale that requires a gradient gets that of LSQ (Esser et al. 2020, arXiv
-    1902.08153), before its normalisation: see :func:`scale_gradient`. Arguments as in :func:`quantize`.
+    (Bengio et al. 2013, arXiv 1308.3432). Where the scale requires a gradient, both have those of LSQ (Esser et al.
+    2020, arXiv 1902.08153), the scale's before its normalisation: see :func:`scale_gradient`. Arguments as in
+    :func:`quantize`.
     """
     result: Tensor = _fake_quantize(x, scale, zero_point, qmin, qmax, axis, group)
+    return result
+
+
+@torch.library.custom_op("qdq::dynamic_fake_quantize", mutates_args=())
+def _dynamic_fake_quantize(x: Tensor, qmin: int, qmax: int, symmetric: bool, per_token: bool) -> Tensor:
+    lower, upper = (x.amin(-1, True), x.amax(-1, True)) if per_token else torch.aminmax(x)
+    if symmetric:
+        upper = torch.maximum(lower.abs(), upper.abs())
+        lower = -upper
+    scale, zero_point = scale_and_zero_point(lower, upper, qmin=qmin, qmax=qmax, symmetric=symmetric)
+    return _fake_quantize(x, scale, zero_point, qmin, qmax, None)  # type: ignore[no-any-return]
+
+
+@_dynamic_fake_quantize.register_fake
+def _(x: Tensor, qmin: int, qmax: int, symmetric: bool, per_token: bool) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(x)
+
+
+def dynamic_fake_quantize(x: Tensor, *, qmin: int, qmax: int, symmetric: bool, per_token: bool) -> Tensor:
+    """:func:`fake_quantize` with the range of ``x`` itself, as one operator for graphs that are exported.
+
+    Args:
+        x: any shape, any floating type.
+        qmin: lowest integer.
+        qmax: highest integer.
+        symmetric: the range is ``[-amax, amax]``.
+        per_token: every vector on the last axis has its own range; else the tensor has one.
+    """
+    result: Tensor = _dynamic_fake_quantize(x, qmin, qmax, symmetric, per_token)
     return result
 
 

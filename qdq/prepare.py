@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from qdq.errors import CalibrationError, RecipeError, describe_faults
-from qdq.modules import WRAPPED, set_weight_scale
+from qdq.modules import WRAPPED, QuantLinear, set_weight_scale
 from qdq.modules.wrapped import Wrapped
 from qdq.quantizer import Mode, Quantizer, Range, quantizers
 from qdq.recipe import Recipe, Slot, load_recipe
@@ -120,6 +120,7 @@ def apply_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], *, uns
     check_specs(model, specs)
     faults: list[str] = []
     fresh: dict[Slot, Quantizer] = {}
+    readers: dict[Slot, int] = {}
     for group in same_tensor(model, list(specs)):
         known = _union([q.range for q in dict.fromkeys(_quantizer(model, slot) for slot in group) if q.range])
         made: dict[object, Quantizer] = {}
@@ -135,10 +136,14 @@ def apply_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], *, uns
             elif slot.name != "weight":
                 made[key].readers += 1
             fresh[slot] = made[key]
+            readers[slot] = made[key].readers - 1
     if faults:
         raise CalibrationError(describe_faults("scales", faults))
     for slot, quantizer in fresh.items():
-        setattr(model.get_submodule(slot.module), f"{slot.name}_quantizer", quantizer)
+        module = model.get_submodule(slot.module)
+        setattr(module, f"{slot.name}_quantizer", quantizer)
+        if slot.name == "input" and isinstance(module, QuantLinear):
+            module.reader = readers[slot]
 
 
 def check_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None]) -> None:
@@ -175,6 +180,9 @@ def _union(ranges: list[Range]) -> Range | None:
 def _misfit(model: nn.Module, slot: Slot, spec: QuantSpec) -> str | None:
     """Why ``spec`` is none for ``slot``."""
     if slot.name != "weight":
+        parent = model.get_submodule(slot.module.rpartition(".")[0])
+        if slot.kind == "matmul" and getattr(parent, "implementation", "eager") != "eager":
+            return f"{slot}: attention is fused there, its products are not modules: build it with eager attention"
         if spec.axis is None and spec.group is None:
             return None
         return f"{slot}: {spec.granularity} is for weights; activations are quantized per tensor or per token"

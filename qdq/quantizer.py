@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qdq import functional
 from qdq.errors import CalibrationError, describe_faults
+from qdq.spec import PerToken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -175,21 +176,34 @@ class Quantizer(nn.Module):
             x, scale, zero_point, qmin=spec.qmin, qmax=spec.qmax, axis=spec.axis, group=spec.group
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Pass ``x`` on: as it is (OFF), shown to the observer (COLLECT), or rounded to the grid (QUANTIZE)."""
+    def forward(self, x: Tensor, reader: int = 0) -> Tensor:
+        """Pass ``x`` on: as it is (OFF), shown to the observer (COLLECT), or rounded to the grid (QUANTIZE).
+
+        Args:
+            x: the tensor of the slot.
+            reader: which of the ``readers`` asks, 0 and up. What one of them got, the others get too, as long as it is
+                the same tensor; one that asks again gets it computed afresh.
+        """
         if self.mode is Mode.OFF:
             return x
         if self.readers == 1 or torch.compiler.is_compiling():  # a compiler sees for itself what is computed twice
             return self._pass(x)
-        version = 0 if x.is_inference() else x._version
+        state = self._state_of(x)
         shared = self._shared
-        if shared is not None and shared.x is x and shared.state == (version, torch.is_grad_enabled(), self.mode):
+        if shared is not None and shared.x is x and shared.state == state and reader not in shared.served:
+            served = shared.served | {reader}
             # Nobody but the readers holds the result: after the last of them it goes.
-            self._shared = replace(shared, left=shared.left - 1) if shared.left > 1 else None
+            self._shared = replace(shared, served=served) if len(served) < self.readers else None
             return shared.y
         y = self._pass(x)
-        self._shared = _Shared(x, y, (version, torch.is_grad_enabled(), self.mode), self.readers - 1)
+        self._shared = _Shared(x, y, state, frozenset([reader]))
         return y
+
+    def _state_of(self, x: Tensor) -> tuple[object, ...]:
+        """What a result depends on besides the identity of ``x``."""
+        tensors = [x, *self._buffers.values(), *self._parameters.values()]
+        versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors if tensor is not None]
+        return (*versions, torch.is_grad_enabled(), self.mode)
 
     def look_up(self, table: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
         """``self(table)[ids]`` in mode QUANTIZE, for the cost of the ``rows`` that are ``table[ids]`` alone.
@@ -217,6 +231,14 @@ class Quantizer(nn.Module):
         assert self.spec is not None, "mode QUANTIZE needs a spec"
         if self.recorder is not None:
             self.recorder(x.detach(), self.quantize(x.detach()))
+        if self.spec.dynamic and self.spec.axis is None and torch.compiler.is_exporting():
+            return functional.dynamic_fake_quantize(
+                x,
+                qmin=self.spec.qmin,
+                qmax=self.spec.qmax,
+                symmetric=self.spec.symmetric and not _starts_at_zero(self.spec),
+                per_token=isinstance(self.spec.granularity, PerToken),
+            )
         return self._fake_quantize(x, *self._state(x), axis=self.spec.axis)
 
     @property
@@ -274,14 +296,13 @@ class _Shared:
 
     x: Tensor
     y: Tensor
-    state: tuple[int, bool, Mode]
-    left: int
+    state: tuple[object, ...]
+    served: frozenset[int]
 
 
 def _grid(lower: Tensor, upper: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
     """Scale and zero point of a range, as the spec wants them."""
-    # Unsigned as pytorch-quantization has it: [0, amax] on [0, qmax].
-    from_zero = spec.symmetric and not spec.signed and spec.middle == 0
+    from_zero = _starts_at_zero(spec)
     return functional.scale_and_zero_point(
         lower.clamp(min=0) if from_zero else lower,
         upper,
@@ -289,6 +310,11 @@ def _grid(lower: Tensor, upper: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor
         qmax=spec.qmax,
         symmetric=spec.symmetric and not from_zero,
     )
+
+
+def _starts_at_zero(spec: QuantSpec) -> bool:
+    """Unsigned as pytorch-quantization has it: ``[0, amax]`` on ``[0, qmax]``."""
+    return spec.symmetric and not spec.signed and spec.middle == 0
 
 
 def _is_scale(scale: Tensor) -> bool:

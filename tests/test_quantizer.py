@@ -292,29 +292,45 @@ def test_print_shows_spec_and_mode() -> None:
 # --- several readers of one tensor ---
 
 
-def test_readers_of_one_tensor_share_one_result() -> None:
+def shared(readers: int) -> Quantizer:
     quantizer = calibrated()
-    quantizer.mode, quantizer.readers, quantizer.recorder = Mode.QUANTIZE, 3, Memory()
+    quantizer.mode, quantizer.readers = Mode.QUANTIZE, readers
+    return quantizer
+
+
+def test_readers_of_one_tensor_share_one_result() -> None:
+    quantizer = shared(3)
+    quantizer.recorder = Memory()
     for x in (torch.randn(4, requires_grad=True), torch.randn(4)):
-        first, second, third = quantizer(x), quantizer(x), quantizer(x)
+        first, second, third = (quantizer(x, reader) for reader in (0, 1, 2))
         assert first is second is third
     assert len(quantizer.recorder.seen) == 2, "computed once a tensor"
     assert quantizer._shared is None, "nothing is kept when the last reader has it"
 
 
 def test_shared_result_is_never_an_old_one() -> None:
-    quantizer, x = calibrated(), torch.randn(4)
-    quantizer.mode, quantizer.readers = Mode.QUANTIZE, 2
-    first = quantizer(x)
+    quantizer, x = shared(2), torch.randn(4)
+    first = quantizer(x, 0)
     x.mul_(3)
-    assert torch.equal(quantizer(x), calibrated_result(x)), "changed in place between the readers"
+    assert torch.equal(quantizer(x, 1), calibrated_result(x)), "changed in place between the readers"
     other = torch.randn(4)
-    assert torch.equal(quantizer(other), calibrated_result(other))
-    assert not torch.equal(first, quantizer(x))
+    assert torch.equal(quantizer(other, 0), calibrated_result(other))
+    assert not torch.equal(first, quantizer(x, 0))
     with torch.no_grad():
-        without = quantizer(x.requires_grad_())
-    assert quantizer(x).requires_grad, "the next reader wants a gradient"
+        without = quantizer(x.requires_grad_(), 0)
+    assert quantizer(x, 1).requires_grad, "the next reader wants a gradient"
     assert not without.requires_grad
+    before = quantizer(x, 0)
+    quantizer.set_scale(torch.tensor(0.5), torch.tensor(0))
+    assert not torch.equal(quantizer(x, 1), before), "the scale has changed between the readers"
+
+
+def test_reader_that_asks_again_gets_a_graph_of_its_own() -> None:
+    quantizer, x = shared(3), torch.randn(4, requires_grad=True)
+    for _ in range(3):
+        quantizer(x, 0).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [3, 3, 3, 3]
 
 
 def calibrated_result(x: Tensor) -> Tensor:
@@ -324,8 +340,7 @@ def calibrated_result(x: Tensor) -> Tensor:
 
 
 def test_shared_result_goes_neither_into_copies_nor_files() -> None:
-    quantizer, x = calibrated(), torch.randn(4, requires_grad=True)
-    quantizer.mode, quantizer.readers = Mode.QUANTIZE, 2
+    quantizer, x = shared(2), torch.randn(4, requires_grad=True)
     (quantizer(x) * 2).sum().backward()
     for other in (copy.deepcopy(quantizer), pickle.loads(pickle.dumps(quantizer))):
         assert other._shared is None
@@ -333,11 +348,10 @@ def test_shared_result_goes_neither_into_copies_nor_files() -> None:
 
 
 def test_inference_tensors_are_shared_too() -> None:
-    quantizer = calibrated()
-    quantizer.mode, quantizer.readers = Mode.QUANTIZE, 2
+    quantizer = shared(2)
     with torch.inference_mode():
         x = torch.randn(4)
-        assert quantizer(x) is quantizer(x)
+        assert quantizer(x, 0) is quantizer(x, 1)
 
 
 # --- ranges that are not calibrated ---

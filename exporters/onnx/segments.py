@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from exporters.onnx.load import load_onnx
@@ -17,8 +18,6 @@ from qdq.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import numpy as np
 
 __all__ = ["Cut", "CutModel", "cut_at_quantizers"]
 
@@ -31,17 +30,20 @@ class Cut:
         slot: dotted name of the quantizer, ``encoder.layers.0.attention.query.input_quantizer``.
         output: graph output with the integers that the piece before finds.
         input: graph input for the integers that the piece behind reads.
-        zero_point: of the graph, which may hold the grid shifted (uint8 for int8).
+        zero_point: of the graph, which may hold the grid shifted (uint8 for int8); None when the graph computes it.
         dtype: of the integers.
         perm: how the graph transposes the tensor of this slot before it quantizes it, None when it does not.
+        computed: what the graph finds out about the tensor before it quantizes it, ``scale`` and maybe ``zero_point``:
+            that name, the graph output with what the piece before finds, the graph input that the piece behind reads.
     """
 
     slot: str
     output: str
     input: str
-    zero_point: int
+    zero_point: int | None
     dtype: np.dtype[np.generic]
     perm: tuple[int, ...] | None = None
+    computed: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,10 @@ class CutModel:
 
 
 def cut_at_quantizers(path: Path) -> CutModel:
-    """Load a model and cut it behind every QuantizeLinear of a computed tensor (or the Clip that follows it).
+    """Load a model and cut it behind every quantizer of a computed tensor (or the Clip that follows it).
+
+    Case 1: QuantizeLinear with constants. Case 2: QuantizeLinear with a scale, and maybe a zero point, that the graph
+    computes: cut as well. Case 3: DynamicQuantizeLinear: likewise.
 
     Raises:
         CheckpointError: when it is not an ONNX file, or has quantizers that are not of our making.
@@ -62,20 +67,12 @@ def cut_at_quantizers(path: Path) -> CutModel:
     graph = model.graph
     cuts = []
     for node in list(graph):
-        if not is_op(node, "QuantizeLinear") or constant(node.inputs[0]) is not None:
+        if not is_op(node, "QuantizeLinear", "DynamicQuantizeLinear") or constant(node.inputs[0]) is not None:
             continue
-        zero_point = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        if zero_point is None or zero_point.ndim:
-            raise CheckpointError(f"{path}: {node.name} has no zero point that is one constant, as all of ours have")
+        zero_point, computed = _grid(graph, node, path)
         last = next((use.node for use in node.outputs[0].uses() if is_op(use.node, "Clip")), node)
-        q = last.outputs[0]
-        fed = ir.Value(
-            name=f"{q.name}__fed", shape=q.shape, type=ir.TensorType(ir.DataType.from_numpy(zero_point.dtype))
-        )
-        q.replace_all_uses_with(fed)
-        q.type = fed.type
-        graph.inputs.append(fed)
-        graph.outputs.append(q)
+        dtype = np.dtype(np.uint8) if zero_point is None else zero_point.dtype
+        q, fed = _cut(graph, last.outputs[0], ir.DataType.from_numpy(dtype))
         slot = str(node.name).rpartition("/")[0]
         moved = producer(node.inputs[0], "Transpose")
         perm = (
@@ -83,5 +80,36 @@ def cut_at_quantizers(path: Path) -> CutModel:
             if moved is not None and moved.name == f"{slot}/Transpose"
             else None
         )
-        cuts.append(Cut(slot, str(q.name), str(fed.name), int(zero_point), zero_point.dtype, perm))
+        cuts.append(Cut(slot, q, fed, None if zero_point is None else int(zero_point), dtype, perm, computed))
     return CutModel(ir.to_proto(model).SerializeToString(), tuple(cuts))
+
+
+def _grid(graph: ir.Graph, node: ir.Node, path: Path) -> tuple[np.ndarray | None, tuple[tuple[str, str, str], ...]]:
+    """The zero point of a quantizer where it is a constant, and the cuts through what is computed of its grid."""
+    if is_op(node, "DynamicQuantizeLinear"):  # case 3
+        scale, zero = node.outputs[1], node.outputs[2]
+        parts = (
+            ("scale", *_cut(graph, scale, ir.DataType.FLOAT)),
+            ("zero_point", *_cut(graph, zero, ir.DataType.UINT8)),
+        )
+        return None, parts
+    zero_point = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if zero_point is None or zero_point.ndim:
+        raise CheckpointError(f"{path}: {node.name} has no zero point that is one constant, as all of ours have")
+    if constant(node.inputs[1]) is not None:  # case 1
+        return zero_point, ()
+    scale_in = node.inputs[1]
+    assert scale_in is not None
+    return zero_point, (("scale", *_cut(graph, scale_in, ir.DataType.FLOAT, keep=node)),)  # case 2
+
+
+def _cut(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, *, keep: ir.Node | None = None) -> tuple[str, str]:
+    """Make ``value`` a graph output, and let its readers but ``keep`` read a new graph input: the names of the two."""
+    fed = ir.Value(name=f"{value.name}__fed", shape=value.shape, type=ir.TensorType(dtype))
+    for user, index in [(use.node, use.idx) for use in value.uses()]:
+        if user is not keep:
+            user.replace_input_with(index, fed)
+    value.type = fed.type
+    graph.inputs.append(fed)
+    graph.outputs.append(value)
+    return str(value.name), str(fed.name)

@@ -18,7 +18,9 @@ from exporters.onnx.passes.residual_sum import ResidualSumPass
 from exporters.onnx.passes.transpose_weights import TransposeWeightsPass
 from exporters.onnx.passes.unsigned_activations import UnsignedActivationsPass
 from exporters.onnx.passes.unsigned_weights import UnsignedWeightsPass
+from exporters.onnx.passes.weight_only_gemm import WeightOnlyGemmPass
 from qdq.errors import ExportError
+from qdq.spec import PerTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -55,8 +57,21 @@ class Target:
         return [f"{slot}: {reason}" for slot, reason in reasons if reason]
 
 
-def _any(slot: Slot, spec: QuantSpec) -> str | None:  # noqa: ARG001
+def _onnxruntime_refuses(slot: Slot, spec: QuantSpec) -> str | None:  # noqa: ARG001
+    if (
+        spec.dynamic
+        and isinstance(spec.granularity, PerTensor)
+        and not spec.symmetric
+        and (spec.qmin, spec.qmax) != (0, 255)
+    ):
+        return f"ranges found in every call are symmetric, or uint8 with all of its values; this is {spec}"
     return None
+
+
+def _openvino_refuses(slot: Slot, spec: QuantSpec) -> str | None:
+    if spec.dynamic and slot.name != "weight":
+        return f"OpenVINO takes ranges that are known beforehand, this is {spec}"
+    return _onnxruntime_refuses(slot, spec)
 
 
 def _tensorrt(slot: Slot, spec: QuantSpec) -> str | None:
@@ -67,6 +82,10 @@ def _tensorrt(slot: Slot, spec: QuantSpec) -> str | None:
         return f"TensorRT takes symmetric int8, this is {spec}"
     if spec.bits != 8 or spec.narrow_range:
         return f"TensorRT takes int8 with all of its values, this is {spec}"
+    if spec.dynamic and slot.name != "weight":
+        return f"TensorRT takes ranges that are known beforehand, this is {spec}"
+    if spec.group:
+        return f"TensorRT takes scales per tensor or per axis, this is {spec}"
     return None
 
 
@@ -95,6 +114,7 @@ def _onnxruntime() -> list[ir_passes.InPlacePass]:
         UnsignedActivationsPass(),
         GatherBeforeDequantizePass(),
         IntegerGemmPass(),
+        WeightOnlyGemmPass(),
         ResidualSumPass(),
         *tidy(),
     ]
@@ -124,8 +144,14 @@ def tidy() -> list[ir_passes.InPlacePass]:
 TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
-        Target(name="onnxruntime", recipe="onnxruntime", runtime="onnxruntime", passes=_onnxruntime, refuses=_any),
-        Target(name="openvino", recipe="openvino", runtime="openvino", passes=_openvino, refuses=_any),
+        Target(
+            name="onnxruntime",
+            recipe="onnxruntime",
+            runtime="onnxruntime",
+            passes=_onnxruntime,
+            refuses=_onnxruntime_refuses,
+        ),
+        Target(name="openvino", recipe="openvino", runtime="openvino", passes=_openvino, refuses=_openvino_refuses),
         Target(name="tensorrt", recipe="tensorrt", runtime="reference", passes=_plain, refuses=_tensorrt),
     )
 }

@@ -1,4 +1,4 @@
-"""How the exporter writes the fake-quantize operator: as ONNX's QuantizeLinear and DequantizeLinear."""
+"""How the exporter writes the fake-quantize operators: as ONNX's QuantizeLinear and DequantizeLinear."""
 
 from __future__ import annotations
 
@@ -7,29 +7,85 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
+from onnxscript import opset21
 
-import qdq.functional  # noqa: F401 (registers the operator)
+import qdq.functional  # noqa: F401 (registers the operators)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["translations"]
+__all__ = ["BLOCKS_SINCE", "translations"]
+
+BLOCKS_SINCE = 21
+"""The opset that can write one scale for a group of values."""
 
 _FULL_RANGE = {(-128, 127): ir.DataType.INT8, (0, 255): ir.DataType.UINT8}
+_TINY = float(torch.finfo(torch.float32).tiny)
 
 
-def _fake_quantize(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int, axis: int | None = None) -> Any:
-    """Case 1: the integers fill int8 or uint8. Case 2: fewer bits or a narrow range, clipped as integers."""
+def _fake_quantize(
+    x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int, axis: int | None = None, group: int | None = None
+) -> Any:
+    """A range that is known.
+
+    Case 1: the integers fill int8 or uint8. Case 2: fewer bits or a narrow range, clipped as integers. Case 3: a scale
+    for each group on the last axis, of a matrix.
+    """
     dtype = ir.DataType.INT8 if qmin < 0 else ir.DataType.UINT8
     zero_point = op.Cast(zero_point, to=int(dtype))
-    along = {} if axis is None else {"axis": axis}
-    q = op.QuantizeLinear(x, scale, zero_point, **along)
-    if (qmin, qmax) not in _FULL_RANGE:  # case 2
-        bounds = [op.Cast(op.Constant(value_int=bound), to=int(dtype)) for bound in (qmin, qmax)]
-        q = op.Clip(q, *bounds)
-    return op.DequantizeLinear(q, scale, zero_point, **along)
+    along: dict[str, int] = {} if axis is None else {"axis": axis}
+    if group is not None:  # case 3
+        along = {"axis": 1, "block_size": group}
+    opset = op if group is None else opset21
+    q = _clipped(opset.QuantizeLinear(x, scale, zero_point, **along), qmin, qmax)
+    return opset.DequantizeLinear(q, scale, zero_point, **along)
+
+
+def _dynamic_fake_quantize(x: Any, qmin: int, qmax: int, symmetric: bool, per_token: bool) -> Any:
+    """The range of the tensor itself.
+
+    Case 1: uint8 and affine: ONNX has an operator for it. Case 2: anything else per tensor: the same from parts.
+    Case 3: per token: QuantizeLinear has no such scale, so division, rounding and product stand there.
+    """
+    if (qmin, qmax) == (0, 255) and not symmetric and not per_token:  # case 1
+        q, scale, zero_point = op.DynamicQuantizeLinear(x)
+        return op.DequantizeLinear(q, scale, zero_point)
+    over = {"keepdims": int(per_token)}
+    axes = [op.Constant(value_ints=[-1])] if per_token else []
+    lowest, highest = op.Constant(value_float=float(qmin)), op.Constant(value_float=float(qmax))
+    if symmetric:
+        middle = 0 if qmin < 0 else (qmax + 1) // 2
+        scale = op.Div(op.ReduceMax(op.Abs(x), *axes, **over), op.Constant(value_float=float(qmax - middle)))
+        scale = _not_zero(scale)
+        zero = op.Constant(value_float=float(middle))
+    else:
+        nothing = op.Constant(value_float=0.0)
+        lower = op.Min(op.ReduceMin(x, *axes, **over), nothing)
+        upper = op.Max(op.ReduceMax(x, *axes, **over), nothing)
+        scale = _not_zero(op.Div(op.Sub(upper, lower), op.Constant(value_float=float(qmax - qmin))))
+        zero = op.Clip(op.Round(op.Sub(lowest, op.Div(lower, scale))), lowest, highest)
+    if per_token:  # case 3
+        q = op.Clip(op.Add(op.Round(op.Div(x, scale)), zero), lowest, highest)
+        return op.Mul(op.Sub(q, zero), scale)
+    zero_point = op.Cast(zero, to=int(ir.DataType.INT8 if qmin < 0 else ir.DataType.UINT8))
+    return op.DequantizeLinear(_clipped(op.QuantizeLinear(x, scale, zero_point), qmin, qmax), scale, zero_point)
+
+
+def _not_zero(scale: Any) -> Any:
+    """1 in place of a scale that a range of width zero would give."""
+    return op.Where(op.Less(scale, op.Constant(value_float=_TINY)), op.Constant(value_float=1.0), scale)
+
+
+def _clipped(q: Any, qmin: int, qmax: int) -> Any:
+    if (qmin, qmax) in _FULL_RANGE:
+        return q
+    dtype = ir.DataType.INT8 if qmin < 0 else ir.DataType.UINT8
+    return op.Clip(q, *[op.Cast(op.Constant(value_int=bound), to=int(dtype)) for bound in (qmin, qmax)])
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """For ``torch.onnx.export(custom_translation_table=...)``."""
-    return {torch.ops.qdq.fake_quantize.default: _fake_quantize}
+    return {
+        torch.ops.qdq.fake_quantize.default: _fake_quantize,
+        torch.ops.qdq.dynamic_fake_quantize.default: _dynamic_fake_quantize,
+    }

@@ -18,12 +18,14 @@ __all__ = ["QuantLinear"]
 class QuantLinear(nn.Linear):
     """``y = q_input(x) @ q_weight(W).T + bias``; the bias stays float.
 
-    Slots: ``input`` on ``(batch, seq, in)``, ``weight`` on ``(out, in)``.
+    Slots: ``input`` on ``(batch, seq, in)``, ``weight`` on ``(out, in)``. ``reader`` is its number among the modules
+    that share the input quantizer.
     """
 
     slots: ClassVar[tuple[str, ...]] = ("input", "weight")
     input_quantizer: Quantizer
     weight_quantizer: Quantizer
+    reader: int = 0
 
     @classmethod
     def from_float(cls, module: nn.Module) -> Self:
@@ -36,4 +38,4 @@ class QuantLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
         """``(batch, seq, in)`` -> ``(batch, seq, out)``."""
-        return F.linear(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+        return F.linear(self.input_quantizer(input, self.reader), self.weight_quantizer(self.weight), self.bias)

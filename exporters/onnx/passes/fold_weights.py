@@ -16,6 +16,7 @@ class FoldWeightsPass(ir.passes.InPlacePass):
     Case 1: ``W -> QuantizeLinear -> ...`` becomes ``W_quantized -> ...``.
     Case 2: ``W -> QuantizeLinear -> Clip -> ...`` (fewer bits, narrow range): the clipping is folded in.
     Case 3: the input is computed, an activation: left alone.
+    Case 5: a scale for each block of ``block_size`` values on the axis, of which the last may be shorter.
     Case 4: the zero point is a Cast of a constant, too long for the exporter to fold: it becomes a constant here.
     """
 
@@ -47,7 +48,10 @@ def _try_fold(graph: ir.Graph, node: ir.Node) -> bool:
             return modified
         low, high = (int(limit) for limit in limits if limit is not None)
         last = clip  # case 2
-    if scale.ndim:
+    block = node.attributes.get_int("block_size", 0)
+    if block:  # case 5
+        scale, zero_point = (_spread(array, block, axis, weight.shape) for array in (scale, zero_point))
+    elif scale.ndim:
         shape = [1] * weight.ndim
         shape[axis] = -1
         scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
@@ -60,6 +64,11 @@ def _try_fold(graph: ir.Graph, node: ir.Node) -> bool:
     for old in ([clip] if clip is not None else []) + [node]:
         graph.remove(old, safe=True)
     return True
+
+
+def _spread(array: np.ndarray, block: int, axis: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The value of every block for each of its members."""
+    return np.repeat(array, block, axis=axis).take(range(shape[axis]), axis=axis)
 
 
 def _try_fold_cast(graph: ir.Graph, cast: ir.Node) -> bool:

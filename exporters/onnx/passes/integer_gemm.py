@@ -18,7 +18,8 @@ class IntegerGemmPass(ir.passes.InPlacePass):
     With the bias as an input of the product, ONNX Runtime's own fusions for float graphs (SkipLayerNormalization,
     BiasGelu), which are slower than the plain operators on CPUs, find nothing to fuse.
 
-    Case 1: uint8 activations per tensor, int8 weights ``(in, out)`` per tensor or per column with zero points of 0.
+    Case 1: uint8 activations per tensor, whose grid is known or found by DynamicQuantizeLinear; int8 weights
+    ``(in, out)`` per tensor or per column with zero points of 0.
     Case 2: as case 1, but a CPU without VNNI could saturate on these weights (``QuantSpec.overflow_safe`` was not asked
     for): the weights are stored as uint8 with the zero point 128, for which kernels are exact on every CPU.
     Case 3: a bias is added right after: it becomes an input of the product.
@@ -41,11 +42,10 @@ def _try_fuse(graph: ir.Graph, matmul: ir.Node) -> bool:
     if x is None or w is None or min(len(x.inputs), len(w.inputs)) < 3:
         return False  # case 4
     weight, zeros, scales = constant(w.inputs[0]), constant(w.inputs[2]), constant(w.inputs[1])
-    x_zero = constant(x.inputs[2])
-    if weight is None or zeros is None or scales is None or x_zero is None or weight.ndim != 2:
+    if weight is None or zeros is None or scales is None or weight.ndim != 2 or not _is_uint8(x.inputs[2]):
         return False  # case 4
-    per_column = scales.ndim == 0 or w.attributes.get_int("axis", 1) % 2 == 1
-    if x_zero.dtype != np.uint8 or x_zero.ndim or weight.dtype != np.int8 or zeros.any() or not per_column:
+    per_column = scales.ndim == 0 or (scales.ndim == 1 and w.attributes.get_int("axis", 1) % 2 == 1)
+    if weight.dtype != np.int8 or zeros.any() or not per_column:
         return False  # case 4
     stored, w_zero = w.inputs[0], None
     if may_saturate(weight):  # case 2
@@ -69,6 +69,14 @@ def _try_fuse(graph: ir.Graph, matmul: ir.Node) -> bool:
         if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
             graph.remove(node, safe=True)
     return True
+
+
+def _is_uint8(zero_point: ir.Value | None) -> bool:
+    """Whether it says that an activation is uint8, with one scale."""
+    if producer(zero_point, "DynamicQuantizeLinear") is not None:
+        return True
+    array = constant(zero_point)
+    return array is not None and array.dtype == np.uint8 and array.ndim == 0
 
 
 def _bias(add: ir.Node, product: ir.Value, width: int) -> ir.Value | None:

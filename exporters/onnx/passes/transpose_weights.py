@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import onnx_ir as ir
 
 from exporters.onnx.passes.graph import constant, initializer, is_op, producer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["TransposeWeightsPass"]
 
@@ -15,6 +20,7 @@ class TransposeWeightsPass(ir.passes.InPlacePass):
 
     Case 1: ``W (out, in) -> DequantizeLinear(axis) -> Transpose`` becomes ``W.T (in, out) -> DequantizeLinear(perm of
     axis)``.
+    Case 3: a scale for each block of values: scales and zero points, which are matrices then, are transposed, too.
     Case 2: other readers need the weight as it was, a tied embedding say: left alone, the weight is stored once.
     """
 
@@ -38,13 +44,23 @@ def _try_fold(graph: ir.Graph, transpose: ir.Node) -> bool:
     perm = transpose.attributes.get_ints("perm", tuple(reversed(range(array.ndim))))
     stored = initializer(graph, f"{weight.name}_transposed", np.ascontiguousarray(array.transpose(perm)))
     scales = constant(dequantize.inputs[1])
-    attributes = {}
+    attributes, grid = {}, list(dequantize.inputs[1:])
+    if block := dequantize.attributes.get_int("block_size", 0):  # case 3
+        attributes["block_size"] = block
+        grid = [_transposed(graph, value, perm) for value in grid]
     if scales is None or scales.ndim:
         attributes["axis"] = list(perm).index(dequantize.attributes.get_int("axis", 1) % array.ndim)
-    replacement = ir.node("DequantizeLinear", [stored, *dequantize.inputs[1:]], attributes, name=dequantize.name)
+    replacement = ir.node("DequantizeLinear", [stored, *grid], attributes, name=dequantize.name)
     replacement.outputs[0].name = dequantize.outputs[0].name
     graph.insert_before(transpose, replacement)
     transpose.outputs[0].replace_all_uses_with(replacement.outputs[0])
     graph.remove([transpose, dequantize], safe=True)
     del graph.initializers[str(weight.name)]
     return True
+
+
+def _transposed(graph: ir.Graph, value: ir.Value | None, perm: Sequence[int]) -> ir.Value:
+    array = constant(value)
+    assert value is not None
+    assert array is not None, "the grid of a stored weight is constant"
+    return initializer(graph, f"{value.name}_transposed", np.ascontiguousarray(array.transpose(perm)))
