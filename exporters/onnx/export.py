@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from exporters.onnx.targets import target_named, tidy
 from exporters.onnx.trace import OPSETS, trace
+from exporters.onnx.translation import BLOCKS_SINCE
 from exporters.signature import Signature, signature_of
 from qdq.errors import ExportError, describe_faults
-from qdq.prepare import apply_specs, named_slots
+from qdq.plan import needing_data
+from qdq.prepare import apply_specs, named_slots, unshared_slots
 from qdq.quantizer import Mode, set_mode
 from qdq.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import nn
+
+    from qdq.recipe import Slot
+    from qdq.spec import QuantSpec
 
 __all__ = ["DEFAULT_OPSET", "Exported", "check_options", "export_model"]
 
@@ -117,8 +123,12 @@ def export_model(
         faults = chosen.faults(specs)
         if faults:
             raise ExportError(describe_faults(f"target {chosen.name} cannot run this recipe", faults))
+        if opset < BLOCKS_SINCE and any(spec and spec.group for spec in specs.values()):
+            raise ExportError(f"scales per group need opset {BLOCKS_SINCE} or above, this is {opset}")
         if changed is not None:
+            _check_ranges(model, specs, changed, chosen.name)
             apply_specs(model, specs)
+        _keep_weights(model, specs)
         set_mode(model, Mode.QUANTIZE)
     elif recipe is not None:
         raise ExportError("a recipe needs a target: without one the model is exported in float")
@@ -134,6 +144,27 @@ def export_model(
     graph.producer_name = "qdq"
     _write(graph, path)
     return Exported("float" if chosen is None else chosen.name, changed, opset, signature, tuple(notes))
+
+
+def _keep_weights(model: nn.Module, specs: Mapping[Slot, QuantSpec | None]) -> None:
+    """Weights whose range is found anew in every call have the same in every call, once they are exported."""
+    if any(slot.name == "weight" and spec and spec.dynamic for slot, spec in specs.items()):
+        kept = {
+            slot: replace(spec, dynamic=False) if spec and slot.name == "weight" else spec
+            for slot, spec in specs.items()
+        }
+        apply_specs(model, kept, unshared=unshared_slots(model))
+
+
+def _check_ranges(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], recipe: Recipe, target: str) -> None:
+    """A checkpoint that was made without data has no ranges for another recipe."""
+    known = dict(named_slots(model))
+    wanted = needing_data(specs)
+    if wanted and all(known[slot].range is None for slot in wanted):
+        raise ExportError(
+            f"target {target} needs the recipe {recipe.name!r} here, and the checkpoint, made without data, has no "
+            "ranges for it: calibrate with --calib-data, or choose a target that runs the checkpoint's own recipe"
+        )
 
 
 def _write(graph: ir.Model, path: Path) -> None:
