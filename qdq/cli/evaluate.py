@@ -132,7 +132,7 @@ def evaluate(
             threads=threads,
             resamples=resamples,
             settings=settings,
-            progress=lambda done, total: advance(done, f"evaluating {task}", total),
+            progress=lambda done, total: advance(done, f"evaluating {task}", total or done),
         )
     for note in result.notes:
         session.say(note)

@@ -25,8 +25,8 @@ __all__ = ["embed", "embed_in_batches", "embedding_settings"]
 def embedding_settings(job: Job) -> dict[str, Any]:
     """How token vectors become one, and the longest text."""
     subject, settings = job.subject, job.settings
-    length = settings.seq_len or read_max_length(subject.folder) or subject.max_length
-    return {"pooling": settings.pooling or read_pooling(subject.folder), "seq_len": min(length, subject.max_length)}
+    length = settings.seq_len or min(read_max_length(subject.folder) or subject.max_length, subject.max_length)
+    return {"pooling": settings.pooling or read_pooling(subject.folder), "seq_len": length}
 
 
 def embed(job: Job, texts: Iterable[Example], *, rows_per_example: int = 1) -> Iterator[Vectors]:

@@ -12,10 +12,12 @@ from qdq.errors import ConfigError, DataError
 from qdq.tasks.bootstrap import CONFIDENCE, compare, intervals
 from qdq.tasks.drop import MaxDrop
 from qdq.tasks.job import Job, silent
+from qdq.tasks.metrics import torchmetrics_functions
 from qdq.tasks.sequence_classification import labels_of
 from qdq.tasks.settings import Settings
 from qdq.tasks.subject import TASKS, open_subject, subject_of
 from qdq.tasks.table import rows_of
+from qdq.tasks.token_classification import entities_finder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +31,14 @@ if TYPE_CHECKING:
     from qdq.tasks.subject import Subject
 
 __all__ = ["Comparison", "Evaluation", "evaluate", "evaluate_subject"]
+
+
+_PACKAGES: dict[str, Callable[[], object]] = {
+    "sts": torchmetrics_functions,
+    "sequence-classification": torchmetrics_functions,
+    "token-classification": entities_finder,
+}
+"""What a task cannot do without."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +152,7 @@ def evaluate(
         threads: of that runtime.
         resamples: of the bootstrap; 0 leaves the intervals out.
         settings: how to run; or its fields by name.
-        progress: told how many rows are done.
+        progress: told how many examples are done, and of how many.
         **options: fields of ``Settings``.
 
     Raises:
@@ -177,6 +187,8 @@ def evaluate(
         raise ConfigError(f"a runtime goes with an exported directory, {subject.name} runs in {subject.runtime}")
     if baseline is not None:
         _check_same_labels(subject, baseline, task)
+    if task in _PACKAGES:
+        _PACKAGES[task]()  # before the work, not after it
     scores = evaluate_subject(subject, task, data, settings, progress=progress)
     evaluation = _evaluation(subject, task, scores, resamples=resamples, seed=settings.seed)
     if baseline is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from qdq.data.encoder import load_encoder
 from qdq.data.examples import read_examples
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
@@ -53,14 +53,23 @@ class Scores:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Job:
-    """A model to evaluate on data."""
+    """A model to evaluate on data.
+
+    Args:
+        subject: the model.
+        data: as ``read_examples`` takes it.
+        settings: how to run.
+        progress: told how far it is.
+        total: examples there are, known once the data has been read through.
+    """
 
     subject: Subject
     data: Any
     settings: Settings
     progress: Progress = silent
+    total: int | None = None
 
     @property
     def encoder(self) -> TextEncoder:
@@ -69,9 +78,12 @@ class Job:
         return load_encoder(subject.folder, max_length=subject.max_length, pad_id=subject.config.pad_token_id)
 
     def examples(self, task: str, labels: Labels | None = None, *, need_labels: bool = True) -> Examples:
-        """The examples of ``task`` in the data."""
+        """The examples of ``task`` in the data, which is read through first: its faults come before the work.
+
+        An iterator, which can be read only once, is not.
+        """
         settings = self.settings
-        return read_examples(
+        examples = read_examples(
             self.data,
             task,
             columns=settings.columns,
@@ -81,6 +93,9 @@ class Job:
             need_labels=need_labels,
             split=settings.split,
         )
+        if not isinstance(self.data, Iterator):
+            self.total = examples.check().examples
+        return examples
 
     def batches(self, examples: Iterable[Example], task: str, **options: Any) -> Iterator[Batch]:
         """Batches of rows of about the same length."""
@@ -95,5 +110,5 @@ class Job:
         for batch in batches:
             outputs = self.subject.runner({name: value.numpy() for name, value in batch.inputs.items()})
             yield batch, outputs
-            done += len(batch.index)
-            self.progress(done // rows_per_example, None)
+            done += len(batch.index) if batch.part is None else int((batch.part == 0).sum())
+            self.progress(done // rows_per_example, self.total)

@@ -1,0 +1,89 @@
+"""Time an evaluation of an ONNX model against the bare runtime on the very same batches.
+
+    python tools/bench_evaluate.py exported/ --data sts.tsv [--rounds 5] [--threads 2]
+
+The two take turns; the figure is the median by round of raw seconds / seconds of the evaluation: the share of the
+runtime's own throughput that remains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+
+class Recorder:
+    """A runner that keeps what it is given."""
+
+    def __init__(self, runner: Any) -> None:
+        self.runner = runner
+        self.seen: list[Mapping[str, np.ndarray]] = []
+        self.input_names, self.output_names = runner.input_names, runner.output_names
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> Any:
+        self.seen.append({name: inputs[name] for name in self.input_names})
+        return self.runner(inputs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="an exported directory")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--task", default="sts")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--num-samples", type=int)
+    options = parser.parse_args()
+
+    import onnxruntime
+
+    from exporters.runners import OnnxRuntimeRunner
+    from qdq.tasks.evaluate import evaluate_subject
+    from qdq.tasks.settings import Settings
+    from qdq.tasks.subject import open_subject, subject_of
+
+    settings = Settings(batch_size=options.batch_size, num_samples=options.num_samples)
+    model = options.folder / "model.onnx"
+    recorder = Recorder(OnnxRuntimeRunner(model, threads=options.threads))
+    evaluate_subject(subject_of(recorder, options.folder, options.task), options.task, options.data, settings)
+    batches = recorder.seen
+    session_options = onnxruntime.SessionOptions()
+    session_options.intra_op_num_threads = options.threads
+    session = onnxruntime.InferenceSession(model, session_options, providers=["CPUExecutionProvider"])
+    subject = open_subject(options.folder, options.task, threads=options.threads)
+
+    def raw() -> None:
+        for batch in batches:
+            session.run(None, batch)
+
+    def ours() -> None:
+        evaluate_subject(subject, options.task, options.data, settings)
+
+    rounds = []
+    for index in range(options.rounds):
+        seconds = {}
+        for side in (raw, ours) if index % 2 else (ours, raw):
+            start = time.perf_counter()
+            side()
+            seconds[side] = time.perf_counter() - start
+        rounds.append((seconds[raw], seconds[ours]))
+        print(f"round {index + 1}: runtime alone {seconds[raw]:.2f} s, evaluation {seconds[ours]:.2f} s", flush=True)
+    rows = sum(len(batch["input_ids"]) for batch in batches)
+    share = statistics.median(bare / whole for bare, whole in rounds)
+    fastest = min(whole for _, whole in rounds)
+    print(
+        f"{rows} rows in {len(batches)} batches; {rows / fastest:.0f} rows a second; {share:.3f} of the runtime alone"
+    )
+
+
+if __name__ == "__main__":
+    main()
