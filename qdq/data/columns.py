@@ -37,6 +37,7 @@ _TEXTS: tuple[Pair, ...] = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question", "context"),
+    ("question", "passage"),
     ("question", "sentence"),
     ("question1", "question2"),
     ("query", "passage"),
@@ -56,7 +57,19 @@ _TEXTS: tuple[Pair, ...] = (
     ("title", None),
 )
 
-_LABELS = ("label", "labels", "gold_label", "score", "similarity_score", "relatedness_score", "similarity", "target")
+_LABELS = (
+    "label",
+    "labels",
+    "gold_label",
+    "score",
+    "similarity_score",
+    "relatedness_score",
+    "similarity",
+    "target",
+    "is_duplicate",
+    "quality",
+    "answer",
+)
 _SCORES = ("score", "similarity_score", "relatedness_score", "similarity", "label", "labels", "target")
 _RIGHT_CHOICES = ("label", "labels", "answerkey", "answer", "gold", "correct")
 _TAGS = ("ner_tags", "tags", "ner", "labels", "label", "pos_tags")
@@ -167,10 +180,14 @@ def settle(columns: Columns, task: str, available: Sequence[str], *, name: str) 
         layout = _words(columns, usual)
     else:
         layout = _texts(columns, usual, task)
-    if layout is None:
+    if layout is None and len(available) == 1 and (found := [mark for mark in ";\t|" if mark in available[0]]):
         raise DataError(
-            f"{name}: {_lacking(task)} has a usual name among its columns {listing(available)}; {_CURES[task]}"
+            f"{name}: has a single column, {listing(available)}; fields seem to stand between {listing(found[:1])}, "
+            "where a .csv file has commas and a .tsv file tabs"
         )
+    if layout is None:
+        nothing = f"{_lacking(task)} has a usual name among its columns {listing(available)}"
+        raise DataError(f"{name}: {nothing}; {_CURES[task]}")
     return layout
 
 
@@ -278,6 +295,7 @@ def headerless(columns: Columns, task: str, first: Sequence[str]) -> tuple[str, 
     2. A row with a usual name for what the task needs, or with any column that was asked for, is a header.
     3. ``score, text, text`` and ``text, text, score``, the score a number or empty: a pair with its score.
     4. ``text, number`` and ``number, text``: a sentence with its label.
+    5. ``text, number, anything, text``: CoLA's source, label, mark and sentence.
     """
     numbers = tuple(str(number) for number in range(len(first)))
     names = [name.strip() for name in first]
@@ -299,6 +317,8 @@ _SHAPES = {
     "tte": ("sentence1", "sentence2", "label"),
     "tn": ("sentence", "label"),
     "nt": ("label", "sentence"),
+    "tnet": ("source", "label", "mark", "sentence"),
+    "tntt": ("source", "label", "mark", "sentence"),
 }
 
 

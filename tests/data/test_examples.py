@@ -53,6 +53,9 @@ class TestTexts:
             ({"question": "a", "sentence": "b", "label": 1}, ("a", "b", 1)),
             ({"question1": "a", "question2": "b", "label": "0"}, ("a", "b", 0)),
             ({"query": "a", "passage": "b", "label": "positive"}, ("a", "b", 1)),
+            ({"question": "a", "passage": "b", "answer": True}, ("a", "b", 1)),
+            ({"question1": "a", "question2": "b", "is_duplicate": "1"}, ("a", "b", 1)),
+            ({"Quality": "1", "#1 ID": "7", "#1 String": "a", "#2 String": "b"}, ("a", "b", 1)),
             ({"text": "a", "labels": "Negative"}, ("a", None, 0)),
             ({"Text": "a", "LABEL": 1}, ("a", None, 1)),
             ({"text": "a", "text_pair": None, "label": -1}, ("a", None, None)),
@@ -312,6 +315,10 @@ class TestWhole:
     )
     def test_no_usual_column(self, task, expected):
         assert expected in refusal([{"a": 1, "b": 2}], task)
+
+    def test_another_delimiter_is_recognised(self, tmp_path):
+        message = refusal(text_file(tmp_path / "a.csv", "text;label\na;1\n"), "sequence-classification")
+        assert "has a single column, 'text;label'; fields seem to stand between ';'" in message
 
     def test_a_file_can_be_read_again_and_an_iterator_once(self, tmp_path):
         examples = read_examples(text_file(tmp_path / "a.txt", "a\nb\n"), "masked-lm")

@@ -262,6 +262,8 @@ class TestHeader:
             ("a cat|a dog|0.5", ("sentence1", "sentence2", "label")),
             ("a film|1", ("sentence", "label")),
             ("0|a film", ("label", "sentence")),
+            ("gj04|1||They sang.", ("source", "label", "mark", "sentence")),
+            ("gj04|0|*|They sang it.", ("source", "label", "mark", "sentence")),
             ("score|sentence1|sentence2", None),
             ("label|text", None),
             ("|text|label", None),
