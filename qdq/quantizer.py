@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,7 @@ class Quantizer(nn.Module):
         readers: how many modules show this quantizer the same tensor, one after another: it is quantized once for all.
     """
 
+    stored_apart: ClassVar[bool] = True  # a learned scale is a Parameter, but none of the float model's weights
     scale: Tensor
     zero_point: Tensor
     amax: Tensor

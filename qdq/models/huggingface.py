@@ -18,6 +18,7 @@ import re
 import secrets
 import zipfile
 from collections.abc import Collection, Mapping
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -150,7 +151,7 @@ def parameter_keys(model: Model) -> dict[str, tuple[str, ...]]:
     family, task = family_of(model.config.model_type), task_of(model.config, model.task)[1]
     keys, order = {**family.keys, **task.keys}, model.config.layer_order
     found: dict[str, tuple[str, ...]] = {}
-    for name, _ in model.named_parameters(remove_duplicate=False):
+    for name in chain.from_iterable(model.shared_names()):
         try:
             key = translate(name, keys, order)
         except KeyError as error:

@@ -66,11 +66,15 @@ class Model(nn.Module):
         return (given[0], None, *given[1:]) if place_kept else given
 
     def shared_names(self) -> list[list[str]]:
-        """The names of every distinct parameter, several where it is shared."""
+        """The names of every distinct weight, several where it is shared.
+
+        Parameters of modules that say ``stored_apart``, which others have put into the model, are none of its weights.
+        """
+        foreign = {id(p) for part in self.modules() if getattr(part, "stored_apart", False) for p in part.parameters()}
         names: dict[int, list[str]] = {}
         for name, parameter in self.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
-        return [*names.values()]
+        return [own for key, own in names.items() if key not in foreign]
 
     def assign(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Make ``parameters`` those of this model, in the places of their names: all there are."""
