@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from qdq.data.formats import listing
+from qdq.data.usual_columns import (
+    CHOICE_LISTS,
+    LABELS,
+    NUMBERED_CHOICE,
+    RIGHT_CHOICES,
+    SCORES,
+    STEMS,
+    TAGS,
+    TEXTS,
+    Usual,
+)
 from qdq.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-__all__ = ["TASKS", "Columns", "Layout", "headerless", "settle"]
+__all__ = ["LABELLED_TASKS", "TASKS", "TEXT_TASKS", "Columns", "Layout", "check_task", "settle"]
 
 TEXT_TASKS = (
     "feature-extraction",
@@ -28,72 +38,6 @@ TASKS = (*TEXT_TASKS, "token-classification", "question-answering", "multiple-ch
 
 #: The tasks whose examples have labels of a head.
 LABELLED_TASKS = ("sts", "sequence-classification", "next-sentence", "token-classification", "multiple-choice")
-
-Pair = tuple[str, str | None]
-
-#: The first pair of this table whose columns all exist applies.
-_TEXTS: tuple[Pair, ...] = (
-    ("text", "text_pair"),
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question", "context"),
-    ("question", "passage"),
-    ("question", "sentence"),
-    ("question1", "question2"),
-    ("query", "passage"),
-    ("query", "document"),
-    ("sentence_1", "sentence_2"),
-    ("sentence_a", "sentence_b"),
-    ("text1", "text2"),
-    ("#1 string", "#2 string"),
-    ("text", None),
-    ("sentence", None),
-    ("question", None),
-    ("query", None),
-    ("passage", None),
-    ("content", None),
-    ("review", None),
-    ("document", None),
-    ("title", None),
-)
-
-_LABELS = (
-    "label",
-    "labels",
-    "gold_label",
-    "score",
-    "similarity_score",
-    "relatedness_score",
-    "similarity",
-    "target",
-    "is_duplicate",
-    "quality",
-    "answer",
-)
-_SCORES = ("score", "similarity_score", "relatedness_score", "similarity", "label", "labels", "target")
-_RIGHT_CHOICES = ("label", "labels", "answerkey", "answer", "gold", "correct")
-_TAGS = ("ner_tags", "tags", "ner", "labels", "label", "pos_tags")
-
-#: What comes before a choice: the first text and, where it has one, the beginning that each choice completes.
-_STEMS: tuple[Pair, ...] = (
-    ("sent1", "sent2"),
-    ("article", "question"),
-    ("passage", "question"),
-    ("context", "question"),
-    ("premise", "question"),
-    ("ctx", None),
-    ("premise", None),
-    ("goal", None),
-    ("question_stem", None),
-    ("question", None),
-    ("context", None),
-    ("sentence", None),
-    ("prompt", None),
-    ("query", None),
-    ("text", None),
-)
-_CHOICE_LISTS = ("choices", "options", "endings", "candidates")
-_NUMBERED_CHOICE = re.compile(r"(ending|choice|option|sol|answer|candidate)_?(\d+)")
 
 
 @dataclass(frozen=True)
@@ -171,7 +115,7 @@ def settle(columns: Columns, task: str, available: Sequence[str], *, name: str) 
     """
     if missing := [wanted for wanted in columns.names if wanted not in available]:
         raise DataError(f"{name}: no column {listing(missing)}; its columns are {listing(available)}")
-    usual = _Usual(available)
+    usual = Usual(available)
     if task == "question-answering":
         layout = _question(columns, usual)
     elif task == "multiple-choice":
@@ -207,43 +151,22 @@ def _lacking(task: str) -> str:
     }.get(task, "no text")
 
 
-class _Usual:
-    """The columns there are, found by a usual name: as it is written, or else in other capitals."""
-
-    def __init__(self, available: Iterable[str]) -> None:
-        self.available = tuple(available)
-        self._folded = {name.casefold(): name for name in reversed(self.available)}
-
-    def first(self, *names: str) -> str | None:
-        """The first of the names that there is."""
-        found = (name if name in self.available else self._folded.get(name) for name in names)
-        return next((name for name in found if name is not None), None)
-
-    def pair(self, pairs: Sequence[Pair]) -> Pair | None:
-        """The first of the pairs that there is whole."""
-        for one, two in pairs:
-            first, second = self.first(one), None if two is None else self.first(two)
-            if first is not None and (two is None or second is not None):
-                return first, second
-        return None
-
-
-def _texts(columns: Columns, usual: _Usual, task: str) -> Layout | None:
+def _texts(columns: Columns, usual: Usual, task: str) -> Layout | None:
     label = None
     if task in LABELLED_TASKS:
-        label = columns.label or usual.first(*(_SCORES if task == "sts" else _LABELS))
+        label = columns.label or usual.first(*(SCORES if task == "sts" else LABELS))
     if columns.text is None and columns.text_pair is None and usual.first("input_ids") == "input_ids":
         return Layout(ids=True, label=label)
     text, pair = columns.text, columns.text_pair
     if text is None:
-        found = usual.pair(_TEXTS)
+        found = usual.pair(TEXTS)
         if found is None:
             return _texts_of_other_tasks(columns, usual, label)
         text, pair = found[0], pair or found[1]
     return Layout(text=text, text_pair=pair, label=label)
 
 
-def _texts_of_other_tasks(columns: Columns, usual: _Usual, label: str | None) -> Layout | None:
+def _texts_of_other_tasks(columns: Columns, usual: Usual, label: str | None) -> Layout | None:
     """Words are a text too, and so is a question with its first choice."""
     if tokens := columns.tokens or usual.first("tokens", "words"):
         return Layout(tokens=tokens, label=label)
@@ -251,7 +174,7 @@ def _texts_of_other_tasks(columns: Columns, usual: _Usual, label: str | None) ->
     return found and Layout(text=found.text, stem=found.stem, choices=found.choices, label=label)
 
 
-def _question(columns: Columns, usual: _Usual) -> Layout | None:
+def _question(columns: Columns, usual: Usual) -> Layout | None:
     question = columns.question or usual.first("question", "query")
     context = columns.context or usual.first("context", "passage", "paragraph", "document")
     if question is None or context is None:
@@ -260,74 +183,29 @@ def _question(columns: Columns, usual: _Usual) -> Layout | None:
     return Layout(question=question, context=context, answers=answers, id=columns.id or usual.first("id"))
 
 
-def _words(columns: Columns, usual: _Usual) -> Layout | None:
-    tags = columns.tags or columns.label or usual.first(*_TAGS)
+def _words(columns: Columns, usual: Usual) -> Layout | None:
+    tags = columns.tags or columns.label or usual.first(*TAGS)
     if columns.tokens is None and usual.first("input_ids") == "input_ids":
         return Layout(ids=True, label=tags)
     tokens = columns.tokens or usual.first("tokens", "words")
     return (tokens and Layout(tokens=tokens, tags=tags)) or None
 
 
-def _choice(columns: Columns, usual: _Usual) -> Layout | None:
+def _choice(columns: Columns, usual: Usual) -> Layout | None:
     choices = columns.choices or _choice_columns(usual)
-    text, stem = (columns.text, columns.text_pair) if columns.text else usual.pair(_STEMS) or (None, None)
+    text, stem = (columns.text, columns.text_pair) if columns.text else usual.pair(STEMS) or (None, None)
     if not choices or text is None:
         return None
-    return Layout(text=text, stem=stem, choices=choices, label=columns.label or usual.first(*_RIGHT_CHOICES))
+    return Layout(text=text, stem=stem, choices=choices, label=columns.label or usual.first(*RIGHT_CHOICES))
 
 
-def _choice_columns(usual: _Usual) -> tuple[str, ...]:
+def _choice_columns(usual: Usual) -> tuple[str, ...]:
     """A column of lists, or the numbered columns of one name, by their number."""
-    if whole := usual.first(*_CHOICE_LISTS):
+    if whole := usual.first(*CHOICE_LISTS):
         return (whole,)
     families: dict[str, list[tuple[int, str]]] = {}
     for column in usual.available:
-        if match := _NUMBERED_CHOICE.fullmatch(column.casefold()):
+        if match := NUMBERED_CHOICE.fullmatch(column.casefold()):
             families.setdefault(match[1], []).append((int(match[2]), column))
     several = [family for family in families.values() if len(family) > 1]
     return tuple(column for _, column in sorted(several[0])) if several else ()
-
-
-def headerless(columns: Columns, task: str, first: Sequence[str]) -> tuple[str, ...] | None:
-    """The names of a table's columns when its first row is data already; None when the row is a header.
-
-    1. Columns asked for by number: the columns are their numbers.
-    2. A row with a usual name for what the task needs, or with any column that was asked for, is a header.
-    3. ``score, text, text`` and ``text, text, score``, the score a number or empty: a pair with its score.
-    4. ``text, number`` and ``number, text``: a sentence with its label.
-    5. ``text, number, anything, text``: CoLA's source, label, mark and sentence.
-    """
-    numbers = tuple(str(number) for number in range(len(first)))
-    names = [name.strip() for name in first]
-    if columns.names:  # cases 1 and 2
-        by_number = all(name in numbers for name in columns.names) and not set(columns.names) <= set(names)
-        return numbers if by_number else None
-    try:
-        settle(columns, task, names, name="")
-    except DataError:
-        kinds = "".join(_kind(field) for field in first)
-        return _SHAPES.get(kinds)
-    return None
-
-
-_SHAPES = {
-    "ntt": ("label", "sentence1", "sentence2"),
-    "ett": ("label", "sentence1", "sentence2"),
-    "ttn": ("sentence1", "sentence2", "label"),
-    "tte": ("sentence1", "sentence2", "label"),
-    "tn": ("sentence", "label"),
-    "nt": ("label", "sentence"),
-    "tnet": ("source", "label", "mark", "sentence"),
-    "tntt": ("source", "label", "mark", "sentence"),
-}
-
-
-def _kind(field: str) -> str:
-    """``n`` for a number, ``e`` for nothing, ``t`` for text."""
-    if not field.strip():
-        return "e"
-    try:
-        float(field)
-    except ValueError:
-        return "t"
-    return "n"

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qdq.data.columns import TEXT_TASKS, Columns, Layout, check_task, headerless, settle
+from qdq.data.columns import TEXT_TASKS, Columns, Layout, check_task, settle
 from qdq.data.faults import Faults
 from qdq.data.formats import BARE
+from qdq.data.header import headerless
 from qdq.data.kinds import ChoiceExample, Example, IdsExample, QuestionExample, TextExample, TokenExample
 from qdq.data.labels import LabelError, Labels
 from qdq.data.rows import RowError, build_example, is_labelled

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qdq.data.columns import LABELLED_TASKS, Columns, headerless, settle
+from qdq.data.columns import LABELLED_TASKS, Columns, settle
 from qdq.data.formats import listing
+from qdq.data.header import headerless
 from qdq.data.source import SourceLike, open_source
 from qdq.errors import ConfigError, DataError, describe_faults
 

@@ -7,7 +7,8 @@ import tracemalloc
 
 import pytest
 
-from qdq.data.columns import Columns, headerless
+from qdq.data.columns import Columns
+from qdq.data.header import headerless
 from qdq.data.source import open_source
 from qdq.errors import DataError, MissingPackageError
 
