@@ -261,7 +261,10 @@ def _tensors(model: Model) -> dict[str, Tensor]:
     for name, quantizer in quantizers(model):
         if quantizer.range is not None and not name.endswith(_WEIGHT):
             tensors |= {f"{name}.{key}": getattr(quantizer.range, key) for key in _RANGE}
-        tensors |= {f"{name}.{key}": tensor for key, tensor in quantizer.state_dict().items()}
+        state = quantizer.state_dict()
+        if quantizer.spec is not None and quantizer.spec.learned_scale:
+            state["scale"] = quantizer.grid(quantizer.scale)[0]
+        tensors |= {f"{name}.{key}": tensor for key, tensor in state.items()}
     return {name: tensor.detach().clone().contiguous().cpu() for name, tensor in tensors.items()}
 
 

@@ -110,7 +110,10 @@ class Quantizer(nn.Module):
     @property
     def is_calibrated(self) -> bool:
         """Whether there is all it takes to quantize; a slot without spec or with dynamic ranges needs nothing."""
-        return self.spec is None or self.spec.dynamic or (self.scale.numel() > 0 and _is_scale(self.scale))
+        if self.spec is None or self.spec.dynamic:
+            return True
+        scale = self.scale.abs() if self.spec.learned_scale else self.scale
+        return scale.numel() > 0 and _is_scale(scale)
 
     def set_range(self, range_: Range) -> None:
         """Keep what calibration found and set scale and zero_point from it."""
@@ -162,9 +165,21 @@ class Quantizer(nn.Module):
             self.scale.copy_(scale)
             self.zero_point.copy_(zero_point)
 
+    def freeze(self) -> None:
+        """Make a learned scale a constant of the same value."""
+        if self.spec is None or not self.spec.learned_scale:
+            return
+        scale, zero_point = (part.detach() for part in self.grid(self.scale))
+        self.configure(replace(self.spec, learned_scale=False), shape=tuple(scale.shape))
+        self.to(scale.device)
+        self.set_scale(scale, zero_point)
+
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point for ``x``: what was calibrated, or with dynamic ranges that of ``x`` itself."""
         assert self.spec is not None, "a slot without spec has no grid"
+        if self.spec.learned_scale:
+            # A step of training may carry the Parameter through zero; its magnitude is what counts.
+            return self.scale.abs().clamp_min(torch.finfo(torch.float32).tiny), self.zero_point
         if not self.spec.dynamic:
             return self.scale, self.zero_point
         return _grid(*functional.value_range(x, self.spec), self.spec)

@@ -407,3 +407,20 @@ def test_foreign_arithmetic_keeps_its_range_beside_the_scale() -> None:
     assert unsigned.scale == torch.tensor(0.9) / torch.tensor(255.0)
     with pytest.raises(CalibrationError, match="not negative"):
         quantizer.set_amax(torch.tensor(-1.0))
+
+
+@pytest.mark.parametrize("value", [-0.25, 0.25], ids=["beyond zero", "positive"])
+def test_learned_scale_counts_by_its_magnitude_and_can_be_frozen(value: float) -> None:
+    quantizer, x = Quantizer(QuantSpec(learned_scale=True)), torch.randn(50)
+    with torch.no_grad():
+        quantizer.scale.fill_(value)
+    assert quantizer.is_calibrated
+    set_mode(quantizer, Mode.QUANTIZE)
+    want = calibrated(scale=0.25)
+    want.mode = Mode.QUANTIZE
+    assert torch.equal(quantizer(x), want(x))
+    quantizer.freeze()
+    assert list(quantizer.parameters()) == []
+    assert quantizer.spec == INT8
+    assert quantizer.mode is Mode.QUANTIZE
+    assert torch.equal(quantizer(x), want(x))

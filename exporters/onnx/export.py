@@ -14,7 +14,7 @@ from exporters.signature import Signature, signature_of
 from qdq.errors import ExportError, describe_faults
 from qdq.plan import needing_data
 from qdq.prepare import apply_specs, named_slots, unshared_slots
-from qdq.quantizer import Mode, set_mode
+from qdq.quantizer import Mode, quantizers, set_mode
 from qdq.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -129,6 +129,8 @@ def export_model(
             _check_ranges(model, specs, changed, chosen.name)
             apply_specs(model, specs)
         _keep_weights(model, specs)
+        for _, quantizer in quantizers(model):
+            quantizer.freeze()
         set_mode(model, Mode.QUANTIZE)
     elif recipe is not None:
         raise ExportError("a recipe needs a target: without one the model is exported in float")
