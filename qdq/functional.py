@@ -40,7 +40,8 @@ def _broadcast(parameter: Tensor, x: Tensor, axis: int | None, group: int | None
     3. Anything else meets ``x`` as it is: ``()``, or ``(.., 1)`` for one scale a token.
     """
     if group is not None:
-        return parameter.repeat_interleave(group, dim=-1)[..., : x.shape[-1]]
+        # A group may be larger than the axis that it is on.
+        return parameter.repeat_interleave(min(group, x.shape[-1]), dim=-1)[..., : x.shape[-1]]
     if axis is None:
         return parameter
     shape = [1] * x.dim()
@@ -301,10 +302,11 @@ def value_range(x: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
     """The lowest and the highest value for every scale of ``spec``, in float32, shape ``spec.scale_shape(x.shape)``."""
     x = x.detach().to(torch.float32)
     if spec.group is not None:
-        groups = -(-x.shape[-1] // spec.group)
+        size = min(spec.group, x.shape[-1])
+        groups = -(-x.shape[-1] // size)
         # Zeros are in every range that quantization uses.
-        x = torch.nn.functional.pad(x, (0, groups * spec.group - x.shape[-1]))
-        x = x.reshape(*x.shape[:-1], groups, spec.group)
+        x = torch.nn.functional.pad(x, (0, groups * size - x.shape[-1]))
+        x = x.reshape(*x.shape[:-1], groups, size)
         return x.amin(-1), x.amax(-1)
     if isinstance(spec.granularity, PerToken):
         return x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)

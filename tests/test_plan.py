@@ -14,7 +14,7 @@ from qdq.plan import plan, skeleton
 from qdq.prepare import named_slots, quantize
 from qdq.quantizer import Mode, quantizers, set_mode
 from qdq.recipe import Recipe, Rule, load_recipe, presets
-from qdq.spec import PerAxis, QuantSpec
+from qdq.spec import PerAxis, PerGroup, QuantSpec
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3}
 FREE = {"dynamic", "weight-only-int8", "weight-only-int4"}
@@ -86,6 +86,22 @@ def test_specs_that_slots_cannot_have_are_told_before_anything_is_loaded() -> No
         plan(skeleton(config()), Recipe(name="wrong", rules=(rule,)))
     assert "query.input: per-axis(2) is for weights" in str(caught.value)
     assert "query.weight: per-axis(2) does not exist in a weight of shape (16, 16)" in str(caught.value)
+
+
+def test_a_group_larger_than_any_weight_is_one_group() -> None:
+    torch.manual_seed(0)
+    models = []
+    for granularity in (PerAxis(0), PerGroup(999_999_999)):
+        rule = Rule(module="encoder.*", kind="linear", slot="weight", spec=QuantSpec(bits=4, granularity=granularity))
+        model = quantize(build(config(initializer_range=0.3)).eval(), Recipe(name="one", rules=(rule,)))
+        models.append(model)
+    one, other = (dict(quantizers(model))["encoder.layers.0.feed_forward.up.weight_quantizer"] for model in models)
+    x = torch.randn(32, 16)
+    other.scale.copy_(one.scale[:, None])
+    set_mode(models[0], Mode.QUANTIZE)
+    set_mode(models[1], Mode.QUANTIZE)
+    assert other.scale.shape == (32, 1)
+    assert torch.equal(one(x), other(x))
 
 
 def test_a_task_that_is_none() -> None:
