@@ -115,7 +115,10 @@ def _read_table(
         except csv.Error as error:
             if header is None:
                 raise DataError(f"{path}: line {number}: its header cannot be read: {error}") from error
-            faults.add(f"line {number}", f"{error} (a double quote that is never closed, or not doubled?)")
+            cause = "a double quote that is never closed, or not doubled?"
+            if "field limit" in str(error):
+                cause = f"a text of more than {csv.field_size_limit()} characters goes into .jsonl; or {cause}"
+            faults.add(f"line {number}", f"{error} ({cause})")
             continue
         if fields is None:
             return

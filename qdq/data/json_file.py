@@ -138,6 +138,8 @@ class _Text:
                 if not self._more(size):
                     raise self._invalid(error.msg, error.pos) from error
                 continue
+            except ValueError as error:  # a number of thousands of digits
+                raise self._invalid(str(error), self._at) from error
             # a number at the end of the buffer may go on behind it
             if end == len(self._buffer) and not isinstance(value, str | list | dict) and self._more(size):
                 continue

@@ -100,10 +100,9 @@ def open_source(
         if str(path).startswith(_RANDOM):
             return _random(str(path))
         return _open_path(path, split, header)
-    if not isinstance(source, Iterable):
-        raise DataError(
-            f"a {type(source).__name__} holds no rows; give a file or an iterable of texts, tuples or dicts"
-        )
+    if not isinstance(source, Iterable) or isinstance(source, bytes | Mapping):
+        kind = type(source).__name__
+        raise DataError(f"rows cannot come from type {kind}; give a file, or a list of texts, tuples or dicts")
     return Source("the rows given", _of_iterable(source), class_names=_class_names(source))
 
 
@@ -154,7 +153,9 @@ def _of_iterable(rows: Iterable[Any]) -> Callable[[Faults], Iterator[Record]]:
         for number, row in enumerate(iterator, start=1):
             values = _values(row)
             if values is None:
-                faults.add(f"row {number}", f"neither text nor a tuple of 2 or 3 nor a dict but a {type(row).__name__}")
+                faults.add(
+                    f"row {number}", f"neither text nor a tuple of 2 or 3 nor a dict, but of type {type(row).__name__}"
+                )
             else:
                 yield Record(f"row {number}", values)
 

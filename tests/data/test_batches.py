@@ -336,6 +336,11 @@ class TestWords:
             assert batch["labels"][place].tolist() == labels
             assert batch.word_ids[place].tolist() == [label if label >= 0 else -1 for label in labels]
 
+    def test_a_sentence_without_words_has_only_special_tokens(self, encoder):
+        (batch,) = make_batches([TokenExample(0, "", (), ())], encoder, "token-classification", batch_size=1)
+        assert batch["labels"].tolist() == [[-100, -100]]
+        assert batch["input_ids"].tolist() == [[101, 102]]
+
     def test_words_without_tags(self, encoder):
         (batch,) = make_batches([TokenExample(0, "", ("a", "b"))], encoder, "token-classification", batch_size=1)
         assert "labels" not in batch

@@ -140,6 +140,7 @@ class TestJson:
             ('[{"text": "a"} {"text": "b"}]', "invalid JSON at character 16: ',' or ']' expected, not '{'"),
             ('[{"text": "a"}', "not the end of the file"),
             ("[" * 100_000, "nested too deeply"),
+            ("[" + "9" * 5000 + "]", "invalid JSON at character 2: Exceeds the limit"),
             ('["\\ud800"]', "half of a surrogate pair"),
             ('[3, ["a"]]', "row 1: neither a JSON object nor a string but a number"),
             ('{"data": [{"paragraphs": [{"qas": []}]}]}', "article 1, paragraph 1: no text 'context'"),
@@ -234,8 +235,9 @@ class TestIterables:
         for fault in ("row 2: neither text nor a tuple", "row 3: ", "row 4: "):
             assert fault in message
 
-    def test_what_holds_no_rows_is_refused(self):
-        assert "a int holds no rows" in refusal(3)
+    @pytest.mark.parametrize("given", [3, None, b"text", {"text": ["a", "b"]}], ids=repr)
+    def test_what_holds_no_rows_is_refused(self, given):
+        assert f"rows cannot come from type {type(given).__name__}" in refusal(given)
 
 
 class TestRandom:

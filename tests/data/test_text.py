@@ -235,6 +235,11 @@ class TestRefusals:
     def test_a_quote_that_is_never_closed(self, tmp_path):
         assert "line 2: unexpected end of data" in refusal(write(tmp_path / "a.csv", 'text\n"never\nclosed\n'))
 
+    def test_a_field_too_long_for_csv_says_where_it_goes(self, tmp_path):
+        message = refusal(write(tmp_path / "a.csv", "text\nfine\n" + "x" * 200_000 + "\n"))
+        assert "line 3: field larger than field limit" in message
+        assert "goes into .jsonl" in message
+
     def test_the_beginning_is_refused_by_the_call_itself(self, tmp_path):
         with pytest.raises(DataError):
             read_samples(write(tmp_path / "a.csv", "label\n1\n"))
