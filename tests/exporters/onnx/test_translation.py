@@ -100,6 +100,56 @@ def test_every_spec_rounds_to_the_same_values_as_torch(tmp_path: Path) -> None:
     assert clips == sum("narrow" in name or "8" not in name for name in SPECS)
 
 
+DYNAMIC: dict[str, dict[str, Any]] = {
+    "uint8 affine": {"signed": False, "symmetric": False},
+    "int8": {},
+    "uint8 symmetric": {"signed": False},
+    "int5": {"bits": 5},
+    "int8 per token": {"granularity": "per-token"},
+    "uint4 affine per token": {"bits": 4, "signed": False, "symmetric": False, "granularity": "per-token"},
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch's exporter, about itself
+def test_ranges_of_the_tensor_itself_are_those_of_torch(tmp_path: Path) -> None:
+    made = [Quantizer(QuantSpec.from_dict({"dynamic": True, **values})) for values in DYNAMIC.values()]
+    model = All(made).eval()
+    for one in made:
+        one.mode = Mode.QUANTIZE
+    program = torch.onnx.export(
+        model,
+        (torch.zeros(SHAPE),),
+        input_names=["x"],
+        output_names=list(DYNAMIC),
+        opset_version=18,
+        custom_translation_table=translations(),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.save(tmp_path / "all.onnx")
+    proto = onnx.load(tmp_path / "all.onnx")
+    onnx.checker.check_model(proto, full_check=True)
+    operators = [node.op_type for node in proto.graph.node]
+    assert operators.count("DynamicQuantizeLinear") == 1
+    assert operators.count("QuantizeLinear") == 3
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(proto.SerializeToString(), options)
+    generator = torch.Generator().manual_seed(0)
+    for x in (
+        torch.randn(SHAPE, generator=generator),
+        torch.rand(SHAPE, generator=generator) + 3,
+        torch.zeros(SHAPE),
+        torch.randn(SHAPE, generator=generator) * torch.tensor([1e-3, 1.0, 1e4])[:, None],
+    ):
+        with torch.no_grad():
+            expected = model(x)
+        for name, ours, theirs in zip(DYNAMIC, expected, session.run(None, {"x": x.numpy()}), strict=True):
+            np.testing.assert_array_equal(theirs, ours.numpy(), err_msg=name)
+
+
 class Tiny(nn.Module):
     """An embedding, a normalization and a linear layer."""
 
