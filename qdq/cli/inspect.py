@@ -117,7 +117,7 @@ def _inspect_plan(session: Session, path: Path, choice: RecipeChoice | None, tas
 
 
 def _inspect_checkpoint(session: Session, path: Path) -> None:
-    from qdq.checkpoint import is_quantized, load, read_quantization
+    from qdq.checkpoint import QUANTIZATION_FILE, is_quantized, load, read_quantization
     from qdq.prepare import named_slots
 
     model = load(path)
@@ -134,16 +134,19 @@ def _inspect_checkpoint(session: Session, path: Path) -> None:
     if not is_quantized(path):
         session.result(document, f"{head}, float")
         return
-    record = read_quantization(path)
-    recipe, calibration = record["recipe"].get("name"), record["calibration"]
+    recipe, calibration, origin = None, None, "as pytorch-quantization left it"
+    if (path / QUANTIZATION_FILE).is_file():  # else a QDQBERT of others
+        record = read_quantization(path)
+        recipe, calibration = record["recipe"].get("name"), record["calibration"]
+        origin = f"recipe {recipe}"
     rows = [{"slot": str(slot), **_figures(q)} for slot, q in named_slots(model) if q.spec is not None]
     counts = Counter(row["spec"] for row in rows)
     document |= {"recipe": recipe, "calibration": calibration, "counts": counts, "slots": rows}
     letters = {spec: chr(ord("A") + index) for index, (spec, _) in enumerate(counts.most_common())}
     session.result(
         document,
-        f"{head}, recipe {recipe}",
-        describe(calibration),
+        f"{head}, {origin}",
+        *([] if calibration is None else [describe(calibration)]),
         "",
         "specs",
         *(f"  {letters[spec]}  {count:4d} x {spec}" for spec, count in counts.most_common()),

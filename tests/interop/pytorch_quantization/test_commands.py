@@ -1,0 +1,74 @@
+"""The commands on a QDQBERT checkpoint as others made it."""
+
+from __future__ import annotations
+
+import json
+import string
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import qdq
+from qdq.cli.main import main
+from qdq.quantizer import quantizers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs ``qdq`` and gives its JSON document."""
+
+    def run(*arguments: object) -> dict[str, Any]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([*map(str, arguments), "--json"])
+        captured = capsys.readouterr()
+        assert not ended.value.code, captured.err
+        document: dict[str, Any] = json.loads(captured.out)
+        return document
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "calibrated"])
+def test_inspect(kind: str, choice: Any, run: Any, tmp_path: Path) -> None:
+    folder = choice.write(tmp_path / "c", choice.state if kind == "calibrated" else choice.weights)
+    document = run("inspect", folder)
+    assert (document["quantized"], document["recipe"], document["calibration"]) == (True, None, None)
+    assert len(document["slots"]) == 40
+    (row,) = (row for row in document["slots"] if row["slot"] == "encoder.layers.1.feed_forward.add.other")
+    if kind == "dynamic":
+        assert row["scale"] is row["range"] is None
+    else:
+        amax = float(choice.amax["bert.encoder.layer.1.output.add_residual_input_quantizer._amax"])
+        assert row["range"] == [-amax, amax]
+        assert row["scale"] == [pytest.approx(amax / 127), pytest.approx(amax / 127)]
+
+
+def test_inspect_in_words(choice: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", str(choice.write(tmp_path / "c"))])
+    assert not ended.value.code
+    words = capsys.readouterr().out
+    assert "as pytorch-quantization left it" in words
+    assert "28 x int8 symmetric per-tensor (pytorch-quantization arithmetic)" in words
+
+
+def test_calibrate_begins_from_the_float_model(choice: Any, run: Any, tmp_path: Path) -> None:
+    folder = choice.write(tmp_path / "c")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    (tmp_path / "data.txt").write_text("a b c d\ne f g\nx y z\n")
+    run("calibrate", "-m", folder, "-o", tmp_path / "q", "--calib-data", tmp_path / "data.txt", "--seq-len", 8)
+    model = qdq.load(tmp_path / "q")
+    arithmetics = {q.spec.arithmetic for _, q in quantizers(model) if q.spec is not None}
+    assert arithmetics == {"onnx"}
+
+
+def test_export_and_proof(choice: Any, run: Any, tmp_path: Path) -> None:
+    """Ranges as they came; TensorRT's form is the one that upstream exports, too."""
+    folder = choice.write(tmp_path / "c")
+    run("export", "-m", folder, "-o", tmp_path / "trt", "--target", "tensorrt", "--recipe", "qdqbert")
+    assert run("verify", "-m", folder, tmp_path / "trt")["holds"] is True
