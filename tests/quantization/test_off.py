@@ -6,23 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from qdq.models.architectures import FAMILIES
-from qdq.prepare import quantize, wrap
+from qdq.prepare import quantize
 
 EVERY = [pytest.param(name, task, id=f"{name}/{task}") for name, family in FAMILIES.items() for task in family.tasks]
 KINDS = ("relative_key", "relative_key_query")
 RELATIVE = [pytest.param(name, kind, id=f"{name}/{kind}") for name in FAMILIES for kind in KINDS]
 DECODERS = [name for name, family in FAMILIES.items() if family.switches.decoder]
-
-
-def wrapped(model: nn.Module) -> nn.Module:
-    """Wrapped by the preset with the most places, or without specs where its names do not fit."""
-    if hasattr(model, "encoder"):
-        return quantize(model, "qdqbert")
-    assert wrap(model)
-    return model
 
 
 def assert_equal_bits(got: Any, want: Any, workshop: Any) -> None:
@@ -39,7 +30,7 @@ def test_outputs_and_gradients_of_every_head(model_type: str, task: str, worksho
     shown = {} if task == "scoring" else {"output_attentions": True, "output_hidden_states": True}
     want, gradients = model(**inputs, **shown), workshop.gradients(model, inputs)
     assert task in ("feature-extraction", "retrieval", "scoring") or want.loss.isfinite()
-    wrapped(model)
+    quantize(model, "qdqbert")
     assert_equal_bits(model(**inputs, **shown), want, workshop)
     after = workshop.gradients(model, inputs)
     assert list(after) == list(gradients)
@@ -51,7 +42,7 @@ def test_relative_positions(model_type: str, kind: str, workshop: Any) -> None:
     model, inputs = workshop.model(model_type, position_embedding_type=kind), workshop.inputs(model_type)
     with torch.no_grad():
         want = model(**inputs)
-        wrapped(model)
+        quantize(model, "qdqbert")
         assert_equal_bits(model(**inputs), want, workshop)
 
 
@@ -67,7 +58,7 @@ def test_decoder_with_cache_and_cross_attention(model_type: str, workshop: Any) 
         return [first, second]
 
     want = run()
-    wrapped(model)
+    quantize(model, "qdqbert")
     assert_equal_bits(run(), want, workshop)
 
 
@@ -77,13 +68,13 @@ def test_head_mask_pruned_heads_and_chunks(model_type: str, workshop: Any) -> No
     inputs = workshop.unlabelled(workshop.inputs(model_type))
     with torch.no_grad():
         want = model(**inputs)
-        wrapped(model)
+        quantize(model, "qdqbert")
         assert_equal_bits(model(**inputs), want, workshop)
     whole = workshop.model(model_type)
     mask = torch.tensor([1.0, 0.0, 0.5, 1.0])
     with torch.no_grad():
         want = whole(**inputs, head_mask=mask)
-        wrapped(whole)
+        quantize(whole, "qdqbert")
         assert_equal_bits(whole(**inputs, head_mask=mask), want, workshop)
 
 
@@ -92,5 +83,5 @@ def test_other_types(dtype: torch.dtype, workshop: Any) -> None:
     model, inputs = workshop.model().to(dtype), workshop.inputs()
     with torch.no_grad():
         want = model(**inputs)
-        wrapped(model)
+        quantize(model, "qdqbert")
         assert_equal_bits(model(**inputs), want, workshop)

@@ -56,6 +56,29 @@ def test_tensor_that_is_changed_in_place_is_quantized_anew(kind: Any, workshop: 
         assert torch.equal(got, want), context.__name__
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_reader_alone_asks_again_and_again(kind: Any, workshop: Any) -> None:
+    attention, x = attention_of(workshop, kind)
+    x.requires_grad_()
+    grads = []
+    for _ in range(4):
+        x.grad = None
+        attention.query(x).sum().backward()
+        assert x.grad is not None
+        grads.append(x.grad.clone())
+    assert all(torch.equal(grad, grads[0]) for grad in grads)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(STATIC, id="static"), pytest.param(LEARNED, id="learned")])
+def test_reader_sees_a_scale_that_was_set_since(kind: Any, workshop: Any) -> None:
+    attention, x = attention_of(workshop, kind)
+    with torch.no_grad():
+        attention.query(x)
+        quantizer = attention.query.input_quantizer
+        quantizer.set_scale(quantizer.scale.detach() * 2, quantizer.zero_point.clone())
+        assert torch.equal(attention.query(x), attention.query(x.clone()))
+
+
 class Interrupted(Exception):
     """Stands for whatever ends a forward pass."""
 
