@@ -19,7 +19,9 @@ OPTIONS = {
     "quickstart": ("--output", "-o", "--model", "-m", "--threads", "--rounds"),
     "calibrate": (
         *("--model", "-m", "--output", "-o", "--calib-data", "--recipe", "--calibrator", "--percentile"),
-        *("--num-samples", "--seq-len", "--batch-size", "--include", "--exclude", "--text-column"),
+        *("--num-samples", "--seq-len", "--batch-size", "--include", "--exclude", "--text-column", "-r"),
+        *("--quant-per-tensor", "--quant-disable", "--quant-disable-keyword", "--quant-disable-layer-module"),
+        *("--quant-enable-layer-module", "--fuse-qkv", "--clip-gelu", "--recalibrate-weights"),
     ),
     "export": ("--model", "-m", "--output", "-o", "--target", "--float", "--recipe", "--opset"),
     "verify": ("--model", "-m", "OUT_DIR"),
@@ -30,7 +32,10 @@ OPTIONS = {
         "--label-column",
     ),
     "benchmark": ("--batch-size", "--seq-len", "--threads", "--rounds", "--runtime", "OUT_DIR"),
-    "inspect": ("PATH",),
+    "inspect": (
+        *("PATH", "--recipe", "-r", "--task", "--include", "--exclude", "--quant-per-tensor", "--quant-disable"),
+        *("--quant-disable-keyword", "--quant-disable-layer-module", "--quant-enable-layer-module"),
+    ),
 }
 
 
