@@ -41,7 +41,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--num-samples", type=int)
     options = parser.parse_args()
 
     import onnxruntime
@@ -51,7 +50,7 @@ def main() -> None:
     from qdq.tasks.settings import Settings
     from qdq.tasks.subject import open_subject, subject_of
 
-    settings = Settings(batch_size=options.batch_size, num_samples=options.num_samples)
+    settings = Settings(batch_size=options.batch_size)
     model = options.folder / "model.onnx"
     recorder = Recorder(OnnxRuntimeRunner(model, threads=options.threads))
     evaluate_subject(subject_of(recorder, options.folder, options.task), options.task, options.data, settings)
