@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["UNREADABLE", "Items", "Lines", "read_yaml"]
 
-MAX_BYTES = 1_000_000
-"""Recipes are some hundred bytes; anything much larger is another file."""
+MAX_BYTES = 250_000
+"""Recipes are some hundred bytes, one with a rule for every slot of a large model 100,000; others are other files."""
 
 _MERGE = "tag:yaml.org,2002:merge"
 

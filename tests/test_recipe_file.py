@@ -78,6 +78,20 @@ def test_mistakes_are_gathered(tmp_path: Path) -> None:
     assert {line: expected.get(line, "-") in fault for line, fault in faults} == dict.fromkeys(expected, True)
 
 
+def test_what_several_aliases_name_is_wrong_once(tmp_path: Path) -> None:
+    text = "name: a\nspecs: {x: &x {bits: 99}, y: *x}\nrules:\n  - &r {module: a, slot: nowhere, spec: *x}\n  - *r\n"
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "a.yaml")
+    found = [line.strip(" -") for line in str(caught.value).splitlines()[1:]]
+    assert [line.partition(", must")[0] for line in found] == [
+        "line 2: x: bits is 99",
+        "line 2: y: bits is 99",
+        "line 2: spec: bits is 99",
+        "line 4: slot is 'nowhere'",
+    ]
+
+
 def test_short_files_that_stand_for_huge_values(tmp_path: Path) -> None:
     lists = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))
     merges = "\n".join(f"m{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 9)}]}}" for n in range(1, 30))
@@ -100,7 +114,7 @@ def test_what_is_not_yaml(content: bytes, tmp_path: Path) -> None:
 def test_a_large_file_is_not_even_read(tmp_path: Path) -> None:
     with (tmp_path / "a.yaml").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
-    with pytest.raises(RecipeError, match="more than 1,000,000 bytes"):
+    with pytest.raises(RecipeError, match="more than 250,000 bytes"):
         read_yaml(tmp_path / "a.yaml")
 
 

@@ -323,6 +323,15 @@ class TestWithoutData:
             {row["slot"] for row in slots if row["slot"].endswith(".input")} if recipe == "dynamic" else set()
         )
 
+    def test_a_target_that_would_need_ranges_names_the_cure(
+        self, run: Any, refused: Any, model: Path, tmp_path: Path
+    ) -> None:
+        assert run("calibrate", "-m", model, "-r", "weight-only-int8", "-o", tmp_path / "out").code == 0
+        arguments = ["-m", tmp_path / "out", "-o", tmp_path / "engine", "--target", "tensorrt"]
+        message = refused("export", *arguments, kind="ExportError")
+        assert "made without data" in message
+        assert "--calib-data" in message
+
     def test_no_tokenizer_is_needed(self, run: Any, kit: Any, model: Path, tmp_path: Path) -> None:
         (kit.copy(model, tmp_path / "bare") / "vocab.txt").unlink()
         assert run("calibrate", "-m", tmp_path / "bare", "-r", "dynamic", "-o", tmp_path / "out").code == 0
