@@ -279,7 +279,9 @@ def describe(calibration: Mapping[str, Any]) -> str:
     name = method.get("name") if isinstance(method, dict) else method
     settings = [f"{key} {value}" for key, value in method.items() if key != "name"] if isinstance(method, dict) else []
     shown = f"{name} ({', '.join(settings)})" if settings else str(name)
-    return f"ranges from {calibration.get('samples')} samples, {calibration.get('tokens')} tokens, method {shown}"
+    if "samples" not in calibration:
+        return f"ranges from {shown}"
+    return f"ranges from {calibration['samples']} samples, {calibration.get('tokens')} tokens, method {shown}"
 
 
 def _longest(model: nn.Module) -> int:

@@ -48,12 +48,22 @@ def test_inspect(kind: str, choice: Any, run: Any, tmp_path: Path) -> None:
 
 
 def test_inspect_in_words(choice: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["inspect", str(choice.write(tmp_path / "c"))])
-    assert not ended.value.code
-    words = capsys.readouterr().out
-    assert "as pytorch-quantization left it" in words
-    assert "28 x int8 symmetric per-tensor (pytorch-quantization arithmetic)" in words
+    def words(folder: Path) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["inspect", str(folder)])
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    theirs = choice.write(tmp_path / "c")
+    origin = {"method": "pytorch-quantization"}
+    qdq.save(qdq.load(theirs), tmp_path / "q", recipe=qdq.load_recipe("qdqbert"), calibration=origin)
+    for folder, expected in (
+        (theirs, "as pytorch-quantization left it"),
+        (tmp_path / "q", "ranges from pytorch-quant"),
+    ):
+        assert expected in words(folder)
+        assert "28 x int8 symmetric per-tensor (pytorch-quantization arithmetic)" in words(folder)
 
 
 def test_calibrate_begins_from_the_float_model(choice: Any, run: Any, tmp_path: Path) -> None:
