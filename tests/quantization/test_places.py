@@ -9,6 +9,7 @@ import torch
 
 import calibration
 import qdq
+from qdq.errors import RecipeError
 from qdq.models.architectures import FAMILIES
 from qdq.modules import WRAPPED
 from qdq.prepare import named_slots, quantize, wrap
@@ -84,6 +85,18 @@ def test_wrapping_goes_by_type_alone(model_type: str, task: str, workshop: Any) 
     after = dict(model.named_parameters(remove_duplicate=False))
     assert list(after) == list(parameters)
     assert all(after[name] is parameter for name, parameter in parameters.items())
+
+
+@pytest.mark.parametrize("preset", ["qdqbert", "tensorrt"])
+def test_fused_attention_has_no_place_for_its_products(preset: str, workshop: Any) -> None:
+    model = workshop.model()
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(RecipeError, match="attention is fused there") as caught:
+        quantize(model, preset)
+    assert "encoder.layers.1.attention.context.other" in str(caught.value)
+    assert not any(quantizers(model))
+    model.set_attn_implementation("eager")
+    assert len(quantized_places(quantize(model, preset))) >= 2 * 18
 
 
 # --- ALBERT: layers that are repeated ---
