@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from exporters.onnx.targets import target_named, tidy
+from exporters.onnx.targets import Target, target_named, tidy
 from exporters.onnx.trace import OPSETS, trace
 from exporters.onnx.translation import BLOCKS_SINCE
 from exporters.signature import Signature, signature_of
@@ -123,8 +123,7 @@ def export_model(
         faults = chosen.faults(specs)
         if faults:
             raise ExportError(describe_faults(f"target {chosen.name} cannot run this recipe", faults))
-        if opset < BLOCKS_SINCE and any(spec and spec.group for spec in specs.values()):
-            raise ExportError(f"scales per group need opset {BLOCKS_SINCE} or above, this is {opset}")
+        _check_groups(model, specs, chosen, opset)
         if changed is not None:
             _check_ranges(model, specs, changed, chosen.name)
             apply_specs(model, specs)
@@ -146,6 +145,20 @@ def export_model(
     graph.producer_name = "qdq"
     _write(graph, path)
     return Exported("float" if chosen is None else chosen.name, changed, opset, signature, tuple(notes))
+
+
+def _check_groups(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], target: Target, opset: int) -> None:
+    groups = {slot: spec.group for slot, spec in specs.items() if spec and spec.group}
+    if groups and opset < BLOCKS_SINCE:
+        raise ExportError(f"scales per group need opset {BLOCKS_SINCE} or above, this is {opset}")
+    widths = {slot: int(model.get_submodule(slot.module).weight.shape[-1]) for slot in groups}  # type: ignore[index]
+    rests = [
+        f"{slot}: groups of {size} leave a rest of {widths[slot] % size} in a width of {widths[slot]}"
+        for slot, size in groups.items()
+        if target.whole_groups and widths[slot] % size
+    ]
+    if rests:
+        raise ExportError(describe_faults(f"target {target.name} takes groups that divide the width", rests))
 
 
 def _keep_weights(model: nn.Module, specs: Mapping[Slot, QuantSpec | None]) -> None:

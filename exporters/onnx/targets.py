@@ -43,6 +43,7 @@ class Target:
         runtime: that verification runs the file in, end to end; see :func:`exporters.verify.verify`.
         passes: made afresh for each export, run in order on the traced graph.
         refuses: a reason why the target cannot run a slot with this spec, None when it can.
+        whole_groups: scales per group must not leave a rest.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Target:
     runtime: str
     passes: Callable[[], list[ir_passes.InPlacePass]]
     refuses: Callable[[Slot, QuantSpec], str | None]
+    whole_groups: bool = False
 
     def faults(self, specs: Mapping[Slot, QuantSpec | None]) -> list[str]:
         """What the target cannot run, one line for each slot."""
@@ -151,7 +153,14 @@ TARGETS: Mapping[str, Target] = {
             passes=_onnxruntime,
             refuses=_onnxruntime_refuses,
         ),
-        Target(name="openvino", recipe="openvino", runtime="openvino", passes=_openvino, refuses=_openvino_refuses),
+        Target(
+            name="openvino",
+            recipe="openvino",
+            runtime="openvino",
+            passes=_openvino,
+            refuses=_openvino_refuses,
+            whole_groups=True,
+        ),
         Target(name="tensorrt", recipe="tensorrt", runtime="reference", passes=_plain, refuses=_tensorrt),
     )
 }

@@ -126,7 +126,7 @@ class ModelConfig:
 
 
 def _whole(value: object, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**31
 
 
 def _number(value: object, high: float = math.inf) -> bool:
@@ -135,13 +135,13 @@ def _number(value: object, high: float = math.inf) -> bool:
 
 # What a field must be: (holds, in words), by its name or else by its type.
 _RULES: dict[Any, tuple[Callable[[Any], bool], str]] = {
-    int: (lambda v: _whole(v, 1), "a positive whole number"),
+    int: (lambda v: _whole(v, 1), "a positive whole number below 2**31"),
     bool: (lambda v: isinstance(v, bool), "true or false"),
     float: (_number, "a number of at least 0"),
     float | None: (lambda v: v is None or _number(v, 1), "a probability between 0 and 1"),
     "hidden_dropout_prob": (lambda v: _number(v, 1), "a probability between 0 and 1"),
     "attention_probs_dropout_prob": (lambda v: _number(v, 1), "a probability between 0 and 1"),
-    "chunk_size_feed_forward": (lambda v: _whole(v, 0), "a whole number of at least 0"),
+    "chunk_size_feed_forward": (lambda v: _whole(v, 0), "a whole number of at least 0, below 2**31"),
     "position_embedding_type": (lambda v: v in get_args(PositionType), f"one of {', '.join(get_args(PositionType))}"),
     "problem_type": (lambda v: v in PROBLEM_TYPES, f"null or one of {', '.join(map(str, PROBLEM_TYPES[1:]))}"),
     "hidden_act": (lambda v: callable(v) or v in [*ACTIVATIONS], f"one of {', '.join(sorted(ACTIVATIONS))}"),

@@ -265,7 +265,10 @@ def load_model(
         ConfigError: a ``config.json`` that cannot be followed, or a task that the family does not have.
     """
     config = read_config(path) if config is None else config
-    model = construct(config, task, attn_implementation=attn_implementation)
+    try:
+        model = construct(config, task, attn_implementation=attn_implementation)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     tensors = read_tensors(path)
     load_weights(model, tensors, source=str(path), allow_missing=allow_missing, ignore=ignore, dtype=dtype)
     return model.eval()

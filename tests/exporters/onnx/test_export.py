@@ -20,7 +20,8 @@ from exporters.signature import Signature
 from exporters.verify import sqnr_db, verify
 from qdq.errors import CalibrationError, ExportError
 from qdq.prepare import named_slots, quantize
-from qdq.recipe import load_recipe
+from qdq.quantizer import Mode, set_mode
+from qdq.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from qdq.models.model import Model
@@ -333,6 +334,115 @@ def test_a_float_model_has_no_target(workshop: Any, tmp_path: Path) -> None:
 def test_a_recipe_without_a_target_is_refused(workshop: Any, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="a recipe needs a target"):
         export_model(workshop.model(), tmp_path / "model.onnx", target=None, recipe="linear")
+
+
+# Recipes that need no data
+
+
+def without_data(workshop: Any, recipe: str, **changes: Any) -> Model:
+    model: Model = workshop.model(**changes)
+    quantize(model, recipe)
+    set_mode(model, Mode.QUANTIZE)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("recipe", "target", "product"),
+    [
+        ("dynamic", "onnxruntime", "MatMulIntegerToFloat"),
+        ("weight-only-int8", "onnxruntime", "MatMulNBits"),
+        ("weight-only-int8", "openvino", None),
+        ("weight-only-int8", "tensorrt", None),
+        ("weight-only-int4", "onnxruntime", "MatMulNBits"),
+        ("weight-only-int4", "openvino", None),
+    ],
+)
+def test_without_data_the_file_computes_the_same(
+    workshop: Any, recipe: str, target: str, product: str | None, tmp_path: Path
+) -> None:
+    model, path = without_data(workshop, recipe, intermediate_size=64), tmp_path / "model.onnx"
+    exported = export_model(model, path, target=target, recipe=NO_TABLES if target == "tensorrt" else None)
+    assert exported.notes == ()
+    report = verify(model, path, workshop.batches(model), runtime={"tensorrt": "reference"}.get(target, target))
+    assert report.faults == []
+    nodes = Counter(node.op_type for node in onnx.load(path).graph.node)
+    if product:
+        assert nodes[product] == len(LINEARS)
+    assert nodes["DynamicQuantizeLinear"] == (4 if recipe == "dynamic" else 0), "query, key and value share one"
+    assert len([row for row in report.segments if row.name.endswith("_quantizer")]) == nodes["DynamicQuantizeLinear"]
+
+
+NO_TABLES = Recipe.from_dict(
+    {
+        "name": "weights",
+        "rules": [
+            {"module": "encoder.*", "kind": "linear", "slot": "weight", "spec": {"granularity": "per-axis(0)"}},
+        ],
+    }
+)
+
+
+def test_four_bits_take_half_a_byte(workshop: Any, tmp_path: Path) -> None:
+    model = without_data(workshop, "weight-only-int4", hidden_size=64, intermediate_size=128)
+    export_model(model, tmp_path / "model.onnx", target="onnxruntime")
+    weights = [array for name, array in stored(tmp_path / "model.onnx").items() if name.endswith("MatMul_weight")]
+    numbers = sum(model.get_submodule(f"encoder.layers.0.{name}").weight.numel() for name in LINEARS)
+    assert sum(array.nbytes for array in weights) == numbers / 2
+
+
+def test_a_defect_is_found_where_ranges_are_dynamic(workshop: Any, tmp_path: Path) -> None:
+    model, path = without_data(workshop, "dynamic"), tmp_path / "model.onnx"
+    export_model(model, path, target="onnxruntime")
+    proto = onnx.load(path)
+    (tensor,) = (t for t in proto.graph.initializer if t.name == "encoder.layers.0.feed_forward.up.bias")
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name))
+    onnx.save(proto, path)
+    report = verify(model, path, workshop.batches(model))
+    wrong = [row.name for row in report.segments if row.wrong]
+    assert wrong == [f"encoder.layers.0.feed_forward.down.input_quantizer{part}" for part in (".scale", "")]
+
+
+@pytest.mark.parametrize("target", ["openvino", "tensorrt"])
+def test_a_target_that_needs_ranges_says_how_to_get_them(workshop: Any, target: str, tmp_path: Path) -> None:
+    model = without_data(workshop, "dynamic")
+    with pytest.raises(ExportError, match=r"no ranges.*calibrate with --calib-data") as caught:
+        export_model(model, tmp_path / "model.onnx", target=target)
+    assert target in str(caught.value)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_groups_need_an_opset_that_has_blocks(workshop: Any, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="opset 21 or above, this is 20"):
+        export_model(without_data(workshop, "weight-only-int4"), tmp_path / "m.onnx", target="onnxruntime", opset=20)
+
+
+def test_openvino_takes_groups_without_a_rest(workshop: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        ExportError, match=r"feed_forward.down.weight: groups of 32 leave a rest of 16 in a width of 48"
+    ):
+        export_model(without_data(workshop, "weight-only-int4"), tmp_path / "m.onnx", target="openvino")
+
+
+def test_what_training_moves_is_constant_in_a_file(workshop: Any, tmp_path: Path) -> None:
+    """Learned scales, and weights whose range is found in every call."""
+    rules = [
+        {"module": "encoder.*", "kind": "linear", "slot": "input", "spec": {"learned_scale": True}},
+        {
+            "module": "encoder.*",
+            "kind": "linear",
+            "slot": "weight",
+            "spec": {"granularity": "per-axis(0)", "dynamic": True},
+        },
+    ]
+    model = workshop.calibrated(Recipe.from_dict({"name": "trained", "rules": rules}))
+    batch = workshop.batches(model)[0]
+    before = outputs(model, batch)
+    export_model(model, tmp_path / "model.onnx", target="onnxruntime")
+    for name, array in outputs(model, batch).items():
+        np.testing.assert_array_equal(array, before[name])
+    assert verify(model, tmp_path / "model.onnx", workshop.batches(model)).faults == []
+    written = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
+    assert written["MatMulIntegerToFloat"] == len(LINEARS)
 
 
 @pytest.mark.parametrize(
