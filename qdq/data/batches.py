@@ -128,7 +128,7 @@ def _check(settings: _Settings, encoder: TextEncoder, *, is_question: bool) -> N
     if settings.pad_to is not None and settings.pad_to < length:
         faults.append(f"pad_to must be at least max_length ({length}), not {settings.pad_to}")
     if is_question and (stride < 0 or max_question(encoder, length, stride) < 1):
-        faults.append(f"stride {stride} leaves a question no room in max_length {length}; take at most a third of it")
+        faults.append(f"stride {stride} leaves a question no room in max_length {length}; a third of it leaves enough")
     if faults:
         raise ConfigError(describe_faults("batches", faults))
 
@@ -146,6 +146,7 @@ def _batches(examples: Iterator[Example], encoder: TextEncoder, task: str, setti
         unknown.count(ids, (mask == 0) | np.isin(ids, known_specials))
         yield batch
     unknown.warn()
+    featurize.warn()
 
 
 def _groups(

@@ -27,6 +27,7 @@ __all__ = [
     "choice_features",
     "ids_features",
     "question_features",
+    "shortened",
     "text_features",
     "token_features",
 ]
@@ -123,8 +124,7 @@ def question_features(
     examples: Sequence[QuestionExample],
     tokenizer: Tokenizer,
     *,
-    uncut: Tokenizer,
-    max_question: int,
+    questions: Sequence[str],
     stride: int,
     cls_id: int | None,
 ) -> list[Feature]:
@@ -135,12 +135,10 @@ def question_features(
     Args:
         examples: In their order.
         tokenizer: One that cuts the second text, with this stride.
-        uncut: The same tokenizer without that.
-        max_question: Most tokens of a question; the rest is cut off.
+        questions: Their questions, none so long that no window has room (:func:`shortened`).
         stride: Tokens that a window repeats of the one before.
         cls_id: The first token of a sequence.
     """
-    questions = _shortened([example.question for example in examples], uncut, max_question)
     encodings = tokenizer.encode_batch([(q, e.context) for q, e in zip(questions, examples, strict=True)])
     features = []
     for example, encoding in zip(examples, encodings, strict=True):
@@ -270,13 +268,13 @@ def _place_of(token_id: int | None, ids: Ints) -> int:
     return int(np.argmax(ids == token_id)) if token_id is not None else 0
 
 
-def _shortened(texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> list[str]:
-    """The texts, each cut behind its token number ``max_tokens``."""
+def shortened(texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> list[str]:
+    """The texts, each cut behind its token number ``max_tokens``; the tokenizer is one that does not cut."""
     # a token has a character at least, and normalisation makes at most 18 of one
     if all(len(text) * 18 <= max_tokens for text in texts):
         return list(texts)
-    shortened = []
+    cut = []
     for text, encoding in zip(texts, tokenizer.encode_batch(list(texts), add_special_tokens=False), strict=True):
         is_longer = len(encoding) > max_tokens
-        shortened.append(text[: encoding.offsets[max_tokens - 1][1]] if is_longer else text)
-    return shortened
+        cut.append(text[: encoding.offsets[max_tokens - 1][1]] if is_longer else text)
+    return cut

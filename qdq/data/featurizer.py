@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from qdq.data.features import Feature, choice_features, ids_features, question_features, text_features, token_features
+from qdq.data.features import (
+    Feature,
+    choice_features,
+    ids_features,
+    question_features,
+    shortened,
+    text_features,
+    token_features,
+)
 from qdq.data.kinds import ChoiceExample, Example, IdsExample, QuestionExample, TextExample, TokenExample
 from qdq.data.masking import Masking, mask_tokens
 from qdq.data.truncation import check_room, for_words, truncating
@@ -18,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Featurizer", "max_question"]
 
+_LOG = logging.getLogger(__name__)
+
 _KINDS: dict[str, type[Example]] = {
     "question-answering": QuestionExample,
     "token-classification": TokenExample,
@@ -26,8 +37,8 @@ _KINDS: dict[str, type[Example]] = {
 
 
 def max_question(encoder: TextEncoder, max_length: int, stride: int) -> int:
-    """Most tokens of a question: each window has to move on by at least as much as it repeats."""
-    return max_length - encoder.tokenizer.num_special_tokens_to_add(True) - 2 * max(stride, 1)
+    """Most tokens of a question, so that each window moves on by a twelfth of its length at least."""
+    return max_length - encoder.tokenizer.num_special_tokens_to_add(True) - stride - max(1, max_length // 12)
 
 
 class Featurizer:
@@ -40,6 +51,7 @@ class Featurizer:
         self._task = task
         self._max_length = length = max_length
         self._stride = stride
+        self._cut_questions = 0
         self._masking = masking or Masking()
         if task == "question-answering":
             check_room(encoder.tokenizer, length, is_pair=True)
@@ -66,14 +78,7 @@ class Featurizer:
         if kind is not _KINDS.get(task, TextExample):
             raise DataError(f"{examples[0].place}: {task} wants examples of another kind than {kind.__name__}")
         if kind is QuestionExample:
-            return question_features(
-                examples,
-                self._tokenizer,
-                uncut=self._encoder.tokenizer,
-                max_question=max_question(self._encoder, length, self._stride),
-                stride=self._stride,
-                cls_id=self._encoder.cls_id,
-            )
+            return self._of_questions(examples)
         if kind is TokenExample:
             return token_features(examples, self._tokenizer)
         is_pair = kind is ChoiceExample or any(example.text_pair is not None for example in examples)
@@ -81,6 +86,25 @@ class Featurizer:
         if kind is ChoiceExample:
             return choice_features(examples, self._tokenizer)
         return self._masked(text_features(examples, self._tokenizer))
+
+    def _of_questions(self, examples: list[QuestionExample]) -> list[Feature]:
+        encoder, stride = self._encoder, self._stride
+        whole = [example.question for example in examples]
+        questions = shortened(whole, encoder.tokenizer, max_question(encoder, self._max_length, stride))
+        self._cut_questions += sum(one != other for one, other in zip(whole, questions, strict=True))
+        return question_features(examples, self._tokenizer, questions=questions, stride=stride, cls_id=encoder.cls_id)
+
+    def warn(self) -> None:
+        """Log how many questions were cut, if any were."""
+        if self._cut_questions:
+            _LOG.warning(
+                "%d questions are longer than %d tokens and were cut, so that windows of %d tokens with stride %d have "
+                "room for their context; a smaller stride or longer windows leave more",
+                self._cut_questions,
+                max_question(self._encoder, self._max_length, self._stride),
+                self._max_length,
+                self._stride,
+            )
 
     def _masked(self, features: list[Feature]) -> list[Feature]:
         if self._task != "masked-lm":

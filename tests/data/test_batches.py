@@ -272,12 +272,20 @@ class TestQuestions:
                 assert flag == (scores.index(max(scores)) == part)
         assert int(batch.is_best_context.sum()) == len(document)
 
-    def test_a_question_too_long_is_cut(self, encoder):
+    def test_a_question_too_long_is_cut_and_told(self, encoder, caplog):
         example = QuestionExample(0, "", "x", "why " * 500, CONTEXT * 4, (), ())
         (batch,) = make_batches([example], encoder, "question-answering", batch_size=99, max_length=64, stride=16)
         assert batch["input_ids"].shape == (int(batch.parts[0]), 64)
-        assert int((batch["token_type_ids"][0] == 0).sum()) == 64 - 3 - 2 * 16 + 2  # beside [CLS] and [SEP]
-        assert int((batch.offsets[0, :, 0] >= 0).sum()) == 2 * 16
+        # 16 tokens are repeated, and a window moves on by 64 / 12
+        assert int((batch.offsets[0, :, 0] >= 0).sum()) == 16 + 5
+        assert int((batch["token_type_ids"][0] == 0).sum()) == 64 - 21 - 1  # [SEP] behind the context
+        assert "1 questions are longer than 40 tokens and were cut" in caplog.text
+
+    def test_a_question_that_leaves_room_is_whole(self, encoder, caplog):
+        example = QuestionExample(0, "", "x", "why " * 40, CONTEXT * 4, (), ())
+        (batch,) = make_batches([example], encoder, "question-answering", batch_size=99, max_length=64, stride=16)
+        assert int((batch["input_ids"][0] == encoder.tokenizer.token_to_id("why")).sum()) == 40
+        assert caplog.records == []
 
     def test_an_empty_context_has_one_window_without_text(self, encoder):
         example = QuestionExample(0, "", "x", "why?", "", (), ())
@@ -477,7 +485,7 @@ class TestSettings:
         for fault in ("batch_size", "max_length 600 is more", "pad_to 550", "pad_to must be", "window", "multiple_of"):
             assert fault in str(caught.value)
 
-    @pytest.mark.parametrize("stride", [-1, 40])
+    @pytest.mark.parametrize("stride", [-1, 60])
     def test_a_stride_that_leaves_no_room(self, encoder, stride):
         with pytest.raises(ConfigError, match="leaves a question no room"):
             make_batches([], encoder, "question-answering", batch_size=1, max_length=64, stride=stride)
