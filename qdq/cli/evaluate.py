@@ -72,10 +72,15 @@ def evaluate(
     ] = 20,
     max_answer_length: Annotated[int, typer.Option(metavar="N", help="In tokens.", min=1, rich_help_panel=_QA)] = 30,
     null_threshold: Annotated[
-        float, typer.Option(metavar="X", help='"No answer" when it scores higher by this.', rich_help_panel=_QA)
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            metavar="X",
+            help='"No answer" when it scores higher by this; 0 if not given, never if all have answers.',
+            rich_help_panel=_QA,
+        ),
+    ] = None,
     always_answer: Annotated[
-        bool, typer.Option("--always-answer", metavar="", help='Never "no answer": SQuAD 1.1.', rich_help_panel=_QA)
+        bool, typer.Option("--always-answer", metavar="", help='Never "no answer".', rich_help_panel=_QA)
     ] = False,
     text_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="The text, or the query.", rich_help_panel=_COLUMNS)

@@ -26,16 +26,21 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "answers", "score"]
 
 
+_ALL_ANSWERABLE = 'every question has an answer, so "no answer" is not considered; --null-threshold would consider it'
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a model answers.
 
     Args:
         text: a piece of the context, empty where the model says that there is no answer.
+        best: the best piece of the context, whatever the score of "no answer".
         null_difference: how much higher the score of "no answer" is than that of the best span.
     """
 
     text: str
+    best: str
     null_difference: float
 
 
@@ -50,33 +55,40 @@ class _Best:
 
 
 def score(job: Job) -> Scores:
-    """Exact match and F1 over all questions, and over those with and those without an answer; four numbers each."""
+    """Exact match and F1 over all questions, and over those with and those without an answer; five numbers each."""
     settings = job.settings
     examples = job.examples("question-answering")
-    table = TableBuilder("exact", "f1", "exact_of_answerable", "f1_of_answerable", "answerable")
+    table = TableBuilder("exact", "f1", "exact_of_best", "f1_of_best", "answerable")
     for question, answer in answers(job, examples):
         exact, f1 = answer_scores(answer.text, question.answers or ())
-        answerable = bool(question.answers)
+        exact_of_best, f1_of_best = answer_scores(answer.best, question.answers or ())
         table.put(
             [question.index],
             exact=[exact],
             f1=[f1],
-            exact_of_answerable=[exact * answerable],
-            f1_of_answerable=[f1 * answerable],
-            answerable=[answerable],
+            exact_of_best=[exact_of_best],
+            f1_of_best=[f1_of_best],
+            answerable=[bool(question.answers)],
         )
     numbers = table.finish()
+    answerable = numbers["answerable"]
+    notes: tuple[str, ...] = ()
+    if settings.null_threshold is None and not settings.always_answer and answerable.all():
+        numbers["exact"], numbers["f1"] = numbers["exact_of_best"], numbers["f1_of_best"]
+        notes = (_ALL_ANSWERABLE,)
     metrics = [mean("f1"), mean("exact_match", "exact")]
-    numbers["unanswerable"] = 1 - numbers["answerable"]
-    numbers["exact_of_unanswerable"] = numbers["exact"] - numbers["exact_of_answerable"]
-    if 0 < numbers["answerable"].sum() < len(numbers["answerable"]):
+    if 0 < answerable.sum() < len(answerable):
+        numbers["unanswerable"] = 1 - answerable
+        numbers["exact_of_answerable"] = numbers["exact"] * answerable
+        numbers["f1_of_answerable"] = numbers["f1"] * answerable
+        numbers["exact_of_unanswerable"] = numbers["exact"] - numbers["exact_of_answerable"]
         metrics += [
             ratio("has_answer_f1", "f1_of_answerable", "answerable"),
             ratio("has_answer_exact_match", "exact_of_answerable", "answerable"),
             ratio("no_answer_accuracy", "exact_of_unanswerable", "unanswerable"),
         ]
     names = ("stride", "n_best", "max_answer_length", "null_threshold", "always_answer")
-    return Scores(numbers, tuple(metrics), skipped=examples.skipped, settings=settings.to_dict(*names))
+    return Scores(numbers, tuple(metrics), skipped=examples.skipped, settings=settings.to_dict(*names), notes=notes)
 
 
 def answers(job: Job, examples: Iterable[Any]) -> Iterator[tuple[QuestionExample, Answer]]:
@@ -103,9 +115,8 @@ def answers(job: Job, examples: Iterable[Any]) -> Iterator[tuple[QuestionExample
 def _answer(question: QuestionExample, best: _Best, settings: Settings) -> Answer:
     difference = best.null - best.score
     text = question.context[slice(*best.span)]
-    if not settings.always_answer and difference > settings.null_threshold:
-        text = ""
-    return Answer(text, difference)
+    is_none = not settings.always_answer and difference > (settings.null_threshold or 0.0)
+    return Answer("" if is_none else text, text, difference)
 
 
 def _best_spans(

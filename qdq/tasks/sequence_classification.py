@@ -41,9 +41,8 @@ def score(job: Job) -> Scores:
 
 def labels_of(config: ModelConfig) -> Labels:
     """The labels of a head."""
-    return Labels.of(
-        config.num_labels, config.label2id, multi_label=config.problem_type == "multi_label_classification"
-    )
+    ids = config.label2id or {name: index for index, name in (config.id2label or {}).items()}
+    return Labels.of(config.num_labels, ids, multi_label=config.problem_type == "multi_label_classification")
 
 
 def _kind(labels: Labels) -> tuple[tuple[str, ...], tuple[Metric, ...]]:

@@ -29,8 +29,9 @@ class Settings:
         stride: tokens by which the windows of a long context overlap; None: 128, or a third of ``seq_len``.
         n_best: start and end positions that are considered, the best of each.
         max_answer_length: in tokens.
-        null_threshold: "no answer" is given where its score is above the best answer's by more than this.
-        always_answer: never say "no answer" (SQuAD 1.1).
+        null_threshold: "no answer" is given where its score is above the best answer's by more than this; None: by
+            more than 0, and never where every question of the data has an answer (SQuAD 1.1).
+        always_answer: never say "no answer".
         only_mask: hide tokens behind the mask token alone; False also keeps and exchanges some, as in pretraining.
 
     Raises:
@@ -47,7 +48,7 @@ class Settings:
     stride: int | None = None
     n_best: int = 20
     max_answer_length: int = 30
-    null_threshold: float = 0.0
+    null_threshold: float | None = None
     always_answer: bool = False
     only_mask: bool = True
 

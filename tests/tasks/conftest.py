@@ -55,7 +55,7 @@ class Kit:
         """Move the bias of a classifier so that each class has a share of the texts."""
         model, encode = load_model(folder), load_tokenizer(folder).encode
         with torch.no_grad():
-            logits = torch.cat([model(torch.tensor([encode(text).ids])).logits for text in texts])
+            logits = torch.cat([model(torch.tensor([encode(text).ids])).logits.flatten(0, -2) for text in texts])
             model.head.classifier.bias.sub_(logits.median(dim=0).values)
         save_model(model, folder)
         return folder

@@ -144,6 +144,30 @@ def test_always_answer_and_never_answer(reader: Path, small_squad: Path) -> None
     np.testing.assert_array_equal(runs["never"]["f1"], 1 - runs["never"]["answerable"])
 
 
+def test_where_every_question_has_an_answer_none_is_left_out(reader: Path, small_squad: Path) -> None:
+    rows = [question for question in questions_of(small_squad) if not question["is_impossible"]][:12]
+    rows = [
+        {
+            **{name: row[name] for name in ("id", "question", "context")},
+            "answers": {"text": [row["answers"][0]["text"]], "answer_start": [row["answers"][0]["answer_start"]]},
+        }
+        for row in rows
+    ]
+    found = {
+        name: qdq.evaluate(reader, "question-answering", rows, resamples=0, **options)
+        for name, options in {
+            "default": {},
+            "always": {"always_answer": True},
+            "never": {"null_threshold": -1e9},
+        }.items()
+    }
+    assert found["default"].metrics == found["always"].metrics
+    assert list(found["default"].metrics) == ["f1", "exact_match"]
+    assert 'so "no answer" is not considered' in found["default"].notes[0]
+    assert found["always"].notes == ()
+    assert found["never"].metrics == {"f1": 0, "exact_match": 0}
+
+
 def test_every_question_is_answered_once_and_in_its_place(reader: Path, small_squad: Path) -> None:
     """Windows of one context are computed in several batches; the questions come out in their own order."""
     asked = questions_of(small_squad)

@@ -1,0 +1,54 @@
+"""Every task that can be exported: the file's figures are those of the checkpoint that it was made from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import qdq
+from qdq.data.text import sample_text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TEXTS = sample_text("heldout").read_text(encoding="utf-8").splitlines()[:16]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+TAGS = ["O", "B-x", "I-x"]
+
+
+def tokens_of(text: str) -> dict[str, Any]:
+    words = text.split()
+    return {"tokens": words, "ner_tags": [TAGS[(3 * len(word)) % 5 % 3] for word in words]}
+
+
+def question_of(text: str) -> dict[str, Any]:
+    word = text.split()[-2]
+    return {
+        "id": text[:9],
+        "question": "what comes last but one?",
+        "context": text,
+        "answers": {"text": [word], "answer_start": [text.rindex(word)]},
+    }
+
+
+ROWS: dict[str, Any] = {
+    "token-classification": [tokens_of(text) for text in TEXTS],
+    "question-answering": [question_of(text) for text in TEXTS],
+    "masked-lm": TEXTS,
+}
+
+
+@pytest.mark.parametrize("task", ROWS)
+def test_the_file_equals_the_checkpoint(task: str, kit: Any, tmp_path: Path) -> None:
+    labels = {"id2label": dict(enumerate(TAGS)), "label2id": {tag: index for index, tag in enumerate(TAGS)}}
+    changes = {"num_labels": 3, **labels} if task == "token-classification" else {}
+    folder = kit.model(tmp_path / "model", task, num_hidden_layers=1, hidden_size=16, **changes)
+    if task == "token-classification":
+        kit.balance(folder, TEXTS)
+    qdq.export(folder, tmp_path / "export", target=None)
+    expected = qdq.evaluate(folder, task, ROWS[task], resamples=0)
+    found = qdq.evaluate(tmp_path / "export", task, ROWS[task], resamples=0, batch_size=5, threads=1)
+    assert found.runtime == "onnxruntime"
+    assert found.metrics == pytest.approx(expected.metrics, rel=1e-4)
+    assert any(value > 0 for value in found.metrics.values())
