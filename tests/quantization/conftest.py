@@ -171,6 +171,8 @@ def workshop() -> Workshop:
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """The processor, and with ``-m gpu`` the accelerator."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
     return torch.device(request.param)
 
 
