@@ -15,6 +15,8 @@ import qdq
 from qdq.errors import CheckpointError, ConfigError, MissingPackageError
 from qdq.models.architectures import FAMILIES, build, configure
 from qdq.quantizer import Mode, set_mode
+from qdq.recipe import Recipe, Rule
+from qdq.spec import QuantSpec
 
 transformers.logging.set_verbosity_error()
 
@@ -296,6 +298,23 @@ def test_from_transformers_to_a_quantized_model() -> None:
     again = qdq.to_transformers(ours)
     with torch.no_grad():
         torch.testing.assert_close(again(**inputs).logits, want, **CLOSE)
+
+
+def test_learned_scales_stay_behind() -> None:
+    ours = ours_of("bert", "sequence-classification")
+    inputs = batch()
+    with torch.no_grad():
+        want = ours(**inputs).logits
+    spec = QuantSpec(learned_scale=True)
+    qdq.quantize(ours, Recipe(name="learned", rules=(Rule(module="encoder.*", kind="linear", slot="*", spec=spec),)))
+    calibration.calibrate(ours, [inputs])
+    set_mode(ours, Mode.QUANTIZE)
+    theirs = qdq.to_transformers(ours)
+    scales = {id(p) for name, p in ours.named_parameters() if name.endswith("_quantizer.scale")}
+    assert len(scales) == 2 * (6 + 4)
+    assert identities(theirs) == identities(ours) - scales
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(**inputs).logits, want, **CLOSE)
 
 
 # --- refusals ---
