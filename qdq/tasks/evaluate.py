@@ -159,6 +159,7 @@ def evaluate(
         CheckpointError: for a model that cannot be read.
         ConfigError: for options that do not go together, or a model that has no head for the task.
         DataError: for data that cannot be read or does not fit the model; all faults at once.
+        VerificationError: for a model that gives NaN.
         MissingPackageError: for metrics whose package is not installed.
     """
     if settings is None:
@@ -211,7 +212,8 @@ def evaluate_subject(
     score: Callable[[Job], Scores] = import_module(f"qdq.tasks.{task.replace('-', '_')}").score
     scores = score(Job(subject, data, settings, progress))
     if not rows_of(scores.table):
-        raise DataError(f"{data}: no labelled example for the task {task}")
+        name = data if isinstance(data, str | Path) else "the rows given"
+        raise DataError(f"{name}: no labelled example for the task {task}")
     return scores
 
 

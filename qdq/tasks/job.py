@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from qdq.data.batches import make_batches
 from qdq.data.encoder import load_encoder
 from qdq.data.examples import read_examples
+from qdq.errors import VerificationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -105,10 +108,22 @@ class Job:
     def run(
         self, batches: Iterable[Batch], *, rows_per_example: int = 1
     ) -> Iterator[tuple[Batch, dict[str, NDArray[Any]]]]:
-        """Every batch with the model's outputs for it."""
+        """Every batch with the model's outputs for it.
+
+        Raises:
+            VerificationError: an output is not a number, of which no metric can be made.
+        """
         done = 0
         for batch in batches:
             outputs = self.subject.runner({name: value.numpy() for name, value in batch.inputs.items()})
+            _check_numbers(self.subject.name, outputs, batch)
             yield batch, outputs
             done += len(batch.index) if batch.part is None else int((batch.part == 0).sum())
             self.progress(done // rows_per_example, self.total)
+
+
+def _check_numbers(name: str, outputs: Mapping[str, NDArray[Any]], batch: Batch) -> None:
+    with np.errstate(invalid="ignore", over="ignore"):
+        broken = [output for output, array in outputs.items() if np.isnan(array.sum())]  # NaN survives a sum
+    if broken:
+        raise VerificationError(f"{name}: {', '.join(broken)} has NaN, in the batch with {batch.examples[0].place}")

@@ -11,7 +11,7 @@ import pytest
 
 import qdq
 from qdq.data.text import sample_text
-from qdq.errors import CheckpointError, ConfigError, DataError, MissingPackageError
+from qdq.errors import CheckpointError, ConfigError, DataError, MissingPackageError, VerificationError
 from qdq.tasks.evaluate import evaluate_subject
 from qdq.tasks.metrics import torchmetrics_functions
 from qdq.tasks.settings import Settings
@@ -133,6 +133,22 @@ def test_embeddings_that_a_file_has_pooled_already(kit: Any, tmp_path: Path) -> 
     found = qdq.evaluate(Pooled(), "sts", PAIRS, folder=folder, resamples=0)
     expected = qdq.evaluate(folder, "sts", PAIRS, resamples=0, pooling="cls")
     assert found.metrics == pytest.approx(expected.metrics, abs=1e-6)
+
+
+def test_a_model_that_gives_no_numbers(folders: dict[str, Path]) -> None:
+    class Broken:
+        """As an engine whose half precision overflows."""
+
+        input_names = ("input_ids",)
+        output_names = ("logits",)
+
+        def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            logits = np.ones((len(inputs["input_ids"]), 2), dtype=np.float32)
+            logits[-1, 1] = np.nan
+            return {"logits": logits}
+
+    with pytest.raises(VerificationError, match="Broken: logits has NaN, in the batch with row"):
+        of(Broken(), folder=folders["float"])
 
 
 # --- against another model ---
