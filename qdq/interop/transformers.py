@@ -70,7 +70,8 @@ def to_transformers(model: Model) -> Any:
         A ``transformers.PreTrainedModel`` of the class that ``config.json`` would name.
 
     Raises:
-        ConfigError: transformers, as it is installed, has no class for this model.
+        ConfigError: transformers, as it is installed, has no class for this model, or one that cannot compute the same:
+            relative positions and pruned heads are gone from transformers 5.
         MissingPackageError: transformers is not installed.
     """
     transformers = _transformers("giving a model to transformers")
@@ -111,18 +112,16 @@ def _recognise(model: nn.Module) -> tuple[str, str]:
     transformers = _transformers("taking a model from transformers")
     cls = type(model)
     known = {
-        entry.name: (family.model_type, task)
-        for family in FAMILIES.values()
-        for task, entry in family.tasks.items()
-        if hasattr(transformers, entry.name)
+        entry.name: (family.model_type, task) for family in FAMILIES.values() for task, entry in family.tasks.items()
     }
-    if cls.__name__ in known and getattr(transformers, cls.__name__) is cls:
+    if cls.__name__ in known and getattr(transformers, cls.__name__, None) is cls:
         return known[cls.__name__]
+    present = [name for name in known if hasattr(transformers, name)]
     parent = next((base.__name__ for base in cls.__mro__ if getattr(transformers, base.__name__, None) is base), None)
-    inherits = f" (a subclass of {parent}, which may compute something else)" if parent in known else ""
+    inherits = f" (a subclass of {parent}, which may compute something else)" if parent in present else ""
     raise ConfigError(
         f"{cls.__module__}.{cls.__qualname__}{inherits} has no counterpart here; "
-        f"the classes of transformers that have one are {', '.join(known)}"
+        f"the classes of transformers that have one are {', '.join(present)}"
     )
 
 
@@ -166,15 +165,30 @@ def _as_tied(model: Model, config: ModelConfig) -> ModelConfig:
 
 
 def _give_parameters(ours: Model, theirs: nn.Module) -> None:
-    """Put the Parameters of ``ours`` into every place of ``theirs`` that has their name, and move its buffers."""
+    """Put the Parameters of ``ours`` into every place of ``theirs`` that has their name, and move its buffers.
+
+    Raises:
+        ConfigError: ``theirs`` has no place for some of them: this release cannot compute what ``ours`` computes.
+    """
     prefix = family_of(ours.config.model_type).prefix
     places = {name.removeprefix(f"{prefix}."): name for name, _ in theirs.named_parameters(remove_duplicate=False)}
+    left, faults = set(places), {}
     for name, keys in parameter_keys(ours).items():
         parameter = ours.get_parameter(name)
+        if not any(key in places for key in keys):
+            faults[keys[-1]] = "it has none"
         for key in keys:
-            if key in places:
-                _put(theirs, places.pop(key), parameter)
-    assert not places, f"transformers has parameters without a counterpart: {', '.join(places)}"
+            left.discard(key)
+            if key not in places:
+                continue
+            if (shape := theirs.get_parameter(places[key]).shape) != parameter.shape:
+                faults[key] = f"it has {list(shape)} for {list(parameter.shape)}"
+            else:
+                _put(theirs, places[key], parameter)
+    faults |= dict.fromkeys(left, "this model has none")
+    if faults:
+        release = f"{type(theirs).__name__} of the installed transformers cannot compute what this model does"
+        raise ConfigError(describe_faults(release, [f"{key}: {fault}" for key, fault in faults.items()]))
     device = next(ours.parameters()).device
     for module in theirs.modules():
         for name, buffer in module._buffers.items():

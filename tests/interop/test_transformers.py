@@ -327,6 +327,27 @@ def test_class_that_transformers_no_longer_has(model_type: str, task: str) -> No
         qdq.to_transformers(ours_of(model_type, task))
 
 
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        pytest.param(
+            {"position_embedding_type": "relative_key"},
+            "encoder.layer.1.attention.self.distance_embedding.weight: it has none",
+            id="relative positions",
+        ),
+        pytest.param(
+            {"pruned_heads": {1: [0]}},
+            "encoder.layer.1.attention.self.value.weight: it has [16, 16] for [8, 16]",
+            id="pruned heads",
+        ),
+    ],
+)
+def test_model_that_transformers_can_no_longer_compute(changes: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ConfigError, match="BertModel of the installed transformers cannot compute") as caught:
+        qdq.to_transformers(ours_of(**changes))
+    assert fault in str(caught.value)
+
+
 class OwnBert(transformers.BertModel):
     """Computes what it likes."""
 
