@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+# The toolkit puts a handler of absl's on the root logger, bound to the stream of the moment, and closes that with it:
+# the tests of commands, which set up logging anew, would lose their stderr.
+_HANDLERS = list(logging.getLogger().handlers)
+with suppress(ImportError):
+    import_module("pytorch_quantization")
+logging.getLogger().handlers[:] = _HANDLERS
 
 FOLDER = Path(__file__).parent.parent / "golden"
 CASES = sorted(path.stem for path in FOLDER.glob("*.safetensors"))

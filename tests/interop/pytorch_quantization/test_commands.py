@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import string
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,20 @@ from qdq.cli.main import main
 from qdq.quantizer import quantizers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """A command sets up logging for its process, to a stream that is gone after the test."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
+    for room in ("qdq", "calibration", "exporters"):
+        logging.getLogger(room).setLevel(logging.NOTSET)
 
 
 @pytest.fixture
