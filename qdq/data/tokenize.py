@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from qdq.errors import CheckpointError, ConfigError, describe_faults
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
 
     from qdq.data.text import TextSample
 
@@ -39,7 +39,7 @@ TOKENIZER_FILES: tuple[str, ...] = (
 )
 
 
-def load_tokenizer(model_dir: Path) -> Tokenizer:
+def load_tokenizer(model_dir: str | Path) -> Tokenizer:
     """The tokenizer of a checkpoint directory, without the truncation and padding that its file may carry.
 
     1. ``tokenizer.json``, in the format of the ``tokenizers`` package; what ``tokenizer_config.json`` says of BERT's
@@ -52,6 +52,7 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
         CheckpointError: There is none of them, or it is damaged.
         StorageError: A file exists and cannot be read.
     """
+    model_dir = Path(model_dir)
     if (model_dir / "tokenizer.json").is_file():
         tokenizer = _from_json(model_dir / "tokenizer.json")
         _apply_settings(tokenizer, read_settings(model_dir))

@@ -248,3 +248,8 @@ def test_the_files_that_travel_with_a_checkpoint():
     here = {path.name for path in MINILM.iterdir()} & {"tokenizer.json", "tokenizer_config.json", "vocab.txt"}
     assert here <= set(TOKENIZER_FILES)
     assert not {"config.json", "model.safetensors"} & set(TOKENIZER_FILES)
+
+
+def test_the_directory_may_be_named_by_a_string(minilm_dir: Path) -> None:
+    by_name, by_path = load_tokenizer(str(minilm_dir)), load_tokenizer(minilm_dir)
+    assert by_name.encode("as in the README").ids == by_path.encode("as in the README").ids

@@ -99,3 +99,9 @@ def test_sentences_without_partner(kit: Any, tmp_path: Path) -> None:
     folder = kit.model(tmp_path / "model")
     with pytest.raises(DataError, match="needs pairs"):
         qdq.evaluate(folder, "sts", [{"text": "alone", "score": 1.0}, {"text": "alone", "score": 2.0}])
+
+
+def test_a_file_without_pairs_is_named_with_its_line(minilm_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.tsv").write_text("sentence\tlabel\na fine film\t1\na bore\t0\n")
+    with pytest.raises(DataError, match=r"labels\.tsv.*no second text; the task sts needs pairs"):
+        qdq.evaluate(minilm_dir, "sts", tmp_path / "labels.tsv")
