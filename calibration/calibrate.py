@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from calibration.collectors import Collector, TokenMask
-from calibration.methods import Max, Method
+from calibration.auto import Auto
+from calibration.collectors import HistogramCollector
+from calibration.growth import Growth
+from calibration.methods import Max
+from calibration.noise import share_outside
+from calibration.passes import Seen, run
+from calibration.token_mask import TokenMask
+from calibration.warn import clipped, too_little_data, unrest
 from qdq.errors import CalibrationError, describe_faults
 from qdq.models.ops import MatMul
 from qdq.prepare import named_slots
 from qdq.quantizer import Mode, Quantizer, quantizers, set_mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch import Tensor, nn
 
+    from calibration.collectors import Collector
+    from calibration.methods import Method
+    from qdq.quantizer import Range
     from qdq.recipe import Slot
 
 __all__ = ["CalibrationSummary", "calibrate"]
@@ -37,6 +42,10 @@ class CalibrationSummary:
         tokens: number of positions that the attention mask does not exclude.
         data_sha256: digest of the token ids that were seen, row by row without padding: equal for equal data, however
             it was cut into batches.
+        saturated: of methods that clip, the share of values beyond the range for each slot that has one; 0.001 is one
+            in a thousand. Slots without loss are left out.
+        choices: of the method auto, what was chosen for each slot, and why.
+        warnings: what makes the ranges doubtful, with figures.
     """
 
     method: dict[str, Any]
@@ -44,10 +53,24 @@ class CalibrationSummary:
     samples: int
     tokens: int
     data_sha256: str
+    saturated: dict[str, float] = field(default_factory=dict)
+    choices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return vars(self).copy()
+        """Plain values for JSON; of ``saturated``, ``choices`` and ``warnings`` what is not empty."""
+        optional = ("saturated", "choices", "warnings")
+        return {name: value for name, value in vars(self).items() if value or name not in optional}
+
+
+@dataclass
+class _Watched:
+    """A quantizer under observation, by the name of the first slot that it serves."""
+
+    name: str
+    quantizer: Quantizer
+    collector: Collector
+    growth: Growth = field(default_factory=Growth)
 
 
 def calibrate(
@@ -74,20 +97,23 @@ def calibrate(
     """
     method = method or Max()
     masks = {keys: TokenMask(keys=keys) for keys in (False, True)}
-    observed: dict[Quantizer, tuple[str, Collector]] = {}
-    for slot, quantizer in named_slots(model):
-        if slot.name != "weight" and quantizer not in observed:
-            observed[quantizer] = (str(slot), method.collector(masks[_is_over_keys(model, slot)]))
-    if not observed:
-        raise CalibrationError("the model has no quantizers: wrap it first with qdq.quantize(model, recipe)")
+    watched = _watch(model, method, masks)
     modes = {quantizer: quantizer.mode for _, quantizer in quantizers(model)}
     training = {module: module.training for module in model.modules()}
+
+    def after(seen: Seen) -> None:
+        _check_values(watched, seen)
+        for slot in watched:
+            slot.growth.note(seen.samples, slot.collector.amax)
+        if progress is not None:
+            progress(seen.batches)
+
     try:
-        for quantizer, (_, collector) in observed.items():
-            quantizer.observer = collector
+        for slot in watched:
+            slot.quantizer.observer = slot.collector
         set_mode(model, Mode.COLLECT)
-        seen = _run(model.eval(), batches, tuple(masks.values()), progress)
-        _set_ranges(observed, method)
+        seen = run(model.eval(), batches, tuple(masks.values()), after)
+        ranges, choices = _ranges(watched, method)
     except BaseException:
         for quantizer, mode in modes.items():
             quantizer.mode = mode
@@ -95,10 +121,32 @@ def calibrate(
     finally:
         for module, flag in training.items():
             module.training = flag
-        for quantizer in observed:
-            quantizer.observer = None
+        for slot in watched:
+            slot.quantizer.observer = None
+    for slot in watched:
+        if slot.name in ranges:
+            slot.quantizer.set_range(ranges[slot.name])
+        else:
+            slot.quantizer.range = None  # of a slot that stays float; what an earlier run found is out of date
     set_mode(model, Mode.QUANTIZE)
-    return CalibrationSummary(method=method.to_dict(), **seen)
+    warnings = too_little_data(seen.samples, seen.tokens)
+    warnings += unrest({slot.name: slot.growth.at_the_end(seen.samples) for slot in watched})
+    saturated = _saturated(watched)
+    warnings += clipped(saturated, method.name)
+    return CalibrationSummary(
+        method=method.to_dict(), **vars(seen), saturated=saturated, choices=choices, warnings=warnings
+    )
+
+
+def _watch(model: nn.Module, method: Method, masks: Mapping[bool, TokenMask]) -> list[_Watched]:
+    watched: dict[Quantizer, _Watched] = {}
+    for slot, quantizer in named_slots(model):
+        if slot.name != "weight" and quantizer not in watched:
+            collector = method.collector(masks[_is_over_keys(model, slot)])
+            watched[quantizer] = _Watched(str(slot), quantizer, collector)
+    if not watched:
+        raise CalibrationError("the model has no quantizers: wrap it first with qdq.quantize(model, recipe)")
+    return list(watched.values())
 
 
 def _is_over_keys(model: nn.Module, slot: Slot) -> bool:
@@ -107,62 +155,38 @@ def _is_over_keys(model: nn.Module, slot: Slot) -> bool:
     return isinstance(module, MatMul) and not module.transpose_other and slot.name == "input"
 
 
-def _run(
-    model: nn.Module,
-    batches: Iterable[Mapping[str, Tensor]],
-    masks: Sequence[TokenMask],
-    progress: Callable[[int], None] | None,
-) -> dict[str, Any]:
-    device = next(model.parameters()).device
-    parameters = inspect.signature(model.forward).parameters
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    digest = hashlib.sha256()
-    done = samples = tokens = 0
-    with torch.inference_mode():
-        for batch in batches:
-            if not batch:
-                raise CalibrationError(f"batch {done} is empty")
-            unknown = [name for name in batch if name not in parameters]
-            if unknown and not takes_all:
-                raise CalibrationError(f"batch {done}: the model takes no {', '.join(unknown)}")
-            inputs = {name: value.to(device) for name, value in batch.items()}
-            attention_mask = inputs.get("attention_mask")
-            for mask in masks:
-                mask.set(attention_mask)
-            model(**inputs)
-            rows = next(iter(batch.values()))
-            samples += rows.shape[0]
-            tokens += int(rows.numel() if attention_mask is None else (attention_mask != 0).sum())
-            for index, row in enumerate(batch.get("input_ids", ())):
-                kept = row if attention_mask is None else row[attention_mask[index].to(row.device) != 0]
-                digest.update(kept.cpu().contiguous().numpy().tobytes() + b"|")
-            done += 1
-            if progress is not None:
-                progress(done)
-    if not done:
-        raise CalibrationError("no data: the calibration set has no batch")
-    return {"batches": done, "samples": samples, "tokens": tokens, "data_sha256": digest.hexdigest()}
-
-
-def _set_ranges(observed: Mapping[Quantizer, tuple[str, Collector]], method: Method) -> None:
-    """All ranges, or none when one of them cannot be."""
-    faults = []
-    ranges = {}
-    for quantizer, (name, collector) in observed.items():
-        range_ = method.range(collector) if collector.count else None
-        if range_ is None:
-            fault = f"{name} saw no data"
-        elif not bool(torch.isfinite(torch.stack([range_.lower, range_.upper, range_.amax])).all()):
-            fault = f"{name} saw NaN or infinite values"
-        else:
-            ranges[quantizer] = range_
-            continue
-        if quantizer.spec is not None:
-            faults.append(fault)
+def _check_values(watched: Iterable[_Watched], seen: Seen) -> None:
+    """Refuse to go on with what can only fail in the end, while it is known which batch it came with."""
+    faults = [
+        f"{slot.name} saw NaN or infinite values in batch {seen.batches - 1} (the first is 0)"
+        for slot in watched
+        if slot.quantizer.spec is not None and not slot.collector.is_finite
+    ]
     if faults:
         raise CalibrationError(describe_faults("calibration", faults))
-    for quantizer in observed:
-        if quantizer in ranges:
-            quantizer.set_range(ranges[quantizer])
-        else:
-            quantizer.range = None  # of a slot that stays float; what an earlier run found is out of date
+
+
+def _ranges(watched: Iterable[_Watched], method: Method) -> tuple[dict[str, Range], dict[str, dict[str, Any]]]:
+    """All ranges and the reasons for them, or an error when a slot that needs one has none."""
+    faults, ranges, choices = [], {}, {}
+    for slot in watched:
+        spec, collector = slot.quantizer.spec, slot.collector
+        if collector.count and collector.is_finite:
+            if isinstance(method, Auto) and isinstance(collector, HistogramCollector):
+                ranges[slot.name], choices[slot.name] = method.choose(collector, spec)
+            else:
+                ranges[slot.name] = method.range(collector, spec)
+        elif spec is not None:
+            faults.append(f"{slot.name} saw {'NaN or infinite values' if collector.count else 'no data'}")
+    if faults:
+        raise CalibrationError(describe_faults("calibration", faults))
+    return ranges, choices
+
+
+def _saturated(watched: Iterable[_Watched]) -> dict[str, float]:
+    shares = {}
+    for slot in watched:
+        spec, range_ = slot.quantizer.spec, slot.quantizer.range
+        if isinstance(slot.collector, HistogramCollector) and spec is not None and not spec.dynamic and range_:
+            shares[slot.name] = float(f"{share_outside(slot.collector, range_, symmetric=spec.symmetric):.3g}")
+    return {name: share for name, share in shares.items() if share}

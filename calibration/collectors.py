@@ -1,63 +1,57 @@
 """Collectors: statistics of one slot, batch by batch, in constant memory.
 
-What a collector holds in the end depends on the values alone, not on how they were cut into batches or ordered.
+What a collector holds in the end depends on the values alone, not on how they were cut into batches, ordered or divided
+among processes.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Collector", "HistogramCollector", "MinMaxCollector", "TokenMask"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from calibration.token_mask import TokenMask
+
+__all__ = ["Collector", "HistogramCollector", "MinMaxCollector"]
 
 _TINY = 2.0**-126  # the smallest normal number of float32
 
 
-class TokenMask:
-    """Which positions of the current batch hold real tokens; the collectors of a run share one.
-
-    Args:
-        keys: for attention weights ``(batch, heads, seq, seq)``, whose last axis is positions too: what is said to
-            padding, nothing, is no more data than what padding says.
-    """
-
-    def __init__(self, *, keys: bool = False) -> None:
-        self._keys = keys
-        self._mask: Tensor | None = None
-
-    def set(self, attention_mask: Tensor | None) -> None:
-        """Take the mask of the next batch, ``(batch, seq)``, 1 for tokens; a mask without padding costs nothing."""
-        mask = None if attention_mask is None else attention_mask.reshape(-1, attention_mask.shape[-1]) != 0
-        self._mask = None if mask is None or bool(mask.all()) else mask
-
-    def select(self, x: Tensor) -> Tensor:
-        """The values of ``x`` that belong to tokens.
-
-        By the shape of ``x``: (1) ``(batch, seq, hidden)`` and (2) ``(batch, heads, seq, k)`` lose their padding
-        positions, (3) ``(batch, heads, seq, seq)`` on both axes where ``keys`` is set; (4) anything else, a pooled
-        vector say, has none and is taken whole.
-        """
-        mask = self._mask
-        if mask is None or x.dim() not in (3, 4) or (x.shape[0], x.shape[-2]) != mask.shape:
-            return x  # case 4
-        if self._keys and x.dim() == 4 and x.shape[-1] == x.shape[-2]:
-            return x.masked_select(mask[:, None, :, None] & mask[:, None, None, :])  # case 3
-        return (x if x.dim() == 3 else x.transpose(1, 2))[mask]
-
-
 class Collector(Protocol):
     """Takes note of tensors; a method (``calibration.methods``) reads what it holds."""
+
+    kind: ClassVar[str]
 
     @property
     def count(self) -> int:
         """How many values were seen."""
         ...
 
+    @property
+    def amax(self) -> float:
+        """The largest magnitude that was seen."""
+        ...
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all values were numbers."""
+        ...
+
     def update(self, x: Tensor) -> None:
         """Take note of ``x``, any shape, any floating type."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """All that is held, on the CPU."""
+        ...
+
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        """Add what another collector of this kind held, as if its values had been seen here."""
         ...
 
 
@@ -66,13 +60,27 @@ class MinMaxCollector:
 
     Args:
         mask: which positions count.
+
+    Attributes:
+        count: how many values were seen.
+        lower: the smallest value, float32 ``()``.
+        upper: the largest value, likewise.
+        amax: the largest magnitude; -inf before there is one, NaN after a NaN.
     """
+
+    kind: ClassVar[str] = "min-max"
 
     def __init__(self, mask: TokenMask) -> None:
         self._mask = mask
         self.count = 0
         self.lower = torch.tensor(math.inf)
         self.upper = torch.tensor(-math.inf)
+        self.amax = -math.inf
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all values were numbers; so it is before the first."""
+        return self.count == 0 or math.isfinite(self.amax)
 
     def update(self, x: Tensor) -> None:
         """Take note of ``x``."""
@@ -82,9 +90,21 @@ class MinMaxCollector:
 
     def _observe(self, x: Tensor) -> None:
         lower, upper = torch.aminmax(x)
-        self.lower = torch.minimum(self.lower, lower.float().cpu())
-        self.upper = torch.maximum(self.upper, upper.float().cpu())
-        self.count += x.numel()
+        self._extend(lower.float().cpu(), upper.float().cpu(), x.numel())
+
+    def _extend(self, lower: Tensor, upper: Tensor, count: int) -> None:
+        self.lower = torch.minimum(self.lower, lower)
+        self.upper = torch.maximum(self.upper, upper)
+        self.amax = float(torch.maximum(-self.lower, self.upper))
+        self.count += count
+
+    def state(self) -> dict[str, Tensor]:
+        """``count`` int64, ``lower`` and ``upper`` float32, all ``()``."""
+        return {"count": torch.tensor(self.count), "lower": self.lower.clone(), "upper": self.upper.clone()}
+
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        """Add what :meth:`state` of another collector gave."""
+        self._extend(state["lower"], state["upper"], int(state["count"]))
 
 
 class HistogramCollector(MinMaxCollector):
@@ -96,51 +116,90 @@ class HistogramCollector(MinMaxCollector):
 
     Args:
         mask: which positions count.
-        bins: number of bins, a multiple of four.
+        half: number of bins on either side, the one around zero counted on both; even.
 
     Attributes:
-        counts: int64 ``(bins,)``. A bin holds magnitudes from its inner edge up to, not including, its outer one; zero
-            is the first of the upper half.
+        counts: int64 ``(2 * half - 1,)``. Bin ``half - 1 + k`` holds magnitudes from ``|k| * width`` up to, not
+            including, ``(|k| + 1) * width`` with the sign of k: the one in the middle is twice as wide as the others.
         width: of a bin, 0.0 before the first value that is not zero.
     """
 
-    _AT_ONCE = 2**18  # what fits a cache, and bounds the memory for the numbers of the bins
+    kind: ClassVar[str] = "histogram"
 
-    def __init__(self, mask: TokenMask, bins: int = 4096) -> None:
+    _AT_ONCE = 2**17  # what fits a cache, and bounds the memory for the numbers of the bins
+
+    def __init__(self, mask: TokenMask, half: int = 2048) -> None:
         super().__init__(mask)
-        self.counts = torch.zeros(bins, dtype=torch.int64)
+        self.half = half
+        self.counts = torch.zeros(2 * half - 1, dtype=torch.int64)
         self.width = 0.0
 
     @property
     def edges(self) -> Tensor:
-        """The ``bins + 1`` edges of the bins, float64, ascending."""
-        bins = len(self.counts)
-        return torch.arange(-bins // 2, bins // 2 + 1, dtype=torch.float64) * self.width
+        """The ``2 * half`` edges of the bins, float64, ascending; none at zero."""
+        outer = torch.arange(1, self.half + 1, dtype=torch.float64) * self.width
+        return torch.cat([-outer.flip(0), outer])
+
+    @property
+    def magnitudes(self) -> tuple[Tensor, Tensor]:
+        """Counts of ``|x|`` in ``half`` bins of equal width from zero on, and their ``half + 1`` edges, float64."""
+        counts = self.counts[self.half - 1 :].clone()
+        counts[1:] += self.counts[: self.half - 1].flip(0)
+        return counts, torch.arange(self.half + 1, dtype=torch.float64) * self.width
 
     def _observe(self, x: Tensor) -> None:
         super()._observe(x)
-        amax = max(abs(float(self.lower)), abs(float(self.upper)))
+        amax = self.amax
         if not math.isfinite(amax):
             return
-        self._reach(amax)
-        half = len(self.counts) // 2
+        self._widen(self._needed(amax))
         if self.width == 0.0:
-            self.counts[half] += x.numel()
+            self.counts[self.half - 1] += x.numel()
             return
-        for chunk in torch.split(x.reshape(-1).float(), self._AT_ONCE):
-            index = (chunk.abs() / self.width).to(torch.int32)
-            index = torch.where(chunk < 0, half - 1 - index, half + index)
-            self.counts += torch.bincount(index, minlength=2 * half).cpu()
+        # A product with a power of two is exact, or too small for the next bin either way.
+        steps = 1.0 / self.width
+        values = x.reshape(-1)
+        for start in range(0, len(values), self._AT_ONCE):
+            chunk = values[start : start + self._AT_ONCE].float()
+            index = (chunk * steps).to(torch.int32).add_(self.half - 1)  # `to` cuts towards zero
+            self.counts += torch.bincount(index, minlength=2 * self.half - 1).cpu()
 
-    def _reach(self, amax: float) -> None:
-        half = len(self.counts) // 2
-        needed = max(2.0 ** math.ceil(math.log2(amax / half)), _TINY) if amax > 0 else 0.0
-        if needed * half <= amax:  # the outer edge is not part of a bin
-            needed *= 2
+    def _needed(self, amax: float) -> float:
+        if amax == 0.0:
+            return 0.0
+        width = max(2.0 ** math.ceil(math.log2(amax / self.half)), _TINY)
+        return width if width * self.half > amax else width * 2  # the outer edge is not part of a bin
+
+    def _widen(self, width: float) -> None:
         if self.width == 0.0:
-            self.width = needed
-        while self.width < needed:
-            merged = torch.zeros_like(self.counts)
-            merged[half // 2 : half // 2 + half] = self.counts.reshape(half, 2).sum(dim=1)
-            self.counts = merged
+            self.width = width
+        while self.width < width:
+            self.counts = _merged_in_pairs(self.counts)
             self.width *= 2
+
+    def state(self) -> dict[str, Tensor]:
+        """What the smallest and largest value take, ``counts`` int64, ``width`` float64 ``()``."""
+        width = torch.tensor(self.width, dtype=torch.float64)
+        return {**super().state(), "counts": self.counts.clone(), "width": width}
+
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        """Add what :meth:`state` of another collector gave."""
+        super().merge(state)
+        counts, width = state["counts"], float(state["width"])
+        self._widen(width)
+        while 0.0 < width < self.width:
+            counts = _merged_in_pairs(counts)
+            width *= 2
+        self.counts = self.counts + counts
+
+
+def _merged_in_pairs(counts: Tensor) -> Tensor:
+    """Counts for bins twice as wide: bin k goes to bin k / 2, cut towards zero."""
+    middle = len(counts) // 2
+    merged = torch.zeros_like(counts)
+    merged[middle] = counts[middle - 1 : middle + 2].sum()
+    below = counts[: middle - 1].reshape(-1, 2).sum(1)
+    above = counts[middle + 2 :].reshape(-1, 2).sum(1)
+    merged[middle - len(below) : middle] = below
+    merged[middle + 1 : middle + 1 + len(above)] = above
+    return merged

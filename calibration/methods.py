@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from calibration.collectors import Collector, HistogramCollector, MinMaxCollector, TokenMask
+from calibration.collectors import Collector, HistogramCollector, MinMaxCollector
+from calibration.noise import quietest_bounds
+from calibration.rules import entropy_amax, mse_amax
 from qdq.errors import CalibrationError
 from qdq.quantizer import Range
+from qdq.spec import QuantSpec
 
-__all__ = ["Max", "Method", "Percentile", "method_named"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from calibration.token_mask import TokenMask
+
+__all__ = ["Entropy", "Max", "Method", "Mse", "Percentile"]
 
 
 class Method(Protocol):
@@ -27,8 +36,8 @@ class Method(Protocol):
         """A fresh collector for one slot."""
         ...
 
-    def range(self, collector: Any) -> Range:
-        """The range, from what a collector of this method holds."""
+    def range(self, collector: Any, spec: QuantSpec | None = None) -> Range:
+        """The range, from what a collector of this method holds, for a slot of this spec; int8 when None."""
         ...
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,7 +55,7 @@ class Max:
         """Smallest and largest value."""
         return MinMaxCollector(mask)
 
-    def range(self, collector: MinMaxCollector) -> Range:
+    def range(self, collector: MinMaxCollector, spec: QuantSpec | None = None) -> Range:  # noqa: ARG002
         """``[min, max]``."""
         lower, upper = collector.lower, collector.upper
         return Range(lower, upper, torch.maximum(lower.abs(), upper.abs()))
@@ -75,22 +84,94 @@ class Percentile:
         """A histogram with its extremes."""
         return HistogramCollector(mask)
 
-    def range(self, collector: HistogramCollector) -> Range:
+    def range(self, collector: HistogramCollector, spec: QuantSpec | None = None) -> Range:  # noqa: ARG002
         """Percentiles by linear interpolation inside a bin, never outside what was seen; not finite if that was not."""
-        if not bool(torch.isfinite(collector.lower) & torch.isfinite(collector.upper)):
+        if not collector.is_finite:
             return Max().range(collector)
-        half = len(collector.counts) // 2
         edges, counts = collector.edges, collector.counts.double()
         tail = (100 - self.percentile) / 200
         lower = _quantile(counts, edges, tail).float().clamp(collector.lower, collector.upper)
         upper = _quantile(counts, edges, 1 - tail).float().clamp(collector.lower, collector.upper)
-        magnitudes = counts[half:] + counts[:half].flip(0)
-        amax = _quantile(magnitudes, edges[half:], self.percentile / 100).float()
-        return Range(lower, upper, amax.clamp(max=torch.maximum(collector.lower.abs(), collector.upper.abs())))
+        magnitudes, edges = collector.magnitudes
+        amax = _quantile(magnitudes.double(), edges, self.percentile / 100).float()
+        return Range(lower, upper, amax.clamp(max=collector.amax))
 
     def to_dict(self) -> dict[str, Any]:
         """Name and percentile."""
         return {"name": self.name, "percentile": self.percentile}
+
+
+@dataclass(frozen=True)
+class Mse:
+    """The range with the least squared error of quantization.
+
+    Symmetric ranges follow the rule of pytorch-quantization (:func:`calibration.rules.mse_amax`), affine ones a search
+    over both ends (:func:`calibration.noise.quietest_bounds`).
+    """
+
+    name = "mse"
+
+    def collector(self, mask: TokenMask) -> HistogramCollector:
+        """A histogram with its extremes."""
+        return HistogramCollector(mask)
+
+    def range(self, collector: HistogramCollector, spec: QuantSpec | None = None) -> Range:
+        """Never outside what was seen; not finite if that was not."""
+        if _is_a_point(collector):
+            return Max().range(collector)
+        spec = spec or QuantSpec()
+        amax = mse_amax(*_magnitudes(collector), bits=spec.bits, unsigned=_is_from_zero(spec))
+        return Range(*quietest_bounds(collector, spec), torch.tensor(min(amax, collector.amax)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name alone."""
+        return {"name": self.name}
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """The range that loses the least information: the least Kullback-Leibler divergence.
+
+    For magnitudes as pytorch-quantization has it (:func:`calibration.rules.entropy_amax`); an affine range is what was
+    seen, cut at that magnitude on both sides.
+    """
+
+    name = "entropy"
+
+    def collector(self, mask: TokenMask) -> HistogramCollector:
+        """A histogram with its extremes."""
+        return HistogramCollector(mask)
+
+    def range(self, collector: HistogramCollector, spec: QuantSpec | None = None) -> Range:
+        """Never outside what was seen; not finite if that was not."""
+        if _is_a_point(collector):
+            return Max().range(collector)
+        spec = spec or QuantSpec()
+        cut = entropy_amax(*_magnitudes(collector), bits=spec.bits, unsigned=_is_from_zero(spec))
+        amax = min(cut, collector.amax)
+        lower, upper = collector.lower.clamp(min=-amax), collector.upper.clamp(max=amax)
+        return Range(lower.clamp(max=amax), upper.clamp(min=-amax), torch.tensor(amax))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name alone."""
+        return {"name": self.name}
+
+
+def _is_a_point(collector: HistogramCollector) -> bool:
+    """Whether there is nothing to choose: not finite, or all values alike."""
+    return not collector.is_finite or bool(collector.lower == collector.upper)
+
+
+def _is_from_zero(spec: QuantSpec) -> bool:
+    """Whether all integers are for magnitudes: unsigned, as pytorch-quantization has it."""
+    return spec.symmetric and not spec.signed and spec.middle == 0
+
+
+def _magnitudes(collector: HistogramCollector) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The histogram of ``|x|`` up to the last bin that is not empty."""
+    counts, edges = collector.magnitudes
+    used = int(counts.nonzero().max()) + 1
+    return counts[:used].numpy(), edges[: used + 1].numpy()
 
 
 def _quantile(counts: Tensor, edges: Tensor, fraction: float) -> Tensor:
@@ -100,16 +181,3 @@ def _quantile(counts: Tensor, edges: Tensor, fraction: float) -> Tensor:
     index = int(torch.searchsorted(cumulative, target, right=False).clamp(1, len(counts))) - 1
     inside = ((target - cumulative[index]) / counts[index].clamp(min=1)).clamp(0, 1)
     return edges[index] + inside * (edges[index + 1] - edges[index])
-
-
-def method_named(name: str, *, percentile: float = Percentile.percentile) -> Method:
-    """The method of the command line's ``--calibrator``.
-
-    Raises:
-        CalibrationError: for a name that is not known, or a percentile out of range.
-    """
-    if name == Max.name:
-        return Max()
-    if name == Percentile.name:
-        return Percentile(percentile)
-    raise CalibrationError(f"no calibrator {name!r}: it must be one of max, percentile")

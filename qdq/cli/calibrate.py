@@ -50,7 +50,13 @@ def calibrate(
             "--recipe", "-r", metavar="NAME|FILE", help="A preset or a YAML file: which slots are quantized, and how."
         ),
     ] = "onnxruntime",
-    calibrator: Annotated[str, typer.Option(metavar="max|percentile", help="How a range is chosen.")] = "max",
+    calibrator: Annotated[
+        str,
+        typer.Option(
+            metavar="max|percentile|mse|entropy|auto",
+            help="How a range is chosen; auto: for each slot the way with the least noise.",
+        ),
+    ] = "max",
     percentile: Annotated[
         float | None, typer.Option(metavar="P", help="For the calibrator percentile; 99.99 when not given.")
     ] = None,
@@ -187,10 +193,10 @@ def calibrate_into(
 
     if percentile is None:
         method = calibration.method_named(calibrator)
-    elif calibrator == "max":
-        raise CalibrationError("--percentile goes with --calibrator percentile: max clips nothing")
     else:
         method = calibration.method_named(calibrator, percentile=percentile)
+        if not isinstance(method, calibration.Percentile):
+            raise CalibrationError(f"--percentile goes with --calibrator percentile, {calibrator} has no use for it")
     if clip_gelu is not None:
         check_bound(clip_gelu)
     config = read_config(model)
@@ -216,6 +222,8 @@ def calibrate_into(
             with session.progress("calibrating", total=-(-len(texts) // batch_size)) as advance:
                 summary = calibration.calibrate(wrapped, batches, method=method, progress=advance)
             record = {**summary.to_dict(), "seq_len": seq_len, "seed": seed}
+            for warning in summary.warnings:
+                session.say(f"warning: {warning}")
         adjustments = _adjust(
             session, wrapped, fuse_qkv=fuse_qkv, clip_gelu=clip_gelu, recalibrate_weights=recalibrate_weights
         )

@@ -286,8 +286,16 @@ def test_progress_counts_batches() -> None:
 
 def test_summary_counts_rows_tokens_and_batches() -> None:
     rows = sentences()
-    _, summary = calibrated(batches(rows, 5), Percentile(99.0))
-    assert summary.to_dict() == {
+    model, summary = calibrated(batches(rows, 5), Percentile(99.0))
+    found = summary.to_dict()
+    saturated = found.pop("saturated")
+    quantized = {str(slot) for slot, q in named_slots(model) if slot.name != "weight" and q.spec is not None}
+    assert len(saturated) > len(quantized) / 2
+    assert saturated.keys() <= quantized
+    assert all(0 < share < 0.02 for share in saturated.values())
+    (warning,) = found.pop("warnings")
+    assert f"{len(rows)} samples with {sum(len(row) for row in rows)} tokens" in warning
+    assert found == {
         "method": {"name": "percentile", "percentile": 99.0},
         "batches": 3,
         "samples": len(rows),

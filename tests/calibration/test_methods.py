@@ -10,8 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibration import Max, Percentile, TokenMask, method_named
+from calibration import Auto, Entropy, Max, Mse, Percentile, TokenMask, method_named
+from calibration.auto import METHODS
+from calibration.noise import noise_ratio, share_outside
 from qdq.errors import CalibrationError
+from qdq.quantizer import Quantizer
+from qdq.spec import QuantSpec
 
 if TYPE_CHECKING:
     from calibration.methods import Method
@@ -42,6 +46,7 @@ def values(name: str) -> Tensor:
     }[name]
 
 
+ALL = (Max(), Percentile(99.0), Mse(), Entropy(), Auto())
 NAMES = ("normal", "gelu", "weights", "negative", "heavy", "small")
 
 
@@ -96,7 +101,7 @@ def test_percentile_of_magnitudes_is_not_that_of_one_side() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 0.7, -3e-9, 2.5e30])
-@pytest.mark.parametrize("method", [Max(), Percentile(99.0)], ids=["max", "percentile"])
+@pytest.mark.parametrize("method", ALL, ids=METHODS)
 def test_constant_tensor_has_a_range_of_one_point(method: Method, value: float) -> None:
     got = range_of(method, torch.full((50,), value))
     assert float(got.lower) == float(got.upper) == np.float32(value)
@@ -104,7 +109,7 @@ def test_constant_tensor_has_a_range_of_one_point(method: Method, value: float) 
     assert float(got.amax) <= abs(np.float32(value))
 
 
-@pytest.mark.parametrize("method", [Max(), Percentile(99.0)], ids=["max", "percentile"])
+@pytest.mark.parametrize("method", ALL, ids=METHODS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=str)
 def test_broken_values_give_a_broken_range(method: Method, bad: float) -> None:
     got = range_of(method, torch.randn(50), torch.tensor([bad, 1.0]), torch.randn(50))
@@ -112,7 +117,7 @@ def test_broken_values_give_a_broken_range(method: Method, bad: float) -> None:
 
 
 def test_ranges_are_float32_scalars() -> None:
-    for method in (Max(), Percentile(99.0)):
+    for method in ALL:
         got = range_of(method, torch.randn(50).bfloat16())
         for bound in (got.lower, got.upper, got.amax):
             assert bound.dtype == torch.float32
@@ -129,10 +134,99 @@ def test_methods_by_name() -> None:
     assert method_named("max") == Max()
     assert method_named("percentile") == Percentile()
     assert method_named("percentile", percentile=99.5) == Percentile(99.5)
-    with pytest.raises(CalibrationError, match="no calibrator 'mse': it must be one of max, percentile"):
-        method_named("mse")
+    assert [method_named(name).name for name in METHODS] == list(METHODS)
+    with pytest.raises(CalibrationError, match="no calibrator 'kl': it must be one of max, percentile, mse"):
+        method_named("kl")
 
 
 def test_methods_describe_themselves() -> None:
     assert Max().to_dict() == {"name": "max"}
     assert Percentile(99.5).to_dict() == {"name": "percentile", "percentile": 99.5}
+
+
+# --- ranges with little noise ---
+
+SPECS = {
+    "int8": QuantSpec(),
+    "int8 narrow": QuantSpec(narrow_range=True),
+    "uint8 affine": QuantSpec(signed=False, symmetric=False),
+    "int4": QuantSpec(bits=4),
+    "uint8 from zero": QuantSpec(signed=False, arithmetic="pytorch-quantization"),
+}
+
+
+def measured(x: Tensor, range_: Range, spec: QuantSpec) -> float:
+    """The noise of the values themselves, by the quantizer that will run."""
+    quantizer = Quantizer(spec)
+    quantizer.set_range(range_)
+    scale, zero = quantizer.grid(x)
+    y = (quantizer.quantize(x) - zero) * scale
+    return float((y.double() - x.double()).square().sum() / x.double().square().sum())
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("name", NAMES)
+def test_estimated_noise_is_that_of_the_values(name: str, spec: QuantSpec) -> None:
+    x = values(name)
+    x = x.abs() if spec.arithmetic != "onnx" else x
+    collector = held(Mse(), x)
+    for method in (Max(), Percentile(99.0), Mse(), Entropy()):
+        range_ = method.range(collector, spec)
+        # A bin is known by its middle; with 8 bits a step is 4 to 16 of them.
+        assert noise_ratio(collector, range_, spec) == pytest.approx(measured(x, range_, spec), rel=0.15), method
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("name", NAMES)
+def test_mse_is_about_the_best_of_all_ranges(name: str, spec: QuantSpec) -> None:
+    x = values(name)
+    x = x.abs() if spec.arithmetic != "onnx" else x
+    got = measured(x, Mse().range(held(Mse(), x), spec), spec)
+    top = range_of(Max(), x)
+    x = x.abs() if spec.symmetric else x  # the rule looks at magnitudes, for which there is no -128
+    shares = np.linspace(0.13, 1, 80).tolist()
+    best = min(measured(x, type(top)(top.lower * t, top.upper * t, top.amax * t), spec) for t in shares)
+    assert got <= best * 1.03
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("name", NAMES)
+def test_auto_is_no_worse_than_any_other(name: str, spec: QuantSpec) -> None:
+    x = values(name)
+    x = x.abs() if spec.arithmetic != "onnx" else x
+    collector = held(Auto(), x)
+    chosen, why = Auto().choose(collector, spec)
+    noise = {m.name: noise_ratio(collector, m.range(collector, spec), spec) for m in (Max(), Entropy(), Mse())}
+    assert noise_ratio(collector, chosen, spec) <= min(noise.values()) * 1.02
+    assert why["method"] in why["sqnr_db"]
+    assert why["sqnr_db"]["mse"] == pytest.approx(-10 * math.log10(noise["mse"]), abs=0.01)
+
+
+def test_auto_clips_nothing_where_nothing_is_gained() -> None:
+    _, why = Auto().choose(held(Auto(), torch.rand(50_000) * 2 - 1))
+    assert why["method"] == "max"
+    _, why = Auto().choose(held(Auto(), torch.cat([torch.randn(50_000), torch.tensor([200.0])])), QuantSpec(bits=4))
+    assert why["method"] != "max"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_share_outside_is_counted(name: str) -> None:
+    x = values(name)
+    collector = held(Percentile(), x)
+    range_ = Percentile(98.0).range(collector)
+    magnitudes = float((x.abs() > range_.amax).double().mean())
+    assert share_outside(collector, range_, symmetric=True) == pytest.approx(magnitudes, abs=2e-3)
+    beyond = float(((x < range_.lower) | (x > range_.upper)).double().mean())
+    assert share_outside(collector, range_, symmetric=False) == pytest.approx(beyond, abs=2e-3)
+    for symmetric in (True, False):
+        assert share_outside(collector, Max().range(collector), symmetric=symmetric) == 0.0
+
+
+@pytest.mark.parametrize("method", ALL, ids=METHODS)
+@pytest.mark.parametrize("name", NAMES)
+def test_ranges_stay_within_what_was_seen(name: str, method: Method) -> None:
+    x = values(name)
+    for spec in SPECS.values():
+        got = method.range(held(method, x), spec)
+        assert x.min() <= got.lower <= got.upper <= x.max()
+        assert 0 < got.amax <= x.abs().max()

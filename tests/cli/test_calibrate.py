@@ -64,11 +64,35 @@ class TestResult:
     def test_what_people_see(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
         options = ["--calibrator", "percentile", "--percentile", "99.9", "--num-samples", "7", "--recipe", "linear"]
         ended = run("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, *options)
-        assert (ended.code, ended.err) == (0, "")
+        assert ended.code == 0
+        assert ended.err.startswith("warning: little data: 7 samples with ")
+        assert quantization(tmp_path / "out")["calibration"]["warnings"][0] in ended.err
         assert f"{tmp_path / 'out'}: " in ended.out
         assert "recipe linear" in ended.out
         assert "ranges from 7 samples" in ended.out
         assert "percentile 99.9" in ended.out
+
+    @pytest.mark.parametrize("calibrator", ["max", "percentile", "mse", "entropy", "auto"])
+    def test_every_calibrator(self, run: Any, model: Path, text: Path, tmp_path: Path, calibrator: str) -> None:
+        options = ["--calibrator", calibrator, "--recipe", "openvino", "--json"]
+        ended = run("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, *options)
+        assert (ended.code, ended.err) == (0, "")
+        record = ended.document["calibration"]
+        assert record["method"]["name"] == calibrator
+        assert quantization(tmp_path / "out")["calibration"] == record
+        slots = set(quantization(tmp_path / "out")["slots"])
+        if calibrator != "max":
+            assert set(record["saturated"]) <= slots
+            assert all(0 < share < 0.5 for share in record["saturated"].values())
+        if calibrator == "auto":
+            choices = record["choices"]
+            shared = {f"encoder.layers.0.attention.{name}.input" for name in ("key", "value")}  # stand under query
+            assert {slot for slot in slots if slot.endswith(".input")} - shared <= set(choices)
+            for why in choices.values():
+                assert why["sqnr_db"][why["method"]] >= max(why["sqnr_db"].values()) - 0.1
+        shown = run("inspect", tmp_path / "out")
+        assert (shown.code, shown.err) == (0, "")
+        assert f"method {calibrator}" in shown.out
 
     def test_both_spellings_of_an_option(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
         for name, mark in (("dash", "-"), ("underscore", "_")):
@@ -274,10 +298,14 @@ CHOICES: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ("include", "'layers.*'", "matches nothing", "encoder.layers.0.attention.query"),
     ),
     "exclude matches nothing": (["--exclude", "cls.*"], ("exclude", "'cls.*'", "matches nothing")),
-    "unknown calibrator": (["--calibrator", "entropy"], ("'entropy'", "max", "percentile")),
+    "unknown calibrator": (["--calibrator", "kl"], ("'kl'", "max", "percentile", "mse", "entropy", "auto")),
     "percentile too large": (["--calibrator", "percentile", "--percentile", "101"], ("percentile", "101", "100")),
     "percentile too small": (["--calibrator", "percentile", "--percentile", "0.999"], ("percentile", "0.999", "50")),
     "percentile for another calibrator": (["--percentile", "99.9"], ("--percentile", "--calibrator percentile")),
+    "percentile for one that cuts by itself": (
+        ["--calibrator", "mse", "--percentile", "99.9"],
+        ("--calibrator percentile", "mse"),
+    ),
     "percentile is no number": (["--calibrator", "percentile", "--percentile", "nan"], ("percentile", "nan")),
 }
 

@@ -1,0 +1,79 @@
+"""Batches through the model, one by one, and what is to be known about them."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from qdq.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from torch import Tensor, nn
+
+    from calibration.token_mask import TokenMask
+
+__all__ = ["Seen", "run"]
+
+
+@dataclass
+class Seen:
+    """The data so far; see :class:`calibration.CalibrationSummary`."""
+
+    batches: int = 0
+    samples: int = 0
+    tokens: int = 0
+    data_sha256: str = hashlib.sha256().hexdigest()
+
+
+def run(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    masks: Sequence[TokenMask],
+    after: Callable[[Seen], None],
+) -> Seen:
+    """Show every batch to the model, after its mask was set; ``after`` each, say what was seen so far.
+
+    Raises:
+        CalibrationError: for a batch without data or with inputs that the model does not take, and when there is none.
+    """
+    device = next(model.parameters()).device
+    parameters = inspect.signature(model.forward).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    digest = hashlib.sha256()
+    seen = Seen()
+    with torch.inference_mode():
+        for batch in batches:
+            _check(batch, seen.batches, () if takes_all else parameters)
+            inputs = {name: value.to(device) for name, value in batch.items()}
+            attention_mask = inputs.get("attention_mask")
+            for mask in masks:
+                mask.set(attention_mask)
+            model(**inputs)
+            rows = next(iter(batch.values()))
+            for index, row in enumerate(batch.get("input_ids", ())):
+                kept = row if attention_mask is None else row[attention_mask[index].to(row.device) != 0]
+                digest.update(kept.cpu().contiguous().numpy().tobytes() + b"|")
+            tokens = int(rows.numel() if attention_mask is None else (attention_mask != 0).sum())
+            seen = Seen(seen.batches + 1, seen.samples + rows.shape[0], seen.tokens + tokens, digest.hexdigest())
+            after(seen)
+    if not seen.batches:
+        raise CalibrationError("no data: the calibration set has no batch")
+    return seen
+
+
+def _check(batch: Mapping[str, Tensor], index: int, known: Iterable[str]) -> None:
+    if not batch or not next(iter(batch.values())).numel():
+        raise CalibrationError(f"batch {index} is empty")
+    known = list(known)
+    unknown = [name for name in batch if known and name not in known]
+    if unknown:
+        raise CalibrationError(f"batch {index}: the model takes no {', '.join(unknown)}")
+    mask = batch.get("attention_mask")
+    if mask is not None and not bool((mask != 0).any()):
+        raise CalibrationError(f"batch {index} is empty: its attention_mask excludes every position")
