@@ -106,16 +106,23 @@ def dequantize(
 
 
 # Defined piece by piece: torch.library.custom_op does it in one, for three times the cost of a call (80 us against 25).
-_LIBRARY = torch.library.Library("qdq", "FRAGMENT")
+_LIBRARY = torch.library.Library("qdq", "FRAGMENT")  # type: ignore[no-untyped-call]
 _ARGUMENTS = "Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax, int? axis, int? group=None"
 
 
-def _operator(name: str, arguments: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register a function as ``qdq::name`` for all devices and give back the operator."""
+def _operator(
+    name: str, arguments: str, *, dtype: torch.dtype | None = None
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register a function as ``qdq::name`` for all devices and give back the operator.
+
+    Its result is a new tensor like the first argument ``x``, in ``dtype`` if that is given.
+    """
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        _LIBRARY.define(f"{name}({arguments}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        schema = f"{name}({arguments}) -> Tensor"
+        _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        torch.library.register_fake(f"qdq::{name}", lambda x, *_, **__: torch.empty_like(x, dtype=dtype), lib=_LIBRARY)
         operator: Callable[..., Tensor] = getattr(torch.ops.qdq, name).default
         return operator
 
@@ -132,20 +139,7 @@ def _fake_quantize(
     return _steps(x, step).clamp_(low, high).mul_(step).to(x.dtype)
 
 
-@torch.library.register_fake("qdq::fake_quantize", lib=_LIBRARY)
-def _(
-    x: Tensor,
-    scale: Tensor,  # noqa: ARG001
-    zero_point: Tensor,  # noqa: ARG001
-    qmin: int,  # noqa: ARG001
-    qmax: int,  # noqa: ARG001
-    axis: int | None,  # noqa: ARG001
-    group: int | None = None,  # noqa: ARG001
-) -> Tensor:
-    return torch.empty_like(x)
-
-
-@_operator("is_inside", _ARGUMENTS)
+@_operator("is_inside", _ARGUMENTS, dtype=torch.int8)
 def _is_inside(
     x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None, group: int | None = None
 ) -> Tensor:
@@ -153,19 +147,6 @@ def _is_inside(
     low, high = _bounds(zero_point, x, qmin, qmax, axis, group) if x.numel() else (0, 0)
     q = _steps(x, _broadcast(scale, x, axis, group))
     return q.clamp(low, high).eq_(q).to(torch.int8)
-
-
-@torch.library.register_fake("qdq::is_inside", lib=_LIBRARY)
-def _(
-    x: Tensor,
-    scale: Tensor,  # noqa: ARG001
-    zero_point: Tensor,  # noqa: ARG001
-    qmin: int,  # noqa: ARG001
-    qmax: int,  # noqa: ARG001
-    axis: int | None,  # noqa: ARG001
-    group: int | None = None,  # noqa: ARG001
-) -> Tensor:
-    return torch.empty_like(x, dtype=torch.int8)
 
 
 def _save_for_gradients(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
@@ -229,11 +210,6 @@ def _dynamic_fake_quantize(x: Tensor, qmin: int, qmax: int, symmetric: bool, per
         lower = -upper
     scale, zero_point = scale_and_zero_point(lower, upper, qmin=qmin, qmax=qmax, symmetric=symmetric)
     return _fake_quantize(x, scale, zero_point, qmin, qmax, None)
-
-
-@torch.library.register_fake("qdq::dynamic_fake_quantize", lib=_LIBRARY)
-def _(x: Tensor, qmin: int, qmax: int, symmetric: bool, per_token: bool) -> Tensor:  # noqa: ARG001
-    return torch.empty_like(x)
 
 
 def dynamic_fake_quantize(x: Tensor, *, qmin: int, qmax: int, symmetric: bool, per_token: bool) -> Tensor:
