@@ -9,7 +9,7 @@ import onnx_ir as ir
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["constant", "initializer", "is_op", "only_consumer", "producer"]
+__all__ = ["bias_behind", "constant", "initializer", "is_op", "only_consumer", "producer", "put_in_place"]
 
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
@@ -51,3 +51,24 @@ def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def bias_behind(product: ir.Node, width: int) -> tuple[ir.Node, ir.Value | None]:
+    """The Add behind a product and the bias ``(width,)`` that it adds; the product itself and None without one."""
+    result = product.outputs[0]
+    add = only_consumer(result, "Add")
+    if add is not None:
+        (other,) = [value for value in add.inputs if value is not result] or [None]
+        array = constant(other)
+        if array is not None and array.shape == (width,):
+            return add, other
+    return product, None
+
+
+def put_in_place(graph: ir.Graph, fused: ir.Node, first: ir.Node, last: ir.Node) -> None:
+    """Let ``fused`` stand for the chain from ``first`` to ``last``: its result takes over name, shape and readers."""
+    ours, theirs = fused.outputs[0], last.outputs[0]
+    ours.name, ours.shape, ours.type = theirs.name, theirs.shape, theirs.type
+    graph.insert_before(last, fused)
+    theirs.replace_all_uses_with(ours, replace_graph_outputs=True)
+    graph.remove([last, first] if last is not first else first, safe=True)

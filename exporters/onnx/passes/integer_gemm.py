@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporters.onnx.passes.graph import constant, initializer, is_op, only_consumer, producer
+from exporters.onnx.passes.graph import bias_behind, constant, initializer, is_op, producer, put_in_place
 
 __all__ = ["IntegerGemmPass", "may_saturate"]
 
@@ -53,18 +53,10 @@ def _try_fuse(graph: ir.Graph, matmul: ir.Node) -> bool:
         stored = initializer(graph, f"{stored.name}_unsigned", (weight.astype(np.int16) + 128).astype(np.uint8))
         w_zero = initializer(graph, f"{matmul.name}_weight_zero_point", np.full(scales.shape, 128, np.uint8))
     inputs = [x.inputs[0], stored, x.inputs[1], w.inputs[1], x.inputs[2], w_zero]
-    last = matmul
-    add = only_consumer(matmul.outputs[0], "Add")
-    bias = None if add is None else _bias(add, matmul.outputs[0], weight.shape[1])
-    if add is not None and bias is not None:  # case 3
-        inputs.append(bias)
-        last = add
+    last, bias = bias_behind(matmul, weight.shape[1])
+    inputs += [bias] if bias is not None else []  # case 3
     fused = ir.node("MatMulIntegerToFloat", inputs, domain="com.microsoft", name=matmul.name)
-    fused.outputs[0].name = last.outputs[0].name
-    fused.outputs[0].shape, fused.outputs[0].type = last.outputs[0].shape, last.outputs[0].type
-    graph.insert_before(last, fused)
-    last.outputs[0].replace_all_uses_with(fused.outputs[0], replace_graph_outputs=True)
-    graph.remove([last, matmul] if last is not matmul else matmul, safe=True)
+    put_in_place(graph, fused, matmul, last)
     for node in (x, w):
         if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
             graph.remove(node, safe=True)
@@ -77,12 +69,6 @@ def _is_uint8(zero_point: ir.Value | None) -> bool:
         return True
     array = constant(zero_point)
     return array is not None and array.dtype == np.uint8 and array.ndim == 0
-
-
-def _bias(add: ir.Node, product: ir.Value, width: int) -> ir.Value | None:
-    (other,) = [value for value in add.inputs if value is not product] or [None]
-    array = constant(other)
-    return other if array is not None and array.shape == (width,) else None
 
 
 def may_saturate(weight: np.ndarray) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporters.onnx.passes.graph import constant, initializer, is_op, only_consumer, producer
+from exporters.onnx.passes.graph import bias_behind, constant, initializer, is_op, producer, put_in_place
 
 __all__ = ["WeightOnlyGemmPass"]
 
@@ -67,20 +67,11 @@ def _try_fuse(graph: ir.Graph, matmul: ir.Node) -> bool:
         initializer(graph, f"{name}_scale", np.ascontiguousarray(scale.T, dtype=np.float32)),
         initializer(graph, f"{name}_zero_point", _packed(_even(zeros.T, bits), bits)),
     ]
-    last, add = matmul, only_consumer(matmul.outputs[0], "Add")
-    if add is not None:
-        (other,) = [value for value in add.inputs if value is not matmul.outputs[0]] or [None]
-        bias = constant(other)
-        if bias is not None and bias.shape == (columns,):  # case 4
-            inputs += [None, other]
-            last = add
+    last, bias = bias_behind(matmul, columns)
+    inputs += [None, bias] if bias is not None else []  # case 4
     attributes = {"K": rows, "N": columns, "bits": bits, "block_size": block, "accuracy_level": _IN_FLOAT32}
     fused = ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", name=name)
-    fused.outputs[0].name = last.outputs[0].name
-    fused.outputs[0].shape, fused.outputs[0].type = last.outputs[0].shape, last.outputs[0].type
-    graph.insert_before(last, fused)
-    last.outputs[0].replace_all_uses_with(fused.outputs[0], replace_graph_outputs=True)
-    graph.remove([last, matmul] if last is not matmul else matmul, safe=True)
+    put_in_place(graph, fused, matmul, last)
     if not w.outputs[0].uses() and not w.outputs[0].is_graph_output():
         graph.remove(w, safe=True)
     return True

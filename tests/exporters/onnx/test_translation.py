@@ -68,30 +68,35 @@ class All(nn.Module):
         return tuple(one(x) for one in self.made)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch's exporter, about itself
-def test_every_spec_rounds_to_the_same_values_as_torch(tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    model = All([quantizer(values, generator) for values in SPECS.values()])
-    ties = (torch.arange(-127, 127) + 0.5) * model.made[0].scale  # type: ignore[operator]
-    x = torch.stack([ties, torch.randn(254, generator=generator) * 5, torch.linspace(-1e6, 1e6, 254)])
+def exported(model: nn.Module, names: list[str], folder: Path) -> tuple[onnx.ModelProto, ort.InferenceSession]:
+    """The file of a model with one output per name, and a session that runs it as it is written."""
     program = torch.onnx.export(
         model.eval(),
         (torch.zeros(SHAPE),),
         input_names=["x"],
-        output_names=list(SPECS),
+        output_names=names,
         opset_version=18,
         custom_translation_table=translations(),
         dynamo=True,
         verbose=False,
     )
     assert program is not None
-    program.save(tmp_path / "all.onnx")
-    proto = onnx.load(tmp_path / "all.onnx")
+    program.save(folder / "all.onnx")
+    proto = onnx.load(folder / "all.onnx")
     onnx.checker.check_model(proto, full_check=True)
-
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    found = ort.InferenceSession(proto.SerializeToString(), options).run(None, {"x": x.numpy()})
+    return proto, ort.InferenceSession(proto.SerializeToString(), options)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch's exporter, about itself
+def test_every_spec_rounds_to_the_same_values_as_torch(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = All([quantizer(values, generator) for values in SPECS.values()])
+    ties = (torch.arange(-127, 127) + 0.5) * model.made[0].scale  # type: ignore[operator]
+    x = torch.stack([ties, torch.randn(254, generator=generator) * 5, torch.linspace(-1e6, 1e6, 254)])
+    proto, session = exported(model, list(SPECS), tmp_path)
+    found = session.run(None, {"x": x.numpy()})
     with torch.no_grad():
         expected = model(x)
     for name, ours, theirs in zip(SPECS, expected, found, strict=True):
@@ -116,27 +121,11 @@ def test_ranges_of_the_tensor_itself_are_those_of_torch(tmp_path: Path) -> None:
     model = All(made).eval()
     for one in made:
         one.mode = Mode.QUANTIZE
-    program = torch.onnx.export(
-        model,
-        (torch.zeros(SHAPE),),
-        input_names=["x"],
-        output_names=list(DYNAMIC),
-        opset_version=18,
-        custom_translation_table=translations(),
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    program.save(tmp_path / "all.onnx")
-    proto = onnx.load(tmp_path / "all.onnx")
-    onnx.checker.check_model(proto, full_check=True)
+    proto, session = exported(model, list(DYNAMIC), tmp_path)
     operators = [node.op_type for node in proto.graph.node]
     assert operators.count("DynamicQuantizeLinear") == 1
     assert operators.count("QuantizeLinear") == 3
 
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(proto.SerializeToString(), options)
     generator = torch.Generator().manual_seed(0)
     for x in (
         torch.randn(SHAPE, generator=generator),
