@@ -63,9 +63,6 @@ class MinMaxCollector:
 
     Attributes:
         count: how many values were seen.
-        lower: the smallest value, float32 ``()``.
-        upper: the largest value, likewise.
-        amax: the largest magnitude; -inf before there is one, NaN after a NaN.
     """
 
     kind: ClassVar[str] = "min-max"
@@ -73,9 +70,23 @@ class MinMaxCollector:
     def __init__(self, mask: TokenMask) -> None:
         self._mask = mask
         self.count = 0
-        self.lower = torch.tensor(math.inf)
-        self.upper = torch.tensor(-math.inf)
-        self.amax = -math.inf
+        self._lower = math.inf
+        self._upper = -math.inf
+
+    @property
+    def lower(self) -> Tensor:
+        """The smallest value, float32 ``()``."""
+        return torch.tensor(self._lower)
+
+    @property
+    def upper(self) -> Tensor:
+        """The largest value, float32 ``()``."""
+        return torch.tensor(self._upper)
+
+    @property
+    def amax(self) -> float:
+        """The largest magnitude; -inf before there is one, NaN after a NaN."""
+        return self._upper if self._upper > -self._lower or math.isnan(self._upper) else -self._lower
 
     @property
     def is_finite(self) -> bool:
@@ -84,27 +95,28 @@ class MinMaxCollector:
 
     def update(self, x: Tensor) -> None:
         """Take note of ``x``."""
-        x = self._mask.select(x)
-        if x.numel():
-            self._observe(x)
+        for part in self._mask.parts(x):
+            self._observe(part)
 
-    def _observe(self, x: Tensor) -> None:
-        lower, upper = torch.aminmax(x)
-        self._extend(lower.float().cpu(), upper.float().cpu(), x.numel())
+    def _observe(self, part: Tensor) -> None:
+        lower, upper = torch.aminmax(part)
+        self._extend(float(lower.float()), float(upper.float()), part.numel())
 
-    def _extend(self, lower: Tensor, upper: Tensor, count: int) -> None:
-        self.lower = torch.minimum(self.lower, lower)
-        self.upper = torch.maximum(self.upper, upper)
-        self.amax = float(torch.maximum(-self.lower, self.upper))
+    def _extend(self, lower: float, upper: float, count: int) -> None:
+        # A NaN is smaller than nothing and nothing is smaller than it: it comes in by name, and stays.
+        if lower < self._lower or math.isnan(lower):
+            self._lower = lower
+        if upper > self._upper or math.isnan(upper):
+            self._upper = upper
         self.count += count
 
     def state(self) -> dict[str, Tensor]:
         """``count`` int64, ``lower`` and ``upper`` float32, all ``()``."""
-        return {"count": torch.tensor(self.count), "lower": self.lower.clone(), "upper": self.upper.clone()}
+        return {"count": torch.tensor(self.count), "lower": self.lower, "upper": self.upper}
 
     def merge(self, state: Mapping[str, Tensor]) -> None:
         """Add what :meth:`state` of another collector gave."""
-        self._extend(state["lower"], state["upper"], int(state["count"]))
+        self._extend(float(state["lower"]), float(state["upper"]), int(state["count"]))
 
 
 class HistogramCollector(MinMaxCollector):
@@ -126,8 +138,6 @@ class HistogramCollector(MinMaxCollector):
 
     kind: ClassVar[str] = "histogram"
 
-    _AT_ONCE = 2**17  # what fits a cache, and bounds the memory for the numbers of the bins
-
     def __init__(self, mask: TokenMask, half: int = 2048) -> None:
         super().__init__(mask)
         self.half = half
@@ -147,22 +157,18 @@ class HistogramCollector(MinMaxCollector):
         counts[1:] += self.counts[: self.half - 1].flip(0)
         return counts, torch.arange(self.half + 1, dtype=torch.float64) * self.width
 
-    def _observe(self, x: Tensor) -> None:
-        super()._observe(x)
+    def _observe(self, part: Tensor) -> None:
+        super()._observe(part)
         amax = self.amax
         if not math.isfinite(amax):
             return
         self._widen(self._needed(amax))
         if self.width == 0.0:
-            self.counts[self.half - 1] += x.numel()
+            self.counts[self.half - 1] += part.numel()
             return
-        # A product with a power of two is exact, or too small for the next bin either way.
-        steps = 1.0 / self.width
-        values = x.reshape(-1)
-        for start in range(0, len(values), self._AT_ONCE):
-            chunk = values[start : start + self._AT_ONCE].float()
-            index = (chunk * steps).to(torch.int32).add_(self.half - 1)  # `to` cuts towards zero
-            self.counts += torch.bincount(index, minlength=2 * self.half - 1).cpu()
+        # A product with a power of two is exact, or too small for the next bin either way; `to` cuts towards zero.
+        index = (part.float() * (1.0 / self.width)).to(torch.int32).add_(self.half - 1)
+        self.counts += torch.bincount(index.reshape(-1), minlength=2 * self.half - 1).cpu()
 
     def _needed(self, amax: float) -> float:
         if amax == 0.0:

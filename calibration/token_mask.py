@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = ["TokenMask"]
+
+_AT_ONCE = 2**17  # values that fit a cache, and bound the memory for what is computed from them
 
 
 class TokenMask:
@@ -37,14 +44,32 @@ class TokenMask:
         positions, (3) ``(batch, heads, seq, seq)`` on both axes where ``keys`` is set; (4) anything else, a pooled
         vector say, has none and is taken whole.
         """
+        parts = list(self._select(x))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def parts(self, x: Tensor) -> Iterator[Tensor]:
+        """What :meth:`select` gives, in parts of a size that is quickly gone through; none is empty."""
+        for values in self._select(x, _AT_ONCE):
+            if values.numel() <= _AT_ONCE:
+                if values.numel():
+                    yield values
+                continue
+            yield from torch.split(values.reshape(-1), _AT_ONCE)
+
+    def _select(self, x: Tensor, at_once: int = 2**62) -> Iterator[Tensor]:
         mask = self._mask
         if mask is None or x.dim() not in (3, 4) or (x.shape[0], x.shape[-2]) != mask.shape:
-            return x  # case 4
-        if self._keys and x.dim() == 4 and x.shape[-1] == x.shape[-2]:  # case 3
+            yield x  # case 4
+        elif self._keys and x.dim() == 4 and x.shape[-1] == x.shape[-2]:  # case 3
             if self._runs is None:
-                return x.masked_select(mask[:, None, :, None] & mask[:, None, None, :])
-            return torch.cat([row[:, a:b, a:b].reshape(-1) for row, (a, b) in zip(x, self._runs, strict=True)])
-        return (x if x.dim() == 3 else x.transpose(1, 2)).flatten(0, 1).index_select(0, self._rows)
+                yield x.masked_select(mask[:, None, :, None] & mask[:, None, None, :])
+            else:
+                yield torch.cat([row[:, a:b, a:b].reshape(-1) for row, (a, b) in zip(x, self._runs, strict=True)])
+        else:
+            tokens = (x if x.dim() == 3 else x.transpose(1, 2)).flatten(0, 1)
+            size = max(at_once // max(tokens[0].numel(), 1), 1)
+            for rows in torch.split(self._rows, size):
+                yield tokens.index_select(0, rows)
 
 
 def _runs(mask: Tensor) -> list[tuple[int, int]] | None:
