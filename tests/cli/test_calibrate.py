@@ -94,6 +94,25 @@ class TestResult:
         assert (shown.code, shown.err) == (0, "")
         assert f"method {calibrator}" in shown.out
 
+    def test_two_processes_find_what_one_finds(self, process: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        request = ["calibrate", "-m", str(model), "--calib-data", str(text), "--calibrator", "mse", "--json"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "qdq"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*torchrun, *request, "-o", str(tmp_path / "two")],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+            env=environment,
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["calibration"]["samples"] == 40
+        assert process(*request, "-o", tmp_path / "one", env=environment).code == 0
+        for file in ("quantizers.safetensors", "quantization.json"):
+            assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
     def test_both_spellings_of_an_option(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
         for name, mark in (("dash", "-"), ("underscore", "_")):
             options = [f"--calib{mark}data", text, f"--num{mark}samples", 4, f"--batch{mark}size", 3]
@@ -532,26 +551,29 @@ class TestTheWorldOutside:
             env={**os.environ, "TERM": "xterm"},
         ) as started:
             os.close(theirs)
-            seen = b""
-            deadline = time.monotonic() + 120
-            while not re.search(rb"\b[1-9]\d*/200000", seen):
-                assert started.poll() is None, seen.decode()
-                assert time.monotonic() < deadline, seen.decode()
-                if select.select([ours], [], [], 1)[0]:
-                    seen = seen[-10_000:] + os.read(ours, 65536)
-            assert [name for name in self.leftovers(folder) if "qdq-staging" in name]
-            started.send_signal(signal.SIGINT)
-            rest = b""
-            while started.poll() is None:
-                assert time.monotonic() < deadline
-                if select.select([ours], [], [], 0.1)[0]:
-                    try:
-                        rest += os.read(ours, 65536)
-                    except OSError:  # the other end is closed
-                        break
-            assert started.wait(30) == 130
-            assert started.stdout is not None
-            assert started.stdout.read() == b""
+            try:
+                seen = b""
+                deadline = time.monotonic() + 120
+                while not re.search(rb"\b[1-9]\d*/200000", seen):
+                    assert started.poll() is None, seen.decode()
+                    assert time.monotonic() < deadline, seen.decode()
+                    if select.select([ours], [], [], 1)[0]:
+                        seen = seen[-10_000:] + os.read(ours, 65536)
+                assert [name for name in self.leftovers(folder) if "qdq-staging" in name]
+                started.send_signal(signal.SIGINT)
+                rest = b""
+                while started.poll() is None:
+                    assert time.monotonic() < deadline
+                    if select.select([ours], [], [], 0.1)[0]:
+                        try:
+                            rest += os.read(ours, 65536)
+                        except OSError:  # the other end is closed
+                            break
+                assert started.wait(30) == 130
+                assert started.stdout is not None
+                assert started.stdout.read() == b""
+            finally:
+                started.kill()  # nothing when it has ended; else the next line would wait for all of the work
         os.close(ours)
         assert b"interrupted; nothing was changed" in rest
         assert b"Traceback" not in rest
