@@ -10,6 +10,7 @@ from calibration.collectors import HistogramCollector
 from calibration.growth import Growth
 from calibration.methods import Max
 from calibration.noise import share_outside
+from calibration.parts import WHOLE
 from calibration.passes import Seen, run
 from calibration.token_mask import TokenMask
 from calibration.warn import clipped, too_little_data, unrest
@@ -19,12 +20,13 @@ from qdq.prepare import named_slots
 from qdq.quantizer import Mode, Quantizer, quantizers, set_mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch import Tensor, nn
 
     from calibration.collectors import Collector
     from calibration.methods import Method
+    from calibration.parts import Part
     from qdq.quantizer import Range
     from qdq.recipe import Slot
 
@@ -79,6 +81,7 @@ def calibrate(
     *,
     method: Method | None = None,
     progress: Callable[[int], None] | None = None,
+    part: Part = WHOLE,
 ) -> CalibrationSummary:
     """Find the range of every activation slot and switch the model to quantize.
 
@@ -90,6 +93,8 @@ def calibrate(
         batches: keyword arguments of the model, tensors ``(batch, seq)``; lengths may differ from batch to batch.
         method: :class:`calibration.Max` when None.
         progress: called with the number of batches done.
+        part: of several processes that are given the same batches, which of them this one runs; see
+            :mod:`calibration.parts`. All end with the same ranges, those of one process to the bit.
 
     Raises:
         CalibrationError: when there is no data, a slot with a spec saw none, or values are NaN or infinite. Modes and
@@ -112,7 +117,7 @@ def calibrate(
         for slot in watched:
             slot.quantizer.observer = slot.collector
         set_mode(model, Mode.COLLECT)
-        seen = run(model.eval(), batches, tuple(masks.values()), after)
+        seen = _run_part(lambda: run(model.eval(), batches, tuple(masks.values()), after, part), watched, part)
         ranges, choices = _ranges(watched, method)
     except BaseException:
         for quantizer, mode in modes.items():
@@ -136,6 +141,29 @@ def calibrate(
     return CalibrationSummary(
         method=method.to_dict(), **vars(seen), saturated=saturated, choices=choices, warnings=warnings
     )
+
+
+def _run_part(run_own: Callable[[], Seen], watched: Sequence[_Watched], part: Part) -> Seen:
+    """Run what is for this process, and add what the others saw; an error of one becomes an error of all."""
+    if part.count == 1:
+        return run_own()
+    seen, fault = None, None
+    try:
+        seen = run_own()
+    except CalibrationError as error:
+        fault = str(error)
+    held = {slot.name: (slot.collector.state(), slot.growth.rises) for slot in watched}
+    everybody = part.gather((fault, held))
+    if faults := dict.fromkeys(fault for fault, _ in everybody if fault):
+        raise CalibrationError("\n".join(faults))
+    assert seen is not None
+    for rank, (_, others) in enumerate(everybody):
+        for slot in watched:
+            if rank != part.rank:
+                state, rises = others[slot.name]
+                slot.collector.merge(state)
+                slot.growth.merge(rises)
+    return seen
 
 
 def _watch(model: nn.Module, method: Method, masks: Mapping[bool, TokenMask]) -> list[_Watched]:

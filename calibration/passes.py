@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from calibration.parts import WHOLE
 from qdq.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from calibration.parts import Part
     from calibration.token_mask import TokenMask
 
 __all__ = ["Seen", "run"]
@@ -36,8 +38,11 @@ def run(
     batches: Iterable[Mapping[str, Tensor]],
     masks: Sequence[TokenMask],
     after: Callable[[Seen], None],
+    part: Part = WHOLE,
 ) -> Seen:
     """Show every batch to the model, after its mask was set; ``after`` each, say what was seen so far.
+
+    Batches that are not for this ``part`` count as seen, too: other processes run them.
 
     Raises:
         CalibrationError: for a batch without data or with inputs that the model does not take, and when there is none.
@@ -52,9 +57,10 @@ def run(
             _check(batch, seen.batches, () if takes_all else parameters)
             inputs = {name: value.to(device) for name, value in batch.items()}
             attention_mask = inputs.get("attention_mask")
-            for mask in masks:
-                mask.set(attention_mask)
-            model(**inputs)
+            if part.takes(seen.batches):
+                for mask in masks:
+                    mask.set(attention_mask)
+                model(**inputs)
             rows = next(iter(batch.values()))
             for index, row in enumerate(batch.get("input_ids", ())):
                 kept = row if attention_mask is None else row[attention_mask[index].to(row.device) != 0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +22,7 @@ from qdq.cli.recipe_options import (
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import nn
 
@@ -128,7 +130,8 @@ def calibrate(
         disable_layer_module=quant_disable_layer_module,
         enable_layer_module=quant_enable_layer_module,
     )
-    session = Session(json=json, verbose=verbose, quiet=quiet)
+    is_first = _is_first()
+    session = Session(json=json and is_first, verbose=verbose, quiet=quiet or not is_first)
     document = calibrate_into(
         session,
         model=model,
@@ -149,6 +152,8 @@ def calibrate(
         clip_gelu=clip_gelu,
         recalibrate_weights=recalibrate_weights,
     )
+    if not is_first:
+        return
     slots, calibration = document["slots"], document["calibration"]
     session.result(
         {"checkpoint": output, **document},
@@ -178,9 +183,13 @@ def calibrate_into(
     clip_gelu: float | None = None,
     recalibrate_weights: bool = False,
 ) -> dict[str, Any]:
-    """The work of ``qdq calibrate``; what is cheap to refuse is refused before anything is loaded or written."""
+    """The work of ``qdq calibrate``; what is cheap to refuse is refused before anything is loaded or written.
+
+    Under torchrun every process comes to the same result, and the one with rank 0 writes it.
+    """
     import calibration
     from calibration.adjust import check_bound
+    from calibration.parts import part_of_process
     from qdq import checkpoint
     from qdq.data.text import draw, read_samples
     from qdq.data.tokenize import encode_batches, load_tokenizer
@@ -189,7 +198,6 @@ def calibrate_into(
     from qdq.plan import skeleton
     from qdq.prepare import named_slots, quantize
     from qdq.quantizer import Mode, set_mode
-    from qdq.storage import atomic_directory
 
     if percentile is None:
         method = calibration.method_named(calibrator)
@@ -208,7 +216,7 @@ def calibrate_into(
         tokenizer = load_tokenizer(model)
         samples = read_samples(calib_data, text_column=text_column, text_pair_column=text_pair_column)
         texts = draw(samples, num_samples, seed)
-    with atomic_directory(output, kind="checkpoint") as folder:
+    with part_of_process() as part, _only_first(part.rank, output) as folder:
         wrapped = load_model(model, task, allow_missing=allow_missing or [])
         quantize(wrapped, plan.recipe)
         if calib_data is None:
@@ -220,7 +228,7 @@ def calibrate_into(
                 texts, tokenizer, batch_size=batch_size, seq_len=seq_len, pad_token_id=config.pad_token_id or 0
             )
             with session.progress("calibrating", total=-(-len(texts) // batch_size)) as advance:
-                summary = calibration.calibrate(wrapped, batches, method=method, progress=advance)
+                summary = calibration.calibrate(wrapped, batches, method=method, progress=advance, part=part)
             record = {**summary.to_dict(), "seq_len": seq_len, "seed": seed}
             for warning in summary.warnings:
                 session.say(f"warning: {warning}")
@@ -229,13 +237,31 @@ def calibrate_into(
         )
         if adjustments:
             record["adjustments"] = adjustments
-        checkpoint.write(wrapped, folder, recipe=plan.recipe, calibration=record, source=model)
+        if folder is not None:
+            checkpoint.write(wrapped, folder, recipe=plan.recipe, calibration=record, source=model)
     slots = [quantizer.spec for _, quantizer in named_slots(wrapped)]
     return {
         "recipe": plan.recipe.name,
         "slots": {"total": len(slots), "quantized": sum(spec is not None for spec in slots)},
         "calibration": record,
     }
+
+
+def _is_first() -> bool:
+    """Whether this process is to be heard: of those that torchrun started only one is."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _only_first(rank: int, output: Path) -> Iterator[Path | None]:
+    """The folder to write into, for the process with rank 0; None for the others."""
+    from qdq.storage import atomic_directory
+
+    if rank:
+        yield None
+        return
+    with atomic_directory(output, kind="checkpoint") as folder:
+        yield folder
 
 
 # What a calibration without data has to say for itself.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calibration import Max, Percentile, calibrate
+from calibration import Max, Percentile, TokenMask, calibrate
+from calibration.parts import Part
 from qdq.errors import CalibrationError
 from qdq.models.architectures import build, configure
 from qdq.prepare import named_slots, quantize
@@ -213,6 +215,32 @@ def test_batches_and_order_do_not_matter(method: Method) -> None:
             np.testing.assert_allclose(got[name], want[name], rtol=2e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("method", METHODS)
+def test_several_processes_find_what_one_finds(method: Method, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other here, each with what those before it gave; the last one knows all."""
+    data = batches(sentences(), 3)
+    want, summary = calibrated(data, method)
+    given: list[Any] = []
+
+    def gather(_: Part, value: Any) -> list[Any]:
+        given.append(value)
+        return given + [(None, {name: fresh(method) for name in value[1]})] * (count - len(given))
+
+    monkeypatch.setattr(Part, "gather", gather)
+    for rank in range(count):
+        model = quantize(tiny(), "qdqbert")
+        # before the last one, slots of processes without a batch may have seen nothing
+        with suppress(CalibrationError):
+            got = calibrate(model, data, method=method, part=Part(rank, count))
+    assert ranges(model) == ranges(want)
+    assert got == summary
+
+
+def fresh(method: Method) -> tuple[dict[str, Tensor], list[tuple[int, float]]]:
+    return method.collector(TokenMask()).state(), []
+
+
 def test_second_run_forgets_the_first() -> None:
     rows = sentences()
     model, _ = calibrated(batches(rows, 4))
@@ -354,7 +382,7 @@ def test_one_broken_batch_among_many_is_noticed(method: Method) -> None:
     calibrate(model, batches(rows, 3), method=method)
     rows[4][1] = 77
     before = state(model)
-    with pytest.raises(CalibrationError, match=r"encoder.layers.0.attention.query.input saw NaN"):
+    with pytest.raises(CalibrationError, match=r"0.attention.query.input saw NaN or infinite values in batch 1 "):
         calibrate(model, batches(rows, 3), method=method)
     assert_same_state(state(model), before)
 
@@ -386,6 +414,16 @@ def test_float_slot_without_data_is_no_fault_and_keeps_no_old_range() -> None:
     [
         pytest.param([], "no data: the calibration set has no batch", id="empty"),
         pytest.param([{}], "batch 0 is empty", id="empty-batch"),
+        pytest.param(
+            [*batches(sentences(4), 4), {"input_ids": torch.ones(0, 3, dtype=torch.long)}],
+            "batch 1 is empty",
+            id="no-rows",
+        ),
+        pytest.param(
+            [{"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": torch.zeros(2, 3)}],
+            "batch 0 is empty: its attention_mask excludes every position",
+            id="all-padding",
+        ),
         pytest.param(
             [*batches(sentences(4), 4), {"input_ids": torch.ones(1, 3, dtype=torch.long), "pixels": torch.ones(1)}],
             "batch 1: the model takes no pixels",
