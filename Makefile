@@ -1,6 +1,7 @@
 # `make` lists the targets. Everything is installed into .venv; a stamp per set of extras makes the second call quick.
 PYTHON ?= python3
 EXTRAS ?=
+JOBS ?= 2
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -17,12 +18,13 @@ help:  ## list the targets
 	@echo
 	@echo "  PYTHON=python3.12    the interpreter to make .venv with (3.11 or newer)"
 	@echo "  EXTRAS=tensorrt-rtx  more extras for test, lint and slow, separated by commas"
+	@echo "  JOBS=2               processes that share the tests, about 2 GB each"
 
 quickstart: $(VENV)/.installed-demo  ## install, then quantize, export, verify and time a real model
 	$(BIN)/qdq quickstart -o quickstart/
 
 test: lint  ## install, lint, then the tests that take no GPU and no patience
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.installed-$(DEV)  ## ruff and mypy
 	$(BIN)/ruff check

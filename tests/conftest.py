@@ -12,9 +12,9 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _reproducible() -> None:
-    """The same random numbers in every test, and two threads: what the machines that run the suite have in common."""
+    """The same random numbers in every test, and two cores: what the machines that run the suite have in common."""
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")

@@ -387,7 +387,7 @@ def _high(x: np.ndarray) -> np.ndarray:
         (PerToken(), lambda x: (x.min(axis=2, keepdims=True), x.max(axis=2, keepdims=True))),
         (PerGroup(4), lambda x: tuple(np.stack([f(x[..., :4]), f(x[..., 4:])], -1) for f in (_low, _high))),
     ],
-    ids=str,
+    ids=lambda value: "" if callable(value) else str(value),
 )
 def test_value_range_equals_numpy(granularity: Any, want: Any) -> None:
     spec = QuantSpec(granularity=granularity, dynamic=isinstance(granularity, PerToken))
