@@ -544,12 +544,15 @@ class TestTheWorldOutside:
         (tmp_path / "much.txt").write_text("a cat and a dog\n" * 200_000)
         options = ["--calib-data", str(tmp_path / "much.txt"), "--num-samples", "200000", "--batch-size", "1"]
         ours, theirs = pty.openpty()
+        # Shells make what they start in the background deaf to interrupts, and children inherit that.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         with subprocess.Popen(
             [sys.executable, "-m", "qdq", "calibrate", "-m", str(model), "-o", str(folder / "out"), *options],
             stdout=subprocess.PIPE,
             stderr=theirs,
             env={**os.environ, "TERM": "xterm"},
         ) as started:
+            signal.signal(signal.SIGINT, before)
             os.close(theirs)
             try:
                 seen = b""

@@ -29,7 +29,12 @@ def test_cpu_targets_run_every_preset(name: str, recipe: str) -> None:
     specs = {
         Slot(f"m{n}", rule.kind or "linear", rule.slot): rule.spec for n, rule in enumerate(load_recipe(recipe).rules)
     }
-    assert TARGETS[name].faults(specs) == []
+    faults = TARGETS[name].faults(specs)
+    if (name, recipe) == ("openvino", "dynamic"):
+        assert len(faults) == 1
+        assert "takes ranges that are known beforehand" in faults[0]
+    else:
+        assert faults == []
 
 
 @pytest.mark.parametrize(
