@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from calibration.collectors import HistogramCollector
-from calibration.methods import Entropy, Max, Method, Mse, Percentile
+from calibration.methods import Entropy, Max, Method, Mse, OnHistogram, Percentile, is_a_point
 from calibration.noise import decibels, noise_ratio
 from qdq.errors import CalibrationError
 
 if TYPE_CHECKING:
-    from calibration.token_mask import TokenMask
+    from calibration.collectors import HistogramCollector
     from qdq.quantizer import Range
     from qdq.spec import QuantSpec
 
@@ -23,7 +22,7 @@ _AS_GOOD = 1.02  # noise that is larger by this factor at most is no reason to c
 
 
 @dataclass(frozen=True)
-class Auto:
+class Auto(OnHistogram):
     """For each slot, the method whose range has the least noise by the slot's own histogram.
 
     Judged are, in this order, max, percentile (99.999, 99.99, 99.9), entropy and mse; of those that are within 2 % of
@@ -34,17 +33,13 @@ class Auto:
 
     name = "auto"
 
-    def collector(self, mask: TokenMask) -> HistogramCollector:
-        """A histogram with its extremes."""
-        return HistogramCollector(mask)
-
     def range(self, collector: HistogramCollector, spec: QuantSpec | None = None) -> Range:
         """The range of the method that :meth:`choose` names."""
         return self.choose(collector, spec)[0]
 
     def choose(self, collector: HistogramCollector, spec: QuantSpec | None = None) -> tuple[Range, dict[str, Any]]:
         """The range, and why: the method's name and the signal-to-noise ratio of each in decibels."""
-        if not collector.is_finite or bool(collector.lower == collector.upper):
+        if is_a_point(collector):
             return Max().range(collector), {"method": Max.name}
         methods = (Max(), Percentile(99.999), Percentile(99.99), Percentile(99.9), Entropy(), Mse())
         ranges = {_title(method): method.range(collector, spec) for method in methods}

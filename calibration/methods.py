@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from calibration.token_mask import TokenMask
 
-__all__ = ["Entropy", "Max", "Method", "Mse", "Percentile"]
+__all__ = ["Entropy", "Max", "Method", "Mse", "OnHistogram", "Percentile", "is_a_point"]
 
 
 class Method(Protocol):
@@ -65,8 +65,16 @@ class Max:
         return {"name": self.name}
 
 
+class OnHistogram:
+    """What the methods that read a histogram have in common."""
+
+    def collector(self, mask: TokenMask) -> HistogramCollector:
+        """A histogram with its extremes."""
+        return HistogramCollector(mask)
+
+
 @dataclass(frozen=True)
-class Percentile:
+class Percentile(OnHistogram):
     """Clip the tails: symmetric ranges hold ``percentile`` % of the magnitudes, affine ranges of the values.
 
     Args:
@@ -79,10 +87,6 @@ class Percentile:
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
             raise CalibrationError(f"percentile is {self.percentile}, must be above 50 and at most 100")
-
-    def collector(self, mask: TokenMask) -> HistogramCollector:
-        """A histogram with its extremes."""
-        return HistogramCollector(mask)
 
     def range(self, collector: HistogramCollector, spec: QuantSpec | None = None) -> Range:  # noqa: ARG002
         """Percentiles by linear interpolation inside a bin, never outside what was seen; not finite if that was not."""
@@ -102,7 +106,7 @@ class Percentile:
 
 
 @dataclass(frozen=True)
-class Mse:
+class Mse(OnHistogram):
     """The range with the least squared error of quantization.
 
     Symmetric ranges follow the rule of pytorch-quantization (:func:`calibration.rules.mse_amax`), affine ones a search
@@ -111,16 +115,12 @@ class Mse:
 
     name = "mse"
 
-    def collector(self, mask: TokenMask) -> HistogramCollector:
-        """A histogram with its extremes."""
-        return HistogramCollector(mask)
-
     def range(self, collector: HistogramCollector, spec: QuantSpec | None = None) -> Range:
         """Never outside what was seen; not finite if that was not."""
-        if _is_a_point(collector):
+        if is_a_point(collector):
             return Max().range(collector)
         spec = spec or QuantSpec()
-        amax = mse_amax(*_magnitudes(collector), bits=spec.bits, unsigned=_is_from_zero(spec))
+        amax = mse_amax(*_magnitudes(collector), bits=spec.bits, unsigned=spec.starts_at_zero)
         return Range(*quietest_bounds(collector, spec), torch.tensor(min(amax, collector.amax)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class Mse:
 
 
 @dataclass(frozen=True)
-class Entropy:
+class Entropy(OnHistogram):
     """The range that loses the least information: the least Kullback-Leibler divergence.
 
     For magnitudes as pytorch-quantization has it (:func:`calibration.rules.entropy_amax`); an affine range is what was
@@ -138,16 +138,12 @@ class Entropy:
 
     name = "entropy"
 
-    def collector(self, mask: TokenMask) -> HistogramCollector:
-        """A histogram with its extremes."""
-        return HistogramCollector(mask)
-
     def range(self, collector: HistogramCollector, spec: QuantSpec | None = None) -> Range:
         """Never outside what was seen; not finite if that was not."""
-        if _is_a_point(collector):
+        if is_a_point(collector):
             return Max().range(collector)
         spec = spec or QuantSpec()
-        cut = entropy_amax(*_magnitudes(collector), bits=spec.bits, unsigned=_is_from_zero(spec))
+        cut = entropy_amax(*_magnitudes(collector), bits=spec.bits, unsigned=spec.starts_at_zero)
         amax = min(cut, collector.amax)
         lower, upper = collector.lower.clamp(min=-amax), collector.upper.clamp(max=amax)
         return Range(lower.clamp(max=amax), upper.clamp(min=-amax), torch.tensor(amax))
@@ -157,14 +153,9 @@ class Entropy:
         return {"name": self.name}
 
 
-def _is_a_point(collector: HistogramCollector) -> bool:
+def is_a_point(collector: HistogramCollector) -> bool:
     """Whether there is nothing to choose: not finite, or all values alike."""
     return not collector.is_finite or bool(collector.lower == collector.upper)
-
-
-def _is_from_zero(spec: QuantSpec) -> bool:
-    """Whether all integers are for magnitudes: unsigned, as pytorch-quantization has it."""
-    return spec.symmetric and not spec.signed and spec.middle == 0
 
 
 def _magnitudes(collector: HistogramCollector) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -90,15 +90,11 @@ def _filled(collector: HistogramCollector) -> tuple[Tensor, Tensor]:
 
 def _noise(values: Tensor, counts: Tensor, lowers: Tensor, uppers: Tensor, spec: QuantSpec) -> Tensor:
     """The sum of squared errors for each pair of bounds, ``(pairs,)``."""
-    qmin, qmax = spec.qmin, spec.qmax
-    from_zero = spec.symmetric and not spec.signed and spec.middle == 0
-    scale, zero = functional.scale_and_zero_point(
-        lowers.clamp(min=0) if from_zero else lowers,
-        uppers,
-        qmin=qmin,
-        qmax=qmax,
-        symmetric=spec.symmetric and not from_zero,
-    )
+    scale, zero = functional.grid(lowers, uppers, spec)
     step, zero = scale.double()[:, None], zero.double()[:, None]
-    error = torch.minimum(torch.maximum((values / step).round_(), qmin - zero), qmax - zero).mul_(step).sub_(values)
+    error = (
+        torch.minimum(torch.maximum((values / step).round_(), spec.qmin - zero), spec.qmax - zero)
+        .mul_(step)
+        .sub_(values)
+    )
     return error.square_() @ counts

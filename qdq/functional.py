@@ -26,6 +26,7 @@ __all__ = [
     "dynamic_fake_quantize",
     "fake_quantize",
     "fake_quantize_by_amax",
+    "grid",
     "quantize",
     "scale_and_zero_point",
     "scale_gradient",
@@ -308,6 +309,17 @@ def value_range(x: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
         return x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
     others = [i for i in range(x.dim()) if spec.axis is None or i != spec.axis % x.dim()]
     return (x.amin(others), x.amax(others)) if others else (x, x)
+
+
+def grid(lower: Tensor, upper: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """:func:`scale_and_zero_point` as ``spec`` wants them; bounds of a symmetric one are ``-amax`` and ``amax``."""
+    return scale_and_zero_point(
+        lower.clamp(min=0) if spec.starts_at_zero else lower,
+        upper,
+        qmin=spec.qmin,
+        qmax=spec.qmax,
+        symmetric=spec.symmetric and not spec.starts_at_zero,
+    )
 
 
 def scale_and_zero_point(

@@ -123,7 +123,7 @@ class Quantizer(nn.Module):
         if self.spec.arithmetic != "onnx":
             self.set_amax(range_.amax)
         lower, upper = (-range_.amax, range_.amax) if self.spec.symmetric else (range_.lower, range_.upper)
-        self.set_scale(*_grid(lower, upper, self.spec))
+        self.set_scale(*functional.grid(lower, upper, self.spec))
 
     def set_amax(self, amax: Tensor) -> None:
         """Fill the range that pytorch-quantization's arithmetic starts from; :meth:`set_scale` fills the rest.
@@ -182,7 +182,7 @@ class Quantizer(nn.Module):
             return self.scale.abs().clamp_min(torch.finfo(torch.float32).tiny), self.zero_point
         if not self.spec.dynamic:
             return self.scale, self.zero_point
-        return _grid(*functional.value_range(x, self.spec), self.spec)
+        return functional.grid(*functional.value_range(x, self.spec), self.spec)
 
     def quantize(self, x: Tensor) -> Tensor:
         """The integers of ``x``, in float32."""
@@ -252,7 +252,7 @@ class Quantizer(nn.Module):
                 x,
                 qmin=self.spec.qmin,
                 qmax=self.spec.qmax,
-                symmetric=self.spec.symmetric and not _starts_at_zero(self.spec),
+                symmetric=self.spec.symmetric and not self.spec.starts_at_zero,
                 per_token=isinstance(self.spec.granularity, PerToken),
             )
         return self._fake_quantize(x, *self._state(x), axis=self.spec.axis)
@@ -314,23 +314,6 @@ class _Shared:
     y: Tensor
     state: tuple[object, ...]
     served: frozenset[int]
-
-
-def _grid(lower: Tensor, upper: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of a range, as the spec wants them."""
-    from_zero = _starts_at_zero(spec)
-    return functional.scale_and_zero_point(
-        lower.clamp(min=0) if from_zero else lower,
-        upper,
-        qmin=spec.qmin,
-        qmax=spec.qmax,
-        symmetric=spec.symmetric and not from_zero,
-    )
-
-
-def _starts_at_zero(spec: QuantSpec) -> bool:
-    """Unsigned as pytorch-quantization has it: ``[0, amax]`` on ``[0, qmax]``."""
-    return spec.symmetric and not spec.signed and spec.middle == 0
 
 
 def _is_scale(scale: Tensor) -> bool:

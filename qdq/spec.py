@@ -124,6 +124,11 @@ class QuantSpec:
         return 0 if self.signed or self.arithmetic != "onnx" else 1 << (self.bits - 1)
 
     @property
+    def starts_at_zero(self) -> bool:
+        """Whether ``[0, amax]`` lies on ``[0, qmax]``: unsigned, as pytorch-quantization has it."""
+        return self.symmetric and not self.signed and self.middle == 0
+
+    @property
     def axis(self) -> int | None:
         """The axis that keeps its own scales; None when it is not one axis."""
         return self.granularity.axis if isinstance(self.granularity, PerAxis) else None
