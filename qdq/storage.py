@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["MANIFEST", "atomic_directory", "write_json", "write_text_atomic"]
+__all__ = ["MANIFEST", "atomic_directory", "write_bytes_atomic", "write_json", "write_text_atomic"]
 
 MANIFEST = ".qdq.json"
 FORMAT = 1
@@ -81,12 +81,21 @@ def write_text_atomic(path: Path, text: str) -> None:
     Raises:
         StorageError: Disk full, no permission or other I/O.
     """
+    write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Write a file that is whole at every moment.
+
+    Raises:
+        StorageError: Disk full, no permission or other I/O.
+    """
     path = Path(os.path.realpath(path))
     partial = path.with_name(f".{path.name}.qdq-partial-{secrets.token_hex(4)}")
     with _storage_errors(path):
         try:
-            with partial.open("x", encoding="utf-8", newline="\n") as file:
-                file.write(text)
+            with partial.open("xb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)

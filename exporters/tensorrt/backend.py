@@ -1,0 +1,159 @@
+"""Which TensorRT is installed, and its messages."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from qdq.errors import ConfigError, MissingPackageError
+
+if TYPE_CHECKING:
+    from exporters.tensorrt.api import TensorRT
+
+__all__ = ["BACKENDS", "Backend", "Messages", "find_backend", "messages"]
+
+BACKENDS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""Name on the command line -> package."""
+
+_OLDEST = (10, 13)  # full TensorRT; what we call has the same names from here on
+
+_NOISE = "has Int64 binding."  # said about every input_ids there is
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An installed TensorRT.
+
+    Args:
+        name: ``tensorrt`` or ``tensorrt-rtx``.
+        trt: the module.
+    """
+
+    name: str
+    trt: TensorRT
+
+    @property
+    def version(self) -> str:
+        """As the package says it, ``11.1.0.106``."""
+        return str(self.trt.__version__)
+
+    @property
+    def is_rtx(self) -> bool:
+        """Whether this is TensorRT-RTX, which builds without a GPU and has no timing cache."""
+        return self.name == "tensorrt-rtx"
+
+
+def find_backend(name: str = "auto") -> Backend:
+    """The TensorRT to work with.
+
+    Args:
+        name: ``tensorrt``, ``tensorrt-rtx``, or ``auto``: full TensorRT where it is installed and a GPU is there,
+            else TensorRT-RTX.
+
+    Raises:
+        ConfigError: for another name, or a version that is too old.
+        MissingPackageError: when it is not installed.
+    """
+    from exporters.tensorrt.driver import driver_fault
+
+    if name not in ("auto", *BACKENDS):
+        raise ConfigError(f"no backend {name!r}: it must be one of auto, {', '.join(BACKENDS)}")
+    names = [name] if name != "auto" else ["tensorrt", "tensorrt-rtx"]
+    if name == "auto" and driver_fault() is not None:
+        names.reverse()
+    for candidate in names:
+        module = _imported(BACKENDS[candidate])
+        if module is not None:
+            return _checked(Backend(candidate, cast("TensorRT", module)))
+    raise MissingTensorRTError(names)
+
+
+class MissingTensorRTError(MissingPackageError):
+    """Neither product is installed, or not the one that was asked for; the message has both pip commands."""
+
+    def __init__(self, names: list[str]) -> None:
+        wanted = " or ".join(f"'{BACKENDS[name]}'" for name in sorted(names))
+        Exception.__init__(
+            self,
+            f"building engines needs the package {wanted}, which is not installed: pip install 'qdq[tensorrt-rtx]' "
+            "(TensorRT-RTX, builds without a GPU too), or on a machine with an NVIDIA GPU pip install tensorrt; both "
+            "are under NVIDIA's licence",
+        )
+
+
+def _imported(package: str) -> Any | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(package)
+    except ImportError as error:  # also when its libraries are not there
+        _LOG.debug("%s: %s", package, error)
+        return None
+
+
+def _checked(backend: Backend) -> Backend:
+    version = tuple(int(part) for part in backend.version.split(".")[:2])
+    if not backend.is_rtx and version < _OLDEST:
+        raise ConfigError(f"TensorRT {backend.version} is too old: it must be 10.13 or above (pip install -U tensorrt)")
+    if backend.is_rtx and version < (1, 7):
+        raise ConfigError(
+            f"TensorRT-RTX {backend.version} cannot build without a GPU: it must be 1.7 or above "
+            "(pip install -U 'qdq[tensorrt-rtx]')"
+        )
+    return backend
+
+
+@dataclass
+class Messages:
+    """What TensorRT said, most of it of no interest to anybody.
+
+    Args:
+        errors: in order.
+        warnings: in order, each once.
+        layers: the builder's description of the engine's layers, the last there was.
+    """
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    layers: str | None = None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.errors.clear()
+        self.warnings.clear()
+        self.layers = None
+
+
+_LISTENERS: dict[str, tuple[Any, Messages]] = {}
+
+
+def messages(backend: Backend) -> tuple[Any, Messages]:
+    """The logger of this process for ``backend``, and what arrives there.
+
+    TensorRT keeps the first logger that it gets and ignores all others, so there is one for the life of the process.
+    """
+    if backend.name not in _LISTENERS:
+        trt, heard = backend.trt, Messages()
+
+        class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                    heard.errors.append(message)
+                elif severity == trt.ILogger.WARNING:
+                    if message not in heard.warnings and not message.endswith(_NOISE):
+                        heard.warnings.append(message)
+                elif message.startswith("Layers:"):
+                    heard.layers = message
+                else:
+                    _LOG.debug("%s", message)
+
+        _LISTENERS[backend.name] = (Logger(), heard)
+    return _LISTENERS[backend.name]

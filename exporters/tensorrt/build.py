@@ -1,0 +1,337 @@
+"""Build an engine from an ONNX file.
+
+The network is strongly typed: every tensor has the type that the file gives it, int8 is where the quantizers are, and
+nothing is decided behind the user's back. The engine is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from exporters.tensorrt.backend import Backend, find_backend, messages
+from exporters.tensorrt.layers import Kernel, parse_inspector, parse_layers
+from exporters.tensorrt.profiles import check_profiles, default_profile
+from exporters.tensorrt.source import read_source
+from qdq.errors import BuildError, describe_faults
+from qdq.storage import write_bytes_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from exporters.tensorrt.api import Builder, Config, HostMemory, Network, Parser, TensorRT
+    from exporters.tensorrt.profiles import Profile
+
+__all__ = ["HARDWARE", "BuildOptions", "Built", "build", "check_options"]
+
+_LOG = logging.getLogger(__name__)
+
+HARDWARE = {"none": "NONE", "ampere-plus": "AMPERE_PLUS", "same-compute-capability": "SAME_COMPUTE_CAPABILITY"}
+"""Name on the command line -> member of TensorRT's ``HardwareCompatibilityLevel``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How an engine is built.
+
+    Args:
+        workspace_mb: memory that kernels may use beside the tensors, in MiB; None leaves it to TensorRT.
+        optimization_level: 0 to 5, how long the builder searches; None is TensorRT's own default, 3.
+        timing_cache: file to read and to update; full TensorRT only.
+        hardware: a key of :data:`HARDWARE`: on which other GPUs the engine shall work.
+        version_compatible: later versions of TensorRT can load the engine, and lean runtimes.
+        refit: weights can be exchanged later; float graphs only, and full TensorRT.
+        strip: leave the weights out of the plan, to be refitted; as ``refit``.
+        tf32: let float32 products round their operands to tf32, which int8 layers do not need and figures do not
+            survive.
+    """
+
+    workspace_mb: int | None = None
+    optimization_level: int | None = None
+    timing_cache: Path | None = None
+    hardware: str = "none"
+    version_compatible: bool = False
+    refit: bool = False
+    strip: bool = False
+    tf32: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self) | {"timing_cache": None if self.timing_cache is None else str(self.timing_cache)}
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was built.
+
+    Args:
+        backend: ``tensorrt`` or ``tensorrt-rtx``, with its version.
+        plan_bytes: size of the engine.
+        onnx_bytes: size of the ONNX file with its weights.
+        float_bytes: what the weights of the file would take in float32.
+        seconds: that the build took, parsing included.
+        profiles: in order.
+        kernels: in the order in which they run; empty when TensorRT did not tell.
+        options: as given.
+        warnings: TensorRT's own, each once.
+    """
+
+    backend: str
+    plan_bytes: int
+    onnx_bytes: int
+    float_bytes: int
+    seconds: float
+    profiles: Sequence[Profile]
+    kernels: Sequence[Kernel]
+    options: BuildOptions
+    warnings: Sequence[str] = field(default_factory=tuple)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "backend": self.backend,
+            "plan_bytes": self.plan_bytes,
+            "onnx_bytes": self.onnx_bytes,
+            "float_bytes": self.float_bytes,
+            "seconds": self.seconds,
+            "profiles": [profile.to_dict() for profile in self.profiles],
+            "options": self.options.to_dict(),
+            "warnings": list(self.warnings),
+        }
+
+
+def check_options(options: BuildOptions, *, backend: Backend | None = None, quantized: bool = False) -> list[str]:
+    """What does not go together, a line each."""
+    faults = []
+    if options.hardware not in HARDWARE:
+        faults.append(f"no hardware compatibility {options.hardware!r}: it must be one of {', '.join(HARDWARE)}")
+    if options.optimization_level is not None and not 0 <= options.optimization_level <= 5:
+        faults.append(f"optimization level {options.optimization_level}: it must be from 0 to 5")
+    if options.workspace_mb is not None and options.workspace_mb < 1:
+        faults.append(f"a workspace of {options.workspace_mb} MiB: it must be 1 or more")
+    if (options.refit or options.strip) and quantized:
+        faults.append(
+            "an int8 engine cannot be refitted or stripped: scales are folded into its kernels (build the float "
+            "export, or leave --refit and --strip out)"
+        )
+    if backend is not None and backend.is_rtx:
+        if options.refit or options.strip:
+            faults.append("TensorRT-RTX cannot build refittable or stripped engines without a GPU")
+        if options.timing_cache is not None:
+            faults.append("TensorRT-RTX has no timing cache: leave --timing-cache out")
+        if options.hardware != "none":
+            faults.append("TensorRT-RTX engines run on every GPU it knows: leave --hardware-compatibility out")
+    return faults
+
+
+def build(
+    source: Path,
+    output: Path,
+    *,
+    profiles: Sequence[Profile] | None = None,
+    options: BuildOptions | None = None,
+    backend: str | Backend = "auto",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Built:
+    """Build an engine and write it to ``output``.
+
+    Args:
+        source: an exported directory, or an ONNX file.
+        output: the plan to write; an older file there is replaced.
+        profiles: the shapes it shall work for; None takes :func:`exporters.tensorrt.profiles.default_profile`.
+        options: see :class:`BuildOptions`.
+        backend: ``auto``, ``tensorrt``, ``tensorrt-rtx``.
+        progress: called with a phase of the builder, steps done and steps in all.
+
+    Raises:
+        BuildError: for shapes or options that do not fit together (all are named), or when TensorRT refuses the file.
+        CheckpointError: for a file that is not ONNX.
+        MissingPackageError: when no TensorRT is installed.
+        StorageError: when the plan cannot be written.
+        KeyboardInterrupt: when interrupted; nothing is written then.
+    """
+    options = options or BuildOptions()
+    model = read_source(source)
+    if profiles is None:
+        profiles = [default_profile(model.inputs, longest=model.longest or 512)]
+    faults = check_profiles(profiles, model.inputs, longest=model.longest)
+    faults += check_options(options, quantized=model.is_quantized)
+    if not faults:  # what the user wrote comes before what is installed
+        backend = find_backend(backend) if isinstance(backend, str) else backend
+        faults += check_options(options, backend=backend)
+    if faults:
+        raise BuildError(describe_faults(f"{source} cannot be built like this", dict.fromkeys(faults)))
+    assert isinstance(backend, Backend)
+
+    start = time.perf_counter()
+    logger, heard = messages(backend)
+    heard.clear()
+    with _interruptible() as interrupted, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TensorRT's own deprecations
+        plan = _serialized(backend.trt, logger, model.path, profiles, options, progress, interrupted)
+        if interrupted():
+            raise KeyboardInterrupt
+    if plan is None:
+        raise BuildError(describe_faults(f"{backend.name} {backend.version} cannot build {model.path}", _told(heard)))
+    seconds = time.perf_counter() - start
+    data = memoryview(plan)
+    kernels = parse_layers(heard.layers) if heard.layers else _inspected(backend, logger, data)
+    write_bytes_atomic(output, data)
+    return Built(
+        f"{backend.name} {backend.version}",
+        data.nbytes,
+        model.onnx_bytes,
+        model.float_bytes,
+        seconds,
+        tuple(profiles),
+        tuple(kernels),
+        options,
+        tuple(heard.warnings),
+    )
+
+
+def _serialized(
+    trt: TensorRT,
+    logger: Any,
+    path: Path,
+    profiles: Sequence[Profile],
+    options: BuildOptions,
+    progress: Callable[[str, int, int], None] | None,
+    interrupted: Callable[[], bool],
+) -> HostMemory | None:
+    builder: Builder = trt.Builder(logger)
+    network: Network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser: Parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(path)):
+        raise BuildError(describe_faults(f"TensorRT cannot read {path}", _parser_faults(parser)))
+    if interrupted():
+        return None
+    config = builder.create_builder_config()
+    _configure(trt, config, options)
+    for profile in profiles:
+        made = builder.create_optimization_profile()
+        for name in (network.get_input(index).name for index in range(network.num_inputs)):
+            made.set_shape(name, profile.min[name], profile.opt[name], profile.max[name])
+        if config.add_optimization_profile(made) < 0:
+            raise BuildError(f"TensorRT refuses the profile {profile}")
+    config.progress_monitor = _monitor(trt, progress, interrupted)
+    if options.timing_cache is None:
+        return builder.build_serialized_network(network, config)
+    with _timing_cache(config, options.timing_cache):
+        return builder.build_serialized_network(network, config)
+
+
+def _configure(trt: TensorRT, config: Config, options: BuildOptions) -> None:
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else nobody learns what the kernels are
+    flags = {
+        trt.BuilderFlag.TF32: options.tf32,
+        trt.BuilderFlag.VERSION_COMPATIBLE: options.version_compatible,
+        trt.BuilderFlag.REFIT: options.refit or options.strip,
+        trt.BuilderFlag.STRIP_PLAN: options.strip,
+    }
+    for flag, wanted in flags.items():
+        (config.set_flag if wanted else config.clear_flag)(flag)
+    if options.workspace_mb is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.hardware != "none":
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, HARDWARE[options.hardware])
+
+
+def _parser_faults(parser: Parser) -> list[str]:
+    faults = []
+    for index in range(parser.num_errors):
+        fault = parser.get_error(index)
+        where = " ".join(part for part in (fault.node_name(), f"({fault.node_operator()})") if part.strip("()"))
+        faults.append(f"{where}: {_one_line(fault.desc())}" if where else _one_line(fault.desc()))
+    return list(dict.fromkeys(faults)) or ["its parser gives no reason"]
+
+
+def _told(heard: Any) -> list[str]:
+    return list(dict.fromkeys(_one_line(error) for error in heard.errors)) or ["it gives no reason"]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _inspected(backend: Backend, logger: Any, plan: memoryview) -> list[Kernel]:
+    """From the finished engine, where a GPU can load it."""
+    from exporters.tensorrt.driver import driver_fault
+
+    if driver_fault() is not None:
+        return []
+    trt = backend.trt
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    if engine is None:
+        return []
+    return parse_inspector(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def _monitor(trt: TensorRT, progress: Callable[[str, int, int], None] | None, interrupted: Callable[[], bool]) -> Any:
+    """Passes the builder's progress on; answers no when the user wants to stop."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._totals: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:  # noqa: ARG002
+            self._totals[phase_name] = num_steps
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._totals.pop(phase_name, None)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if progress is not None:
+                progress(phase_name, step + 1, self._totals.get(phase_name, step + 1))
+            return not interrupted()
+
+    return Monitor()
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Let an interrupt wait until the builder asks: an exception through its C++ frames would end the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    heard = False
+
+    def hear(number: int, frame: Any) -> None:  # noqa: ARG001
+        nonlocal heard
+        heard = True
+
+    before = signal.signal(signal.SIGINT, hear)
+    try:
+        yield lambda: heard
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _timing_cache(config: Config, path: Path) -> Iterator[None]:
+    """Start from the file's timings, and add what was measured to what the file holds by then."""
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        _LOG.warning("%s: made by another version or for another GPU; it is replaced", path)
+        empty = config.create_timing_cache(b"")
+        if empty is not None:
+            config.set_timing_cache(empty, ignore_mismatch=False)
+    yield
+    measured = config.get_timing_cache()
+    if measured is None:
+        return
+    if path.is_file():  # another build may have added to it in the meantime
+        other = config.create_timing_cache(path.read_bytes())
+        if other is not None:
+            measured.combine(other, ignore_mismatch=False)
+    write_bytes_atomic(path, memoryview(measured.serialize()))

@@ -1,0 +1,41 @@
+"""Whether there is an NVIDIA driver with a device: asked before anything of TensorRT that would crash without one."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+from qdq.errors import BuildError
+
+__all__ = ["driver_fault", "require_driver"]
+
+_NAMES = ("nvcuda.dll",) if sys.platform == "win32" else ("libcuda.so.1", "libcuda.so")
+
+
+def driver_fault() -> str | None:
+    """Why no engine can run here; None when one can."""
+    for name in _NAMES:
+        try:
+            library = ctypes.CDLL(name)
+        except OSError:
+            continue
+        code = int(library.cuInit(0))
+        if code:
+            return f"the NVIDIA driver does not start (CUDA error {code})"
+        count = ctypes.c_int(0)
+        code = int(library.cuDeviceGetCount(ctypes.byref(count)))
+        if code or not count.value:
+            return "the NVIDIA driver finds no GPU"
+        return None
+    return "there is no NVIDIA driver"
+
+
+def require_driver(purpose: str) -> None:
+    """Refuse what needs a GPU where there is none; TensorRT itself would end the process.
+
+    Raises:
+        BuildError: when there is no driver, or no device.
+    """
+    fault = driver_fault()
+    if fault is not None:
+        raise BuildError(f"{purpose} needs an NVIDIA GPU, and {fault}")

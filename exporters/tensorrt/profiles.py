@@ -1,0 +1,214 @@
+"""Optimization profiles: between which shapes an engine works, and for which it is made best.
+
+Shapes are written as trtexec takes them, ``input_ids:1x8,attention_mask:1x8``; ``8x128`` alone stands for all inputs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+from qdq.errors import BuildError, describe_faults
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["Profile", "check_profiles", "default_profile", "parse_profiles", "shown_shapes"]
+
+Shape = tuple[int, ...]
+Declared = tuple["int | str | None", ...]
+
+_SHAPE = re.compile(r"\d+(x\d+)*")
+_BOUNDS = ("min", "opt", "max")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One profile; each part holds a shape for every input.
+
+    Args:
+        min: the least shapes.
+        opt: the shapes that kernels are chosen for.
+        max: the largest shapes.
+    """
+
+    min: Mapping[str, Shape]
+    opt: Mapping[str, Shape]
+    max: Mapping[str, Shape]
+
+    def to_dict(self) -> dict[str, dict[str, list[int]]]:
+        """Plain values for JSON."""
+        return {part: {name: list(shape) for name, shape in getattr(self, part).items()} for part in _BOUNDS}
+
+
+def default_profile(inputs: Mapping[str, Declared], *, longest: int = 512) -> Profile:
+    """Batches up to 32, sequences up to ``longest`` tokens but at most 512; best at 8 x 128.
+
+    512 is also where int8 attention ends: a longer maximum splits it, whatever is run then.
+
+    Args:
+        inputs: shape of each input as the file declares it; free dimensions are names or None.
+        longest: how many positions the model has.
+    """
+    largest = (32, min(longest, 512))
+    best = (8, min(128, largest[1]))
+
+    def shapes(free: Shape) -> dict[str, Shape]:
+        return {
+            name: tuple(
+                size if isinstance(size, int) else free[min(axis, len(free) - 1)] for axis, size in enumerate(shape)
+            )
+            for name, shape in inputs.items()
+        }
+
+    return Profile(shapes((1, 1)), shapes(best), shapes(largest))
+
+
+def parse_profiles(
+    inputs: Mapping[str, Declared], min_: Sequence[str], opt: Sequence[str], max_: Sequence[str]
+) -> list[Profile]:
+    """The profiles that the options name; the first of each makes the first profile, and so on.
+
+    Raises:
+        BuildError: for text that is no shape, or options that do not come together; all faults at once.
+    """
+    faults: list[str] = []
+    profiles = []
+    for index, texts in enumerate(zip_longest(min_, opt, max_)):
+        parts: list[dict[str, Shape]] = []
+        for bound, text in zip(_BOUNDS, texts, strict=True):
+            if text is None:
+                faults.append(f"profile {index} has no --{bound}-shapes: give all three of them for every profile")
+                parts.append({})
+            else:
+                parts.append(_parsed(text, inputs, f"--{bound}-shapes {text}", faults))
+        profiles.append(Profile(*parts))
+    if faults:
+        raise BuildError(describe_faults("the shapes cannot be read", faults))
+    return profiles
+
+
+def _parsed(text: str, inputs: Mapping[str, Declared], where: str, faults: list[str]) -> dict[str, Shape]:
+    if _SHAPE.fullmatch(text.strip()):
+        return dict.fromkeys(inputs, _sizes(text.strip()))
+    shapes: dict[str, Shape] = {}
+    for part in text.split(","):
+        name, colon, sizes = part.strip().rpartition(":")
+        name = name.strip("'\"")
+        if not colon or not name or not _SHAPE.fullmatch(sizes):
+            faults.append(f"{where}: {part!r} is not of the form input_ids:8x128")
+        elif name in shapes:
+            faults.append(f"{where}: {name} is there twice")
+        else:
+            shapes[name] = _sizes(sizes)
+    return shapes
+
+
+def _sizes(text: str) -> Shape:
+    return tuple(int(size) for size in text.split("x"))
+
+
+def check_profiles(
+    profiles: Sequence[Profile], inputs: Mapping[str, Declared], *, longest: int | None = None
+) -> list[str]:
+    """What is wrong with the profiles, a line each; TensorRT itself would tell the first alone.
+
+    1. every dynamic input is in every profile, and nothing else is;
+    2. rank and fixed lengths are the file's;
+    3. 1 <= min <= opt <= max;
+    4. dimensions of one name are equal in all inputs of a profile;
+    5. no sequence is longer than the model has positions.
+    """
+    faults = []
+    if not profiles and any(_is_free(shape) for shape in inputs.values()):
+        faults.append("there is no profile, and the inputs have free dimensions")
+    for index, profile in enumerate(profiles):
+        for bound in _BOUNDS:
+            shapes: Mapping[str, Shape] = getattr(profile, bound)
+            where = f"profile {index}, {bound}"
+            faults += [
+                f"{where}: the input {name} is missing"
+                for name, declared in inputs.items()
+                if name not in shapes and _is_free(declared)
+            ]
+            faults += [
+                f"{where}: the file has no input {name}; it has {', '.join(inputs)}"
+                for name in shapes
+                if name not in inputs
+            ]
+            faults += _shape_faults(where, shapes, inputs)
+            faults += _symbol_faults(where, shapes, inputs)
+        faults += _order_faults(index, profile)
+        faults += _length_faults(index, profile, inputs, longest)
+    return faults
+
+
+def _is_free(declared: Declared) -> bool:
+    return not all(isinstance(size, int) for size in declared)
+
+
+def _shape_faults(where: str, shapes: Mapping[str, Shape], inputs: Mapping[str, Declared]) -> list[str]:
+    faults = []
+    for name, shape in shapes.items():
+        declared = inputs.get(name)
+        if declared is None:
+            continue
+        wanted = "x".join("?" if size is None else str(size) for size in declared)
+        if len(shape) != len(declared) or any(
+            isinstance(size, int) and size != given for size, given in zip(declared, shape, strict=True)
+        ):
+            faults.append(f"{where}: {name} is {shown_shape(shape)}, the file has {wanted}")
+        elif 0 in shape:
+            faults.append(f"{where}: {name} is {shown_shape(shape)}, but no length can be 0")
+    return faults
+
+
+def _symbol_faults(where: str, shapes: Mapping[str, Shape], inputs: Mapping[str, Declared]) -> list[str]:
+    found: dict[str, dict[str, int]] = {}
+    for name, shape in shapes.items():
+        declared = inputs.get(name, ())
+        if len(declared) == len(shape):
+            for symbol, size in zip(declared, shape, strict=True):
+                if isinstance(symbol, str):
+                    found.setdefault(symbol, {})[name] = size
+    return [
+        f"{where}: the dimension {symbol} differs between the inputs: "
+        + ", ".join(f"{size} of {name}" for name, size in sizes.items())
+        for symbol, sizes in found.items()
+        if len(set(sizes.values())) > 1
+    ]
+
+
+def _order_faults(index: int, profile: Profile) -> list[str]:
+    faults = []
+    for name in profile.opt:
+        low, best, high = (part.get(name) for part in (profile.min, profile.opt, profile.max))
+        if low is None or best is None or high is None or not len(low) == len(best) == len(high):
+            continue
+        if not all(a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
+            faults.append(
+                f"profile {index}: {name} must grow from min to max, "
+                f"it is {shown_shape(low)}, {shown_shape(best)}, {shown_shape(high)}"
+            )
+    return faults
+
+
+def _length_faults(index: int, profile: Profile, inputs: Mapping[str, Declared], longest: int | None) -> list[str]:
+    if longest is None:
+        return []
+    over = {
+        shape[1] for name, shape in profile.max.items() if name in inputs and len(shape) == 2 and shape[1] > longest
+    }
+    return [f"profile {index}, max: {length} tokens, but the model has {longest} positions" for length in over]
+
+
+def shown_shape(shape: Shape) -> str:
+    """As it is written: ``8x128``."""
+    return "x".join(map(str, shape))
+
+
+def shown_shapes(shapes: Mapping[str, Shape]) -> str:
+    """As trtexec takes them: ``input_ids:8x128,attention_mask:8x128``."""
+    return ",".join(f"{name}:{shown_shape(shape)}" for name, shape in shapes.items())
