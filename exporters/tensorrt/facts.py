@@ -210,10 +210,11 @@ class Facts:
             if len(sides) != 2 or any(is_stored(value) for value in sides):
                 continue
             linear = [_linear_behind(value) for value in sides]
-            if any(linear) and not all(linear):
+            if all(linear):  # behind a projection of the embeddings; what was there before has other readers too
+                linear = [len(_readers(source(value))) == 1 for value in sides]
+            if linear.count(True) == 1 and not consumers(node.outputs[0], "Softmax"):
                 branch, skip = sides if linear[0] else reversed(sides)
-                if not consumers(node.outputs[0], "Softmax"):
-                    found.append(Residual(node, operand(branch), operand(skip)))
+                found.append(Residual(node, operand(branch), operand(skip)))
         return found
 
     @cached_property
@@ -273,6 +274,15 @@ def _dequantize_of(value: ir.Value | None) -> ir.Node | None:
             return node
         value = node.inputs[0]
     return None
+
+
+def _readers(value: ir.Value) -> list[ir.Node]:
+    """Who reads ``value``, also through its quantizer."""
+    found = []
+    for node in consumers(value):
+        through = is_op(node, "QuantizeLinear", "DequantizeLinear", "Cast", "Identity")
+        found += _readers(node.outputs[0]) if through else [node]
+    return found
 
 
 def _linear_behind(value: ir.Value) -> bool:

@@ -44,7 +44,7 @@ class ProductRow:
     @property
     def as_wanted(self) -> bool:
         """Whether it runs in 8 bits when the file asks for that."""
-        return self.wanted == "float" or self.wanted == self.runs_in
+        return self.wanted in ("float", self.runs_in)
 
 
 @dataclass(frozen=True)

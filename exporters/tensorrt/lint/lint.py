@@ -1,0 +1,91 @@
+"""Run every check on a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from exporters.tensorrt.facts import Facts
+from exporters.tensorrt.lint.graph import GRAPH_CHECKS
+from exporters.tensorrt.lint.operators import target_version
+from exporters.tensorrt.lint.placement import PLACEMENT_CHECKS
+from exporters.tensorrt.lint.quantizers import QUANTIZER_CHECKS
+from exporters.tensorrt.lint.settings import Settings
+from exporters.tensorrt.profiles import default_profile
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from exporters.tensorrt.lint.rules import Finding
+    from exporters.tensorrt.profiles import Profile
+    from exporters.tensorrt.source import Source
+
+__all__ = ["CHECKS", "LintReport", "lint"]
+
+CHECKS = (*QUANTIZER_CHECKS, *PLACEMENT_CHECKS, *GRAPH_CHECKS)
+
+_ORDER = ("error", "warning", "info")
+
+
+@dataclass(frozen=True)
+class LintReport:
+    """What was found.
+
+    Args:
+        version: of the TensorRT that it was checked for.
+        findings: errors first, in the order of the graph.
+    """
+
+    version: tuple[int, int]
+    findings: Sequence[Finding]
+
+    def count(self, severity: str) -> int:
+        """How many findings are ``error``, ``warning`` or ``info``."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+    def holds(self, *, strict: bool = False) -> bool:
+        """Whether there is no error; and no warning where it is strict."""
+        return not self.count("error") and not (strict and self.count("warning"))
+
+    def reasons(self) -> dict[str, list[str]]:
+        """Errors and warnings by node: why something may not run in int8."""
+        found: dict[str, list[str]] = {}
+        for finding in self.findings:
+            if finding.severity != "info":
+                found.setdefault(finding.node, []).append(f"{finding.id}: {finding.fault}")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "version": ".".join(map(str, self.version)),
+            "counts": {severity: self.count(severity) for severity in _ORDER},
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+
+def lint(
+    source: Source,
+    *,
+    target: str = "tensorrt",
+    profiles: Sequence[Profile] | None = None,
+    refit: bool = False,
+) -> LintReport:
+    """Check a file; weights are not read.
+
+    Args:
+        source: see :func:`exporters.tensorrt.source.read_source`.
+        target: ``tensorrt``, ``tensorrt:10.16``, ``tensorrt-rtx``.
+        profiles: that the engine is to have; None takes the default one.
+        refit: whether its weights are to be exchanged later.
+
+    Raises:
+        ConfigError: for a target that is not known.
+    """
+    version = target_version(target)
+    if profiles is None:
+        profiles = [default_profile(source.inputs, longest=source.longest or 512)]
+    settings = Settings(source=source, version=version, profiles=profiles, refit=refit)
+    facts = Facts(source.model)
+    findings = [finding for check in CHECKS for finding in check(facts, settings)]
+    return LintReport(version, tuple(sorted(findings, key=lambda finding: _ORDER.index(finding.severity))))
