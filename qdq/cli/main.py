@@ -11,10 +11,12 @@ import typer
 
 import qdq
 from qdq.cli.benchmark import benchmark
+from qdq.cli.build import build
 from qdq.cli.calibrate import calibrate
 from qdq.cli.evaluate import evaluate
 from qdq.cli.export import export
 from qdq.cli.inspect import inspect
+from qdq.cli.lint import lint
 from qdq.cli.quickstart import quickstart
 from qdq.cli.session import INTERRUPTED, end_with
 from qdq.cli.verify import verify
@@ -33,7 +35,7 @@ app = typer.Typer(
         "help_option_names": ["-h", "--help"],
     },
 )
-for function in (quickstart, calibrate, export, verify, evaluate, benchmark, inspect):
+for function in (quickstart, calibrate, export, verify, lint, build, evaluate, benchmark, inspect):
     app.command()(function)
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # the one way to it in every release of typer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from exporters.tensorrt.facts import Facts
@@ -47,6 +47,10 @@ class LintReport:
         """Whether there is no error; and no warning where it is strict."""
         return not self.count("error") and not (strict and self.count("warning"))
 
+    def plus(self, findings: Sequence[Finding]) -> LintReport:
+        """With more findings."""
+        return replace(self, findings=_sorted([*self.findings, *findings]))
+
     def reasons(self) -> dict[str, list[str]]:
         """Errors and warnings by node: why something may not run in int8."""
         found: dict[str, list[str]] = {}
@@ -88,4 +92,8 @@ def lint(
     settings = Settings(source=source, version=version, profiles=profiles, refit=refit)
     facts = Facts(source.model)
     findings = [finding for check in CHECKS for finding in check(facts, settings)]
-    return LintReport(version, tuple(sorted(findings, key=lambda finding: _ORDER.index(finding.severity))))
+    return LintReport(version, _sorted(findings))
+
+
+def _sorted(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(findings, key=lambda finding: _ORDER.index(finding.severity)))

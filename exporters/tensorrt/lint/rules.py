@@ -130,7 +130,12 @@ RULES: Mapping[str, Rule] = {
             "export in eval mode, with attention written as products and softmax",
             f"onnx-tensorrt, onnxOpCheckers.cpp; {_TRIED}",
         ),
-        Rule("E11", "the opset is one that this TensorRT reads", "export with --opset 21", "onnx-tensorrt, docs"),
+        Rule(
+            "E11",
+            "the opset is one that this TensorRT reads",
+            "export with another --opset, 18 to 24, or take another TensorRT",
+            "onnx-tensorrt, docs/operators.md",
+        ),
         Rule(
             "E12",
             "profiles name all dynamic inputs, min <= opt <= max, and dimensions of one name are equal",

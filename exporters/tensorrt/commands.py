@@ -1,0 +1,119 @@
+"""The same build as a command line of NVIDIA's own tools."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from exporters.tensorrt.build import HARDWARE, BuildOptions
+from exporters.tensorrt.profiles import shown_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from exporters.tensorrt.profiles import Profile
+
+__all__ = ["polygraphy_command", "shown", "trtexec_command"]
+
+_TRTEXEC_HARDWARE = {"ampere-plus": "ampere+", "same-compute-capability": "sameComputeCapability"}
+
+
+def trtexec_command(
+    model: Path, output: Path, profiles: Sequence[Profile], options: BuildOptions | None = None
+) -> list[str]:
+    """The arguments of ``trtexec``, 10.13 to 11.x, that build the same engine and write its layers beside it."""
+    options = options or BuildOptions()
+    line = ["trtexec", f"--onnx={model}", "--stronglyTyped", f"--saveEngine={output}"]
+    for index, profile in enumerate(profiles):
+        if len(profiles) > 1:
+            line.append(f"--profile={index}")
+        line += [
+            f"--minShapes={shown_shapes(profile.min)}",
+            f"--optShapes={shown_shapes(profile.opt)}",
+            f"--maxShapes={shown_shapes(profile.max)}",
+        ]
+    if options.workspace_mb is not None:
+        line.append(f"--memPoolSize=workspace:{options.workspace_mb}")
+    if options.optimization_level is not None:
+        line.append(f"--builderOptimizationLevel={options.optimization_level}")
+    if options.timing_cache is not None:
+        line.append(f"--timingCacheFile={options.timing_cache}")
+    if options.hardware != "none":
+        line.append(f"--hardwareCompatibilityLevel={_TRTEXEC_HARDWARE[options.hardware]}")
+    if options.version_compatible:
+        line.append("--versionCompatible")
+    if options.refit or options.strip:
+        line.append("--refit")
+    if options.strip:
+        line.append("--stripWeights")
+    if not options.tf32:
+        line.append("--noTF32")
+    return [*line, "--profilingVerbosity=detailed", f"--exportLayerInfo={output}.layers.json", "--skipInference"]
+
+
+def polygraphy_command(
+    model: Path,
+    output: Path,
+    profiles: Sequence[Profile],
+    options: BuildOptions | None = None,
+    *,
+    highest: Mapping[str, int] | None = None,
+) -> list[str]:
+    """The arguments of ``polygraphy`` that build the same engine and compare it with ONNX Runtime.
+
+    Quantized outputs differ in single values where a rounding flips, so the mean of the differences is what counts.
+
+    Args:
+        model: the ONNX file.
+        output: the plan.
+        profiles: in order.
+        options: of the build.
+        highest: the largest value that an input may have, 1 where nothing is said; the mask is all ones.
+    """
+    options = options or BuildOptions()
+    line = ["polygraphy", "run", str(model), "--onnxrt", "--trt", "--strongly-typed"]
+    for profile in profiles:
+        for bound in ("min", "opt", "max"):
+            line += [f"--trt-{bound}-shapes", *_shapes(getattr(profile, bound))]
+    if options.workspace_mb is not None:
+        line += ["--pool-limit", f"workspace:{options.workspace_mb}M"]
+    if options.optimization_level is not None:
+        line += ["--builder-optimization-level", str(options.optimization_level)]
+    if options.timing_cache is not None:
+        line += ["--load-timing-cache", str(options.timing_cache), "--save-timing-cache", str(options.timing_cache)]
+    if options.hardware != "none":
+        line += ["--hardware-compatibility-level", HARDWARE[options.hardware].lower()]
+    switches = {
+        "--version-compatible": options.version_compatible,
+        "--refittable": options.refit or options.strip,
+        "--strip-plan": options.strip,
+        "--tf32": options.tf32,
+    }
+    line += [switch for switch, wanted in switches.items() if wanted]
+    line += ["--save-engine", str(output)]
+    shapes = profiles[0].opt if profiles else {}
+    line += ["--input-shapes", *_shapes(shapes)]
+    line += ["--val-range", *(f"{name}:{_range(name, highest or {})}" for name in shapes)]
+    line += ["--seed", "42", "--check-error-stat", "mean", "--atol", "1e-2", "--rtol", "1e-2", "--validate"]
+    return line
+
+
+def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    return [f"{name}:[{','.join(map(str, shape))}]" for name, shape in shapes.items()]
+
+
+def _range(name: str, highest: Mapping[str, int]) -> str:
+    if name == "attention_mask":
+        return "[1,1]"
+    return f"[0,{highest.get(name, 0)}]"
+
+
+def shown(line: Sequence[str]) -> str:
+    """For a shell, one option a row."""
+    rows: list[list[str]] = [[]]
+    for word in line:
+        if word.startswith("--"):
+            rows.append([])
+        rows[-1].append(word)
+    return " \\\n    ".join(shlex.join(row) for row in rows if row)

@@ -1,0 +1,104 @@
+"""``qdq lint``: whether TensorRT will take an exported model, and run it in int8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qdq.cli.engine_shapes import MaxShapesOption, MinShapesOption, OptShapesOption, chosen_profiles
+from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
+from qdq.cli.tables import new_table
+from qdq.errors import VerificationError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from exporters.tensorrt.lint.lint import LintReport
+
+__all__ = ["lint"]
+
+_SHOWN = 3  # nodes of one rule
+
+
+@command
+def lint(
+    exported: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Directory of qdq export, or an .onnx file.")],
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="tensorrt:VERSION, as in tensorrt:10.16; tensorrt alone is the newest known."
+        ),
+    ] = "tensorrt",
+    strict: Annotated[bool, typer.Option(metavar="", help="Warnings, too, end with exit code 1.")] = False,
+    fix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a copy with everything repaired that can be.")
+    ] = None,
+    parse: Annotated[bool, typer.Option(metavar="", help="Ask the parser of an installed TensorRT, too.")] = False,
+    refit: Annotated[bool, typer.Option(metavar="", help="The engine is to be refitted.")] = False,
+    min_shapes: MinShapesOption = None,
+    opt_shapes: OptShapesOption = None,
+    max_shapes: MaxShapesOption = None,
+    json: JsonOption = False,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+    seed: SeedOption = 0,  # noqa: ARG001 (nothing is random here)
+) -> None:
+    """Check an exported model for TensorRT, without TensorRT; exit code 1 when it would fail.
+
+    Errors (E) keep an engine from being built, warnings (W) from being as fast as meant.
+
+    Example: qdq lint exported/ --target tensorrt:10.16 --strict
+    """
+    session = Session(json=json, verbose=verbose, quiet=quiet)
+    from exporters.tensorrt.lint.lint import lint as check
+    from exporters.tensorrt.lint.parser import parser_findings
+    from exporters.tensorrt.lint.repair import repair
+    from exporters.tensorrt.source import read_source
+
+    source = read_source(exported)
+    profiles = chosen_profiles(source, min_shapes, opt_shapes, max_shapes)
+    report = check(source, target=target, profiles=profiles, refit=refit)
+    if parse:
+        report = report.plus(parser_findings(source.path))
+    repairs: list[str] = []
+    if fix is not None:
+        repairs = repair(source.path, fix)
+        report = check(read_source(fix), target=target, profiles=profiles, refit=refit)
+        for line in repairs:
+            session.say(line)
+    error = None
+    if not report.holds(strict=strict):
+        subject = fix or exported
+        error = VerificationError(f"{subject} is not ready for {target}: {_counted(report)}")
+    version = ".".join(map(str, report.version))
+    session.result(
+        {"path": fix or exported, "target": target, **report.to_dict(), "repairs": repairs},
+        f"{fix or exported}: {_counted(report) if report.findings else 'nothing found'}, TensorRT {version}",
+        *_shown(report, full=verbose > 0),
+        error=error,
+    )
+
+
+def _counted(report: LintReport) -> str:
+    counts = ((report.count(severity), severity) for severity in ("error", "warning", "info"))
+    return ", ".join(f"{count} {name}{'s' if count > 1 and name != 'info' else ''}" for count, name in counts if count)
+
+
+def _shown(report: LintReport, *, full: bool) -> list[Table | str]:
+    if not report.findings:
+        return []
+    table = new_table("", "where", "what", words=3)
+    lines: list[str] = []
+    for key in dict.fromkeys((finding.id, finding.severity) for finding in report.findings):
+        findings = [finding for finding in report.findings if (finding.id, finding.severity) == key]
+        for finding in findings if full else findings[:_SHOWN]:
+            table.add_row(finding.id, finding.node, finding.fault)
+        if len(findings) > _SHOWN and not full:
+            table.add_row("", f"... and {len(findings) - _SHOWN} more", "-v shows all")
+        rule = findings[0].rule
+        line = f"{rule.id}: {rule.rule}. To cure it: {rule.cure}. ({rule.source})"
+        if line not in lines:
+            lines.append(line)
+    return ["", table, "", *lines]
