@@ -15,6 +15,7 @@ from exporters.onnx.passes.gather_before_dequantize import GatherBeforeDequantiz
 from exporters.onnx.passes.integer_gemm import IntegerGemmPass
 from exporters.onnx.passes.quantize_after_transpose import QuantizeAfterTransposePass
 from exporters.onnx.passes.residual_sum import ResidualSumPass
+from exporters.onnx.passes.scale_query import ScaleQueryPass
 from exporters.onnx.passes.transpose_weights import TransposeWeightsPass
 from exporters.onnx.passes.unsigned_activations import UnsignedActivationsPass
 from exporters.onnx.passes.unsigned_weights import UnsignedWeightsPass
@@ -101,10 +102,11 @@ def _folded() -> list[ir_passes.InPlacePass]:
     ]
 
 
-def _plain() -> list[ir_passes.InPlacePass]:
-    """QuantizeLinear and DequantizeLinear nodes as they are."""
+def _tensorrt_form() -> list[ir_passes.InPlacePass]:
+    """QuantizeLinear and DequantizeLinear nodes as they are, and attention in the form that is fused."""
     return [
         *_folded(),
+        ScaleQueryPass(),
         *tidy(),
     ]
 
@@ -161,7 +163,7 @@ TARGETS: Mapping[str, Target] = {
             refuses=_openvino_refuses,
             whole_groups=True,
         ),
-        Target(name="tensorrt", recipe="tensorrt", runtime="reference", passes=_plain, refuses=_tensorrt),
+        Target(name="tensorrt", recipe="tensorrt", runtime="reference", passes=_tensorrt_form, refuses=_tensorrt),
     )
 }
 

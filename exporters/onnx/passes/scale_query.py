@@ -1,0 +1,140 @@
+"""Scale the query instead of the scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.onnx.passes.graph import constant, initializer, is_op, only_consumer, producer
+
+__all__ = ["ScaleQueryPass"]
+
+_LAYOUT = ("Reshape", "Transpose")
+
+
+class ScaleQueryPass(ir.passes.InPlacePass):
+    """Move the scaling of attention's scores into the linear layer that makes the query.
+
+    TensorRT's fused attention wants it there. The factor goes into the bias and into the scales: of the layer's weight,
+    and of the query's quantizer. All integers stay what they are, and one node is gone.
+
+    Case 1: ``MatMul -> Div(c)`` or ``Mul(c)`` behind a query of its own: ``(x W + b)``, changes of layout, maybe a
+    quantizer with one scale. The weight is stored in integers or in float.
+    Case 2: the weight or its scales are shared (layers that repeat): this layer gets scales of its own.
+    Case 3: a computed factor, a factor that is not above 0, a query with other readers, or one that comes from anything
+    else: left alone.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Move."""
+        modified = False
+        for node in list(model.graph):
+            if is_op(node, "Div", "Mul"):
+                modified |= _try_move(model.graph, node)
+        return ir.passes.PassResult(model, modified)
+
+
+def _try_move(graph: ir.Graph, scaling: ir.Node) -> bool:
+    scores, factor = _scores_and_factor(scaling)
+    if scores is None or factor is None or only_consumer(scores.outputs[0]) is None:
+        return False
+    chain = _query(scores.inputs[0])
+    if chain is None:
+        return False
+    *quantizers, last = chain
+    readers = [value for node in chain for value in node.outputs if only_consumer(value) is None]
+    linear = producer(_computed(last), "MatMul") if is_op(last, "Add") else last
+    if readers or linear is None or only_consumer(linear.outputs[0]) is None:
+        return False  # case 3
+    if not _scale_weight(graph, linear, factor):
+        return False
+    if is_op(last, "Add"):
+        _scale_input(graph, last, _bias_index(last), factor)
+    for node in quantizers:
+        if is_op(node, "QuantizeLinear", "DequantizeLinear"):
+            _scale_input(graph, node, 1, factor)
+    scaling.outputs[0].replace_all_uses_with(scores.outputs[0])
+    graph.remove(scaling, safe=True)
+    return True
+
+
+def _scores_and_factor(scaling: ir.Node) -> tuple[ir.Node | None, float | None]:
+    """The product of two computed tensors that ``scaling`` reads, and by how much it scales it."""
+    order = (0,) if is_op(scaling, "Div") else (0, 1)
+    for index in order:
+        scores = producer(scaling.inputs[index], "MatMul")
+        number = constant(scaling.inputs[1 - index])
+        if scores is None or number is None or number.size != 1 or scaling.outputs[0].is_graph_output():
+            continue
+        value = float(number.reshape(-1)[0])
+        if any(_stored(side) for side in scores.inputs) or not np.isfinite(value) or value <= 0:
+            continue
+        return scores, 1 / value if is_op(scaling, "Div") else value
+    return None, None
+
+
+def _stored(value: ir.Value | None) -> bool:
+    node = producer(value, "DequantizeLinear", "Transpose")
+    return constant(value) is not None or (node is not None and _stored(node.inputs[0]))
+
+
+def _query(value: ir.Value | None) -> list[ir.Node] | None:
+    """The nodes from the product back to the bias of the linear layer, or to its MatMul where it has none."""
+    chain = []
+    while True:
+        node = producer(value, "DequantizeLinear", "QuantizeLinear", "Add", "MatMul", *_LAYOUT)
+        if node is None or (is_op(node, "Add") and _bias_index(node) is None):
+            return None
+        if is_op(node, "QuantizeLinear", "DequantizeLinear") and not _has_one_scale(node):
+            return None
+        chain.append(node)
+        if is_op(node, "Add", "MatMul"):
+            return chain
+        value = node.inputs[0]
+
+
+def _has_one_scale(node: ir.Node) -> bool:
+    scale = constant(node.inputs[1])
+    return scale is not None and scale.size == 1
+
+
+def _bias_index(add: ir.Node) -> int | None:
+    stored = [index for index, value in enumerate(add.inputs) if constant(value) is not None]
+    return stored[0] if len(stored) == 1 else None
+
+
+def _computed(add: ir.Node) -> ir.Value | None:
+    index = _bias_index(add)
+    return None if index is None else add.inputs[1 - index]
+
+
+def _scale_weight(graph: ir.Graph, linear: ir.Node, factor: float) -> bool:
+    """Scale the product of ``linear`` through its weight, which is its second operand."""
+    weight = linear.inputs[1]
+    if constant(weight) is not None:
+        _scale_input(graph, linear, 1, factor)
+        return True
+    dequantize = producer(weight, "DequantizeLinear")
+    if dequantize is None or constant(dequantize.inputs[1]) is None or constant(dequantize.inputs[0]) is None:
+        return False
+    assert weight is not None
+    if only_consumer(weight) is None:  # case 2
+        own = ir.node("DequantizeLinear", dequantize.inputs, dequantize.attributes, name=f"{linear.name}/Dequantize")
+        own.outputs[0].name = f"{own.name}_output_0"
+        own.outputs[0].type, own.outputs[0].shape = weight.type, weight.shape
+        graph.insert_before(linear, own)
+        linear.replace_input_with(1, own.outputs[0])
+        dequantize = own
+    _scale_input(graph, dequantize, 1, factor)
+    return True
+
+
+def _scale_input(graph: ir.Graph, node: ir.Node, index: int | None, factor: float) -> None:
+    """Replace a stored input by itself times ``factor``; other readers keep what they have."""
+    assert index is not None
+    value = node.inputs[index]
+    array = constant(value)
+    assert value is not None
+    assert array is not None
+    scaled = (array.astype(np.float64) * factor).astype(array.dtype)
+    node.replace_input_with(index, initializer(graph, f"{value.name}_scaled", scaled))
