@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import qdq
+from qdq.cli.analyze import analyze
 from qdq.cli.benchmark import benchmark
 from qdq.cli.build import build
 from qdq.cli.calibrate import calibrate
@@ -35,7 +36,7 @@ app = typer.Typer(
         "help_option_names": ["-h", "--help"],
     },
 )
-for function in (quickstart, calibrate, export, verify, lint, build, evaluate, benchmark, inspect):
+for function in (quickstart, calibrate, export, verify, lint, build, evaluate, analyze, benchmark, inspect):
     app.command()(function)
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # the one way to it in every release of typer
