@@ -46,6 +46,8 @@ def make_inputs(infos: Sequence[TensorInfo], batch_size: int, seq_len: int) -> d
     for info in infos:
         if info.dtype.kind not in "iu" or "position" in info.name.lower():  # positions may be one row for all
             continue
+        if "past_seq + seq" in info.shape:
+            continue
         shape = inputs[info.name].shape
         if len(shape) > 1 and (shape[0], shape[-1]) != (batch_size, seq_len):
             raise ExportError(
@@ -69,6 +71,8 @@ def _make_input(info: TensorInfo, batch_size: int, seq_len: int) -> NDArray[Any]
 
 
 def _resolve(shape: Sequence[int | str | None], batch_size: int, seq_len: int) -> tuple[int, ...]:
+    if "past_seq + seq" in shape:  # the mask over a cache, which is as long as the new text
+        return tuple(2 * seq_len if size == "past_seq + seq" else batch_size for size in shape)
     free = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
 
     def resolve(axis: int, size: int | str | None) -> int:

@@ -58,8 +58,8 @@ class Shape:
 class Timing:
     """Seconds of one run of one model at one shape.
 
-    ``median_s``, ``p10_s`` and ``p90_s`` are taken in each round, and of each the median over the rounds is kept: a
-    round with more runs does not weigh more. ``runs`` counts all runs of all ``rounds``.
+    ``median_s``, ``p10_s``, ``p90_s`` and ``p99_s`` are taken in each round, and of each the median over the rounds is
+    kept: a round with more runs does not weigh more. ``runs`` counts all runs of all ``rounds``.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Timing:
     median_s: float
     p10_s: float
     p90_s: float
+    p99_s: float
     runs: int
     rounds: int
 
@@ -268,13 +269,14 @@ def _round_medians(by_round: Sequence[Sequence[float]]) -> tuple[float, ...]:
 
 
 def _timing(name: str, shape: Shape, by_round: Sequence[Sequence[float]]) -> Timing:
-    p10, p90 = (statistics.median(float(np.quantile(times, q)) for times in by_round) for q in (0.1, 0.9))
+    p10, p90, p99 = (statistics.median(float(np.quantile(times, q)) for times in by_round) for q in (0.1, 0.9, 0.99))
     return Timing(
         name=name,
         shape=shape,
         median_s=statistics.median(_round_medians(by_round)),
         p10_s=p10,
         p90_s=p90,
+        p99_s=p99,
         runs=sum(map(len, by_round)),
         rounds=len(by_round),
     )

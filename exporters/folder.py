@@ -2,7 +2,7 @@
 
     model.onnx (+ model.onnx.data above 2 GB)   config.json   tokenizer ...   export.json
 
-``export.json`` says what was exported: target, recipe in force, opset, names of inputs and outputs.
+``export.json`` says what was exported: target, recipe in force, opset, names of inputs and outputs, and the form.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporters.signature import example_inputs
+from exporters.form import Form
 from qdq.checkpoint import copy_companions, load
-from qdq.data.text import draw, read_samples, sample_text
-from qdq.data.tokenize import encode_batches, load_tokenizer
 from qdq.errors import CheckpointError, ExportError, describe_faults
 from qdq.models.huggingface import config_to_json
 from qdq.prepare import apply_recipe
@@ -29,16 +27,12 @@ if TYPE_CHECKING:
 
     from exporters.onnx.export import Exported
     from exporters.verify import Verification
-    from qdq.models.model import Model
 
-__all__ = ["EXPORT_FILE", "MODEL_FILE", "export", "proof_batches", "read_export", "verify"]
+__all__ = ["EXPORT_FILE", "MODEL_FILE", "export", "read_export", "verify"]
 
 FORMAT = 1
 EXPORT_FILE = "export.json"
 MODEL_FILE = "model.onnx"
-
-PROOF_SHAPES = ((1, 24), (5, 64), (8, 128))
-"""Batch sizes and longest lengths that a verification runs by default; shorter texts give it padding."""
 
 
 def export(
@@ -48,6 +42,7 @@ def export(
     target: str | None,
     recipe: Recipe | str | None = None,
     opset: int | None = None,
+    form: Form | None = None,
 ) -> Exported:
     """Export a checkpoint into a directory, which appears whole or not at all.
 
@@ -57,6 +52,7 @@ def export(
         target: ``onnxruntime``, ``openvino``, ``tensorrt``; None for the float model.
         recipe: to change to first; see :func:`exporters.onnx.export.export_model`.
         opset: of the standard operators, 21 when None.
+        form: inputs, outputs and types of choice, :class:`~exporters.form.Form` when None.
 
     Raises:
         CheckpointError: for a checkpoint that cannot be read.
@@ -67,10 +63,10 @@ def export(
     from exporters.onnx.export import DEFAULT_OPSET, check_options, export_model
 
     opset = DEFAULT_OPSET if opset is None else opset
-    check_options(target, opset)
+    check_options(target, opset, form)
     with atomic_directory(Path(output), kind="export") as folder:
         model = load(checkpoint)
-        exported = export_model(model, folder / MODEL_FILE, target=target, recipe=recipe, opset=opset)
+        exported = export_model(model, folder / MODEL_FILE, target=target, recipe=recipe, opset=opset, form=form)
         copy_companions(Path(checkpoint), folder)
         write_json(folder / "config.json", config_to_json(model.config, model.task))
         write_json(folder / EXPORT_FILE, {"format": FORMAT, **exported.to_dict()})
@@ -108,16 +104,20 @@ def verify(
     Args:
         checkpoint: directory of the checkpoint that was exported.
         folder: directory that :func:`export` wrote.
-        batches: inputs; None takes :func:`proof_batches`.
+        batches: inputs; None takes :func:`exporters.proof.proof_batches`.
 
     Raises:
         CheckpointError: for a checkpoint or an export that cannot be read.
         ExportError: when the export does not belong to this checkpoint.
     """
+    from exporters.deployed import deploy
+    from exporters.onnx.precision import to_dtype
     from exporters.onnx.targets import target_named
+    from exporters.proof import proof_batches
     from exporters.verify import verify as verify_model
 
     document = read_export(folder)
+    form = Form.from_dict(document.get("form", {}), source=f"{Path(folder) / EXPORT_FILE}: form")
     model = load(checkpoint)
     target = document["target"]
     if target == "float":
@@ -130,31 +130,9 @@ def verify(
         if document["recipe"] is not None:
             apply_recipe(model, Recipe.from_dict(document["recipe"], source=str(Path(folder) / EXPORT_FILE)))
             set_mode(model, Mode.QUANTIZE)
+    to_dtype(model, form.dtype)
+    if form.dtype == "bf16":
+        runtime = "evaluator"  # ONNX Runtime's CPU kernels do not have the type
     if batches is None:
-        batches = proof_batches(checkpoint, model, tuple(document["inputs"]))
-    return verify_model(model, Path(folder) / MODEL_FILE, batches, runtime=runtime)
-
-
-def proof_batches(checkpoint: str | Path, model: Model, names: tuple[str, ...]) -> list[dict[str, Tensor]]:
-    """Several shapes with padding: text that ships with the package, or random token ids without a tokenizer."""
-    longest = model.config.max_position_embeddings - 2  # some families keep the first positions for padding
-    shapes = [(batch_size, min(seq_len, longest)) for batch_size, seq_len in PROOF_SHAPES]
-    try:
-        tokenizer = load_tokenizer(Path(checkpoint))
-    except CheckpointError:
-        vocab = model.config.vocab_size
-        return [
-            example_inputs(names, batch_size=b, seq_len=s, vocab_size=vocab, padding=s // 4, seed=s) for b, s in shapes
-        ]
-    if tokenizer.get_vocab_size() > model.config.vocab_size:
-        raise CheckpointError(
-            f"{checkpoint}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {model.config.vocab_size}"
-        )
-    batches = []
-    for index, (batch_size, seq_len) in enumerate(shapes):
-        texts = draw(read_samples(sample_text("heldout")), batch_size, seed=index)
-        (batch,) = encode_batches(
-            texts, tokenizer, batch_size=batch_size, seq_len=seq_len, pad_token_id=model.config.pad_token_id or 0
-        )
-        batches.append({name: batch[name] for name in names})
-    return batches
+        batches = proof_batches(checkpoint, deploy(model, form))
+    return verify_model(model, Path(folder) / MODEL_FILE, batches, runtime=runtime, form=form)

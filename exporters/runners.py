@@ -3,7 +3,8 @@
 Evaluation, verification and timing see a :class:`Runner` and nothing of its runtime. All runners have the same manners:
 
 1. an input the model does not have is ignored, so one batch serves every model;
-2. a missing input, a wrong dtype, rank or fixed length is a :class:`~qdq.errors.DataError`, all of them at once;
+2. a missing input, a wrong dtype, rank or fixed length is a :class:`~qdq.errors.DataError`, all of them at once; ids
+   in int64 are taken by a model that declares int32;
 3. what the runtime itself refuses arrives as an error of this package that names the file.
 """
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-__all__ = ["OnnxRuntimeRunner", "OpenVINORunner", "Runner", "TensorInfo", "TorchRunner"]
+__all__ = ["EvaluatorRunner", "OnnxRuntimeRunner", "OpenVINORunner", "Runner", "TensorInfo", "TorchRunner"]
 
 STANDARD_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -88,6 +89,7 @@ class OnnxRuntimeRunner:
         threads: Threads within one operator; None leaves the choice to the runtime.
         optimize: False switches all graph optimizations off, so that every tensor is computed as it is written.
         session_config: Further session entries, such as ``{"session.intra_op.allow_spinning": "0"}``.
+        profile_to: Beginning of the name of a file in which the runtime keeps times; see :meth:`end_profiling`.
 
     Raises:
         CheckpointError: The file is missing, damaged or incomplete.
@@ -101,6 +103,7 @@ class OnnxRuntimeRunner:
         threads: int | None = None,
         optimize: bool = True,
         session_config: Mapping[str, str] | None = None,
+        profile_to: Path | None = None,
     ) -> None:
         import onnxruntime as ort
 
@@ -109,6 +112,9 @@ class OnnxRuntimeRunner:
         options.log_severity_level = 4  # what goes wrong arrives as an exception; stderr belongs to the caller
         if threads is not None:
             options.intra_op_num_threads = threads
+        if profile_to is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile_to)
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
@@ -143,6 +149,10 @@ class OnnxRuntimeRunner:
         except Exception as error:  # as above
             raise ExportError(f"{self._name}: ONNX Runtime failed: {_one_line(error)}") from error
         return dict(zip(self._output_names, arrays, strict=True))
+
+    def end_profiling(self) -> str:
+        """The file with the times of all runs so far, of a runner that was given ``profile_to``."""
+        return str(self._session.end_profiling())
 
 
 class OpenVINORunner:
@@ -201,6 +211,53 @@ class OpenVINORunner:
         except RuntimeError as error:
             raise ExportError(f"{self._name}: OpenVINO failed: {_one_line(error)}") from error
         return {name: arrays[index] for index, name in enumerate(self._output_names)}
+
+
+class EvaluatorRunner:
+    """Runs an ONNX model in the reference evaluator of onnx: slowly, but with every type that ONNX has.
+
+    Args:
+        path: The model file, or its bytes (only for a model without external data).
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+        ExportError: The evaluator cannot run the model.
+    """
+
+    def __init__(self, path: Path | bytes) -> None:
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        self._name = "the model in memory" if isinstance(path, bytes) else str(_existing(path))
+        try:
+            proto = onnx.load_from_string(path) if isinstance(path, bytes) else onnx.load(path)
+        except Exception as error:  # protobuf has its own tree of errors
+            raise CheckpointError(f"{self._name}: not an ONNX file ({error})") from error
+        self.inputs = tuple(_onnx_info(value) for value in proto.graph.input)
+        self._output_names = tuple(value.name for value in proto.graph.output)
+        try:
+            self._evaluator = ReferenceEvaluator(proto)
+        except Exception as error:  # whatever an operator that it does not have raises
+            raise ExportError(f"{self._name}: onnx's evaluator cannot run it: {_one_line(error)}") from error
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the model's inputs, in order."""
+        return tuple(i.name for i in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the model's outputs, in order."""
+        return self._output_names
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Outputs by name; see :class:`Runner`."""
+        feed = _feed(self._name, self.inputs, inputs)
+        try:
+            arrays = self._evaluator.run(None, feed)
+        except Exception as error:  # numpy's and the operators' own
+            raise ExportError(f"{self._name}: onnx's evaluator failed: {_one_line(error)}") from error
+        return dict(zip(self._output_names, arrays, strict=True))
 
 
 class TorchRunner:
@@ -276,6 +333,8 @@ def _feed(name: str, infos: Sequence[TensorInfo], inputs: Mapping[str, NDArray[A
         array = feed.get(info.name)
         if array is None:
             continue
+        if str(array.dtype) == "int64" and str(info.dtype) == "int32" and np.array_equal(array, array.astype(np.int32)):
+            array = feed[info.name] = array.astype(np.int32)
         if array.dtype != info.dtype:
             faults.append(f"the input {info.name} is {array.dtype}, the model takes {info.dtype}")
         if array.ndim != len(info.shape) or any(
@@ -304,6 +363,14 @@ def _ort_dtype(kind: str, tensor: str, model: str) -> np.dtype[Any]:
     if kind not in ORT_DTYPES:
         raise ExportError(f"{model}: the input {tensor} is a {kind}, for which numpy has no type")
     return np.dtype(ORT_DTYPES[kind])
+
+
+def _onnx_info(value: Any) -> TensorInfo:
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    kind = value.type.tensor_type
+    shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim)
+    return TensorInfo(value.name, np.dtype(tensor_dtype_to_np_dtype(kind.elem_type)), shape)
 
 
 def _openvino_info(port: Any) -> TensorInfo:

@@ -1,39 +1,67 @@
-"""Names and shapes of a model's inputs and outputs, as the ecosystem spells them."""
+"""Names, shapes and types of a file's inputs and outputs, as the ecosystem spells them, and example values for them."""
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from qdq.errors import DataError, ExportError
-
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from collections.abc import Mapping
 
-__all__ = ["Signature", "example_inputs", "signature_of"]
+    from torch import Tensor
 
-# In the order in which every consumer lists them.
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+__all__ = ["PAST_AND_SEQ", "Input", "Signature", "example_inputs", "texts"]
+
+TEXTS = ("input_ids", "attention_mask", "token_type_ids")
+PAST_AND_SEQ = "past_seq + seq"
+"""The axis of what has been and what is new, in the attention mask of a file that takes a cache."""
+
+SIZES: Mapping[str, int] = {"choices": 3, "past_seq": 5, "encoder_seq": 6, "candidate_seq": 7}
+"""Lengths of the free axes other than batch and seq in examples; all differ, so that none stands for another."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input.
+
+    Args:
+        name: of the input.
+        axes: a number for an axis that is fixed, a name for one that is free; equal names mean equal lengths.
+        dtype: ``int64``, ``int32``, ``float32``, ``float16`` or ``bfloat16``.
+    """
+
+    name: str
+    axes: tuple[str | int, ...] = ("batch", "seq")
+    dtype: str = "int64"
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Input and output names; every input is int64 ``(batch, seq)``.
+    """Inputs and outputs of a file.
 
     Args:
         inputs: in order.
-        outputs: in order.
+        outputs: their names, in order.
     """
 
-    inputs: tuple[str, ...]
+    inputs: tuple[Input, ...]
     outputs: tuple[str, ...]
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, in order."""
+        return tuple(entry.name for entry in self.inputs)
+
+
+def texts(*names: str) -> tuple[Input, ...]:
+    """Inputs of tokens: int64 ``(batch, seq)``; all three of them when none is named."""
+    return tuple(Input(name) for name in names or TEXTS)
 
 
 def example_inputs(
-    names: tuple[str, ...],
+    inputs: tuple[Input, ...],
     *,
     batch_size: int = 2,
     seq_len: int = 8,
@@ -41,35 +69,42 @@ def example_inputs(
     padding: int = 0,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Random token ids, the last ``padding`` positions of every odd row masked out.
+    """Random values: token ids, the last ``padding`` positions of every odd row masked out; normal numbers for floats.
+
+    Args:
+        inputs: of a signature.
+        batch_size: of the axis ``batch``.
+        seq_len: of the axis ``seq``; other free axes have the lengths of :data:`SIZES`.
+        vocab_size: ids are below it.
+        padding: how many positions at the end are masked out.
+        seed: of the random numbers.
 
     Returns:
-        int64 tensors ``(batch_size, seq_len)`` for each of ``names``.
+        A tensor of shape and type of each of ``inputs``. Ids are 0 where the mask of their own text is.
     """
     generator = torch.Generator().manual_seed(seed)
-    mask = torch.ones(batch_size, seq_len, dtype=torch.int64)
-    if padding:
-        mask[1::2, -padding:] = 0
-    ids = torch.randint(1, vocab_size, mask.shape, generator=generator)
-    known = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-    return {name: known[name] for name in names}
+    sizes: dict[str, int] = {**SIZES, "batch": batch_size, "seq": seq_len}
+    sizes[PAST_AND_SEQ] = sizes["past_seq"] + seq_len
 
+    def shape(entry: Input) -> tuple[int, ...]:
+        return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in entry.axes)
 
-def signature_of(model: nn.Module) -> Signature:
-    """Inputs that the model accepts, and the outputs that it computes from them without labels.
+    def mask(of: Input) -> Tensor:
+        visible = torch.ones(shape(of), dtype=torch.int64)
+        if padding and visible.shape[-1] > padding:
+            visible.flatten(0, -2)[1::2, -padding:] = 0
+        return visible
 
-    Raises:
-        ExportError: for a model that needs other inputs, multiple choice for instance.
-    """
-    accepted = inspect.signature(model.forward).parameters
-    inputs = tuple(name for name in _INPUTS if name in accepted)
-    vocab_size = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
-    try:
-        with torch.inference_mode():
-            output = model(**example_inputs(inputs, vocab_size=vocab_size))
-    except DataError as error:
-        task = getattr(model, "task", type(model).__name__)
-        raise ExportError(
-            f"the task {task!r} cannot be exported: a file has the inputs {', '.join(inputs)} (batch, seq), but {error}"
-        ) from error
-    return Signature(inputs, tuple(name for name, value in output.items() if isinstance(value, torch.Tensor)))
+    found = {}
+    for entry in inputs:
+        kind = getattr(torch, entry.dtype)
+        if kind.is_floating_point:
+            values = torch.randn(shape(entry), generator=generator)
+        elif entry.name.endswith("_mask"):
+            values = mask(entry)
+        elif entry.name.endswith("token_type_ids"):
+            values = torch.zeros(shape(entry), dtype=torch.int64)
+        else:
+            values = torch.randint(1, vocab_size, shape(entry), generator=generator) * mask(entry)
+        found[entry.name] = values.to(kind)
+    return found

@@ -1,7 +1,8 @@
 """Proof that an exported file computes what the checkpoint computes.
 
 By segment: the graph is cut at its quantizers, every piece is fed torch's own integers, runtime optimizations off; the
-integers that come out must be equal, except values that lie within ``TIE`` of a rounding tie, which are counted.
+integers that come out must be equal, except values that lie within ``TIE`` of a rounding tie, which are counted. Half
+precision widens that zone by its own rounding.
 
 End to end: the file as it is deployed, optimizations on. One flipped step grows through the layers, so file and
 checkpoint may differ there; but both must lie equally close to the float model, and close to each other within stated
@@ -11,14 +12,16 @@ bounds.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from exporters.deployed import Deployed, deploy
 from exporters.onnx.segments import Cut, CutModel, cut_at_quantizers
-from exporters.runners import OnnxRuntimeRunner, OpenVINORunner, Runner
+from exporters.runners import EvaluatorRunner, OnnxRuntimeRunner, OpenVINORunner, Runner
 from qdq.errors import DataError, ExportError, MissingPackageError
 from qdq.prepare import named_slots
 from qdq.quantizer import Mode, Quantizer, quantizers, set_mode
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, nn
+
+    from exporters.form import Form
 
 __all__ = ["Bounds", "EndToEnd", "Segment", "Verification", "cosine", "sqnr_db", "verify"]
 
@@ -42,6 +47,11 @@ _EXACT_DB = 80.0
 
 FLOAT_TOLERANCE = 1e-4
 """Largest difference of float tensors, relative to the largest magnitude, between two implementations in float32."""
+
+_HALF_STEP = {"fp16": 2.0**-11, "bf16": 2.0**-8}
+_HALF_ROUNDINGS = 4
+"""How many roundings to half precision, each of the size of the largest value, may stand between two quantizers."""
+_HALF_TOLERANCE = {"fp16": 0.02, "bf16": 0.1}  # of outputs, behind whole models perhaps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +82,8 @@ class Segment:
         ties: how many differ by one step and lie within ``TIE`` of a rounding tie.
         wrong: how many differ otherwise.
         largest: largest difference.
-        unit: of ``largest``: ``steps``, or for an output ``of the largest magnitude``.
+        unit: of ``largest``: ``steps``, for an output ``of the largest magnitude``, for whole numbers ``by value``.
+        sqnr_db: of what the file finds against what torch finds; 200 when they are equal.
     """
 
     name: str
@@ -81,6 +92,7 @@ class Segment:
     wrong: int
     largest: float
     unit: str
+    sqnr_db: float = EQUAL_DB
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,7 @@ class EndToEnd:
         float_sqnr_db: of the file against the float model.
         float_cosine: of the file against the float model.
         expected_float_sqnr_db: of the checkpoint in torch against the float model.
+        agreement: of whole numbers (labels, positions), which have no SQNR: the share that the checkpoint finds, too.
     """
 
     output: str
@@ -106,6 +119,7 @@ class EndToEnd:
     float_sqnr_db: float
     float_cosine: float
     expected_float_sqnr_db: float
+    agreement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -131,9 +145,14 @@ class Verification:
         """Whether everything did."""
         return not self.faults
 
+    @property
+    def first_wrong(self) -> str | None:
+        """The first segment, in graph order, that does not hold: what stands in front of it is where to look."""
+        return next((segment.name for segment in self.segments if segment.wrong), None)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, which knows no NaN and no infinity: None stands for them."""
-        return {"holds": self.holds, **_plain(asdict(self))}
+        return {"holds": self.holds, "first_wrong": self.first_wrong, **_plain(asdict(self))}
 
 
 def _plain(value: Any) -> Any:
@@ -151,16 +170,19 @@ def verify(
     *,
     runtime: str = "onnxruntime",
     bounds: Bounds | None = None,
+    form: Form | None = None,
 ) -> Verification:
     """Compare an ONNX file with the torch model it was exported from.
 
     Args:
         model: float, or wrapped in mode QUANTIZE; in eval mode.
         path: of ``model.onnx``.
-        batches: inputs of several shapes, with padding; int64 tensors ``(batch, seq)``.
-        runtime: that runs the file end to end: ``onnxruntime``, ``openvino``, or ``reference``: ONNX Runtime with its
-            optimizations off, for files that are meant for a device which is not here.
+        batches: inputs of several shapes, with padding, as the signature of the form has them.
+        runtime: that runs the file end to end: ``onnxruntime``, ``openvino``, ``reference``: ONNX Runtime with its
+            optimizations off, for files that are meant for a device which is not here; or ``evaluator``: onnx's own
+            evaluator, slow but with every type, which then runs the pieces, too.
         bounds: for end to end, :class:`Bounds` when None.
+        form: that the file has, :class:`~exporters.form.Form` when None; ``model`` computes in its type already.
 
     Returns:
         The report; it does not raise when something does not hold.
@@ -171,17 +193,20 @@ def verify(
         ExportError: for a runtime that does not exist.
     """
     bounds = bounds or Bounds()
+    deployed = deploy(model, form)
     cut = cut_at_quantizers(path)
-    weights = {"session.model_external_initializers_file_folder_path": str(path.parent.resolve())}  # of large models
-    pieces = OnnxRuntimeRunner(cut.model, optimize=False, session_config=weights)
+    pieces = _pieces(cut, path, runtime)
     whole, runtime = _runner(path, runtime)
-    tally = _Tally()
+    tally = _Tally(deployed.form.dtype)
     rows: list[EndToEnd] = []
     faults = ["nothing was compared: there is no batch"]
     with np.errstate(all="ignore"):  # NaN and infinity are counted, not warned about
         for batch in batches:
-            recorded, outputs = _record(model, batch)
-            arrays = {name: value.numpy() for name, value in batch.items()}
+            missing = [name for name in deployed.signature.input_names if name not in batch]
+            if missing:
+                raise DataError(f"a batch has no {', '.join(missing)} (it has {', '.join(batch)})")
+            recorded, outputs = _record(deployed, batch)
+            arrays = {name: _array(value) for name, value in batch.items()}
             try:
                 found = whole(arrays)
                 faults = _structure_faults(model, cut, recorded, outputs, found)
@@ -191,7 +216,7 @@ def verify(
             except ExportError as error:
                 faults = [f"the file cannot be run with the checkpoint's tensors: {error}"]
                 break
-            rows += _compare_end_to_end(_float_outputs(model, batch), outputs, found, arrays["attention_mask"])
+            rows += _compare_end_to_end(_float_outputs(deployed, batch), outputs, found, arrays)
     faults += tally.faults()
     faults += [fault for row in rows for fault in _end_to_end_faults(row, bounds, runtime)]
     return Verification(tally.segments(), rows, bounds, runtime, faults)
@@ -200,7 +225,7 @@ def verify(
 def _structure_faults(
     model: nn.Module,
     cut: CutModel,
-    recorded: Mapping[Quantizer, _Record],
+    recorded: Mapping[_Call, _Record],
     outputs: Mapping[str, np.ndarray],
     found: Mapping[str, np.ndarray],
 ) -> list[str]:
@@ -213,23 +238,22 @@ def _structure_faults(
     """
     if recorded and not cut.cuts:
         return ["the checkpoint is quantized, but the file has no quantizers"]  # case 1, all of them
-    present = {quantizer: piece for piece in cut.cuts if (quantizer := _quantizer(model, piece)) in recorded}
+    present = {call: piece for piece in cut.cuts if (call := _call(model, piece)) is not None and call in recorded}
+    names = {quantizer: name for name, quantizer in quantizers(model)}
     faults = [
-        f"{name}: the checkpoint quantizes here, the file does not"  # case 1
-        for name, quantizer in quantizers(model)
-        if quantizer in recorded
-        and not any(quantizer is other or _is_same(quantizer, other, recorded) for other in present)
+        f"{names[call[0]]}: the checkpoint quantizes here, the file does not"  # case 1
+        for call in recorded
+        if not any(call == other or _is_same(recorded[call], recorded[other]) for other in present)
     ]
     faults += [
         f"{piece.slot}: the file quantizes here, the checkpoint does not"  # case 2
         for piece in cut.cuts
-        if _quantizer(model, piece) not in present
+        if _call(model, piece) not in present
     ]
-    for quantizer, piece in present.items():
-        assert quantizer is not None
-        assert quantizer.spec is not None
-        shift = 128 if quantizer.spec.signed and piece.dtype == np.uint8 else 0
-        expected = int(recorded[quantizer].zero_point)
+    for call, piece in present.items():
+        assert call[0].spec is not None
+        shift = 128 if call[0].spec.signed and piece.dtype == np.uint8 else 0
+        expected = int(recorded[call].zero_point)
         if piece.zero_point is not None and piece.zero_point - shift != expected:  # case 3
             faults.append(
                 f"{piece.slot}: the zero point is {piece.zero_point - shift} in the file, {expected} in the checkpoint"
@@ -241,10 +265,8 @@ def _structure_faults(
     return faults
 
 
-def _is_same(one: Quantizer, other: Quantizer | None, recorded: Mapping[Quantizer, _Record]) -> bool:
+def _is_same(ours: _Record, theirs: _Record) -> bool:
     """Whether both put the same tensor on the same grid."""
-    assert other is not None
-    ours, theirs = recorded[one], recorded[other]
     return (
         np.array_equal(ours.scale, theirs.scale)
         and np.array_equal(ours.zero_point, theirs.zero_point)
@@ -256,14 +278,21 @@ def _compare_end_to_end(
     in_float: Mapping[str, np.ndarray],
     expected: Mapping[str, np.ndarray],
     actual: Mapping[str, np.ndarray],
-    attention_mask: np.ndarray,
+    inputs: Mapping[str, np.ndarray],
 ) -> list[EndToEnd]:
     """A row for every output; of outputs ``(batch, seq, ...)`` the padded positions do not count."""
     rows = []
-    batch_size, seq_len = attention_mask.shape
+    tokens = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"][..., 0]
+    batch_size, seq_len = tokens.shape[0], tokens.shape[-1]
+    visible = inputs["attention_mask"][..., -seq_len:] != 0
     for name, reference in expected.items():
-        padded = reference.shape[:2] == attention_mask.shape
-        x, a, b = (y[attention_mask != 0] if padded else y for y in (in_float[name], reference, actual[name]))
+        padded = reference.shape[:2] == visible.shape and not name.startswith("present.")
+        x, a, b = (y[visible] if padded else y for y in map(_wide, (in_float[name], reference, actual[name])))
+        if a.dtype.kind in "iu":
+            share = float(np.mean(a == b)) if a.size else 1.0
+            unknown = dict.fromkeys(_MEASURES, math.nan)
+            rows.append(EndToEnd(name, batch_size, seq_len, **unknown, agreement=share))
+            continue
         rows.append(
             EndToEnd(
                 name,
@@ -279,8 +308,13 @@ def _compare_end_to_end(
     return rows
 
 
+_MEASURES = ("sqnr_db", "cosine", "float_sqnr_db", "float_cosine", "expected_float_sqnr_db")
+
+
 def _end_to_end_faults(row: EndToEnd, bounds: Bounds, runtime: str) -> list[str]:
-    """What does not hold; written so that NaN does not hold either."""
+    """What does not hold; written so that NaN does not hold either. Whole numbers are decided by flipped steps."""
+    if row.agreement is not None:
+        return []
     where = f"{row.output} at {row.batch_size}x{row.seq_len} in {runtime}"
     faults = []
     if not (row.sqnr_db >= bounds.sqnr_db and row.cosine >= bounds.cosine):
@@ -306,10 +340,14 @@ def sqnr_db(reference: np.ndarray, actual: np.ndarray) -> float:
     with np.errstate(all="ignore"):  # values that are not finite give NaN
         signal = np.square(reference, dtype=np.float64).sum()
         noise = np.square(np.subtract(reference, actual, dtype=np.float64)).sum()
-        if noise == 0:
-            return EQUAL_DB
-        ratio = 10 * np.log10(np.maximum(signal, np.finfo(np.float64).tiny) / noise)
-        return float(np.minimum(ratio, EQUAL_DB))  # NaN stays, which min() would lose
+        return _ratio_db(signal, noise)
+
+
+def _ratio_db(signal: float, noise: float) -> float:
+    if noise == 0:
+        return EQUAL_DB
+    ratio = 10 * np.log10(np.maximum(signal, np.finfo(np.float64).tiny) / noise)
+    return float(np.minimum(ratio, EQUAL_DB))  # NaN stays, which min() would lose
 
 
 def cosine(reference: np.ndarray, actual: np.ndarray) -> float:
@@ -327,9 +365,34 @@ def _runner(path: Path, runtime: str) -> tuple[Runner, str]:
             return OnnxRuntimeRunner(path), "onnxruntime (openvino is not installed)"
     if runtime == "reference":
         return OnnxRuntimeRunner(path, optimize=False), "onnxruntime, optimizations off"
+    if runtime == "evaluator":
+        return EvaluatorRunner(path), "onnx's reference evaluator"
     if runtime != "onnxruntime":
-        raise ExportError(f"no runtime {runtime!r} to verify in: it must be one of onnxruntime, openvino, reference")
+        known = "onnxruntime, openvino, reference, evaluator"
+        raise ExportError(f"no runtime {runtime!r} to verify in: it must be one of {known}")
     return OnnxRuntimeRunner(path), "onnxruntime"
+
+
+def _pieces(cut: CutModel, path: Path, runtime: str) -> Runner:
+    if runtime == "evaluator":
+        return EvaluatorRunner(cut.model)
+    weights = {"session.model_external_initializers_file_folder_path": str(path.parent.resolve())}  # of large models
+    return OnnxRuntimeRunner(cut.model, optimize=False, session_config=weights)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """``tensor`` for a runner; numpy itself has no bfloat16."""
+    if tensor.dtype is not torch.bfloat16:
+        array: np.ndarray = tensor.numpy()
+        return array
+    import ml_dtypes
+
+    return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    """Half precision in float32; bfloat16 is of a kind of its own in numpy."""
+    return array if array.dtype.kind in "iub" or array.dtype == np.float64 else array.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -347,22 +410,28 @@ class _Record:
         return replace(self, steps=self.steps.transpose(perm), integers=self.integers.transpose(perm))
 
 
-def _record(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[Quantizer, _Record], dict[str, np.ndarray]]:
-    """Run torch and keep the integers of every quantizer, and the outputs."""
-    records: dict[Quantizer, _Record] = {}
+_Call = tuple[Quantizer, int]
+"""A quantizer, and which of its calls in one run of the model it is: REALM's scorer calls its embedder twice."""
+
+
+def _record(deployed: Deployed, batch: Mapping[str, Tensor]) -> tuple[dict[_Call, _Record], dict[str, np.ndarray]]:
+    """Run torch and keep the integers of every call of a quantizer, and the outputs."""
+    records: dict[_Call, _Record] = {}
+    calls: Counter[Quantizer] = Counter()
 
     def recorder_of(quantizer: Quantizer) -> Any:
         def record(x: Tensor, q: Tensor) -> None:
             scale, zero_point = quantizer.grid(x)
             arrays = (x.float() / scale, q - zero_point, scale, zero_point)
-            records[quantizer] = _Record(*(array.detach().numpy() for array in arrays))
+            records[quantizer, calls[quantizer]] = _Record(*(array.detach().numpy() for array in arrays))
+            calls[quantizer] += 1
 
         return record
 
     # Weights are constants of the file, and a scale per token is computed there in float.
     active = [
         quantizer
-        for slot, quantizer in named_slots(model)
+        for slot, quantizer in named_slots(deployed.model)
         if slot.name != "weight"
         and quantizer.mode is Mode.QUANTIZE
         and quantizer.spec is not None
@@ -371,25 +440,24 @@ def _record(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[Quantiz
     try:
         for quantizer in active:
             quantizer.recorder = recorder_of(quantizer)
-        with torch.inference_mode():
-            outputs = model(**batch)
+        outputs = deployed.run(batch)
     finally:
         for quantizer in active:
             quantizer.recorder = None
-    return records, {name: value.numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+    return records, {name: _wide(_array(value)) for name, value in outputs.items()}
 
 
-def _float_outputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+def _float_outputs(deployed: Deployed, batch: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """The same model with its quantizers off."""
+    model = deployed.model
     modes = {quantizer: quantizer.mode for _, quantizer in quantizers(model)}
     try:
         set_mode(model, Mode.OFF)
-        with torch.inference_mode():
-            outputs = model(**batch)
+        outputs = deployed.run(batch)
     finally:
         for quantizer, mode in modes.items():
             quantizer.mode = mode
-    return {name: value.numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+    return {name: _wide(_array(value)) for name, value in outputs.items()}
 
 
 def _compare_segments(
@@ -397,14 +465,12 @@ def _compare_segments(
     cut: CutModel,
     pieces: Runner,
     model: nn.Module,
-    recorded: Mapping[Quantizer, _Record],
+    recorded: Mapping[_Call, _Record],
     arrays: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
 ) -> None:
     torch_side = {
-        piece: recorded[quantizer].transposed(piece.perm)
-        for piece in cut.cuts
-        if (quantizer := _quantizer(model, piece)) is not None
+        piece: recorded[call].transposed(piece.perm) for piece in cut.cuts if (call := _call(model, piece)) is not None
     }
     fed: dict[str, np.ndarray] = {}
     for piece, record in torch_side.items():
@@ -426,38 +492,57 @@ def _compare_segments(
         tally.add_floats(name, expected, found[name])
 
 
-def _quantizer(model: nn.Module, piece: Cut) -> Quantizer | None:
-    """The checkpoint's quantizer of that name, if it has one."""
+def _call(model: nn.Module, piece: Cut) -> _Call | None:
+    """The call of the checkpoint's quantizer of that name, if it has one."""
     try:
         module = model.get_submodule(piece.slot)
     except AttributeError:
         return None
-    return module if isinstance(module, Quantizer) else None
+    return (module, piece.call) if isinstance(module, Quantizer) else None
 
 
 class _Tally:
     """Adds up the segments over the batches."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: str = "fp32") -> None:
         self._rows: dict[str, Segment] = {}
+        self._power: dict[str, list[float]] = {}  # of signal and difference
+        self._rounding = _HALF_STEP.get(dtype, 0.0) * _HALF_ROUNDINGS
+        self._tolerance = _HALF_TOLERANCE.get(dtype, FLOAT_TOLERANCE)
 
     def add_integers(self, name: str, record: _Record, integers: np.ndarray) -> None:
         difference = np.abs(record.integers - integers)
         off = ~(difference == 0)  # NaN is wrong
-        tie = off & (difference <= 1) & (np.abs(np.abs(record.steps % 1) - 0.5) <= TIE)
+        zone = TIE + self._rounding * float(np.abs(record.integers).max(initial=0))
+        # Near enough to what torch rounded, so that a difference within the zone explains it.
+        near = np.abs(integers - record.steps) <= 0.5 + zone
+        tie = off & near
         wrong = int((off & ~tie).sum())
         largest = float(difference.max(initial=0))
-        self._add(Segment(name, difference.size, int(tie.sum()), wrong, largest, "steps"))
+        row = Segment(name, difference.size, int(tie.sum()), wrong, largest, "steps")
+        self._add(row, record.integers, difference)
 
     def add_floats(self, name: str, expected: np.ndarray, actual: np.ndarray) -> None:
+        expected, actual = _wide(expected), _wide(actual)
+        if expected.dtype.kind in "iu":
+            difference = np.abs(expected - actual)
+            # What a label is can hang on the last digit of half precision, whose logits are not outputs.
+            wrong = 0 if self._rounding else int((difference != 0).sum())
+            row = Segment(name, difference.size, 0, wrong, float(difference.max(initial=0)), "by value")
+            self._add(row, expected, difference)
+            return
         amax = max(float(np.abs(expected).max(initial=0)), float(np.finfo(np.float32).tiny))
         difference = np.abs(expected - actual) / amax
-        wrong = int((~(difference <= FLOAT_TOLERANCE)).sum())  # NaN is wrong
+        wrong = int((~(difference <= self._tolerance)).sum())  # NaN is wrong
         largest = float(difference.max(initial=0))
-        self._add(Segment(name, difference.size, 0, wrong, largest, "of the largest magnitude"))
+        row = Segment(name, difference.size, 0, wrong, largest, "of the largest magnitude")
+        self._add(row, expected / amax, difference)
 
-    def _add(self, new: Segment) -> None:
+    def _add(self, new: Segment, signal: np.ndarray, difference: np.ndarray) -> None:
         old = self._rows.get(new.name, Segment(new.name, 0, 0, 0, 0.0, new.unit))
+        power = self._power.setdefault(new.name, [0.0, 0.0])
+        for index, part in enumerate((signal, difference)):
+            power[index] += float(np.square(part, dtype=np.float64).sum())
         self._rows[new.name] = Segment(
             new.name,
             old.values + new.values,
@@ -465,6 +550,7 @@ class _Tally:
             old.wrong + new.wrong,
             float(np.maximum(old.largest, new.largest)),  # NaN stays
             new.unit,
+            _ratio_db(*power),
         )
 
     def segments(self) -> list[Segment]:

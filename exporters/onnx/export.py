@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from exporters.deployed import deploy
+from exporters.form import DTYPES, Form, check_form
+from exporters.onnx.precision import HALF_SINCE, check_scales, to_dtype
 from exporters.onnx.targets import Target, target_named, tidy
 from exporters.onnx.trace import OPSETS, trace
 from exporters.onnx.translation import BLOCKS_SINCE
-from exporters.signature import Signature, signature_of
+from qdq.bake import baked, without_transforms
 from qdq.errors import ExportError, describe_faults
+from qdq.models.model import Model
 from qdq.plan import needing_data
-from qdq.prepare import apply_specs, named_slots, unshared_slots
+from qdq.prepare import apply_specs, named_slots, same_tensor, unshared_slots
 from qdq.quantizer import Mode, quantizers, set_mode
 from qdq.recipe import Recipe, load_recipe
 
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from exporters.signature import Signature
     from qdq.recipe import Slot
     from qdq.spec import QuantSpec
 
@@ -41,7 +46,8 @@ class Exported:
         target: name of the target, ``float`` for a float model.
         recipe: the recipe in force when it is not the checkpoint's own.
         opset: of the standard operators.
-        signature: names of inputs and outputs.
+        signature: inputs and outputs.
+        form: that was asked for.
         notes: what a reader should know, a sentence each.
     """
 
@@ -49,6 +55,7 @@ class Exported:
     recipe: Recipe | None
     opset: int
     signature: Signature
+    form: Form = Form()  # noqa: RUF009 (frozen)
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,22 +64,29 @@ class Exported:
             "target": self.target,
             "recipe": None if self.recipe is None else self.recipe.to_dict(),
             "opset": self.opset,
-            "inputs": list(self.signature.inputs),
+            "inputs": list(self.signature.input_names),
             "outputs": list(self.signature.outputs),
+            "form": self.form.to_dict(),
             "notes": list(self.notes),
         }
 
 
-def check_options(target: str | None, opset: int) -> None:
+def check_options(target: str | None, opset: int, form: Form | None = None) -> None:
     """Refuse what cannot be, before anything is read or written.
 
     Raises:
-        ExportError: for a target or opset that does not exist.
+        ExportError: for a target, an opset or a type that does not exist, or types that a target or an opset has not.
     """
-    if target is not None:
-        target_named(target)
+    chosen = None if target is None else target_named(target)
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} is not supported: it must be from {OPSETS.start} to {OPSETS.stop - 1}")
+    dtype = "fp32" if form is None else form.dtype
+    if dtype not in DTYPES:
+        raise ExportError(f"no type {dtype!r}: it must be one of {', '.join(DTYPES)}")
+    if chosen is not None and dtype not in chosen.dtypes:
+        raise ExportError(f"target {chosen.name} has no {dtype}: {chosen.dtypes_why}")
+    if dtype != "fp32" and opset < HALF_SINCE:
+        raise ExportError(f"{dtype} needs opset {HALF_SINCE} or above, this is {opset}")
 
 
 def export_model(
@@ -82,6 +96,7 @@ def export_model(
     target: str | None,
     recipe: Recipe | str | None = None,
     opset: int = DEFAULT_OPSET,
+    form: Form | None = None,
 ) -> Exported:
     """Export ``model`` to the file ``path``.
 
@@ -96,13 +111,18 @@ def export_model(
         target: ``onnxruntime``, ``openvino``, ``tensorrt``; None exports a float model as it is.
         recipe: a recipe or the name of a preset to change to first.
         opset: of the standard operators, 18 to 25.
+        form: inputs, outputs and types of choice, :class:`~exporters.form.Form` when None. With half precision the
+            weights and scales of ``model`` are rounded to it, and it computes in it afterwards.
 
     Raises:
         ExportError: for a target or opset that does not exist, a model that is not quantized, a recipe that the target
-            cannot run (every slot is named), a recipe without a target.
+            cannot run (every slot is named), a recipe without a target, a form that the model cannot have.
         CalibrationError: for slots that are not calibrated; all are named.
     """
-    check_options(target, opset)
+    form = form or Form()
+    check_options(target, opset, form)
+    if isinstance(model, Model):
+        check_form(model, form)
     chosen = None if target is None else target_named(target)
     specs = {slot: quantizer.spec for slot, quantizer in named_slots(model)}
     notes: list[str] = []
@@ -127,6 +147,8 @@ def export_model(
         if changed is not None:
             _check_ranges(model, specs, changed, chosen.name)
             apply_specs(model, specs)
+        notes += _stored_twice(model, specs)
+        check_scales(model, form.dtype)
         _keep_weights(model, specs)
         for _, quantizer in quantizers(model):
             quantizer.freeze()
@@ -135,16 +157,18 @@ def export_model(
         raise ExportError("a recipe needs a target: without one the model is exported in float")
     elif specs:
         set_mode(model, Mode.OFF)
+    to_dtype(model, form.dtype)
     training = model.training
     try:
-        signature = signature_of(model.eval())
-        graph = trace(model, signature, opset=opset)
+        with without_transforms(model) if chosen is None else baked(model):
+            deployed = deploy(model.eval(), form)
+            graph = trace(deployed, opset=opset)
     finally:
         model.train(training)
     ir.passes.Sequential(*(tidy() if chosen is None else chosen.passes()))(graph)
     graph.producer_name = "qdq"
     _write(graph, path)
-    return Exported("float" if chosen is None else chosen.name, changed, opset, signature, tuple(notes))
+    return Exported("float" if chosen is None else chosen.name, changed, opset, deployed.signature, form, tuple(notes))
 
 
 def _check_groups(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], target: Target, opset: int) -> None:
@@ -159,6 +183,21 @@ def _check_groups(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], targ
     ]
     if rests:
         raise ExportError(describe_faults(f"target {target.name} takes groups that divide the width", rests))
+
+
+def _stored_twice(model: nn.Module, specs: Mapping[Slot, QuantSpec | None]) -> list[str]:
+    """A sentence for every weight that the file holds in integers and in float, as its readers want it."""
+    notes = []
+    for group in same_tensor(model, list(specs)):
+        quantized = [slot for slot in group if specs[slot]]
+        rest = [slot for slot in group if not specs[slot]]
+        if quantized and rest and group[0].name == "weight":
+            ours, others = (" and ".join(map(str, part)) for part in (quantized, rest))
+            notes.append(
+                f"{ours} and {others} are one weight, which the recipe quantizes for the first alone: the file holds "
+                "it in integers and in float. A rule with the same spec for both makes it one."
+            )
+    return notes
 
 
 def _keep_weights(model: nn.Module, specs: Mapping[Slot, QuantSpec | None]) -> None:

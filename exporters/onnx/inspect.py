@@ -28,11 +28,13 @@ class Product:
         name: of the node, which is that of its module.
         kind: ``linear`` (one operand is stored) or ``attention`` (both are computed).
         runs_in: ``int8`` when both operands are quantized, else ``float``.
+        why: of a product in float: what keeps it there.
     """
 
     name: str
     kind: str
     runs_in: str
+    why: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,20 @@ def inspect_graph(path: Path) -> GraphReport:
 def _product(node: ir.Node) -> Product | None:
     if node.op_type == "MatMulIntegerToFloat":
         return Product(str(node.name), "linear", _INTEGER)
+    if node.op_type == "MatMulNBits":
+        return Product(str(node.name), "linear", _FLOAT, "only its weight is quantized")
     if node.op_type not in ("MatMul", "Gemm", "FusedMatMul"):
         return None
     stored = [_stored(value) for value in node.inputs[:2]]
-    quantized = all(_quantized(value) for value in node.inputs[:2])
-    return Product(str(node.name), "linear" if any(stored) else "attention", _INTEGER if quantized else _FLOAT)
+    quantized = [_quantized(value) for value in node.inputs[:2]]
+    kind = "linear" if any(stored) else "attention"
+    if all(quantized):
+        return Product(str(node.name), kind, _INTEGER)
+    if not any(quantized):
+        return Product(str(node.name), kind, _FLOAT, "nothing of it is quantized")
+    (place,) = [index for index, is_it in enumerate(quantized) if not is_it]
+    missing = "weight" if stored[place] else "input" if kind == "linear" else ("first operand", "second operand")[place]
+    return Product(str(node.name), kind, _FLOAT, f"its {missing} is not quantized")
 
 
 def _stored(value: ir.Value | None) -> bool:

@@ -6,6 +6,7 @@ quantizers they must not: fed the same integers, both find the same integers aga
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ class Cut:
         perm: how the graph transposes the tensor of this slot before it quantizes it, None when it does not.
         computed: what the graph finds out about the tensor before it quantizes it, ``scale`` and maybe ``zero_point``:
             that name, the graph output with what the piece before finds, the graph input that the piece behind reads.
+        call: which of the calls of that quantizer it is, where a module is called several times.
     """
 
     slot: str
@@ -44,6 +46,7 @@ class Cut:
     dtype: np.dtype[np.generic]
     perm: tuple[int, ...] | None = None
     computed: tuple[tuple[str, str, str], ...] = ()
+    call: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def cut_at_quantizers(path: Path) -> CutModel:
     """
     model = load_onnx(path)
     graph = model.graph
-    cuts = []
+    cuts: list[Cut] = []
+    calls: Counter[str] = Counter()
     for node in list(graph):
         if not is_op(node, "QuantizeLinear", "DynamicQuantizeLinear") or constant(node.inputs[0]) is not None:
             continue
@@ -80,7 +84,9 @@ def cut_at_quantizers(path: Path) -> CutModel:
             if moved is not None and moved.name == f"{slot}/Transpose"
             else None
         )
-        cuts.append(Cut(slot, q, fed, None if zero_point is None else int(zero_point), dtype, perm, computed))
+        zero = None if zero_point is None else int(zero_point)
+        cuts.append(Cut(slot, q, fed, zero, dtype, perm, computed, calls[slot]))
+        calls[slot] += 1
     return CutModel(ir.to_proto(model).SerializeToString(), tuple(cuts))
 
 

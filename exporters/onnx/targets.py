@@ -16,6 +16,7 @@ from exporters.onnx.passes.integer_gemm import IntegerGemmPass
 from exporters.onnx.passes.quantize_after_transpose import QuantizeAfterTransposePass
 from exporters.onnx.passes.residual_sum import ResidualSumPass
 from exporters.onnx.passes.scale_query import ScaleQueryPass
+from exporters.onnx.passes.transpose_before_dequantize import TransposeBeforeDequantizePass
 from exporters.onnx.passes.transpose_weights import TransposeWeightsPass
 from exporters.onnx.passes.unsigned_activations import UnsignedActivationsPass
 from exporters.onnx.passes.unsigned_weights import UnsignedWeightsPass
@@ -45,6 +46,8 @@ class Target:
         passes: made afresh for each export, run in order on the traced graph.
         refuses: a reason why the target cannot run a slot with this spec, None when it can.
         whole_groups: scales per group must not leave a rest.
+        dtypes: of what is computed in float.
+        dtypes_why: why there are no others.
     """
 
     name: str
@@ -53,6 +56,8 @@ class Target:
     passes: Callable[[], list[ir_passes.InPlacePass]]
     refuses: Callable[[Slot, QuantSpec], str | None]
     whole_groups: bool = False
+    dtypes: tuple[str, ...] = ("fp32",)
+    dtypes_why: str = ""
 
     def faults(self, specs: Mapping[Slot, QuantSpec | None]) -> list[str]:
         """What the target cannot run, one line for each slot."""
@@ -117,6 +122,7 @@ def _onnxruntime() -> list[ir_passes.InPlacePass]:
         *_folded(),
         UnsignedActivationsPass(),
         GatherBeforeDequantizePass(),
+        TransposeBeforeDequantizePass(),
         IntegerGemmPass(),
         WeightOnlyGemmPass(),
         ResidualSumPass(),
@@ -154,6 +160,7 @@ TARGETS: Mapping[str, Target] = {
             runtime="onnxruntime",
             passes=_onnxruntime,
             refuses=_onnxruntime_refuses,
+            dtypes_why="its kernels on CPUs compute in float32",
         ),
         Target(
             name="openvino",
@@ -162,8 +169,16 @@ TARGETS: Mapping[str, Target] = {
             passes=_openvino,
             refuses=_openvino_refuses,
             whole_groups=True,
+            dtypes_why="OpenVINO itself chooses the type of what is not quantized",
         ),
-        Target(name="tensorrt", recipe="tensorrt", runtime="reference", passes=_tensorrt_form, refuses=_tensorrt),
+        Target(
+            name="tensorrt",
+            recipe="tensorrt",
+            runtime="reference",
+            passes=_tensorrt_form,
+            refuses=_tensorrt,
+            dtypes=("fp32", "fp16", "bf16"),
+        ),
     )
 }
 

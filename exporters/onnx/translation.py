@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
-from onnxscript import opset21
+from onnxscript import opset19, opset21
 
 import qdq.functional  # noqa: F401 (registers the operators)
 
@@ -20,6 +20,7 @@ BLOCKS_SINCE = 21
 """The opset that can write one scale for a group of values."""
 
 _FULL_RANGE = {(-128, 127): ir.DataType.INT8, (0, 255): ir.DataType.UINT8}
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _TINY = float(torch.finfo(torch.float32).tiny)
 
 
@@ -29,7 +30,7 @@ def _fake_quantize(
     """A range that is known.
 
     Case 1: the integers fill int8 or uint8. Case 2: fewer bits or a narrow range, clipped as integers. Case 3: a scale
-    for each group on the last axis, of a matrix.
+    for each group on the last axis, of a matrix. Case 4: half precision, which the scale must have as well.
     """
     dtype = ir.DataType.INT8 if qmin < 0 else ir.DataType.UINT8
     zero_point = op.Cast(zero_point, to=int(dtype))
@@ -37,6 +38,9 @@ def _fake_quantize(
     if group is not None:  # case 3
         along = {"axis": 1, "block_size": group}
     opset = op if group is None else opset21
+    if x.dtype in _HALF:  # case 4
+        scale = op.Cast(scale, to=int(x.dtype))
+        opset = opset19 if group is None else opset21
     q = _clipped(opset.QuantizeLinear(x, scale, zero_point, **along), qmin, qmax)
     return opset.DequantizeLinear(q, scale, zero_point, **along)
 

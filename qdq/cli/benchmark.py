@@ -1,7 +1,8 @@
-"""``qdq benchmark``: latency of exported models side by side."""
+"""``qdq benchmark``: latency of exported models side by side, in one runtime or in several."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +12,13 @@ from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, Verbos
 from qdq.cli.tables import new_table
 
 if TYPE_CHECKING:
-    from exporters.benchmark import BenchmarkResult, Candidate
+    from collections.abc import Sequence
+
+    from exporters.benchmark import BenchmarkResult, Candidate, Shape
 
 __all__ = ["benchmark", "run_benchmark"]
+
+_RUNTIMES = ("onnxruntime", "openvino")
 
 
 @command
@@ -30,7 +35,23 @@ def benchmark(
     ] = None,
     threads: Annotated[int, typer.Option(metavar="N", help="Threads of the runtime.", min=1)] = 2,
     rounds: Annotated[int, typer.Option(metavar="N", help="Interleaved rounds, each in fresh processes.", min=1)] = 5,
-    runtime: Annotated[str, typer.Option(metavar="NAME", help="onnxruntime or openvino.")] = "onnxruntime",
+    warmup: Annotated[int, typer.Option(metavar="N", help="Runs of each round that do not count.", min=0)] = 3,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="onnxruntime or openvino; repeatable: every file in each of them. When not given, each in its own: "
+            "openvino for what was exported for it, onnxruntime for the rest.",
+        ),
+    ] = None,
+    best_float: Annotated[
+        bool,
+        typer.Option(
+            "--best-float",
+            metavar="",
+            help="Time the baseline as ONNX Runtime's optimizer writes it, too; speed-ups are over the faster one.",
+        ),
+    ] = False,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -38,35 +59,103 @@ def benchmark(
 ) -> None:
     """Time exported models side by side: interleaved, one model a process, medians.
 
-    Example: qdq benchmark float/ exported/ --batch-size 1 --batch-size 8
+    Examples: qdq benchmark float/ ort/ --batch-size 8; qdq benchmark float/ ort/ ov/ --best-float
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
-    from exporters.benchmark import Candidate, Shape
-    from exporters.folder import MODEL_FILE
+    from exporters.benchmark import Shape
     from qdq.errors import ConfigError
 
-    if runtime not in ("onnxruntime", "openvino"):
-        raise ConfigError(f"no runtime {runtime!r}: it must be onnxruntime or openvino")
-    paths = [path / MODEL_FILE if path.is_dir() else path for path in exported]
-    candidates = [
-        Candidate(str(given), path, runtime)  # type: ignore[arg-type]
-        for given, path in zip(exported, paths, strict=True)
-    ]
+    for name in runtime or ():
+        if name not in _RUNTIMES:
+            raise ConfigError(f"no runtime {name!r}: it must be onnxruntime or openvino")
+    candidates = _candidates(exported, runtime)
     shapes = [Shape(b, s) for s in seq_len or [128] for b in batch_size or [1, 8]]
-    result = run_benchmark(session, candidates, shapes, threads=threads, rounds=rounds)
-    baseline = candidates[0].name
-    table = new_table("model", "shape", "median\nms", "p10\nms", "p90\nms", "speed-up")
-    rows = []
-    for timing in result.timings:
-        speedup = result.speedup(timing.name, baseline, timing.shape)
-        rows.append({**timing.to_dict(), "speedup": speedup})
-        seconds = (timing.median_s, timing.p10_s, timing.p90_s)
-        table.add_row(timing.name, str(timing.shape), *(f"{1e3 * s:.2f}" for s in seconds), f"{speedup:.2f}x")
+    with tempfile.TemporaryDirectory() as folder:
+        baselines = [candidates[0].name]
+        if best_float:
+            candidates.insert(1, _optimized(candidates[0], Path(folder)))
+            baselines.append(candidates[1].name)
+        result = run_benchmark(session, candidates, shapes, threads=threads, rounds=rounds, warmup=warmup)
+    _show(session, result, candidates, baselines)
+
+
+def _candidates(exported: Sequence[Path], runtimes: Sequence[str] | None) -> list[Candidate]:
+    """Every file in every runtime, named after both where there are several."""
+    from exporters.benchmark import Candidate
+    from exporters.folder import MODEL_FILE
+
+    found = []
+    for given in exported:
+        path = given / MODEL_FILE if given.is_dir() else given
+        for runtime in runtimes or [_own_runtime(path)]:
+            name = f"{given} in {runtime}" if len(runtimes or ()) > 1 else str(given)
+            found.append(Candidate(name, path, runtime))  # type: ignore[arg-type]
+    return found
+
+
+def _own_runtime(path: Path) -> str:
+    from exporters.folder import read_export
+    from qdq.errors import CheckpointError
+
+    try:
+        return "openvino" if read_export(path.parent)["target"] == "openvino" else "onnxruntime"
+    except CheckpointError:
+        return "onnxruntime"
+
+
+def _optimized(baseline: Candidate, folder: Path) -> Candidate:
+    from exporters.benchmark import Candidate
+    from exporters.best_float import optimized_float
+    from qdq.errors import CheckpointError
+
+    if not baseline.path.is_file():
+        raise CheckpointError(f"{baseline.name}: no such model file: {baseline.path}")
+    path = optimized_float(baseline.path, folder / "optimized.onnx")
+    return Candidate(f"{baseline.name}, optimized", path)
+
+
+def _show(session: Session, result: BenchmarkResult, candidates: Sequence[Candidate], baselines: Sequence[str]) -> None:
+    runtimes = {candidate.name: candidate.runtime for candidate in candidates}
+    several = len(set(runtimes.values())) > 1
+    table = new_table(
+        "model",
+        "shape",
+        *(["runtime"] if several else []),
+        *("median\nms", "p10\nms", "p90\nms", "p99\nms", "memory\nMB", "speed-up"),
+        words=1,
+    )
+    rows: list[dict[str, Any]] = []
+    for entry in result.to_dict()["timings"]:
+        name, shape = entry["name"], _shape(entry["shape"])
+        # Over the faster baseline: the smaller of the two ratios.
+        speedup = min(result.speedup(name, baseline, shape) for baseline in baselines)
+        rows.append({**entry, "runtime": runtimes[name], "speedup": speedup})
+        table.add_row(
+            name,
+            str(shape),
+            *([runtimes[name]] if several else []),
+            *(f"{1e3 * entry[key]:.2f}" for key in ("median_s", "p10_s", "p90_s", "p99_s")),
+            f"{entry['peak_rss_bytes'] / 1e6:.0f}",
+            f"{speedup:.2f}x",
+        )
+    used = " and ".join(dict.fromkeys(runtimes.values()))
     session.result(
-        {**result.to_dict(), "baseline": baseline, "runtime": runtime, "timings": rows},
-        f"Latency in {runtime}, {threads} threads, {result.machine.cpu}",
+        {
+            **result.to_dict(),
+            "baseline": baselines[0],
+            "baselines": list(baselines),
+            "runtimes": list(dict.fromkeys(runtimes.values())),
+            "timings": rows,
+        },
+        f"Latency in {used}, {result.threads} threads, {result.machine.cpu}",
         table,
     )
+
+
+def _shape(values: dict[str, int]) -> Shape:
+    from exporters.benchmark import Shape
+
+    return Shape(**values)
 
 
 def run_benchmark(session: Session, candidates: list[Candidate], shapes: list[Any], **options: Any) -> BenchmarkResult:

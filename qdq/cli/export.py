@@ -23,6 +23,46 @@ def export(
         typer.Option(metavar="NAME|FILE", help="Change to this preset or YAML file first, with the same ranges."),
     ] = None,
     opset: Annotated[int, typer.Option(metavar="N", help="ONNX operator set, 18 to 25.")] = 21,
+    dtype: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Of what is computed in float: fp32, fp16 or bf16.", rich_help_panel="Form"),
+    ] = "fp32",
+    pooling: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="One vector per text: mean, cls or max; auto: what the folder's 1_Pooling says, else the mean.",
+            rich_help_panel="Form",
+        ),
+    ] = None,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", metavar="", help="Vectors of length 1.", rich_help_panel="Form")
+    ] = False,
+    softmax: Annotated[
+        bool, typer.Option("--softmax", metavar="", help="Probabilities for logits.", rich_help_panel="Form")
+    ] = False,
+    argmax: Annotated[
+        bool, typer.Option("--argmax", metavar="", help="The label for logits.", rich_help_panel="Form")
+    ] = False,
+    no_token_type_ids: Annotated[
+        bool,
+        typer.Option("--no-token-type-ids", metavar="", help="No such input: all are 0.", rich_help_panel="Form"),
+    ] = False,
+    int32_ids: Annotated[
+        bool, typer.Option("--int32-ids", metavar="", help="Ids and masks in int32.", rich_help_panel="Form")
+    ] = False,
+    inputs_embeds: Annotated[
+        bool,
+        typer.Option("--inputs-embeds", metavar="", help="Embedded tokens instead of ids.", rich_help_panel="Form"),
+    ] = False,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of a decoder. first: keys and values as outputs; step: as inputs, too.",
+            rich_help_panel="Form",
+        ),
+    ] = None,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -40,16 +80,35 @@ def export(
     if in_float and recipe is not None:
         raise ExportError("--recipe goes with --target: a model exported with --float has no quantizers")
     from exporters import folder
+    from exporters.form import CACHES, POOLINGS, Form
 
+    for option, value, known in (("--pooling", pooling, ("auto", *POOLINGS)), ("--cache", cache, CACHES)):
+        if value is not None and value not in known:
+            raise ExportError(f"{option} {value}: it must be one of {', '.join(known)}")
+    if pooling == "auto":
+        from qdq.tasks.pooling import read_pooling
+
+        pooling = read_pooling(model)
+    form = Form(
+        pooling=pooling,  # type: ignore[arg-type]
+        normalize=normalize,
+        softmax=softmax,
+        argmax=argmax,
+        token_type_ids=not no_token_type_ids,
+        int32_ids=int32_ids,
+        inputs_embeds=inputs_embeds,
+        cache=cache,  # type: ignore[arg-type]
+        dtype=dtype,  # type: ignore[arg-type]
+    )
     with session.progress(f"exporting for {target or 'float'}"):
-        exported = folder.export(model, output, target=target, recipe=recipe, opset=opset)
+        exported = folder.export(model, output, target=target, recipe=recipe, opset=opset, form=form)
     for note in exported.notes:
         session.say(note)
     size = model_bytes(output / folder.MODEL_FILE)
     session.result(
         {"output": output, "bytes": size, **exported.to_dict()},
         f"{output / folder.MODEL_FILE}: {size / 1e6:.1f} MB, opset {exported.opset}, "
-        f"{', '.join(exported.signature.inputs)} -> {', '.join(exported.signature.outputs)}",
+        f"{', '.join(exported.signature.input_names)} -> {', '.join(exported.signature.outputs)}",
     )
 
 

@@ -11,6 +11,7 @@ import typer
 from qdq.cli.calibrate import describe
 from qdq.cli.export import model_bytes
 from qdq.cli.plan import described, planned, shown
+from qdq.cli.profile import ProfileOption, RuntimeOption, ShapeOption, ThreadsOption, profiled
 from qdq.cli.recipe_options import (
     DisableKeywordOption,
     DisableLayerModuleOption,
@@ -60,6 +61,10 @@ def inspect(
     quant_disable_keyword: DisableKeywordOption = None,
     quant_disable_layer_module: DisableLayerModuleOption = None,
     quant_enable_layer_module: EnableLayerModuleOption = None,
+    profile: ProfileOption = False,
+    runtime: RuntimeOption = None,
+    shape: ShapeOption = "8x128",
+    threads: ThreadsOption = 2,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -67,7 +72,8 @@ def inspect(
 ) -> None:
     """Show what is quantized, and how: slots, specs and ranges of a checkpoint; what runs in int8 of an ONNX file.
 
-    With --recipe or an option of its panel: which slots of the model get which spec, before anything is loaded.
+    With --recipe or an option of its panel: which slots of the model get which spec, before anything is loaded. With
+    --profile: what a runtime really computes in int8, and what keeps the rest in float.
 
     Examples: qdq inspect quantized/; qdq inspect model/ -r tensorrt
     """
@@ -98,7 +104,10 @@ def inspect(
     if path.is_dir() and (path / MODEL_FILE).is_file():
         path = path / MODEL_FILE
     if path.is_file():
-        _inspect_graph(session, path)
+        run = {"runtime": runtime, "shape": shape, "threads": threads, "full": verbose > 0} if profile else None
+        _inspect_graph(session, path, run)
+    elif profile:
+        raise CheckpointError(f"{path}: --profile runs an exported directory or an .onnx file, this is neither")
     elif (path / "config.json").is_file():
         _inspect_checkpoint(session, path)
     else:
@@ -180,7 +189,7 @@ def _slots_table(rows: list[dict[str, Any]], letters: dict[str, str]) -> Table:
     return table
 
 
-def _inspect_graph(session: Session, path: Path) -> None:
+def _inspect_graph(session: Session, path: Path, run: dict[str, Any] | None) -> None:
     from exporters.onnx.inspect import inspect_graph
 
     report = inspect_graph(path)
@@ -196,8 +205,9 @@ def _inspect_graph(session: Session, path: Path) -> None:
     opsets = ", ".join(f"{domain} {version}" for domain, version in report.opsets.items())
     operators = ", ".join(f"{count} {name}" for name, count in report.operators.items())
     stored = ", ".join(f"{name} {stored / 1e6:.1f} MB" for name, stored in report.bytes_by_type.items())
+    measured, tables = profiled(path, report, **run) if run else (None, [])
     session.result(
-        {"kind": "onnx", "path": path, "bytes": size, **report.to_dict()},
+        {"kind": "onnx", "path": path, "bytes": size, **report.to_dict(), **({"profile": measured} if run else {})},
         f"{path}: {size / 1e6:.1f} MB, opsets {opsets}",
         "",
         table,
@@ -205,4 +215,5 @@ def _inspect_graph(session: Session, path: Path) -> None:
         *in_float,
         f"stored: {stored}",
         f"operators: {operators}",
+        *tables,
     )

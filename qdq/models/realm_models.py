@@ -95,8 +95,8 @@ class Scorer(Model):
         given |= {name: _flat(given[name]) for name in TEXTS} | shared
         candidates = self.embedder(**given, return_dict=True).projected_score
         query = self.query_embedder(**inputs, return_dict=True).projected_score
-        found, questions, wanted = len(candidates), len(query), self.config.num_candidates
-        if found != questions * wanted:
+        found, questions, wanted = candidates.shape[0], query.shape[0], self.config.num_candidates
+        if not is_tracing() and found != questions * wanted:
             raise InputError(f"{found} candidates for {questions} questions: num_candidates is {wanted}")
         candidates = candidates.view(-1, wanted, candidates.shape[-1])
         relevance = torch.einsum("br,bnr->bn", query, candidates)

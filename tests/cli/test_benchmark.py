@@ -17,12 +17,13 @@ def test_the_document(run: Any, exports: dict[str, Path]) -> None:
     assert (ended.code, ended.err) == (0, "")
     document = ended.document
     names = [str(exports["float"]), str(exports["onnxruntime"] / "model.onnx")]
-    assert (document["baseline"], document["runtime"], document["threads"]) == (names[0], "onnxruntime", 1)
+    assert (document["baseline"], document["runtimes"], document["threads"]) == (names[0], ["onnxruntime"], 1)
     rows = [(row["name"], row["shape"]["batch_size"], row["shape"]["seq_len"]) for row in document["timings"]]
     assert rows == [(name, batch_size, 8) for name in names for batch_size in (1, 2)]
     assert [row["speedup"] for row in document["timings"][:2]] == [1, 1]
     for row in document["timings"]:
-        assert 0 < row["p10_s"] <= row["median_s"] <= row["p90_s"]
+        assert 0 < row["p10_s"] <= row["median_s"] <= row["p90_s"] <= row["p99_s"]
+        assert row["runtime"] == "onnxruntime"
         assert row["rounds"] == 1
 
 
@@ -33,6 +34,28 @@ def test_what_people_see(run: Any, exports: dict[str, Path]) -> None:
     rows = [line.split() for line in ended.out.splitlines() if line.startswith(str(exports["openvino"]))]
     assert [row[1:4] for row in rows] == [["1", "x", "8"], ["2", "x", "8"]]
     assert [row[-1] for row in rows] == ["1.00x", "1.00x"]
+
+
+def test_runtimes_side_by_side_and_the_best_float_file(run: Any, exports: dict[str, Path]) -> None:
+    quick = ("--rounds", 1, "--warmup", 0, "--threads", 1, "--batch-size", 1, "--seq-len", 8)
+    document = run("benchmark", exports["float"], exports["openvino"], *quick, "--best-float", "--json").document
+    baseline, best = str(exports["float"]), f"{exports['float']}, optimized"
+    assert document["baselines"] == [baseline, best]
+    rows = [(row["name"], row["runtime"]) for row in document["timings"]]
+    assert rows == [(baseline, "onnxruntime"), (best, "onnxruntime"), (str(exports["openvino"]), "openvino")]
+    medians = {row["name"]: row["median_s"] for row in document["timings"]}
+    fastest = min(medians[baseline], medians[best])
+    for row in document["timings"]:  # one round: the ratio of its medians
+        assert row["speedup"] == pytest.approx(fastest / row["median_s"])
+
+
+def test_one_file_in_both_runtimes(run: Any, exports: dict[str, Path]) -> None:
+    quick = ("--rounds", 1, "--threads", 1, "--batch-size", 1, "--seq-len", 8)
+    ended = run("benchmark", exports["float"], *quick, "--runtime", "onnxruntime", "--runtime", "openvino")
+    assert ended.code == 0, ended.err
+    assert "Latency in onnxruntime and openvino, 1 threads" in ended.out
+    for runtime in ("onnxruntime", "openvino"):
+        assert f"{exports['float']} in {runtime}" in ended.out
 
 
 def test_files_that_do_not_exist_are_all_named(refused: Any, exports: dict[str, Path], tmp_path: Path) -> None:

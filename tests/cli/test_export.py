@@ -62,6 +62,9 @@ CHOICES: dict[str, tuple[list[object], tuple[str, ...]]] = {
     "float and a target": (["--float", "--target", "openvino"], ("--target", "--float")),
     "neither float nor a target": ([], ("--target", "onnxruntime|tensorrt|openvino", "--float")),
     "float with a recipe": (["--float", "--recipe", "linear"], ("--recipe", "--float")),
+    "a pooling that is none": (["--float", "--pooling", "middle"], ("--pooling middle", "auto, mean, cls, max")),
+    "a cache of an encoder": (["--float", "--cache", "step"], ("a cache is for decoders",)),
+    "a type that the target has not": (["--target", "onnxruntime", "--dtype", "fp16"], ("onnxruntime has no fp16",)),
     "unknown recipe": (["--target", "openvino", "--recipe", "int4"], ("'int4'", "qdqbert")),
     "a recipe that the target cannot run": (
         ["--target", "tensorrt", "--recipe", "onnxruntime"],
@@ -113,3 +116,19 @@ class TestOutputThatIsNotOurs:
         folder = kit.copy(exports["float"], tmp_path / "out")
         (folder / "engine.plan").write_text("precious")
         assert "engine.plan" in refused("export", "-m", checkpoint, "-o", folder, "--float")
+
+
+def test_a_form_of_choice_is_exported_and_proven(run: Any, model: Path, tmp_path: Path) -> None:
+    form = ["--pooling", "auto", "--normalize", "--no-token-type-ids", "--int32-ids", "--dtype", "fp16"]
+    ended = run("export", "-m", model, "-o", tmp_path / "out", "--float", *form)
+    assert ended.code == 0, ended.err
+    assert "input_ids, attention_mask -> sentence_embedding" in ended.out
+    record = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert record["form"] == {
+        "pooling": "mean", "normalize": True, "token_type_ids": False, "int32_ids": True, "dtype": "fp16"
+    }  # fmt: skip
+    types = {value.type.tensor_type.elem_type for value in onnx.load(tmp_path / "out" / "model.onnx").graph.input}
+    assert types == {onnx.TensorProto.INT32}
+    proven = run("verify", "-m", model, tmp_path / "out", "--json")
+    assert (proven.code, proven.document["faults"]) == (0, [])
+    assert {row["output"] for row in proven.document["end_to_end"]} == {"sentence_embedding"}

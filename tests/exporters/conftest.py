@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from calibration import calibrate
+from exporters.deployed import deploy
 from exporters.onnx.export import Exported, export_model
-from exporters.signature import example_inputs, signature_of
+from exporters.signature import example_inputs
 from qdq.models.architectures import build, configure
 from qdq.prepare import quantize
 from qdq.recipe import Recipe
@@ -18,6 +20,7 @@ from qdq.recipe import Recipe
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from exporters.form import Form
     from qdq.models.model import Model
 
 TINY: dict[str, Any] = {
@@ -49,19 +52,19 @@ class Workshop:
                     parameter.add_(torch.randn_like(parameter) * (0.1 if "norm" in name else 0.3))
         return model
 
-    def batches(self, model: nn.Module) -> list[dict[str, Tensor]]:
+    def batches(self, model: nn.Module, form: Form | None = None) -> list[dict[str, Tensor]]:
         """Three shapes, two with padding."""
-        inputs = signature_of(model).inputs
+        inputs = deploy(model, form).signature.inputs
         return [
             example_inputs(inputs, batch_size=b, seq_len=s, vocab_size=TINY["vocab_size"], padding=p, seed=s)
             for b, s, p in SHAPES
         ]
 
-    def calibrated(self, recipe: Recipe | str, *args: Any, **changes: Any) -> Model:
-        """A model that quantizes."""
+    def calibrated(self, recipe: Recipe | str, *args: Any, form: Form | None = None, **changes: Any) -> Model:
+        """A model that quantizes; a cache is not among what it is calibrated with."""
         model = self.model(*args, **changes)
         quantize(model, recipe)
-        calibrate(model, self.batches(model))
+        calibrate(model, self.batches(model, replace(form, cache=None) if form else None))
         return model
 
     def exported(self, target: str | None, recipe: str | None = None) -> tuple[Model, Path, Exported]:

@@ -10,7 +10,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from exporters.folder import EXPORT_FILE, MODEL_FILE, export, proof_batches, read_export, verify
+from exporters.deployed import deploy
+from exporters.folder import EXPORT_FILE, MODEL_FILE, export, read_export, verify
+from exporters.form import Form
+from exporters.proof import proof_batches
 from qdq.checkpoint import load, save
 from qdq.errors import CheckpointError, ConfigError, ExportError, QDQError
 from qdq.models.huggingface import read_config, save_model
@@ -70,6 +73,7 @@ def test_export_json_says_what_was_exported(exports: Path) -> None:
         "format": 1,
         "inputs": ["input_ids", "attention_mask", "token_type_ids"],
         "outputs": ["last_hidden_state", "pooler_output"],
+        "form": {},
     }
     assert read_export(exports / "float") == {
         **common, "target": "float", "recipe": None, "opset": 21, "notes": []
@@ -124,7 +128,8 @@ def test_other_inputs_can_be_given(checkpoints: Path, exports: Path) -> None:
 
 def test_without_a_tokenizer_the_proof_uses_random_tokens_with_padding(checkpoints: Path) -> None:
     names = ("input_ids", "attention_mask")
-    first, again = (proof_batches(checkpoints / "float", load(checkpoints / "float"), names) for _ in range(2))
+    deployed = deploy(load(checkpoints / "float"), Form(token_type_ids=False))
+    first, again = (proof_batches(checkpoints / "float", deployed) for _ in range(2))
     assert [tuple(batch["input_ids"].shape) for batch in first] == [(1, 24), (5, 38), (8, 38)]  # 40 positions
     assert all(tuple(batch) == names for batch in first)
     assert not all(batch["attention_mask"].all() for batch in first)

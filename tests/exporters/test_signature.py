@@ -1,19 +1,14 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
-from exporters.signature import Signature, example_inputs, signature_of
-from qdq.errors import ExportError
-
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+from exporters.signature import PAST_AND_SEQ, SIZES, Input, Signature, example_inputs, texts
 
 
 def test_examples_are_padded_at_the_end_of_odd_rows() -> None:
-    inputs = example_inputs(INPUTS, batch_size=3, seq_len=6, vocab_size=10, padding=2)
-    assert list(inputs) == list(INPUTS)
+    inputs = example_inputs(texts(), batch_size=3, seq_len=6, vocab_size=10, padding=2)
+    assert list(inputs) == ["input_ids", "attention_mask", "token_type_ids"]
     for name, tensor in inputs.items():
         assert (tensor.dtype, tuple(tensor.shape)) == (torch.int64, (3, 6)), name
     assert inputs["attention_mask"].tolist() == [[1] * 6, [1] * 4 + [0] * 2, [1] * 6]
@@ -25,7 +20,7 @@ def test_examples_are_padded_at_the_end_of_odd_rows() -> None:
 
 def test_examples_follow_their_seed() -> None:
     first, again, other = (
-        example_inputs(("input_ids",), batch_size=4, seq_len=9, seed=seed)["input_ids"] for seed in (1, 1, 2)
+        example_inputs(texts("input_ids"), batch_size=4, seq_len=9, seed=seed)["input_ids"] for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -33,33 +28,32 @@ def test_examples_follow_their_seed() -> None:
 
 def test_examples_leave_the_callers_random_numbers_alone() -> None:
     state = torch.get_rng_state()
-    example_inputs(INPUTS)
+    example_inputs(texts())
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(
-    ("task", "outputs"),
+    ("entry", "shape"),
     [
-        ("feature-extraction", ("last_hidden_state", "pooler_output")),
-        ("sequence-classification", ("logits",)),
-        ("token-classification", ("logits",)),
-        ("question-answering", ("start_logits", "end_logits")),
-        ("masked-lm", ("logits",)),
-        ("next-sentence", ("logits",)),
-        ("pre-training", ("prediction_logits", "seq_relationship_logits")),
+        (Input("input_ids", ("batch", "choices", "seq"), "int32"), (2, SIZES["choices"], 8)),
+        (Input("attention_mask", ("batch", PAST_AND_SEQ)), (2, SIZES["past_seq"] + 8)),
+        (Input("past_key_values.0.key", ("batch", 4, "past_seq", 16), "float16"), (2, 4, SIZES["past_seq"], 16)),
+        (Input("relevance_score", (5,), "bfloat16"), (5,)),
     ],
+    ids=lambda value: value.name if isinstance(value, Input) else None,
 )
-def test_outputs_are_what_the_task_computes_without_labels(workshop: Any, task: str, outputs: tuple[str, ...]) -> None:
-    assert signature_of(workshop.model(task=task)) == Signature(INPUTS, outputs)
+def test_examples_have_the_shape_and_type_of_their_input(entry: Input, shape: tuple[int, ...]) -> None:
+    tensor = example_inputs((entry,), padding=2)[entry.name]
+    assert tuple(tensor.shape) == shape
+    assert str(tensor.dtype) == f"torch.{entry.dtype}"
+    if tensor.is_floating_point():
+        assert tensor.unique().numel() > 3
 
 
-def test_a_cache_is_no_output(workshop: Any) -> None:
-    model = workshop.model(task="causal-lm", is_decoder=True)
-    assert signature_of(model).outputs == ("logits",)
+def test_free_axes_have_lengths_that_tell_them_apart() -> None:
+    lengths = [*SIZES.values(), 2, 8]
+    assert len(set(lengths)) == len(lengths)
 
 
-@pytest.mark.parametrize(("model_type", "task"), [("bert", "multiple-choice"), ("realm", "scoring")])
-def test_a_task_with_other_inputs_has_no_signature(workshop: Any, model_type: str, task: str) -> None:
-    model = workshop.model(model_type, task)
-    with pytest.raises(ExportError, match=rf"the task '{task}' cannot be exported: a file has the inputs input_ids"):
-        signature_of(model)
+def test_a_signature_names_its_inputs() -> None:
+    assert Signature(texts("input_ids", "attention_mask"), ()).input_names == ("input_ids", "attention_mask")

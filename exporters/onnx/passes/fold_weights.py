@@ -17,7 +17,8 @@ class FoldWeightsPass(ir.passes.InPlacePass):
     Case 2: ``W -> QuantizeLinear -> Clip -> ...`` (fewer bits, narrow range): the clipping is folded in.
     Case 3: the input is computed, an activation: left alone.
     Case 5: a scale for each block of ``block_size`` values on the axis, of which the last may be shorter.
-    Case 4: the zero point is a Cast of a constant, too long for the exporter to fold: it becomes a constant here.
+    Case 4: zero point or scale is a Cast of a constant, too long for the exporter to fold: it becomes a constant here.
+    Case 6: half precision: weight and scale are divided in float32, as the operator does.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -32,11 +33,12 @@ class FoldWeightsPass(ir.passes.InPlacePass):
 def _try_fold(graph: ir.Graph, node: ir.Node) -> bool:
     if len(node.inputs) < 3:
         return False
-    cast = producer(node.inputs[2], "Cast")
-    modified = cast is not None and _try_fold_cast(graph, cast)  # case 4
+    casts = [cast for value in node.inputs[1:3] if (cast := producer(value, "Cast")) is not None]
+    modified = sum(_try_fold_cast(graph, cast) for cast in casts) > 0  # case 4
     weight, scale, zero_point = (constant(value) for value in node.inputs[:3])
     if weight is None or scale is None or zero_point is None:
         return modified  # case 3
+    weight, scale = (array.astype(np.float32, copy=False) for array in (weight, scale))  # case 6
     axis = node.attributes.get_int("axis", 1)
     bounds = np.iinfo(zero_point.dtype)
     low, high = int(bounds.min), int(bounds.max)

@@ -9,7 +9,16 @@ import onnx_ir as ir
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["bias_behind", "constant", "initializer", "is_op", "only_consumer", "producer", "put_in_place"]
+__all__ = [
+    "bias_behind",
+    "constant",
+    "initializer",
+    "is_op",
+    "only_consumer",
+    "producer",
+    "put_in_place",
+    "stored_transposed",
+]
 
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
@@ -37,6 +46,15 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     """The array behind a constant ``value``, None when it is computed."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
+
+
+def stored_transposed(value: ir.Value | None) -> np.ndarray | None:
+    """The array behind a constant that a Transpose turns around on the way, None when there is none."""
+    transpose = producer(value, "Transpose")
+    array = None if transpose is None else constant(transpose.inputs[0])
+    if transpose is None or array is None:
+        return None
+    return array.transpose(transpose.attributes.get_ints("perm", tuple(reversed(range(array.ndim)))))
 
 
 def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporters.onnx.passes.graph import bias_behind, constant, initializer, is_op, producer, put_in_place
+from exporters.onnx.passes.graph import (
+    bias_behind,
+    constant,
+    initializer,
+    is_op,
+    producer,
+    put_in_place,
+    stored_transposed,
+)
 
 __all__ = ["IntegerGemmPass", "may_saturate"]
 
@@ -24,6 +32,8 @@ class IntegerGemmPass(ir.passes.InPlacePass):
     for): the weights are stored as uint8 with the zero point 128, for which kernels are exact on every CPU.
     Case 3: a bias is added right after: it becomes an input of the product.
     Case 4: anything else: left as it is, in float.
+    Case 5: as case 1, with a weight that a Transpose reads from a table that is stored for others, too. A second table
+    for a CPU without VNNI is not worth it: there it stays in float.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -42,6 +52,8 @@ def _try_fuse(graph: ir.Graph, matmul: ir.Node) -> bool:
     if x is None or w is None or min(len(x.inputs), len(w.inputs)) < 3:
         return False  # case 4
     weight, zeros, scales = constant(w.inputs[0]), constant(w.inputs[2]), constant(w.inputs[1])
+    is_shared = weight is None
+    weight = stored_transposed(w.inputs[0]) if is_shared else weight  # case 5
     if weight is None or zeros is None or scales is None or weight.ndim != 2 or not _is_uint8(x.inputs[2]):
         return False  # case 4
     per_column = scales.ndim == 0 or (scales.ndim == 1 and w.attributes.get_int("axis", 1) % 2 == 1)
@@ -49,6 +61,8 @@ def _try_fuse(graph: ir.Graph, matmul: ir.Node) -> bool:
         return False  # case 4
     stored, w_zero = w.inputs[0], None
     if may_saturate(weight):  # case 2
+        if is_shared:
+            return False  # case 5
         assert stored is not None
         stored = initializer(graph, f"{stored.name}_unsigned", (weight.astype(np.int16) + 128).astype(np.uint8))
         w_zero = initializer(graph, f"{matmul.name}_weight_zero_point", np.full(scales.shape, 128, np.uint8))

@@ -13,10 +13,11 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from exporters.form import Form
 from exporters.onnx import export as module
 from exporters.onnx.export import check_options, export_model
 from exporters.runners import OnnxRuntimeRunner, OpenVINORunner
-from exporters.signature import Signature
+from exporters.signature import Signature, texts
 from exporters.verify import sqnr_db, verify
 from qdq.errors import CalibrationError, ExportError
 from qdq.prepare import named_slots, quantize
@@ -68,21 +69,20 @@ def outputs(model: Model, batch: dict[str, Any]) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("target", [None, *TARGETS])
 def test_the_result_says_what_was_written(workshop: Any, target: str | None) -> None:
     _, path, exported = workshop.exported(target)
-    assert exported.signature == Signature(
-        ("input_ids", "attention_mask", "token_type_ids"), ("last_hidden_state", "pooler_output")
-    )
+    assert exported.signature == Signature(texts(), ("last_hidden_state", "pooler_output"))
     assert exported.to_dict() == {
         "target": target or "float",
         "recipe": None,
         "opset": 21,
         "inputs": ["input_ids", "attention_mask", "token_type_ids"],
         "outputs": ["last_hidden_state", "pooler_output"],
+        "form": {},
         "notes": [],
     }
     proto = onnx.load(path)
     assert proto.producer_name == "qdq"
     assert [value.name for value in (*proto.graph.input, *proto.graph.output)] == [
-        *exported.signature.inputs,
+        *exported.signature.input_names,
         *exported.signature.outputs,
     ]
 
@@ -172,7 +172,7 @@ def test_the_real_parser_and_builder_take_the_tensorrt_file(workshop: Any) -> No
     parser = trt.OnnxParser(network, logger)
     assert parser.parse_from_file(str(path)), [parser.get_error(index).desc() for index in range(parser.num_errors)]
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-    for name in exported.signature.inputs:
+    for name in exported.signature.input_names:
         profile.set_shape(name, (1, 4), (2, 16), (4, 40))
     config.add_optimization_profile(profile)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -462,8 +462,100 @@ def test_targets_and_opsets_that_do_not_exist(target: str | None, opset: int, wo
     assert not list(tmp_path.iterdir())
 
 
-def test_a_task_with_other_inputs_is_refused(workshop: Any, tmp_path: Path) -> None:
-    model = workshop.model(task="multiple-choice")
-    with pytest.raises(ExportError, match="the task 'multiple-choice' cannot be exported"):
-        export_model(model, tmp_path / "model.onnx", target=None)
+@pytest.mark.parametrize(
+    ("target", "opset", "form", "words"),
+    [
+        (
+            "onnxruntime",
+            21,
+            Form(dtype="fp16"),
+            "target onnxruntime has no fp16: its kernels",
+        ),
+        ("openvino", 21, Form(dtype="bf16"), "target openvino has no bf16"),
+        ("tensorrt", 18, Form(dtype="fp16"), "fp16 needs opset 19 or above, this is 18"),
+        (None, 21, Form(dtype="fp8"), "no type 'fp8': it must be one of fp32, fp16, bf16"),  # type: ignore[arg-type]
+        (None, 21, Form(pooling="mean", cache="first"), "a cache is for decoders"),
+    ],
+)
+def test_forms_that_cannot_be(
+    workshop: Any, target: str | None, opset: int, form: Form, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=words):
+        export_model(workshop.model(), tmp_path / "model.onnx", target=target, opset=opset, form=form)
     assert not list(tmp_path.iterdir())
+
+
+# A table with two readers
+
+
+TABLE = {"bits": 8, "granularity": "per-axis(0)", "overflow_safe": True}
+ACTIVATION = {"bits": 8, "signed": False, "symmetric": False}
+
+
+def tied(*, decoder: bool) -> Recipe:
+    rules: list[dict[str, Any]] = [{"module": "*embeddings.*", "kind": "embedding", "slot": "weight", "spec": TABLE}]
+    if decoder:
+        rules += [
+            {"module": "head.decoder", "kind": "linear", "slot": slot, "spec": spec}
+            for slot, spec in (("input", ACTIVATION), ("weight", TABLE))
+        ]
+    return Recipe.from_dict({"name": "tied", "rules": rules})
+
+
+def test_an_embedding_that_is_the_output_layer_too_is_one_table(workshop: Any, tmp_path: Path) -> None:
+    model, path = workshop.calibrated(tied(decoder=True), task="masked-lm"), tmp_path / "model.onnx"
+    assert export_model(model, path, target="onnxruntime").notes == ()
+    tables = [array.dtype for array in stored(path).values() if array.size == 83 * 32]
+    assert tables == [np.dtype(np.int8)]
+    assert "MatMulIntegerToFloat" in {node.op_type for node in onnx.load(path).graph.node}
+    assert verify(model, path, workshop.batches(model)).faults == []
+
+
+def test_a_table_that_is_stored_twice_is_told(workshop: Any, tmp_path: Path) -> None:
+    model = workshop.calibrated(tied(decoder=False), task="masked-lm")
+    (note,) = export_model(model, tmp_path / "model.onnx", target="onnxruntime").notes
+    assert note.startswith("embeddings.word.weight and head.decoder.weight are one weight")
+
+
+# Half precision
+
+
+@pytest.mark.parametrize("dtype", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_half_precision_has_scales_of_its_own_type(workshop: Any, dtype: Any, tmp_path: Path) -> None:
+    model, path, form = workshop.calibrated("tensorrt"), tmp_path / "model.onnx", Form(dtype=dtype)
+    export_model(model, path, target="tensorrt", form=form)
+    proto = onnx.load(path)
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    kind = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[dtype]
+    assert {tensor.data_type for tensor in proto.graph.initializer} == {
+        kind, onnx.TensorProto.INT8, onnx.TensorProto.INT64
+    }  # fmt: skip
+    assert {value.type.tensor_type.elem_type for value in proto.graph.output} == {kind}
+    runtime = {"fp16": "reference", "bf16": "evaluator"}[dtype]
+    report = verify(model, path, workshop.batches(model), runtime=runtime, form=form)
+    assert report.faults == []
+    assert len([row for row in report.segments if row.unit == "steps"]) == 8
+    assert min(row.expected_float_sqnr_db for row in report.end_to_end) > 20
+    wrong = copy.deepcopy(proto)
+    scale = next(
+        t for t in wrong.graph.initializer if t.name == "encoder.layers.0.feed_forward.up.input_quantizer.scale"
+    )
+    scale.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(scale) * 1.2).astype(scale_type(dtype)), scale.name))
+    onnx.save(wrong, path)
+    assert verify(model, path, workshop.batches(model)[:1], runtime=runtime, form=form).first_wrong is not None
+
+
+def scale_type(dtype: str) -> Any:
+    return np.float16 if dtype == "fp16" else np.dtype("bfloat16")
+
+
+def test_scales_that_half_precision_cannot_hold_are_all_named(workshop: Any, tmp_path: Path) -> None:
+    model = workshop.calibrated("tensorrt")
+    for slot, quantizer in named_slots(model):
+        if slot.module.endswith(("scores", "up")) and slot.name == "input":
+            quantizer.scale.fill_(1e-9)
+    with pytest.raises(ExportError, match=r"fp16 holds scales from .*: 2 faults") as caught:
+        export_model(model, tmp_path / "model.onnx", target="tensorrt", form=Form(dtype="fp16"))
+    assert "encoder.layers.0.attention.scores.input: its scale 1e-09 is out of range" in str(caught.value)
+    assert next(model.parameters()).dtype == torch.float32

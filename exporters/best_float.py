@@ -1,0 +1,55 @@
+"""The float file as ONNX Runtime's own optimizer for transformers writes it, for a baseline at its best."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from qdq.errors import ExportError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["optimized_float"]
+
+
+def optimized_float(path: Path, target: Path) -> Path:
+    """Write what ``onnxruntime.transformers.optimizer`` makes of a float model.
+
+    Args:
+        path: of the model; a config.json beside it tells heads and width, else the optimizer finds them itself.
+        target: file to write.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        ExportError: the optimizer does not take the file.
+    """
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    heads = hidden = 0
+    config = path.parent / "config.json"
+    if config.is_file():
+        values = json.loads(config.read_text(encoding="utf-8"))
+        heads, hidden = int(values.get("num_attention_heads", 0)), int(values.get("hidden_size", 0))
+    try:
+        with _quiet():
+            model = optimize_model(str(path), model_type="bert", num_heads=heads, hidden_size=hidden)
+            model.save_model_to_file(str(target))
+    except Exception as error:  # it raises whatever its passes meet
+        raise ExportError(f"{path}: ONNX Runtime's optimizer for transformers does not take it: {error}") from error
+    return target
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The optimizer counts its fusions aloud."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)

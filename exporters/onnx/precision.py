@@ -1,0 +1,56 @@
+"""Half precision: the model's weights, and the scales of its quantizers, rounded to the type that the graph has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from qdq.errors import ExportError, describe_faults
+from qdq.prepare import named_slots
+from qdq.quantizer import quantizers
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["HALF_SINCE", "TORCH_DTYPES", "check_scales", "to_dtype"]
+
+HALF_SINCE = 19
+"""The opset that has quantizers in half precision."""
+
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def check_scales(model: nn.Module, dtype: str) -> None:
+    """Refuse scales that half precision cannot hold: beyond its range, or below its normal numbers.
+
+    Raises:
+        ExportError: every slot is named.
+    """
+    if dtype == "fp32":
+        return
+    limits = torch.finfo(TORCH_DTYPES[dtype])
+    faults = []
+    for slot, quantizer in named_slots(model):
+        if quantizer.spec is None or quantizer.spec.dynamic or not quantizer.is_calibrated:
+            continue
+        scale = quantizer.scale.detach().abs()
+        low, high = float(scale.min()), float(scale.max())
+        if low < limits.tiny or high > limits.max:
+            faults.append(f"{slot}: its scale {low if low < limits.tiny else high:.3g} is out of range")
+    if faults:
+        raise ExportError(
+            describe_faults(f"{dtype} holds scales from {limits.tiny:.3g} to {limits.max:.3g}: export in fp32", faults)
+        )
+
+
+def to_dtype(model: nn.Module, dtype: str) -> None:
+    """Compute in ``dtype`` from now on; scales take values that ``dtype`` has, and stay float32 themselves."""
+    if dtype == "fp32":
+        return
+    kind = TORCH_DTYPES[dtype]
+    model.to(kind)
+    for _, quantizer in quantizers(model):
+        if quantizer.spec is not None and not quantizer.spec.dynamic:
+            with torch.no_grad():
+                quantizer.scale.copy_(quantizer.scale.to(kind))

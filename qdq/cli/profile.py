@@ -1,0 +1,94 @@
+"""What ``qdq inspect --profile`` shows: what a runtime does with a file, and which products it leaves in float."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qdq.cli.tables import new_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from exporters.onnx.inspect import GraphReport, Product
+    from exporters.profile import Profile
+
+__all__ = ["ProfileOption", "RuntimeOption", "ShapeOption", "ThreadsOption", "profiled"]
+
+_PANEL = "Profile"
+
+ProfileOption = Annotated[
+    bool,
+    typer.Option("--profile", metavar="", help="Run the file, and show what runs in int8.", rich_help_panel=_PANEL),
+]
+RuntimeOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="onnxruntime or openvino; that of the target.", rich_help_panel=_PANEL),
+]
+ShapeOption = Annotated[
+    str, typer.Option("--shape", metavar="BxL", help="Rows and tokens of the input.", rich_help_panel=_PANEL)
+]
+ThreadsOption = Annotated[int, typer.Option(metavar="N", help="Of the runtime.", min=1, rich_help_panel=_PANEL)]
+
+_SHOWN = 12
+
+
+def profiled(
+    path: Path, report: GraphReport, *, runtime: str | None, shape: str, threads: int, full: bool
+) -> tuple[dict[str, Any], list[Table | str]]:
+    """The document and the tables."""
+    from exporters.profile import profile
+    from qdq.errors import ConfigError
+
+    try:
+        batch_size, seq_len = (int(part) for part in shape.split("x"))
+    except ValueError as error:
+        raise ConfigError(f"--shape {shape}: it must be rows and tokens, as in 8x128") from error
+    found = profile(path, runtime=runtime or _runtime_of(path), batch_size=batch_size, seq_len=seq_len, threads=threads)
+    left = [(node.name, _why(node.name, report.products)) for node in found.products_in_float()]
+    document = {**found.to_dict(), "in_float": [{"name": name, "why": why} for name, why in left]}
+    return document, _shown(found, left, full=full)
+
+
+def _runtime_of(path: Path) -> str:
+    """OpenVINO for what was exported for it."""
+    from exporters.folder import read_export
+    from qdq.errors import CheckpointError
+
+    try:
+        return "openvino" if read_export(path.parent)["target"] == "openvino" else "onnxruntime"
+    except CheckpointError:
+        return "onnxruntime"
+
+
+def _why(name: str, products: list[Product]) -> str:
+    """What keeps a product in float; the runtime's name has that of the file in it, fused or not."""
+    known = next((product for product in products if product.name and product.name in name), None)
+    if known is None:
+        return "the runtime made it; the file has no product of that name"
+    return known.why or "its operands are quantized, but the runtime has no kernel for them in this form"
+
+
+def _shown(found: Profile, left: list[tuple[str, str]], *, full: bool) -> list[Table | str]:
+    table = new_table("operator", "in", "nodes", "ms", "share of\ntime", words=2)
+    rows = found.by_operator()
+    for operator, in_int8, count, seconds in rows if full else rows[:_SHOWN]:
+        share = seconds / found.seconds if found.seconds else 0.0
+        table.add_row(operator, "int8" if in_int8 else "float", str(count), f"{1e3 * seconds:.3f}", f"{share:.1%}")
+    if not full and len(rows) > _SHOWN:
+        rest = sum(row[3] for row in rows[_SHOWN:])
+        table.add_row(f"{len(rows) - _SHOWN} others", "", "", f"{1e3 * rest:.3f}", f"{rest / found.seconds:.1%}")
+    lines: list[Table | str] = [
+        "",
+        f"Run in {found.runtime} at {found.batch_size} x {found.seq_len}: {1e3 * found.seconds:.2f} ms in all nodes, "
+        f"{found.share_of_time:.1%} of it in int8; {found.share_of_macs:.1%} of {found.macs / 1e6:,.0f} M "
+        "multiplications in int8",
+        table,
+    ]
+    if left:
+        lines += ["", "products in float:", *(f"  {name}: {why}" for name, why in (left if full else left[:_SHOWN]))]
+    if not full and len(left) > _SHOWN:
+        lines.append(f"  ... and {len(left) - _SHOWN} more, -v shows all")
+    return lines

@@ -1,0 +1,130 @@
+"""Every family, every head, every target: torch and the runtime find the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import pytest
+
+from exporters.deployed import deploy
+from exporters.form import Form
+from exporters.onnx.export import export_model
+from exporters.verify import verify
+from qdq.models.architectures import FAMILIES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TARGETS = (None, "onnxruntime", "openvino", "tensorrt")
+RUNTIMES = {None: "onnxruntime", "tensorrt": "reference"}
+REALM = {"num_candidates": 3, "retriever_proj_size": 16, "reader_beam_size": 3, "max_span_width": 4}
+NARROW = {"albert": {"embedding_size": 16, "num_hidden_layers": 2}, "realm": {**REALM, "span_hidden_size": 16}}
+
+HEADS = [(name, task) for name, family in FAMILIES.items() for task in family.tasks]
+DECODERS = [
+    (name, {"is_decoder": True, "add_cross_attention": cross}, cache)
+    for name, family in FAMILIES.items()
+    if "causal-lm" in family.tasks
+    for cross in (False, True)
+    for cache in (None, "first", "step")
+]
+SAMPLE = {
+    ("bert", "multiple-choice", "onnxruntime"),
+    ("realm", "scoring", "onnxruntime"),
+    ("realm", "question-answering", "openvino"),
+    ("roberta-prelayernorm", "sequence-classification", "tensorrt"),
+    ("megatron-bert", "pre-training", None),
+}
+DECODER_SAMPLE = {("bert", True, "step", "onnxruntime"), ("roberta-prelayernorm", False, "step", None)}
+
+
+def _cases() -> list[Any]:
+    """All of them, those that are not in the sample behind the slow marker."""
+    return [
+        pytest.param(
+            *head, target, id=f"{'-'.join(head)}-{target}", marks=[] if (*head, target) in SAMPLE else pytest.mark.slow
+        )
+        for head in HEADS
+        for target in TARGETS
+    ]
+
+
+def _decoder_cases() -> list[Any]:
+    return [
+        pytest.param(
+            name,
+            changes,
+            cache,
+            target,
+            id=f"{name}-{'cross' if changes['add_cross_attention'] else 'self'}-{cache}-{target}",
+            marks=[] if (name, changes["add_cross_attention"], cache, target) in DECODER_SAMPLE else pytest.mark.slow,
+        )
+        for name, changes, cache in DECODERS
+        for target in (None, "onnxruntime", "tensorrt")
+    ]
+
+
+def check(workshop: Any, folder: Path, target: str | None, form: Form, name: str, task: str, **changes: Any) -> None:
+    """Calibrate, export, check as onnx does, and prove."""
+    arguments = (name, task)
+    changes = {**NARROW.get(name, {}), **changes}
+    model = workshop.model(*arguments, **changes)
+    if target is not None:
+        model = workshop.calibrated(target, *arguments, form=form, **changes)
+    path = folder / "model.onnx"
+    exported = export_model(model, path, target=target, form=form)
+    proto = onnx.load(path)
+    assert [value.name for value in proto.graph.output] == list(deploy(model, form).signature.outputs)
+    for value, entry in zip(proto.graph.input, exported.signature.inputs, strict=True):
+        axes = tuple(axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim)
+        assert (value.name, axes) == (entry.name, entry.axes)
+    if target != "onnxruntime":
+        onnx.checker.check_model(proto, full_check=True)
+        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    report = verify(model, path, workshop.batches(model, form), runtime=RUNTIMES.get(target, str(target)), form=form)
+    # These weights are random: what one flipped step does to an output end to end says nothing here.
+    assert [row.name for row in report.segments if row.wrong] == []
+    assert {row.name for row in report.segments} >= set(exported.signature.outputs)
+    assert bool([row for row in report.segments if row.unit == "steps"]) == (target is not None)
+
+
+@pytest.mark.parametrize(("name", "task", "target"), _cases())
+def test_heads(workshop: Any, name: str, task: str, target: str | None, tmp_path: Path) -> None:
+    check(workshop, tmp_path, target, Form(), name, task)
+
+
+@pytest.mark.parametrize(("name", "changes", "cache", "target"), _decoder_cases())
+def test_decoders(
+    workshop: Any, name: str, changes: dict[str, Any], cache: Any, target: str | None, tmp_path: Path
+) -> None:
+    check(workshop, tmp_path, target, Form(cache=cache), name, "causal-lm", **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", range(18, 26))
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_opset(workshop: Any, target: str | None, opset: int, tmp_path: Path) -> None:
+    model = workshop.model() if target is None else workshop.calibrated(target)
+    path = tmp_path / "model.onnx"
+    export_model(model, path, target=target, opset=opset)
+    assert next(entry.version for entry in onnx.load(path).opset_import if not entry.domain) == opset
+    report = verify(model, path, workshop.batches(model), runtime=RUNTIMES.get(target, str(target)))
+    assert report.faults == []
+
+
+FORMS = {
+    "pooled": ("feature-extraction", Form(pooling="mean", normalize=True, token_type_ids=False, int32_ids=True)),
+    "pooled by the first": ("feature-extraction", Form(pooling="cls")),
+    "pooled by the largest": ("feature-extraction", Form(pooling="max")),
+    "probabilities and labels": ("sequence-classification", Form(softmax=True, argmax=True)),
+    "embedded tokens": ("token-classification", Form(inputs_embeds=True)),
+}
+
+
+@pytest.mark.parametrize(
+    "case", [name if name == "pooled" else pytest.param(name, marks=pytest.mark.slow) for name in FORMS]
+)
+def test_forms(workshop: Any, case: str, tmp_path: Path) -> None:
+    task, form = FORMS[case]
+    check(workshop, tmp_path, "onnxruntime", form, "bert", task)
