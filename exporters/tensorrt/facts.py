@@ -212,7 +212,7 @@ class Facts:
             linear = [_linear_behind(value) for value in sides]
             if all(linear):  # behind a projection of the embeddings; what was there before has other readers too
                 linear = [len(_readers(source(value))) == 1 for value in sides]
-            if linear.count(True) == 1 and not consumers(node.outputs[0], "Softmax"):
+            if linear.count(True) == 1 and _goes_on(node.outputs[0]):
                 branch, skip = sides if linear[0] else reversed(sides)
                 found.append(Residual(node, operand(branch), operand(skip)))
         return found
@@ -283,6 +283,12 @@ def _readers(value: ir.Value) -> list[ir.Node]:
         through = is_op(node, "QuantizeLinear", "DequantizeLinear", "Cast", "Identity")
         found += _readers(node.outputs[0]) if through else [node]
     return found
+
+
+def _goes_on(value: ir.Value) -> bool:
+    """Whether a sum is normalized or added to: in an activation that is written out it is not."""
+    behind = ("Add", "LayerNormalization", "ReduceMean")
+    return value.is_graph_output() or any(is_op(node, *behind) for node in _readers(value))
 
 
 def _linear_behind(value: ir.Value) -> bool:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["AttentionRow", "EngineReport", "MergedRow", "ProductRow", "ResidualRow", "engine_report"]
 
 _PRODUCT_KERNEL = re.compile(r"gemm|mha|MatMul|Conv|Fc|conv")
+# Integers are read, and become floats before they are multiplied.
+_CAST_FIRST = re.compile(r"__myl_\w*Cast\w*?(Fc|MatMul|Conv)")
 _EIGHT_BITS = ("int8", "fp8")
 
 
@@ -252,7 +254,7 @@ def _multiplied(kernel: Kernel | None, *, stored: bool) -> str:
     """In which type a kernel multiplies: that of its weights and inputs together."""
     if kernel is None:
         return "unknown"
-    for kind in _EIGHT_BITS:
+    for kind in () if _CAST_FIRST.match(kernel.name) else _EIGHT_BITS:
         weights = not stored or not kernel.constants or kind in kernel.constants
         if kind in kernel.inputs and weights:
             return kind

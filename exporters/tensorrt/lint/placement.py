@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from exporters.onnx.passes.graph import constant, is_op, producer
-from exporters.tensorrt.facts import LAYOUT, Attention, Facts, Product, array, consumers, title
+from exporters.tensorrt.facts import LAYOUT, Attention, Facts, Operand, Product, array, consumers, title
 from exporters.tensorrt.lint.quantizers import found
 
 if TYPE_CHECKING:
@@ -34,11 +34,21 @@ def products(facts: Facts, settings: Settings) -> Iterator[Finding]:  # noqa: AR
             yield found("E13", node, "it multiplies int8 with fp8")
         if [side.is_quantized for side in sides].count(True) == 1:
             free = product.left if product.right.is_quantized else product.right
-            stored = [side for side in sides if side.stored]
-            if not (stored and stored[0].is_quantized):  # a weight alone is quantization of weights only
+            if not types & {ir.DataType.INT4, ir.DataType.FLOAT4E2M1}:  # of which weights alone are quantized
                 yield found("W2", node, f"{_named(free.value)} is not quantized, the other operand is")
+        kinds = {kind for side in sides if (kind := _scale_type(side)) is not None}
+        if len(kinds) > 1:
+            names = " and ".join(sorted(kind.name.lower() for kind in kinds))
+            yield found("E9", node, f"the scales of its operands are {names}")
         if product.is_linear and product.right.stored and product.right.dequantize is not None:
             yield from _weight(product)
+
+
+def _scale_type(side: Operand) -> ir.DataType | None:
+    if side.dequantize is None or side.dequantize.inputs[1] is None:
+        return None
+    kind = side.dequantize.inputs[1].dtype
+    return ir.DataType.FLOAT if kind is ir.DataType.DOUBLE else kind  # TensorRT has no double
 
 
 def _weight(product: Product) -> Iterator[Finding]:

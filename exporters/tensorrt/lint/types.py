@@ -43,7 +43,7 @@ def types_of(nodes: Sequence[ir.Node]) -> dict[ir.Value, ir.DataType]:
         if value not in types:
             found = value.dtype if value.const_value is None else value.const_value.dtype
             if found is not None:
-                types[value] = found
+                types[value] = _held(found)
         return types.get(value)
 
     for node in nodes:
@@ -52,10 +52,15 @@ def types_of(nodes: Sequence[ir.Node]) -> dict[ir.Value, ir.DataType]:
         result = _result(node, [known(value) for value in node.inputs])
         for index, value in enumerate(node.outputs):
             if index == 0 and result is not None:
-                types[value] = result
+                types[value] = _held(result)
             else:
                 known(value)
     return types
+
+
+def _held(kind: ir.DataType) -> ir.DataType:
+    """The type that TensorRT makes of it: it has no double."""
+    return ir.DataType.FLOAT if kind is ir.DataType.DOUBLE else kind
 
 
 def _result(node: ir.Node, inputs: Sequence[ir.DataType | None]) -> ir.DataType | None:

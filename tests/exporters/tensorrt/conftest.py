@@ -1,0 +1,110 @@
+"""A small exported BERT, the defects that can be planted into it, and TensorRT-RTX where it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+import pytest
+
+from exporters.onnx.export import export_model
+from exporters.tensorrt.backend import Backend, find_backend, messages
+from exporters.tensorrt.build import build
+from exporters.tensorrt.profiles import Profile, default_profile
+from exporters.tensorrt.source import Source, read_source
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+
+SMALL = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
+
+
+def load_defects() -> ModuleType:
+    """The module beside this file; the tests are no package."""
+    name = "tests_tensorrt_defects"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("defects.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def small(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One layer, 64 wide, two heads, exported for TensorRT; read only."""
+    path = tmp_path_factory.mktemp("tensorrt") / "model.onnx"
+    export_model(workshop.calibrated("tensorrt", **SMALL), path, target="tensorrt")
+    return path
+
+
+@pytest.fixture(scope="session")
+def rtx() -> Backend:
+    """TensorRT-RTX, which parses and builds on a machine without a GPU."""
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        pytest.skip("needs TensorRT-RTX: pip install 'qdq[tensorrt-rtx]'")
+    return find_backend("tensorrt-rtx")
+
+
+class Bench:
+    """Plants defects, and asks TensorRT."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        self.path = path
+        self.folder = folder
+
+    def planted(self, plant: Any) -> Source:
+        """The small model with a defect."""
+        model = ir.load(self.path)
+        plant(model)
+        path = self.folder / "planted.onnx"
+        ir.save(model, path)
+        return read_source(path)
+
+    def profiles(self, source: Source, options: dict[str, Any]) -> list[Profile]:
+        """Those that a defect brings, or the default one."""
+        if "shapes" not in options:
+            return [default_profile(source.inputs, longest=40)]
+        return [] if options["shapes"] is None else [Profile(*options["shapes"])]
+
+    def verdict(self, backend: Backend, source: Source, profiles: Sequence[Profile], *, upto: str = "build") -> str:
+        """What TensorRT does: it cannot ``parse`` the file, cannot ``build`` it, or ``accepts`` it."""
+        trt = backend.trt
+        logger, _ = messages(backend)
+        builder = trt.Builder(logger)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        if not trt.OnnxParser(network, logger).parse_from_file(str(source.path)):
+            return "parse"
+        if upto == "parse":
+            return "accepts"
+        config = builder.create_builder_config()
+        for profile in profiles:
+            made = builder.create_optimization_profile()
+            for name in profile.opt:
+                made.set_shape(name, profile.min[name], profile.opt[name], profile.max[name])
+            config.add_optimization_profile(made)
+        return "build" if builder.build_serialized_network(network, config) is None else "accepts"
+
+
+@pytest.fixture
+def bench(small: Path, tmp_path: Path) -> Bench:
+    return Bench(small, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def built(small: Path, rtx: Backend, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The engine of the small model, built once: what was built, and where; read only."""
+    plan = tmp_path_factory.mktemp("plan") / "model.plan"
+    source = read_source(small)
+    return build(small, plan, profiles=[default_profile(source.inputs, longest=40)], backend=rtx), plan
+
+
+@pytest.fixture(scope="session")
+def defects() -> ModuleType:
+    return load_defects()
