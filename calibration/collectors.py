@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from calibration.counted import Finding
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -94,20 +96,30 @@ class MinMaxCollector:
         return self.count == 0 or math.isfinite(self.amax)
 
     def update(self, x: Tensor) -> None:
-        """Take note of ``x``."""
-        for part in self._mask.parts(x):
-            self._observe(part)
+        """Take note of ``x``; what is in a tensor that was shown to a collector with the same mask is known already."""
+        found = self._mask.counted.find(x)
+        if found is None or not self._is_enough(found):
+            found = self._look_at(x)
+            if math.isfinite(found.lower) and math.isfinite(found.upper):
+                self._mask.counted.note(x, found)
+        self._add(found)
 
-    def _observe(self, part: Tensor) -> None:
-        lower, upper = torch.aminmax(part)
-        self._extend(float(lower.float()), float(upper.float()), part.numel())
+    def _is_enough(self, found: Finding) -> bool:  # noqa: ARG002 - others want more
+        """Whether looking at the tensor again would find nothing else."""
+        return True
+
+    def _look_at(self, x: Tensor) -> Finding:
+        lower, upper, count = math.inf, -math.inf, 0
+        for part in self._mask.parts(x):
+            lower, upper = _wider(lower, upper, *_extremes(part))
+            count += part.numel()
+        return Finding(lower, upper, count)
+
+    def _add(self, found: Finding) -> None:
+        self._extend(found.lower, found.upper, found.count)
 
     def _extend(self, lower: float, upper: float, count: int) -> None:
-        # A NaN is smaller than nothing and nothing is smaller than it: it comes in by name, and stays.
-        if lower < self._lower or math.isnan(lower):
-            self._lower = lower
-        if upper > self._upper or math.isnan(upper):
-            self._upper = upper
+        self._lower, self._upper = _wider(self._lower, self._upper, lower, upper)
         self.count += count
 
     def state(self) -> dict[str, Tensor]:
@@ -116,7 +128,7 @@ class MinMaxCollector:
 
     def merge(self, state: Mapping[str, Tensor]) -> None:
         """Add what :meth:`state` of another collector gave."""
-        self._extend(float(state["lower"]), float(state["upper"]), int(state["count"]))
+        self._add(Finding(float(state["lower"]), float(state["upper"]), int(state["count"])))
 
 
 class HistogramCollector(MinMaxCollector):
@@ -157,18 +169,41 @@ class HistogramCollector(MinMaxCollector):
         counts[1:] += self.counts[: self.half - 1].flip(0)
         return counts, torch.arange(self.half + 1, dtype=torch.float64) * self.width
 
-    def _observe(self, part: Tensor) -> None:
-        super()._observe(part)
-        amax = self.amax
-        if not math.isfinite(amax):
-            return
-        self._widen(self._needed(amax))
-        if self.width == 0.0:
-            self.counts[self.half - 1] += part.numel()
-            return
+    def _is_enough(self, found: Finding) -> bool:
+        if found.counts is None or len(found.counts) != len(self.counts):
+            return False
+        return found.width <= max(self.width, self._needed(max(found.upper, -found.lower)))
+
+    def _look_at(self, x: Tensor) -> Finding:
+        lower, upper, count = math.inf, -math.inf, 0
+        counts, width = torch.zeros_like(self.counts), self.width  # in bins of this size at least it will be added
+        for part in self._mask.parts(x):
+            lower, upper = _wider(lower, upper, *_extremes(part))
+            count += part.numel()
+            amax = max(upper, -lower)
+            if math.isfinite(lower) and math.isfinite(upper):
+                counts, width = _widened(counts, width, self._needed(amax))
+                counts += self._bins(part, width)
+        return Finding(lower, upper, count, width, counts)
+
+    def _bins(self, part: Tensor, width: float) -> Tensor:
+        """How many values of ``part`` each bin gets; none lies outside."""
+        if width == 0.0:
+            counts = torch.zeros_like(self.counts)
+            counts[self.half - 1] = part.numel()
+            return counts
         # A product with a power of two is exact, or too small for the next bin either way; `to` cuts towards zero.
-        index = (part.float() * (1.0 / self.width)).to(torch.int32).add_(self.half - 1)
-        self.counts += torch.bincount(index.reshape(-1), minlength=2 * self.half - 1).cpu()
+        index = (part.float() * (1.0 / width)).to(torch.int32).add_(self.half - 1)
+        return torch.bincount(index, minlength=2 * self.half - 1).cpu()
+
+    def _add(self, found: Finding) -> None:
+        super()._add(found)
+        counts = found.counts
+        assert counts is not None
+        self.counts, self.width = _widened(self.counts, self.width, found.width)
+        if found.width > 0.0:
+            counts, _ = _widened(counts, found.width, self.width)
+        self.counts = self.counts + counts  # a new tensor each time: whoever holds the old one keeps what it was
 
     def _needed(self, amax: float) -> float:
         if amax == 0.0:
@@ -176,27 +211,39 @@ class HistogramCollector(MinMaxCollector):
         width = max(2.0 ** math.ceil(math.log2(amax / self.half)), _TINY)
         return width if width * self.half > amax else width * 2  # the outer edge is not part of a bin
 
-    def _widen(self, width: float) -> None:
-        if self.width == 0.0:
-            self.width = width
-        while self.width < width:
-            self.counts = _merged_in_pairs(self.counts)
-            self.width *= 2
-
     def state(self) -> dict[str, Tensor]:
         """What the smallest and largest value take, ``counts`` int64, ``width`` float64 ``()``."""
         width = torch.tensor(self.width, dtype=torch.float64)
-        return {**super().state(), "counts": self.counts.clone(), "width": width}
+        return {**super().state(), "counts": self.counts, "width": width}
 
     def merge(self, state: Mapping[str, Tensor]) -> None:
         """Add what :meth:`state` of another collector gave."""
-        super().merge(state)
-        counts, width = state["counts"], float(state["width"])
-        self._widen(width)
-        while 0.0 < width < self.width:
-            counts = _merged_in_pairs(counts)
-            width *= 2
-        self.counts = self.counts + counts
+        extremes = float(state["lower"]), float(state["upper"]), int(state["count"])
+        self._add(Finding(*extremes, float(state["width"]), state["counts"]))
+
+
+def _extremes(part: Tensor) -> tuple[float, float]:
+    lower, upper = torch.aminmax(part)
+    return float(lower.float()), float(upper.float())
+
+
+def _wider(lower: float, upper: float, other_lower: float, other_upper: float) -> tuple[float, float]:
+    """What covers two ranges. A NaN is smaller than nothing and nothing is smaller than it: it stays, once it came."""
+    if other_lower < lower or math.isnan(other_lower):
+        lower = other_lower
+    if other_upper > upper or math.isnan(other_upper):
+        upper = other_upper
+    return lower, upper
+
+
+def _widened(counts: Tensor, width: float, wanted: float) -> tuple[Tensor, float]:
+    """The same counts in bins of at least the wanted width, and the width they have then."""
+    if width == 0.0:
+        return counts, wanted
+    while width < wanted:
+        counts = _merged_in_pairs(counts)
+        width *= 2
+    return counts, width
 
 
 def _merged_in_pairs(counts: Tensor) -> Tensor:

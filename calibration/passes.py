@@ -52,7 +52,7 @@ def run(
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     digest = hashlib.sha256()
     seen = Seen()
-    with torch.inference_mode():
+    with torch.no_grad():
         for batch in batches:
             _check(batch, seen.batches, () if takes_all else parameters)
             inputs = {name: value.to(device) for name, value in batch.items()}

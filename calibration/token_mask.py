@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from calibration.counted import Counted
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["TokenMask"]
 
@@ -21,20 +23,27 @@ class TokenMask:
     Args:
         keys: for attention weights ``(batch, heads, seq, seq)``, whose last axis is positions too: what is said to
             padding, nothing, is no more data than what padding says.
+
+    Attributes:
+        counted: what the collectors found in the tensors of this batch.
     """
 
     def __init__(self, *, keys: bool = False) -> None:
+        self.counted = Counted()
         self._keys = keys
         self._mask: Tensor | None = None
         self._rows = torch.empty(0, dtype=torch.long)
+        self._chunks: dict[int, tuple[Tensor, ...]] = {}
         self._runs: list[tuple[int, int]] | None = None
 
     def set(self, attention_mask: Tensor | None) -> None:
         """Take the mask of the next batch, ``(batch, seq)``, 1 for tokens; a mask without padding costs nothing."""
+        self.counted.clear()
         mask = None if attention_mask is None else attention_mask.reshape(-1, attention_mask.shape[-1]) != 0
         self._mask = None if mask is None or bool(mask.all()) else mask
         if self._mask is not None:
             self._rows = self._mask.flatten().nonzero().squeeze(1)
+            self._chunks = {}
             self._runs = _runs(self._mask) if self._keys else None
 
     def select(self, x: Tensor) -> Tensor:
@@ -44,32 +53,65 @@ class TokenMask:
         positions, (3) ``(batch, heads, seq, seq)`` on both axes where ``keys`` is set; (4) anything else, a pooled
         vector say, has none and is taken whole.
         """
-        parts = list(self._select(x))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        match self._case(x):
+            case 1 | 2:
+                return _by_tokens(x).index_select(0, self._rows)
+            case 3:
+                return self._between_tokens(x)
+        return x
 
     def parts(self, x: Tensor) -> Iterator[Tensor]:
-        """What :meth:`select` gives, in parts of a size that is quickly gone through; none is empty."""
-        for values in self._select(x, _AT_ONCE):
-            if values.numel() <= _AT_ONCE:
-                if values.numel():
-                    yield values
-                continue
-            yield from torch.split(values.reshape(-1), _AT_ONCE)
+        """What :meth:`select` gives, flat and in any order, in parts of a size that is quickly gone through.
 
-    def _select(self, x: Tensor, at_once: int = 2**62) -> Iterator[Tensor]:
-        mask = self._mask
-        if mask is None or x.dim() not in (3, 4) or (x.shape[0], x.shape[-2]) != mask.shape:
-            yield x  # case 4
-        elif self._keys and x.dim() == 4 and x.shape[-1] == x.shape[-2]:  # case 3
-            if self._runs is None:
-                yield x.masked_select(mask[:, None, :, None] & mask[:, None, None, :])
-            else:
-                yield torch.cat([row[:, a:b, a:b].reshape(-1) for row, (a, b) in zip(x, self._runs, strict=True)])
-        else:
-            tokens = (x if x.dim() == 3 else x.transpose(1, 2)).flatten(0, 1)
-            size = max(at_once // max(tokens[0].numel(), 1), 1)
-            for rows in torch.split(self._rows, size):
-                yield tokens.index_select(0, rows)
+        None is empty.
+        """
+        match self._case(x):
+            case 1 | 2:
+                yield from self._tokens(_by_tokens(x))
+            case 3:
+                yield from _in_parts(self._between_tokens(x))
+            case _:
+                yield from _in_parts(_in_memory_order(x).reshape(-1))
+
+    def _case(self, x: Tensor) -> int:
+        mask, shape = self._mask, x.shape
+        if mask is None or len(shape) not in (3, 4) or (shape[0], shape[-2]) != mask.shape:
+            return 4
+        if len(shape) == 3:
+            return 1
+        return 3 if self._keys and shape[-1] == shape[-2] else 2
+
+    def _tokens(self, tokens: Tensor) -> Iterator[Tensor]:
+        """The rows of ``tokens``, ``(batch * seq, ...)``, that are no padding."""
+        width = tokens[0].numel()
+        at_once = max(_AT_ONCE // max(width, 1), 1)
+        if at_once not in self._chunks:
+            self._chunks[at_once] = self._rows.split(at_once)
+        for rows in self._chunks[at_once]:
+            if rows.shape[0] * width:
+                yield tokens.index_select(0, rows).reshape(-1)
+
+    def _between_tokens(self, x: Tensor) -> Tensor:
+        """What tokens say to tokens, of ``(batch, heads, seq, seq)``, flat."""
+        if self._runs is None:
+            mask = self._mask
+            assert mask is not None
+            return x.masked_select(mask[:, None, :, None] & mask[:, None, None, :])
+        return torch.cat([row[:, a:b, a:b].reshape(-1) for row, (a, b) in zip(x, self._runs, strict=True)])
+
+
+def _in_parts(flat: Tensor) -> Iterable[Tensor]:
+    return flat.split(_AT_ONCE) if flat.numel() > _AT_ONCE else [flat] * (flat.numel() > 0)
+
+
+def _by_tokens(x: Tensor) -> Tensor:
+    """``(batch * seq, ...)`` of ``(batch, seq, hidden)`` or ``(batch, heads, seq, k)``."""
+    return (x if x.dim() == 3 else x.transpose(1, 2)).flatten(0, 1)
+
+
+def _in_memory_order(x: Tensor) -> Tensor:
+    """The same values with their axes as they lie in memory: what was transposed need not be copied to become flat."""
+    return x.permute(sorted(range(x.dim()), key=x.stride, reverse=True))
 
 
 def _runs(mask: Tensor) -> list[tuple[int, int]] | None:

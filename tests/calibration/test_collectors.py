@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 from calibration import HistogramCollector, MinMaxCollector, TokenMask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 KINDS = [MinMaxCollector, HistogramCollector]
 
@@ -195,6 +199,72 @@ def test_memory_does_not_grow_with_the_data(kind: type[MinMaxCollector]) -> None
     tracemalloc.stop()
     assert second == first
     assert after - before < 10_000
+
+
+# --- one tensor in several slots ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("before", [0.0, 1e-3, 100.0], ids=["nothing", "small", "large"])
+def test_a_tensor_that_was_counted_is_not_counted_again(kind: type[MinMaxCollector], before: float) -> None:
+    """What the second collector holds is what it would have found itself, whatever either of them saw before."""
+    x = torch.randn(6, 4, 8)
+    looked: list[Tensor] = []
+
+    class Watched(TokenMask):
+        def parts(self, x: Tensor) -> Iterator[Tensor]:
+            looked.append(x)
+            return super().parts(x)
+
+    for earlier in ((before, 0.0), (0.0, before), (before, before)):
+        mask = Watched()
+        one, other = kind(mask), kind(mask)
+        for collector, value in zip((one, other), earlier, strict=True):
+            collector.update(torch.full((3,), value))
+        looked.clear()
+        one.update(x)
+        other.update(x)
+        alone = kind(TokenMask())
+        alone.update(torch.full((3,), earlier[1]))
+        alone.update(x)
+        assert contents(other) == contents(alone)
+        if earlier[0] == earlier[1]:
+            assert len(looked) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_changed_in_place_or_with_the_batch_is_another_tensor(kind: type[MinMaxCollector]) -> None:
+    mask = TokenMask()
+    one, other = kind(mask), kind(mask)
+    x = torch.ones(2, 3, 4)
+    one.update(x)
+    other.update(x.mul_(5))
+    assert (float(one.upper), float(other.upper)) == (1.0, 5.0)
+    mask.set(torch.tensor([[1, 0, 0], [1, 1, 1]]))
+    other.update(x)
+    assert other.count == x.numel() + 4 * 4
+    with torch.inference_mode():
+        y = torch.ones(5)
+        one.update(y)
+        other.update(y.mul_(9))
+    assert float(other.upper) == 9.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tensor_that_is_gone_is_not_taken_for_its_successor(kind: type[MinMaxCollector]) -> None:
+    collector = kind(TokenMask())
+    for value in range(50):  # each likely at the place of the one before
+        collector.update(torch.full((1,), float(value)))
+    assert (collector.count, float(collector.upper)) == (50, 49.0)
+
+
+def test_a_collector_of_another_kind_looks_for_itself() -> None:
+    mask, x = TokenMask(), torch.randn(50)
+    extremes, fine, coarse = MinMaxCollector(mask), HistogramCollector(mask), HistogramCollector(mask, 64)
+    for collector in (extremes, fine, coarse):
+        collector.update(x)
+    assert same(fine, histogram(x))
+    assert same(coarse, histogram(x, half=64))
 
 
 # --- padding ---
