@@ -86,7 +86,7 @@ class TokenMask:
         width = tokens[0].numel()
         at_once = max(_AT_ONCE // max(width, 1), 1)
         if at_once not in self._chunks:
-            self._chunks[at_once] = self._rows.split(at_once)
+            self._chunks[at_once] = torch.split(self._rows, at_once)
         for rows in self._chunks[at_once]:
             if rows.shape[0] * width:
                 yield tokens.index_select(0, rows).reshape(-1)
@@ -101,7 +101,7 @@ class TokenMask:
 
 
 def _in_parts(flat: Tensor) -> Iterable[Tensor]:
-    return flat.split(_AT_ONCE) if flat.numel() > _AT_ONCE else [flat] * (flat.numel() > 0)
+    return torch.split(flat, _AT_ONCE) if flat.numel() > _AT_ONCE else [flat] * (flat.numel() > 0)
 
 
 def _by_tokens(x: Tensor) -> Tensor:
