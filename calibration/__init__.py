@@ -4,6 +4,9 @@ from calibration.auto import Auto, method_named
 from calibration.calibrate import CalibrationSummary, calibrate
 from calibration.collectors import Collector, HistogramCollector, MinMaxCollector
 from calibration.methods import Entropy, Max, Method, Mse, Percentile
+from calibration.pipeline import calibrate_and_refine
+from calibration.refine import refine
+from calibration.smoothing import smooth
 from calibration.token_mask import TokenMask
 
 __all__ = [
@@ -19,5 +22,8 @@ __all__ = [
     "Percentile",
     "TokenMask",
     "calibrate",
+    "calibrate_and_refine",
     "method_named",
+    "refine",
+    "smooth",
 ]

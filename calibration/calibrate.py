@@ -48,6 +48,7 @@ class CalibrationSummary:
             in a thousand. Slots without loss are left out.
         choices: of the method auto, what was chosen for each slot, and why.
         warnings: what makes the ranges doubtful, with figures.
+        refinement: what :func:`calibration.calibrate_and_refine` did besides, and on how much.
     """
 
     method: dict[str, Any]
@@ -58,10 +59,11 @@ class CalibrationSummary:
     saturated: dict[str, float] = field(default_factory=dict)
     choices: dict[str, dict[str, Any]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    refinement: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; of ``saturated``, ``choices`` and ``warnings`` what is not empty."""
-        optional = ("saturated", "choices", "warnings")
+        """Plain values for JSON; of ``saturated`` and what follows it what is not empty."""
+        optional = ("saturated", "choices", "warnings", "refinement")
         return {name: value for name, value in vars(self).items() if value or name not in optional}
 
 

@@ -4,7 +4,9 @@
     quantization.json                                 format version, recipe, spec of every slot, how it was calibrated,
                                                       digests of what decides the model's outputs
     quantizers.safetensors                            per slot: scale, zero_point; of activations also the range found:
-                                                      lower, upper, amax
+                                                      lower, upper, amax; what is done to the tensor beforehand:
+                                                      transform.shift, .factor, .rows; of weights a chosen rounding;
+                                                      per linear layer a bias_correction
 
 The ranges of slots that stay float are stored too: from them the checkpoint can be exported with another recipe.
 """
@@ -35,13 +37,17 @@ from qdq.errors import (
 )
 from qdq.models.architectures import task_of
 from qdq.models.huggingface import load_model, read_config, read_tensors, save_model
+from qdq.modules import QuantAdd, QuantLinear
 from qdq.prepare import apply_specs, named_slots, slots, unshared_slots, wrap
 from qdq.quantizer import Mode, Quantizer, Range, quantizers, set_mode
 from qdq.spec import QuantSpec
 from qdq.storage import atomic_directory, write_json
+from qdq.transform import Transform
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
+
+    from torch import nn
 
     from qdq.models.attention import AttentionImplementation
     from qdq.models.model import Model
@@ -49,8 +55,8 @@ if TYPE_CHECKING:
 
 __all__ = ["QUANTIZATION_FILE", "copy_companions", "is_quantized", "load", "read_quantization", "save", "write"]
 
-FORMAT = 2
-READABLE = (1, 2)
+FORMAT = 3
+READABLE = (1, 2, 3)
 QUANTIZATION_FILE = "quantization.json"
 QUANTIZERS_FILE = "quantizers.safetensors"
 
@@ -58,6 +64,8 @@ _SEALED = ("config.json", "model.safetensors", QUANTIZERS_FILE)
 """The files whose contents decide what the model computes; their digests stand in ``quantization.json``."""
 
 _RANGE = ("lower", "upper", "amax")
+_TRANSFORM = ("shift", "factor", "rows")
+_CORRECTION = "bias_correction"
 _WEIGHT = ".weight_quantizer"
 
 # What sentence-transformers keeps beside the model: how token vectors become one.
@@ -265,6 +273,9 @@ def _tensors(model: Model) -> dict[str, Tensor]:
         if quantizer.spec is not None and quantizer.spec.learned_scale:
             state["scale"] = quantizer.grid(quantizer.scale)[0]
         tensors |= {f"{name}.{key}": tensor for key, tensor in state.items()}
+    for name, linear in _linears(model):
+        if linear.bias_correction is not None:
+            tensors[f"{name}.{_CORRECTION}"] = linear.bias_correction
     return {name: tensor.detach().clone().contiguous().cpu() for name, tensor in tensors.items()}
 
 
@@ -315,15 +326,58 @@ def _fill(model: Model, file: Path, elsewhere: tuple[str, ...]) -> None:
         raise CheckpointError(f"{file}: damaged or incomplete ({error})") from error
     faults: list[str] = []
     for name, quantizer in quantizers(model):
-        own = {key.rpartition(".")[2]: tensors.pop(key) for key in list(tensors) if key.rpartition(".")[0] == name}
-        faults += [f"{name}: {fault}" for fault in _fill_one(quantizer, own, is_weight=name.endswith(_WEIGHT))]
+        owner = model.get_submodule(name.rpartition(".")[0])
+        wrong = _fill_transform(
+            quantizer, _taken(tensors, f"{name}.transform"), owner, is_weight=name.endswith(_WEIGHT)
+        )
+        wrong += _fill_one(quantizer, _taken(tensors, name), owner, is_weight=name.endswith(_WEIGHT))
+        faults += [f"{name}: {fault}" for fault in wrong]
+    for name, linear in _linears(model):
+        correction = tensors.pop(f"{name}.{_CORRECTION}", None)
+        if correction is not None and not _is_vector(correction, linear.out_features):
+            faults.append(f"{name}: {_CORRECTION} must be {linear.out_features} finite numbers in float32")
+        linear.bias_correction = correction
     faults += [f"{name} belongs to no slot" for name in tensors if not name.startswith(elsewhere)]
     if faults:
         raise CheckpointError(describe_faults(str(file), faults))
 
 
-def _fill_one(quantizer: Quantizer, tensors: dict[str, Tensor], *, is_weight: bool) -> list[str]:
-    expected = list(quantizer.state_dict())
+def _taken(tensors: dict[str, Tensor], owner: str) -> dict[str, Tensor]:
+    """The tensors of ``owner`` by their own names; they leave ``tensors``."""
+    return {key.rpartition(".")[2]: tensors.pop(key) for key in list(tensors) if key.rpartition(".")[0] == owner}
+
+
+def _linears(model: Model) -> Iterator[tuple[str, QuantLinear]]:
+    for name, module in model.named_modules():
+        if isinstance(module, QuantLinear):
+            yield name, module
+
+
+def _is_vector(tensor: Tensor, size: int) -> bool:
+    return tensor.dtype == torch.float32 and tensor.shape == (size,) and bool(torch.isfinite(tensor).all())
+
+
+def _fill_transform(
+    quantizer: Quantizer, tensors: dict[str, Tensor], owner: nn.Module, *, is_weight: bool
+) -> list[str]:
+    if not tensors:
+        return []
+    if unknown := [f"unexpected tensor transform.{key}" for key in tensors if key not in _TRANSFORM]:
+        return unknown
+    transform = Transform(**tensors)
+    channels = owner.in_features if isinstance(owner, QuantLinear) else None
+    if isinstance(owner, QuantAdd) and transform.shift is not None and transform.factor is None:
+        channels = transform.shift.numel()  # a residual may be shifted; how wide it is, an addition does not know
+    rows = owner.out_features if is_weight and isinstance(owner, QuantLinear) else None
+    if faults := transform.faults(channels, rows):
+        return [f"transform.{fault}" for fault in faults]
+    quantizer.transform = transform
+    return []
+
+
+def _fill_one(quantizer: Quantizer, tensors: dict[str, Tensor], owner: nn.Module, *, is_weight: bool) -> list[str]:
+    rounding = tensors.pop("rounding", None)
+    expected = [key for key in quantizer.state_dict() if "." not in key]
     known = expected if is_weight else [*dict.fromkeys([*expected, *_RANGE])]
     faults = [f"unexpected tensor {key!r}" for key in tensors if key not in known]
     for key in known:
@@ -350,4 +404,9 @@ def _fill_one(quantizer: Quantizer, tensors: dict[str, Tensor], *, is_weight: bo
             quantizer.set_scale(tensors["scale"], tensors["zero_point"])
     except CalibrationError as error:
         faults.append(str(error))
+    if rounding is not None:
+        shape = tuple(owner.weight.shape) if is_weight and quantizer.spec and isinstance(owner, QuantLinear) else None
+        if rounding.dtype != torch.int8 or tuple(rounding.shape) != shape:
+            faults.append("rounding must be int8 steps in the shape of a quantized linear weight")
+        quantizer.rounding = rounding
     return faults

@@ -30,13 +30,14 @@ __all__ = [
     "quantize",
     "scale_and_zero_point",
     "scale_gradient",
+    "spread",
     "value_range",
 ]
 
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def _broadcast(parameter: Tensor, x: Tensor, axis: int | None, group: int | None) -> Tensor:
+def spread(parameter: Tensor, x: Tensor, axis: int | None, group: int | None) -> Tensor:
     """A scale or zero point in the form that meets ``x``.
 
     1. ``(channels,)`` along ``axis`` -> ``(1, .., channels, .., 1)``.
@@ -75,8 +76,8 @@ def quantize(
         axis: the axis of ``x`` that keeps its own scales; None per tensor.
         group: how many neighbours on the last axis share a scale; None when they do not.
     """
-    zero = _broadcast(zero_point, x, axis, group)
-    return _steps(x, _broadcast(scale, x, axis, group)).add_(zero).clamp_(qmin, qmax)
+    zero = spread(zero_point, x, axis, group)
+    return _steps(x, spread(scale, x, axis, group)).add_(zero).clamp_(qmin, qmax)
 
 
 def _steps(x: Tensor, scale: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ def _bounds(zero_point: Tensor, x: Tensor, qmin: int, qmax: int, axis: int | Non
             return qmin - only, qmax - only
         if not zero_point.any():
             return qmin, qmax
-    zero = _broadcast(zero_point, x, axis, group)
+    zero = spread(zero_point, x, axis, group)
     return (qmin - zero).to(torch.float32), (qmax - zero).to(torch.float32)
 
 
@@ -103,7 +104,7 @@ def dequantize(
 ) -> Tensor:
     """``(q - zero_point) * scale`` in float32, ONNX's DequantizeLinear; ``q`` of any type, integers included."""
     # Convert first: a difference of 8-bit integers would wrap around.
-    return (q.to(torch.float32) - _broadcast(zero_point, q, axis, group)) * _broadcast(scale, q, axis, group)
+    return (q.to(torch.float32) - spread(zero_point, q, axis, group)) * spread(scale, q, axis, group)
 
 
 # Defined piece by piece: torch.library.custom_op does it in one, for three times the cost of a call (80 us against 25).
@@ -134,7 +135,7 @@ def _operator(
 def _fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None, group: int | None = None
 ) -> Tensor:
-    step = _broadcast(scale, x, axis, group)
+    step = spread(scale, x, axis, group)
     # Saturating the steps is saturating the integers: one pass over memory less to shift, one to shift back.
     low, high = _bounds(zero_point, x, qmin, qmax, axis, group) if x.numel() else (0, 0)
     return _steps(x, step).clamp_(low, high).mul_(step).to(x.dtype)
@@ -146,7 +147,7 @@ def _is_inside(
 ) -> Tensor:
     """1 where the integer needs no saturation, as int8: torch compares and stores floats and bytes fast, not bools."""
     low, high = _bounds(zero_point, x, qmin, qmax, axis, group) if x.numel() else (0, 0)
-    q = _steps(x, _broadcast(scale, x, axis, group))
+    q = _steps(x, spread(scale, x, axis, group))
     return q.clamp(low, high).eq_(q).to(torch.int8)
 
 
@@ -168,15 +169,15 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, scale, zero_point = ctx.saved_tensors
     qmin, qmax, axis, group = ctx.settings
     x = x.to(torch.float32)
-    zero = _broadcast(zero_point, x, axis, group)
-    steps = x / _broadcast(scale, x, axis, group)
+    zero = spread(zero_point, x, axis, group)
+    steps = x / spread(scale, x, axis, group)
     low, high = (qmin - zero).float(), (qmax - zero).float()
     # The paper asks the value, not its integer: what lies beyond an end by less than half a step pulls there, too.
     inside = ((low < steps) & (steps < high)).to(torch.float32)
     saturated = torch.minimum(torch.maximum(steps.round(), low), high)
     slope = gradient.to(torch.float32) * (saturated - inside * steps)
     # What was broadcast is summed.
-    to_scale = slope.sum_to_size(_broadcast(scale, x, axis, group).shape).reshape(scale.shape)
+    to_scale = slope.sum_to_size(spread(scale, x, axis, group).shape).reshape(scale.shape)
     return gradient * inside.to(gradient.dtype), to_scale, *[None] * 5
 
 
@@ -291,7 +292,7 @@ def fake_quantize_by_amax(x: Tensor, amax: Tensor, *, qmin: int, qmax: int, axis
     Returns:
         The shape and type of ``x``.
     """
-    result: Tensor = _ByAmax.apply(x, _broadcast(amax, x, axis, None), qmin, qmax)  # type: ignore[no-untyped-call]
+    result: Tensor = _ByAmax.apply(x, spread(amax, x, axis, None), qmin, qmax)  # type: ignore[no-untyped-call]
     return result
 
 

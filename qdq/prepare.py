@@ -112,6 +112,7 @@ def apply_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], *, uns
 
     Slots that read the same tensor share one quantizer when their specs are equal: query, key and value; a weight that
     several modules share. Those in ``unshared`` have one of their own all the same, with a range of their own.
+    Transforms stay, they belong to the tensors; a chosen rounding and a bias correction only where the spec stays, too.
 
     Raises:
         RecipeError: for specs that their slots cannot have, all of them at once. The model is then as it was.
@@ -141,6 +142,8 @@ def apply_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], *, uns
         raise CalibrationError(describe_faults("scales", faults))
     for slot, quantizer in fresh.items():
         module = model.get_submodule(slot.module)
+        if isinstance(module, QuantLinear) and _quantizer(model, slot).spec != quantizer.spec:
+            module.bias_correction = None
         setattr(module, f"{slot.name}_quantizer", quantizer)
         if slot.name == "input" and isinstance(module, QuantLinear):
             module.reader = readers[slot]
@@ -195,14 +198,19 @@ def _misfit(model: nn.Module, slot: Slot, spec: QuantSpec) -> str | None:
 
 
 def _make(model: nn.Module, slot: Slot, spec: QuantSpec | None, known: Range | None) -> Quantizer:
+    before = _quantizer(model, slot)
     if slot.name != "weight":
         quantizer = Quantizer(spec).to(next(model.parameters()).device)
+        quantizer.transform = before.transform
         if known is not None:
             quantizer.set_range(known)
         return quantizer
     weight = _weight(model, slot)
     quantizer = Quantizer(spec, shape=() if spec is None else spec.scale_shape(weight.shape)).to(weight.device)
+    quantizer.transform = before.transform
     set_weight_scale(quantizer, weight)
+    if spec == before.spec:
+        quantizer.rounding = before.rounding
     return quantizer
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from qdq.spec import QuantSpec
+    from qdq.transform import Transform
 
 __all__ = ["Mode", "Observer", "Quantizer", "Range", "Recorder", "quantizers", "set_mode"]
 
@@ -71,6 +72,8 @@ class Quantizer(nn.Module):
             says ``learned_scale``; absent when its ranges are dynamic.
         zero_point: int32, the shape of ``scale``; absent likewise.
         amax: float32, the shape of ``scale``; only for the arithmetic of pytorch-quantization.
+        transform: what is done to the tensor beforehand, in every mode; None: nothing. The range is that of the result.
+        rounding: of weights whose rounding was chosen: int8, the weight's shape, steps to add before rounding; or None.
         readers: how many modules show this quantizer the same tensor, one after another: it is quantized once for all.
     """
 
@@ -78,6 +81,8 @@ class Quantizer(nn.Module):
     scale: Tensor
     zero_point: Tensor
     amax: Tensor
+    rounding: Tensor | None
+    transform: Transform | None
 
     def __init__(self, spec: QuantSpec | None = None, *, shape: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -87,11 +92,14 @@ class Quantizer(nn.Module):
         self.range: Range | None = None
         self.readers = 1
         self._shared: _Shared | None = None
+        self.register_buffer("rounding", None)
+        self.transform = None
         self.configure(spec, shape=shape)
 
     def configure(self, spec: QuantSpec | None, *, shape: tuple[int, ...] = ()) -> None:
-        """Give the slot another spec; the scale starts uncalibrated."""
+        """Give the slot another spec; the scale starts uncalibrated, the transform stays."""
         self.spec = spec
+        self.rounding = None
         for name in ("scale", "zero_point", "amax"):
             self._buffers.pop(name, None)
             self._parameters.pop(name, None)
@@ -170,7 +178,9 @@ class Quantizer(nn.Module):
         if self.spec is None or not self.spec.learned_scale:
             return
         scale, zero_point = (part.detach() for part in self.grid(self.scale))
+        rounding = self.rounding
         self.configure(replace(self.spec, learned_scale=False), shape=tuple(scale.shape))
+        self.rounding = rounding
         self.to(scale.device)
         self.set_scale(scale, zero_point)
 
@@ -185,22 +195,32 @@ class Quantizer(nn.Module):
         return functional.grid(*functional.value_range(x, self.spec), self.spec)
 
     def quantize(self, x: Tensor) -> Tensor:
-        """The integers of ``x``, in float32."""
+        """The integers of ``x``, in float32; it is transformed already."""
         assert self.spec is not None, "a slot without spec has no integers"
         spec, (scale, zero_point) = self.spec, self.grid(x)
         return functional.quantize(
             x, scale, zero_point, qmin=spec.qmin, qmax=spec.qmax, axis=spec.axis, group=spec.group
         )
 
+    def prepared(self, x: Tensor) -> Tensor:
+        """What is rounded when ``x`` is quantized: transformed, and moved by the steps of a chosen rounding."""
+        if self.transform is not None:
+            x = self.transform(x)
+        if self.rounding is not None and self.mode is Mode.QUANTIZE:
+            assert self.spec is not None, "steps without a grid"
+            scale = self.grid(x)[0].detach().to(x.dtype)
+            x = x + functional.spread(scale, x, axis=self.spec.axis, group=self.spec.group) * self.rounding
+        return x
+
     def forward(self, x: Tensor, reader: int = 0) -> Tensor:
-        """Pass ``x`` on: as it is (OFF), shown to the observer (COLLECT), or rounded to the grid (QUANTIZE).
+        """Pass ``x`` on, transformed: as it is (OFF), shown to the observer (COLLECT), or rounded (QUANTIZE).
 
         Args:
             x: the tensor of the slot.
             reader: which of the ``readers`` asks, 0 and up. What one of them got, the others get too, as long as it is
                 the same tensor; one that asks again gets it computed afresh.
         """
-        if self.mode is Mode.OFF:
+        if self.mode is Mode.OFF and self.transform is None:
             return x
         if self.readers == 1 or torch.compiler.is_compiling():  # a compiler sees for itself what is computed twice
             return self._pass(x)
@@ -217,7 +237,8 @@ class Quantizer(nn.Module):
 
     def _state_of(self, x: Tensor) -> tuple[object, ...]:
         """What a result depends on besides the identity of ``x``."""
-        tensors = [x, *self._buffers.values(), *self._parameters.values()]
+        extra = () if self.transform is None else self.transform._buffers.values()
+        tensors = [x, *self._buffers.values(), *self._parameters.values(), *extra]
         versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors if tensor is not None]
         return (*versions, torch.is_grad_enabled(), self.mode)
 
@@ -240,9 +261,12 @@ class Quantizer(nn.Module):
         return self._fake_quantize(rows, *state, axis=None)
 
     def _pass(self, x: Tensor) -> Tensor:
+        x = self.prepared(x)
+        if self.mode is Mode.OFF:
+            return x
         if self.mode is Mode.COLLECT:
             if self.observer is not None:
-                self.observer.update(x.detach())
+                self.observer.update(x.detach() if x.requires_grad else x)
             return x
         assert self.spec is not None, "mode QUANTIZE needs a spec"
         if self.recorder is not None:

@@ -12,6 +12,8 @@
 A rule names modules by a shell pattern, optionally of one kind or a list of them (``linear``, ``embedding``,
 ``matmul``, ``add``), and a slot (``input``, ``weight``, ``other``, or ``*``). The last rule that matches a slot
 decides; a slot that no rule matches stays float. ``include`` and ``exclude`` patterns have the last word.
+``refinement: {smoothing: 0.85, shift: true, bias_correction: true, rounding: gptq}`` says what calibration does beyond
+finding ranges (:class:`qdq.refinement.Refinement`).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdq.errors import RecipeError, StorageError, describe_faults
 from qdq.recipe_file import Items, Lines, read_yaml
+from qdq.refinement import Refinement
 from qdq.spec import QuantSpec
 
 if TYPE_CHECKING:
@@ -89,6 +92,7 @@ class Recipe:
     rules: tuple[Rule, ...]
     include: tuple[str, ...] = field(default=())
     exclude: tuple[str, ...] = field(default=())
+    refinement: Refinement = Refinement()  # noqa: RUF009 (frozen)
 
     def restrict(self, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Recipe:
         """The same rules, for slots that match one of ``include`` (if any) and none of ``exclude``."""
@@ -128,6 +132,7 @@ class Recipe:
             "rules": [rule.to_dict() for rule in self.rules],
             "include": list(self.include),
             "exclude": list(self.exclude),
+            **({"refinement": self.refinement.to_dict()} if self.refinement else {}),
         }
 
     @classmethod
@@ -229,7 +234,7 @@ class _Reader:
         if not isinstance(values, Mapping):
             self._fault(values, "a recipe is a mapping with the keys name, specs, rules")
             raise self._error()
-        self._check_keys(values, ("name", "specs", "rules", "include", "exclude"), where="recipe")
+        self._check_keys(values, ("name", "specs", "rules", "include", "exclude", "refinement"), where="recipe")
         name = values.get("name")
         if "name" not in values:
             self._fault(values, "name is missing")
@@ -248,9 +253,11 @@ class _Reader:
             rules = []
         read = [self._rule(rule, named, within=rules, index=index) for index, rule in enumerate(rules)]
         patterns = {key: self._patterns(values, key) for key in ("include", "exclude")}
+        refinement = self._refinement(values)
         if self.faults:
             raise self._error()
-        return Recipe(name=str(name), rules=tuple(rule for rule in read if rule), **patterns)
+        rules = tuple(rule for rule in read if rule)
+        return Recipe(name=str(name), rules=rules, **patterns, refinement=Refinement(**refinement))
 
     def _error(self) -> RecipeError:
         faults = dict.fromkeys(self.faults)  # what several aliases name is wrong once
@@ -307,6 +314,13 @@ class _Reader:
             about = (s for s in values if fault.startswith((f"{s} ", f"unknown key {s!r} ")))
             self._fault(values, f"{name}: {fault}", key=next(about, None))
         return None if faults or nested else QuantSpec.from_dict(values)
+
+    def _refinement(self, values: Mapping[Any, Any]) -> dict[str, Any]:
+        settings = self._mapping(values, "refinement")
+        for fault in Refinement.faults_in(settings):
+            about = (key for key in settings if fault.startswith((f"{key} ", f"unknown key {key!r} ")))
+            self._fault(settings, f"refinement: {fault}", key=next(about, None))
+        return dict(settings)
 
     def _mapping(self, values: Mapping[Any, Any], key: str) -> Mapping[Any, Any]:
         value = values.get(key, {})

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qdq.recipe import KINDS, SLOTS
+from qdq.refinement import ROUNDINGS
 from qdq.spec import ARITHMETICS, QuantSpec
 
 __all__ = ["SCHEMA_FILE", "recipe_schema"]
@@ -39,6 +40,16 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "dynamic": {"type": "boolean", "description": "The range of the tensor at hand: nothing to calibrate."},
     "learned_scale": {"type": "boolean", "description": "The scale is trained."},
     "arithmetic": {"enum": list(ARITHMETICS), "description": "onnx, or to the bit that of pytorch-quantization."},
+}
+
+_REFINEMENT: dict[str, dict[str, Any]] = {
+    "shift": {"type": "boolean", "description": "Centre the channels of LayerNorm outputs."},
+    "smoothing": {
+        "anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "null"}],
+        "description": "How much of the difference between channels moves from activations to weights; null: none.",
+    },
+    "bias_correction": {"type": "boolean", "description": "Make good the mean error of every linear layer."},
+    "rounding": {"enum": list(ROUNDINGS), "description": "Of weights: nearest, or gptq: errors cancel."},
 }
 
 
@@ -69,6 +80,12 @@ def recipe_schema() -> dict[str, Any]:
             },
             "include": {**patterns, "description": "If any: quantize only what one of these patterns matches."},
             "exclude": {**patterns, "description": "Keep what one of these patterns matches in float."},
+            "refinement": {
+                "description": "What calibration does beyond finding ranges.",
+                "type": "object",
+                "additionalProperties": False,
+                "properties": _REFINEMENT,
+            },
         },
         "definitions": {
             "rule": {

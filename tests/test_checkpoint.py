@@ -154,7 +154,7 @@ def test_float_part_is_the_float_model_and_transformers_loads_it(whole: Path) ->
 
 def test_record_says_recipe_specs_and_data(whole: Path) -> None:
     document = read_quantization(whole)
-    assert document["format"] == 2
+    assert document["format"] == 3
     assert Recipe.from_dict(document["recipe"]) == load_recipe("qdqbert")
     assert len(document["slots"]) == 40
     assert QuantSpec.from_dict(document["slots"][f"{QUERY}.input"]) == QuantSpec()
@@ -367,7 +367,7 @@ def test_zero_point_out_of_the_integers_of_an_affine_slot(tmp_path: Path) -> Non
     ("edit", "words"),
     [
         pytest.param(
-            lambda d: d.update(format=3), ["format 3 is not supported, this version reads 2"], id="newer-format"
+            lambda d: d.update(format=4), ["format 4 is not supported, this version reads 3"], id="newer-format"
         ),
         pytest.param(lambda d: d.pop("format"), ["format None"], id="no-format"),
         pytest.param(

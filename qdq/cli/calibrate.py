@@ -10,19 +10,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qdq.cli.recipe_options import (
+    BiasCorrectionOption,
     DisableKeywordOption,
     DisableLayerModuleOption,
     DisableOption,
     EnableLayerModuleOption,
     ExcludeOption,
     IncludeOption,
+    NoRefinementOption,
     PerTensorOption,
     RecipeChoice,
+    RefinementChoice,
+    RoundingOption,
+    ShiftOption,
+    SmoothingOption,
 )
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import nn
 
@@ -85,6 +91,11 @@ def calibrate(
     quant_disable_keyword: DisableKeywordOption = None,
     quant_disable_layer_module: DisableLayerModuleOption = None,
     quant_enable_layer_module: EnableLayerModuleOption = None,
+    smoothing: SmoothingOption = None,
+    shift: ShiftOption = None,
+    bias_correction: BiasCorrectionOption = None,
+    rounding: RoundingOption = None,
+    no_refinement: NoRefinementOption = False,
     fuse_qkv: Annotated[
         bool,
         typer.Option(
@@ -129,6 +140,13 @@ def calibrate(
         disable_keyword=quant_disable_keyword,
         disable_layer_module=quant_disable_layer_module,
         enable_layer_module=quant_enable_layer_module,
+        refinement=RefinementChoice(
+            smoothing=smoothing,
+            shift=shift,
+            bias_correction=bias_correction,
+            rounding=rounding,
+            none=no_refinement,
+        ),
     )
     is_first = _is_first()
     session = Session(json=json and is_first, verbose=verbose, quiet=quiet or not is_first)
@@ -212,6 +230,9 @@ def calibrate_into(
     if calib_data is None:
         _check_needs_no_data(plan)
         session.say(f"recipe {plan.recipe.name} needs no calibration data")
+        if plan.recipe.refinement:
+            settings = ", ".join(plan.recipe.refinement.to_dict())
+            session.say(f"warning: left out for want of sample text (--calib-data): {settings}")
     else:
         tokenizer = load_tokenizer(model)
         samples = read_samples(calib_data, text_column=text_column, text_pair_column=text_pair_column)
@@ -219,22 +240,37 @@ def calibrate_into(
     with part_of_process() as part, _only_first(part.rank, output) as folder:
         wrapped = load_model(model, task, allow_missing=allow_missing or [])
         quantize(wrapped, plan.recipe)
+        adjustments: list[dict[str, Any]] = []
+
+        def adjust() -> None:
+            adjustments.extend(
+                _adjust(
+                    session, wrapped, fuse_qkv=fuse_qkv, clip_gelu=clip_gelu, recalibrate_weights=recalibrate_weights
+                )
+            )
+
         if calib_data is None:
             set_mode(wrapped, Mode.QUANTIZE)
+            adjust()
             record = {**_NO_DATA, "seed": seed}
         else:
             seq_len = min(seq_len, _longest(wrapped))
-            batches = encode_batches(
-                texts, tokenizer, batch_size=batch_size, seq_len=seq_len, pad_token_id=config.pad_token_id or 0
-            )
-            with session.progress("calibrating", total=-(-len(texts) // batch_size)) as advance:
-                summary = calibration.calibrate(wrapped, batches, method=method, progress=advance, part=part)
+            count = -(-len(texts) // batch_size)
+            with session.progress("calibrating", total=count) as advance:
+                summary = calibration.calibrate_and_refine(
+                    wrapped,
+                    lambda: encode_batches(
+                        texts, tokenizer, batch_size=batch_size, seq_len=seq_len, pad_token_id=config.pad_token_id or 0
+                    ),
+                    plan.recipe.refinement,
+                    method=method,
+                    part=part,
+                    adjust=adjust,
+                    stage=lambda name: _advance_in(name, advance, count),
+                )
             record = {**summary.to_dict(), "seq_len": seq_len, "seed": seed}
             for warning in summary.warnings:
                 session.say(f"warning: {warning}")
-        adjustments = _adjust(
-            session, wrapped, fuse_qkv=fuse_qkv, clip_gelu=clip_gelu, recalibrate_weights=recalibrate_weights
-        )
         if adjustments:
             record["adjustments"] = adjustments
         if folder is not None:
@@ -245,6 +281,16 @@ def calibrate_into(
         "slots": {"total": len(slots), "quantized": sum(spec is not None for spec in slots)},
         "calibration": record,
     }
+
+
+def _advance_in(stage: str, advance: Callable[..., None], batches: int) -> Callable[..., None]:
+    """What a stage of the calibration reports its progress to."""
+    match stage:
+        case "channels":
+            return lambda done: advance(done, "looking at channels", batches)
+        case "ranges":
+            return lambda done: advance(done, "calibrating", batches)
+    return lambda done, layers: advance(done, "refining layers", layers)
 
 
 def _is_first() -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,16 +11,23 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qdq.plan import Plan
+    from qdq.refinement import Refinement
 
 __all__ = [
+    "BiasCorrectionOption",
     "DisableKeywordOption",
     "DisableLayerModuleOption",
     "DisableOption",
     "EnableLayerModuleOption",
     "ExcludeOption",
     "IncludeOption",
+    "NoRefinementOption",
     "PerTensorOption",
     "RecipeChoice",
+    "RefinementChoice",
+    "RoundingOption",
+    "ShiftOption",
+    "SmoothingOption",
 ]
 
 _PANEL = "Recipe"
@@ -80,6 +87,81 @@ EnableLayerModuleOption = Annotated[
     ),
 ]
 
+_REFINING = "Accuracy (instead of what the recipe says)"
+
+SmoothingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--smoothing",
+        metavar="0..1|off",
+        help="How much of the difference between channels moves from activations to weights; 0.85 is usual.",
+        rich_help_panel=_REFINING,
+    ),
+]
+ShiftOption = Annotated[
+    bool | None,
+    typer.Option("--shift/--no-shift", help="Centre the channels of LayerNorm outputs.", rich_help_panel=_REFINING),
+]
+BiasCorrectionOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--bias-correction/--no-bias-correction",
+        help="Make good the mean error of every linear layer.",
+        rich_help_panel=_REFINING,
+    ),
+]
+RoundingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--rounding",
+        metavar="nearest|gptq",
+        help="Of weights; gptq: errors of one column make up for those of others.",
+        rich_help_panel=_REFINING,
+    ),
+]
+NoRefinementOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-refinement",
+        metavar="",
+        help="Ranges alone, but for what other options of this group ask for.",
+        rich_help_panel=_REFINING,
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinementChoice:
+    """What the options about accuracy say; None: as the recipe has it."""
+
+    smoothing: str | None = None
+    shift: bool | None = None
+    bias_correction: bool | None = None
+    rounding: str | None = None
+    none: bool = False
+
+    def applied(self, refinement: Refinement) -> Refinement:
+        """The recipe's refinement with these changes.
+
+        Raises:
+            RecipeError: for values that cannot be, all of them at once.
+        """
+        from qdq.refinement import Refinement
+
+        given = {"shift": self.shift, "bias_correction": self.bias_correction, "rounding": self.rounding}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if self.smoothing is not None:
+            changes["smoothing"] = None if self.smoothing == "off" else _number(self.smoothing)
+        return replace(Refinement() if self.none else refinement, **changes)
+
+
+def _number(text: str) -> float | str:
+    """What cannot be read goes on as it is, to be refused together with other faults."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeChoice:
@@ -93,6 +175,7 @@ class RecipeChoice:
     disable_keyword: list[str] | None = None
     disable_layer_module: list[str] | None = None
     enable_layer_module: list[str] | None = None
+    refinement: RefinementChoice = RefinementChoice()
 
     def plan(self, model: nn.Module) -> Plan:
         """The recipe with all changes, and what it means for a wrapped model.
@@ -106,6 +189,7 @@ class RecipeChoice:
         from qdq.recipe_edits import per_tensor_weights, switch_slots
 
         chosen = load_recipe(self.recipe).restrict(include=self.include or [], exclude=self.exclude or [])
+        chosen = replace(chosen, refinement=self.refinement.applied(chosen.refinement))
         chosen = per_tensor_weights(chosen) if self.per_tensor else chosen
         chosen = switch_slots(
             chosen,

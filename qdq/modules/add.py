@@ -18,7 +18,8 @@ __all__ = ["QuantAdd"]
 class QuantAdd(Add):
     """``y = q_input(branch) + q_other(residual)``.
 
-    Slots: ``input`` on the branch, ``other`` on the residual, both ``(batch, seq, hidden)``.
+    Slots: ``input`` on the branch, ``other`` on the residual, both ``(batch, seq, hidden)``. What the transform of the
+    residual shifts away is added to the sum.
     """
 
     slots: ClassVar[tuple[str, ...]] = ("input", "other")
@@ -35,4 +36,8 @@ class QuantAdd(Add):
 
     def forward(self, input: Tensor, other: Tensor) -> Tensor:  # noqa: A002 (torch's name)
         """``(batch, seq, hidden)`` twice -> the same shape."""
-        return super().forward(self.input_quantizer(input), self.other_quantizer(other))
+        transform = self.other_quantizer.transform
+        branch, residual = self.input_quantizer(input), self.other_quantizer(other)
+        if transform is not None and transform.shift is not None:
+            branch = branch + transform.shift.to(branch.dtype)
+        return super().forward(branch, residual)

@@ -42,13 +42,18 @@ def weight_range(weight: Tensor, spec: QuantSpec) -> Range:
 
 
 def set_weight_scale(quantizer: Quantizer, weight: Tensor) -> None:
-    """Scale and zero_point of ``quantizer`` from ``weight``: max ranges, as its spec says.
+    """Scale and zero_point of ``quantizer`` from ``weight``, transformed as it says: max ranges, as its spec says.
+
+    A rounding that was chosen for the scale before is given up.
 
     Raises:
         CalibrationError: when weights are NaN or infinite.
     """
+    quantizer.rounding = None
     if quantizer.spec is None:
         return
+    if quantizer.transform is not None:
+        weight = quantizer.transform(weight.detach())
     range_ = weight_range(weight, quantizer.spec)
     if not bool(torch.isfinite(range_.amax).all()):
         raise CalibrationError("NaN or infinite weights have no scale")

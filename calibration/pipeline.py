@@ -1,0 +1,95 @@
+"""Everything that a recipe asks of calibration, in its order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from calibration.calibrate import calibrate
+from calibration.parts import WHOLE
+from calibration.refine import refine
+from calibration.smoothing import smooth
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from torch import Tensor, nn
+
+    from calibration.calibrate import CalibrationSummary
+    from calibration.methods import Method
+    from calibration.parts import Part
+    from qdq.refinement import Refinement
+
+__all__ = ["REFINEMENT_TOKENS", "calibrate_and_refine"]
+
+REFINEMENT_TOKENS = 16_384
+"""For layer-by-layer work, samples are taken until they hold so many tokens: their hidden states stay in memory."""
+
+
+def calibrate_and_refine(
+    model: nn.Module,
+    batches: Callable[[], Iterable[Mapping[str, Tensor]]],
+    refinement: Refinement,
+    *,
+    method: Method | None = None,
+    part: Part = WHOLE,
+    adjust: Callable[[], object] | None = None,
+    stage: Callable[[str], Callable[..., object] | None] | None = None,
+    **options: Any,
+) -> CalibrationSummary:
+    """Transform, find ranges, adjust them, then round and correct, as ``refinement`` says.
+
+    Args:
+        model: wrapped by ``qdq.quantize``; quantizes afterwards.
+        batches: gives the same batches each time that it is called, keyword arguments of the model.
+        refinement: of the recipe.
+        method: :class:`calibration.Max` when None.
+        part: of several processes; see :mod:`calibration.parts`. Layer-by-layer work is done by each of them, on the
+            same samples, so that all end with the same model.
+        adjust: changes ranges before weights are rounded.
+        stage: called with the name of each stage, gives what that stage reports its progress to.
+        options: further arguments of :func:`calibration.calibrate`.
+
+    Raises:
+        CalibrationError: as :func:`calibration.calibrate`, :func:`calibration.smoothing.smooth` and
+            :func:`calibration.refine.refine` say.
+    """
+
+    def begin(name: str) -> Callable[..., object] | None:
+        return None if stage is None else stage(name)
+
+    done: dict[str, Any] = {}
+    if refinement.transforms:
+        progress = begin("channels")
+        changed = smooth(
+            model, batches(), strength=refinement.smoothing, shift=refinement.shift, part=part, progress=progress
+        )
+        done["transformed"] = len(changed)
+    progress = begin("ranges")
+    summary = calibrate(model, batches(), method=method, progress=progress, part=part, **options)  # type: ignore[arg-type]
+    if adjust is not None:
+        adjust()
+    if refinement.walks:
+        few = _few(batches())
+        changed = refine(
+            model,
+            few,
+            rounding=refinement.rounding,
+            bias_correction=refinement.bias_correction,
+            progress=begin("layers"),
+        )
+        done |= {"refined": len(changed), "samples": sum(len(next(iter(batch.values()))) for batch in few)}
+    return replace(summary, refinement={**refinement.to_dict(), **done} if refinement else {})
+
+
+def _few(batches: Iterable[Mapping[str, Tensor]]) -> list[Mapping[str, Tensor]]:
+    """The first batches, as many as there is room for; at least one."""
+    kept: list[Mapping[str, Tensor]] = []
+    tokens = 0
+    for batch in batches:
+        first = next(iter(batch.values()))
+        tokens += first.shape[0] * first.shape[1] if first.dim() > 1 else first.numel()
+        if kept and tokens > REFINEMENT_TOKENS:
+            break
+        kept.append(batch)
+    return kept
