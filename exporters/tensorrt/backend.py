@@ -145,9 +145,9 @@ def messages(backend: Backend) -> tuple[Any, Messages]:
                 trt.ILogger.__init__(self)
 
             def log(self, severity: Any, message: str) -> None:
-                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                     heard.errors.append(message)
-                elif severity == trt.ILogger.WARNING:
+                elif severity == trt.ILogger.Severity.WARNING:
                     if message not in heard.warnings and not message.endswith(_NOISE):
                         heard.warnings.append(message)
                 elif message.startswith("Layers:"):

@@ -1,0 +1,265 @@
+"""Engines by TensorRT-RTX, which builds without a GPU; refusals need no TensorRT at all."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+import pytest
+
+from exporters.tensorrt import backend as backends
+from exporters.tensorrt import build as building
+from exporters.tensorrt.build import BuildOptions, build, check_options
+from exporters.tensorrt.driver import driver_fault, require_driver
+from exporters.tensorrt.profiles import Profile, default_profile, parse_profiles
+from exporters.tensorrt.source import read_source
+from qdq.errors import BuildError, CheckpointError, ConfigError, MissingPackageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SHAPES = (["1x4"], ["2x16"], ["8x40"])
+
+
+def test_an_engine_is_written_whole_with_its_sizes(built: Any, small: Path) -> None:
+    engine, plan = built
+    assert plan.stat().st_size == engine.plan_bytes > 100_000
+    assert engine.onnx_bytes == small.stat().st_size
+    assert engine.float_bytes > engine.onnx_bytes
+    assert engine.backend.startswith("tensorrt-rtx 1.")
+    assert engine.warnings == ()
+    assert [file.name for file in plan.parent.iterdir()] == ["model.plan"]
+
+
+def test_several_profiles(small: Path, rtx: Any, tmp_path: Path) -> None:
+    profiles = parse_profiles(read_source(small).inputs, ["1x1", "1x8"], ["1x8", "8x32"], ["1x16", "16x40"])
+    engine = build(small, tmp_path / "m.plan", profiles=profiles, backend=rtx)
+    assert list(engine.profiles) == profiles
+    assert engine.to_dict()["profiles"][1]["max"]["input_ids"] == [16, 40]
+
+
+def test_options_arrive(small: Path, rtx: Any, tmp_path: Path) -> None:
+    profiles = parse_profiles(read_source(small).inputs, *SHAPES)
+    options = BuildOptions(workspace_mb=64, optimization_level=1, version_compatible=False, tf32=True)
+    engine = build(small, tmp_path / "m.plan", profiles=profiles, backend=rtx, options=options)
+    assert engine.options == options
+
+
+def test_progress_is_told(small: Path, rtx: Any, tmp_path: Path) -> None:
+    profiles = parse_profiles(read_source(small).inputs, *SHAPES)
+    heard: list[tuple[str, int, int]] = []
+    told = lambda *step: heard.append(step)  # noqa: E731
+    build(small, tmp_path / "m.plan", profiles=profiles, backend=rtx, progress=told)
+    assert len(heard) > 10
+    assert all(0 < done <= max(total, done) for _, done, total in heard)
+
+
+def test_an_interrupt_ends_the_build_and_leaves_nothing(small: Path, rtx: Any, tmp_path: Path) -> None:
+    plan = tmp_path / "m.plan"
+    plan.write_bytes(b"old")
+    profiles = parse_profiles(read_source(small).inputs, *SHAPES)
+    before = signal.getsignal(signal.SIGINT)
+    steps = 0
+
+    def interrupt(phase: str, done: int, total: int) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        build(small, plan, profiles=profiles, backend=rtx, progress=interrupt)
+    assert steps < 50
+    assert plan.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["m.plan"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_build_in_another_thread_leaves_signals_alone(small: Path, rtx: Any, tmp_path: Path) -> None:
+    profiles = parse_profiles(read_source(small).inputs, *SHAPES)
+    thread = threading.Thread(target=build, args=(small, tmp_path / "m.plan"), kwargs={"profiles": profiles})
+    thread.start()
+    thread.join()
+    assert (tmp_path / "m.plan").is_file()
+
+
+def test_what_tensorrt_refuses_is_told_with_the_node(bench: Any, defects: Any, rtx: Any, tmp_path: Path) -> None:
+    source = bench.planted(next(d.plant for d in defects.DEFECTS if d.name == "int32 bias"))
+    profiles = [default_profile(source.inputs, longest=40)]
+    with pytest.raises(BuildError, match=r"cannot read .*bias/DequantizeLinear"):
+        build(source.path, tmp_path / "m.plan", profiles=profiles, backend=rtx)
+    assert not (tmp_path / "m.plan").exists()
+
+
+def test_what_the_builder_refuses_is_told(bench: Any, defects: Any, rtx: Any, tmp_path: Path) -> None:
+    source = bench.planted(next(d.plant for d in defects.DEFECTS if d.name == "lookup in an int8 table"))
+    profiles = [default_profile(source.inputs, longest=40)]
+    with pytest.raises(BuildError, match=r"cannot build .*Quantized constant"):
+        build(source.path, tmp_path / "m.plan", profiles=profiles, backend=rtx)
+    build(bench.path, tmp_path / "m.plan", profiles=profiles, backend=rtx)  # nothing of it sticks
+
+
+def test_faults_of_shapes_and_options_are_told_together_before_anything_is_built(small: Path, tmp_path: Path) -> None:
+    profile = Profile({"input_ids": (4, 8)}, {"input_ids": (2, 8)}, {"input_ids": (1, 8)})
+    with pytest.raises(BuildError) as caught:
+        build(
+            small,
+            tmp_path / "m.plan",
+            profiles=[profile],
+            options=BuildOptions(optimization_level=9, refit=True, hardware="volta", workspace_mb=0),
+        )
+    message = str(caught.value)
+    for words in (
+        "the input attention_mask is missing",
+        "must grow from min to max",
+        "optimization level 9",
+        "cannot be refitted",
+        "no hardware compatibility 'volta'",
+        "0 MiB",
+    ):
+        assert words in message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        BuildOptions(refit=True),
+        BuildOptions(strip=True),
+        BuildOptions(hardware="ampere-plus"),
+        BuildOptions(timing_cache="cache"),  # type: ignore[arg-type]
+    ],
+    ids=["refit", "strip", "hardware", "timing cache"],
+)
+def test_what_rtx_cannot_do_is_refused(options: BuildOptions, rtx: Any) -> None:
+    (fault,) = check_options(options, backend=rtx)
+    assert "TensorRT-RTX" in fault
+    full = backends.Backend("tensorrt", rtx.trt)
+    assert check_options(options, backend=full) == []
+
+
+@pytest.mark.parametrize("content", [b"xx", b"", b"\x00\x01garbage" * 50])
+def test_garbage_never_reaches_the_parser_which_says_yes_to_it(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="not an ONNX file"):
+        build(path, tmp_path / "m.plan")
+
+
+def test_the_parser_alone_would_say_yes(rtx: Any) -> None:
+    logger, _ = backends.messages(rtx)
+    network = rtx.trt.Builder(logger).create_network(1 << int(rtx.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    assert rtx.trt.OnnxParser(network, logger).parse(b"xx")
+
+
+def test_without_tensorrt_both_pip_commands_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.import_module
+
+    def absent(name: str, *more: Any) -> Any:
+        if name in backends.BACKENDS.values():
+            raise ModuleNotFoundError(name)
+        return real(name, *more)
+
+    monkeypatch.setattr(backends.importlib, "import_module", absent)
+    for name in ("auto", "tensorrt", "tensorrt-rtx"):
+        with pytest.raises(MissingPackageError) as caught:
+            backends.find_backend(name)
+        assert "pip install 'qdq[tensorrt-rtx]'" in str(caught.value)
+        assert "pip install tensorrt;" in str(caught.value)
+        assert caught.value.exit_code == 3
+
+
+def test_an_unknown_backend_is_answered_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="no backend 'cuda': it must be one of auto, tensorrt, tensorrt-rtx"):
+        backends.find_backend("cuda")
+
+
+@pytest.mark.parametrize(("name", "version"), [("tensorrt", "10.0.1"), ("tensorrt-rtx", "1.4.0.76")])
+def test_a_version_that_is_too_old_is_refused(name: str, version: str) -> None:
+    class Module:
+        __version__ = version
+
+    with pytest.raises(ConfigError, match=f"{version} .*must be"):
+        backends._checked(backends.Backend(name, Module()))  # type: ignore[arg-type]
+
+
+def test_the_driver_is_asked_in_a_way_that_cannot_crash() -> None:
+    code = "from exporters.tensorrt.driver import driver_fault; print(driver_fault())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(driver_fault())
+    if driver_fault() is None:
+        require_driver("a test")
+    else:
+        with pytest.raises(BuildError, match="a test needs an NVIDIA GPU, and the"):
+            require_driver("a test")
+
+
+def test_a_float_model_builds_too(workshop: Any, rtx: Any, tmp_path: Path) -> None:
+    _, path, _ = workshop.exported(None)
+    engine = build(
+        path, tmp_path / "m.plan", backend=rtx, profiles=[default_profile(read_source(path).inputs, longest=40)]
+    )
+    assert engine.plan_bytes > 0
+    assert "int8" not in {kind for kernel in engine.kernels for kind in kernel.inputs}
+
+
+def test_the_timing_cache_is_read_combined_and_written(tmp_path: Path) -> None:
+    """The order of calls, on a configuration that keeps what it is given."""
+
+    class Cache:
+        def __init__(self, content: bytes) -> None:
+            self.content = content
+
+        def serialize(self) -> bytes:
+            return self.content
+
+        def combine(self, other: Cache, ignore_mismatch: bool) -> bool:
+            self.content += other.content
+            return True
+
+    class Config:
+        def create_timing_cache(self, content: bytes) -> Cache:
+            return Cache(content)
+
+        def set_timing_cache(self, cache: Cache, ignore_mismatch: bool) -> bool:
+            self.cache = cache
+            return True
+
+        def get_timing_cache(self) -> Cache:
+            return self.cache
+
+    path = tmp_path / "cache"
+    config: Any = Config()
+    with building._timing_cache(config, path):
+        config.cache.content += b"[measured]"
+    assert path.read_bytes() == b"[measured]"
+    with building._timing_cache(config, path):
+        assert config.cache.content == b"[measured]"
+        path.write_bytes(b"[by another]")
+    assert path.read_bytes() == b"[measured][by another]"
+
+
+@pytest.mark.slow
+def test_minilm_runs_in_int8_from_end_to_end(minilm_dir: Path, rtx: Any, tmp_path: Path, workshop: Any) -> None:
+    from calibration import calibrate
+    from exporters.onnx.export import export_model
+    from exporters.tensorrt.report import engine_report
+    from qdq.models.huggingface import load_model
+    from qdq.prepare import quantize
+
+    model = load_model(minilm_dir).eval()
+    quantize(model, "tensorrt")
+    calibrate(model, [workshop.batches(model)[0]])
+    export_model(model, tmp_path / "model.onnx", target="tensorrt")
+    engine = build(tmp_path / "model.onnx", tmp_path / "m.plan", backend=rtx)
+    report = engine_report(ir.load(tmp_path / "model.onnx"), engine.kernels)
+    assert report.count("linear") == (36, 36, 37)
+    assert report.count("attention") == (12, 12, 12)
+    assert [row.fused and row.runs_in == "int8" for row in report.attentions] == [True] * 6
+    assert [row.merged for row in report.merged] == [True] * 6
+    assert [row.fused for row in report.residuals] == [True] * 12
