@@ -116,14 +116,14 @@ def _joined(names: Sequence[str]) -> str:
 
 
 def _patterns(members: Sequence[Slot], quantized: Sequence[Slot]) -> tuple[str, ...]:
-    """Patterns that match ``members`` and none of the others, from the widest kind to the slots' own names."""
+    """The fewest patterns that match ``members`` and none of the others; of equally many, those that say most."""
     wanted = set(members)
     candidates = [
+        dict.fromkeys(str(slot) for slot in members),
+        dict.fromkeys(slot.module for slot in members),
         dict.fromkeys(f"{_layer(slot)}.*" for slot in members),
         dict.fromkeys(_starred(slot.module) for slot in members),
-        dict.fromkeys(slot.module for slot in members),
         dict.fromkeys(_starred(str(slot)) for slot in members),
-        dict.fromkeys(str(slot) for slot in members),
     ]
     exact = [
         tuple(patterns)

@@ -7,9 +7,12 @@
 
 A method is a preset or a recipe file of ours, `@target` behind it where it is not the preset's own (`linear@openvino`,
 `tensorrt@torch` for the checkpoint in torch), then any options of `qdq calibrate`; or one of `float`, `ort-dynamic
-[per-channel]`, `ort-static [linear]`, `nncf [performance|mixed]` (needs `pip install nncf`), `pytorch-quantization
-[max|percentile|mse|entropy]`. Everything is calibrated on the same sentences, drawn from `sts/`, and measured on
-others: those left there, at their natural lengths; paragraphs of `squad/`; the sample text of the package.
+[per-channel] [u8]`, `ort-static [linear] [exact]`, `nncf performance|mixed [exact]` (needs `pip install nncf`),
+`pytorch-quantization [max|percentile|mse|entropy]`. On CPUs without VNNI the integer kernels of these saturate: with
+`exact` (or `u8` weights) the figures are those of a CPU that has it. Ours do not saturate anywhere.
+
+Everything is calibrated on the same sentences, drawn from `sts/`, and measured on others: those left there, at their
+natural lengths; paragraphs of `squad/`; the sample text of the package.
 
 cosine: of mean-pooled embeddings to the float model's, the mean over all texts. SQNR: of last_hidden_state, without
 padding. Spearman: in hundredths. calibrate: seconds from a float model on disk to a quantized one. peak: largest
@@ -30,15 +33,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from exporters.benchmark import Machine
+
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = (
     "float",
     "ort-dynamic",
-    "ort-dynamic per-channel",
+    "ort-dynamic per-channel u8",
     "ort-static",
-    "ort-static linear",
+    "ort-static exact",
+    "ort-static linear exact",
     "nncf performance",
+    "nncf performance exact",
     "nncf mixed",
+    "nncf mixed exact",
     "pytorch-quantization",
     "pytorch-quantization percentile",
     "onnxruntime",
@@ -81,7 +89,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder with sts/ and squad/; QDQ_DATA_DIR if not given")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "compare_ptq", help="for results")
     parser.add_argument("--torch", action="store_true", help="ours as the checkpoint in torch: nothing is exported")
-    parser.add_argument("--limit", type=int, help="at most so many texts of each set")
+    parser.add_argument("--limit", type=int, help="at most so many texts of each set (of squad, 100)")
     parser.add_argument("--samples", type=int, default=300, help="sentences to calibrate on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="of every runtime; one does best on a busy machine")
@@ -184,6 +192,8 @@ def find(options: argparse.Namespace, name: str) -> dict[str, Any] | None:
 
 
 def show(records: list[dict[str, Any]]) -> None:
+    machine = Machine.this()
+    print(f"{machine.cpu}, int8: {', '.join(machine.int8_instructions) or 'none of its own'}")
     width = max([len(record["key"]["method"]) for record in records], default=6)
     print(f"{'':{width}s}   cosine                      SQNR dB               Spearman         calibrate    peak")
     print(

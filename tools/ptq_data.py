@@ -31,6 +31,7 @@ SETS = ("sts", "squad", "sample")
 """Text of the domain that was calibrated on; questions' paragraphs; the sentences that come with the package."""
 
 LONGEST = 512
+PARAGRAPHS = 100
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,11 @@ def make_split(data: Path, *, samples: int, limit: int | None, seed: int) -> Spl
         for paragraph in article["paragraphs"]
     ]
     other = [sample.text for name in ("calibration", "heldout") for sample in read_samples(sample_text(name))]  # type: ignore[arg-type]
-    texts = {"sts": kept, "squad": paragraphs[:limit], "sample": other[:limit]}
+    texts = {
+        "sts": kept,
+        "squad": draw.sample(paragraphs, min(limit or PARAGRAPHS, PARAGRAPHS, len(paragraphs))),
+        "sample": other[:limit],
+    }
     return Split(calibration, texts, [(places[a], places[b], score) for a, b, score in scored])
 
 

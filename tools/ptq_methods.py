@@ -160,26 +160,31 @@ def _float(job: Job) -> Quantized:
 
 
 def _ort_dynamic(job: Job, *options: str) -> Quantized:
-    """ONNX Runtime's ``quantize_dynamic``; ``per-channel`` for one scale a channel of a weight."""
+    """ONNX Runtime's ``quantize_dynamic``; ``per-channel`` weights; ``u8`` weights, with which no kernel saturates."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     from exporters.runners import OnnxRuntimeRunner
 
     source, file = job.float_file, job.output / "model.onnx"
+    weights = QuantType.QUInt8 if "u8" in options else QuantType.QInt8
     with _timed() as timed:
-        quantize_dynamic(source, file, per_channel="per-channel" in options, weight_type=QuantType.QInt8)
+        quantize_dynamic(source, file, per_channel="per-channel" in options, weight_type=weights)
     return Quantized(_hidden(OnnxRuntimeRunner(file, threads=job.threads)), **vars(timed), by_row=True)
 
 
 def _ort_static(job: Job, *options: str) -> Quantized:
-    """ONNX Runtime's ``quantize_static``: QDQ, MinMax, per channel; ``linear`` for products with weights alone."""
+    """ONNX Runtime's ``quantize_static``: QDQ, MinMax, per channel; ``linear`` for products with weights alone.
+
+    ``exact`` runs the file as it is written, without fusions to integer kernels.
+    """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     from exporters.runners import OnnxRuntimeRunner
 
-    given = [value.name for value in onnx.load(job.float_file).graph.input]
+    source = job.float_file
+    given = [value.name for value in onnx.load(source).graph.input]
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -194,7 +199,7 @@ def _ort_static(job: Job, *options: str) -> Quantized:
     if "linear" in options:
         settings = {"op_types_to_quantize": ["MatMul", "Gemm"], "extra_options": {"MatMulConstBOnly": True}}
     with _timed() as timed:
-        quant_pre_process(str(job.float_file), str(prepared), skip_symbolic_shape=True)
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         quantize_static(
             prepared,
             file,
@@ -204,19 +209,22 @@ def _ort_static(job: Job, *options: str) -> Quantized:
             calibrate_method=CalibrationMethod.MinMax,
             **settings,
         )
-    return Quantized(_hidden(OnnxRuntimeRunner(file, threads=job.threads)), **vars(timed))
+    runner = OnnxRuntimeRunner(file, threads=job.threads, optimize="exact" not in options)
+    return Quantized(_hidden(runner), **vars(timed))
 
 
-def _nncf(job: Job, preset: str = "performance") -> Quantized:
-    """``nncf.quantize`` for transformers, run in OpenVINO; symmetric activations (performance) or affine (mixed)."""
+def _nncf(job: Job, preset: str = "performance", *options: str) -> Quantized:
+    """``nncf.quantize`` for transformers, run in OpenVINO; symmetric activations (performance) or affine (mixed).
+
+    ``exact`` runs the model as it is written: without VNNI, OpenVINO's integer kernels saturate.
+    """
     import nncf
     import openvino
 
-    from exporters.runners import OpenVINORunner
-
     source, file = job.float_file, job.output / "model.xml"
     with _timed() as timed:
-        model = openvino.Core().read_model(source)
+        core = openvino.Core()
+        model = core.read_model(source)
         given = {name for port in model.inputs for name in port.get_names()}
         data = [{n: a for n, a in batch.items() if n in given} for batch in job.calibration_batches()]
         quantized = nncf.quantize(
@@ -227,9 +235,16 @@ def _nncf(job: Job, preset: str = "performance") -> Quantized:
             subset_size=len(data),
         )
         openvino.save_model(quantized, file, compress_to_fp16=False)
-    return Quantized(
-        _hidden(OpenVINORunner(file, threads=job.threads)), **vars(timed), notes={"nncf": nncf.__version__}
-    )
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    settings |= {"INFERENCE_NUM_THREADS": job.threads}
+    if "exact" in options:
+        settings["LP_TRANSFORMS_MODE"] = "NO"
+    compiled = core.compile_model(core.read_model(file), "CPU", settings)
+
+    def run(arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        return np.asarray(compiled({name: arrays[name] for name in given})["last_hidden_state"])
+
+    return Quantized(run, **vars(timed), notes={"nncf": nncf.__version__})
 
 
 def _pytorch_quantization(job: Job, method: str = "max") -> Quantized:
