@@ -13,7 +13,7 @@ import pytest
 
 import qdq
 
-COMMANDS = ("quickstart", "calibrate", "export", "verify", "evaluate", "benchmark", "inspect")
+COMMANDS = ("quickstart", "calibrate", "export", "verify", "evaluate", "analyze", "benchmark", "inspect")
 OUTPUT_OPTIONS = ("--json", "--verbose", "-v", "--quiet", "-q", "--seed")
 OPTIONS = {
     "quickstart": ("--output", "-o", "--model", "-m", "--threads", "--rounds"),
@@ -30,6 +30,11 @@ OPTIONS = {
         *("--seq-len", "--num-samples", "--split", "--resamples", "--pooling", "--stride", "--n-best"),
         *("--max-answer-length", "--null-threshold", "--always-answer", "--text-column", "--text-pair-column"),
         "--label-column",
+    ),
+    "analyze": (
+        *("PATH", "--data", "--by", "--only", "--top", "--num-samples", "--max-batches", "--batch-size", "--seq-len"),
+        *("--text-column", "--text-pair-column", "--threads", "--target-cosine", "--target-sqnr", "--task", "--metric"),
+        "--task-samples",
     ),
     "benchmark": ("--batch-size", "--seq-len", "--threads", "--rounds", "--runtime", "OUT_DIR"),
     "inspect": (
