@@ -33,6 +33,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import ptq_data
+import ptq_methods
+
 from exporters.benchmark import Machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,24 +65,22 @@ DEFAULT = (
 def main() -> None:
     options = parse()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    prepare(options)
     if options.here is not None:
         work(options, options.here)
         return
-    methods = options.methods or list(DEFAULT)
+    prepare(options)
+    methods = options.methods or ([] if options.show else list(DEFAULT))
     if options.torch:
-        import ptq_methods
-
         methods = [in_torch(name) if ptq_methods.is_ours(name) else name for name in methods]
     if not options.show:
         for name in methods:
-            if options.again or find(options, name) is None:
+            if options.again or not any(r["key"] == key_of(options, name) for r in read(options)):
                 print(f"... {name}", file=sys.stderr, flush=True)
-                subprocess.run([sys.executable, __file__, *sys.argv[1:], f"--here={name}"], check=False)
-    found = [record for name in methods if (record := find(options, name))]
-    if options.show and not options.methods:
-        found = read(options)
-    print(json.dumps(found, indent=2)) if options.json else show(found)
+                request = [*sys.argv[1:], f"--here={name}", f"--code={options.code}"]
+                subprocess.run([sys.executable, __file__, *request], check=False)
+    latest = {record["key"]["method"]: record for record in read(options)}
+    found = [latest[name] for name in methods or latest if name in latest]
+    print(json.dumps(found, indent=2)) if options.json else show(found, options.code)
 
 
 def parse() -> argparse.Namespace:
@@ -97,6 +98,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--show", action="store_true", help="only what was measured before")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--here", help=argparse.SUPPRESS)
+    parser.add_argument("--code", default=code(), help=argparse.SUPPRESS)
     options = parser.parse_args()
     data = options.data or os.environ.get("QDQ_DATA_DIR")
     if not data:
@@ -115,13 +117,15 @@ def in_torch(name: str) -> str:
     return f"{first.partition('@')[0]}@torch {rest}".strip()
 
 
+def about(options: argparse.Namespace) -> dict[str, Any]:
+    """What all results depend on that can be compared."""
+    names = ("model", "data", "samples", "limit", "seed", "threads")
+    return {name: value if isinstance(value := getattr(options, name), int | None) else str(value) for name in names}
+
+
 def key_of(options: argparse.Namespace, name: str) -> dict[str, Any]:
     """What a result depends on; equal keys, equal results."""
-    import ptq_methods
-
-    key = {"method": name, "model": str(options.model), "data": str(options.data), "seed": options.seed}
-    key |= {"samples": options.samples, "limit": options.limit, "threads": options.threads}
-    return {**key, "code": code() if ptq_methods.is_ours(name) else None}
+    return {"method": name, **about(options), "code": options.code if ptq_methods.is_ours(name) else None}
 
 
 def code() -> str:
@@ -136,8 +140,8 @@ def code() -> str:
 
 def folder_of(options: argparse.Namespace) -> Path:
     """Split, float file and reference, for one choice of sentences."""
-    about = f"{options.model} {options.data} {options.samples} {options.limit} {options.seed}"
-    return Path(options.work) / hashlib.sha256(about.encode()).hexdigest()[:12]
+    text = f"{options.model} {options.data} {options.samples} {options.limit} {options.seed}"
+    return Path(options.work) / hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -145,8 +149,6 @@ def prepare(options: argparse.Namespace) -> None:
     folder = folder_of(options)
     if options.show or (folder / "ready").exists():
         return
-    import ptq_data
-
     from exporters.runners import TorchRunner
     from qdq.models.huggingface import load_model
 
@@ -161,8 +163,6 @@ def prepare(options: argparse.Namespace) -> None:
 
 def work(options: argparse.Namespace, name: str) -> None:
     """Measure one method and add it to the results."""
-    import ptq_data
-    import ptq_methods
     import torch
 
     torch.set_num_threads(options.threads)
@@ -179,19 +179,16 @@ def work(options: argparse.Namespace, name: str) -> None:
 
 
 def read(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All results for the same sentences."""
     file = Path(options.work) / "results.jsonl"
     if not file.exists():
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [record for record in records if about(options).items() <= record["key"].items()]
 
 
-def find(options: argparse.Namespace, name: str) -> dict[str, Any] | None:
-    """The latest result for a method; what other code of ours gave is out of date."""
-    key = key_of(options, name)
-    return next((record for record in reversed(read(options)) if record["key"] == key), None)
-
-
-def show(records: list[dict[str, Any]]) -> None:
+def show(records: list[dict[str, Any]], current: str) -> None:
+    """The table; what older code of ours gave is marked."""
     machine = Machine.this()
     print(f"{machine.cpu}, int8: {', '.join(machine.int8_instructions) or 'none of its own'}")
     width = max([len(record["key"]["method"]) for record in records], default=6)
@@ -208,7 +205,7 @@ def show(records: list[dict[str, Any]]) -> None:
         line += (
             f"{record['spearman_float'] - record['spearman']:5.2f} {record['seconds']:8.1f} {record['peak_mb']:7.0f}"
         )
-        print(line)
+        print(line if record["key"]["code"] in {None, current} else f"{line}  (older code)")
 
 
 if __name__ == "__main__":
