@@ -22,7 +22,7 @@ import torch
 from exporters.deployed import Deployed, deploy
 from exporters.onnx.segments import Cut, CutModel, cut_at_quantizers
 from exporters.runners import EvaluatorRunner, OnnxRuntimeRunner, OpenVINORunner, Runner
-from qdq.errors import DataError, ExportError, MissingPackageError
+from qdq.errors import DataError, ExportError, MissingPackageError, describe_faults
 from qdq.prepare import named_slots
 from qdq.quantizer import Mode, Quantizer, quantizers, set_mode
 from qdq.spec import PerTensor
@@ -204,7 +204,8 @@ def verify(
         for batch in batches:
             missing = [name for name in deployed.signature.input_names if name not in batch]
             if missing:
-                raise DataError(f"a batch has no {', '.join(missing)} (it has {', '.join(batch)})")
+                faults = [f"the input {name} is missing (given: {', '.join(batch)})" for name in missing]
+                raise DataError(describe_faults("a batch of the proof", faults))
             recorded, outputs = _record(deployed, batch)
             arrays = {name: _array(value) for name, value in batch.items()}
             try:
@@ -238,7 +239,8 @@ def _structure_faults(
     """
     if recorded and not cut.cuts:
         return ["the checkpoint is quantized, but the file has no quantizers"]  # case 1, all of them
-    present = {call: piece for piece in cut.cuts if (call := _call(model, piece)) is not None and call in recorded}
+    calls = _calls(model, cut)
+    present = {call: piece for piece, call in calls.items() if call in recorded}
     names = {quantizer: name for name, quantizer in quantizers(model)}
     faults = [
         f"{names[call[0]]}: the checkpoint quantizes here, the file does not"  # case 1
@@ -248,7 +250,7 @@ def _structure_faults(
     faults += [
         f"{piece.slot}: the file quantizes here, the checkpoint does not"  # case 2
         for piece in cut.cuts
-        if _call(model, piece) not in present
+        if calls.get(piece) not in present
     ]
     for call, piece in present.items():
         assert call[0].spec is not None
@@ -469,9 +471,7 @@ def _compare_segments(
     arrays: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
 ) -> None:
-    torch_side = {
-        piece: recorded[call].transposed(piece.perm) for piece in cut.cuts if (call := _call(model, piece)) is not None
-    }
+    torch_side = {piece: recorded[call].transposed(piece.perm) for piece, call in _calls(model, cut).items()}
     fed: dict[str, np.ndarray] = {}
     for piece, record in torch_side.items():
         zero = record.zero_point if piece.zero_point is None else piece.zero_point
@@ -492,13 +492,22 @@ def _compare_segments(
         tally.add_floats(name, expected, found[name])
 
 
-def _call(model: nn.Module, piece: Cut) -> _Call | None:
-    """The call of the checkpoint's quantizer of that name, if it has one."""
-    try:
-        module = model.get_submodule(piece.slot)
-    except AttributeError:
-        return None
-    return (module, piece.call) if isinstance(module, Quantizer) else None
+def _calls(model: nn.Module, cut: CutModel) -> dict[Cut, _Call]:
+    """For every cut at a quantizer that the checkpoint has: that quantizer, and which of its calls it is.
+
+    A module may have several names, and the file those of its calls; the order is that of the graph.
+    """
+    found: dict[Cut, _Call] = {}
+    calls: Counter[Quantizer] = Counter()
+    for piece in cut.cuts:
+        try:
+            module = model.get_submodule(piece.slot)
+        except AttributeError:
+            continue
+        if isinstance(module, Quantizer):
+            found[piece] = module, calls[module]
+            calls[module] += 1
+    return found
 
 
 class _Tally:

@@ -6,7 +6,6 @@ quantizers they must not: fed the same integers, both find the same integers aga
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,7 +35,6 @@ class Cut:
         perm: how the graph transposes the tensor of this slot before it quantizes it, None when it does not.
         computed: what the graph finds out about the tensor before it quantizes it, ``scale`` and maybe ``zero_point``:
             that name, the graph output with what the piece before finds, the graph input that the piece behind reads.
-        call: which of the calls of that quantizer it is, where a module is called several times.
     """
 
     slot: str
@@ -46,7 +44,6 @@ class Cut:
     dtype: np.dtype[np.generic]
     perm: tuple[int, ...] | None = None
     computed: tuple[tuple[str, str, str], ...] = ()
-    call: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,8 +65,7 @@ def cut_at_quantizers(path: Path) -> CutModel:
     """
     model = load_onnx(path)
     graph = model.graph
-    cuts: list[Cut] = []
-    calls: Counter[str] = Counter()
+    cuts = []
     for node in list(graph):
         if not is_op(node, "QuantizeLinear", "DynamicQuantizeLinear") or constant(node.inputs[0]) is not None:
             continue
@@ -85,8 +81,7 @@ def cut_at_quantizers(path: Path) -> CutModel:
             else None
         )
         zero = None if zero_point is None else int(zero_point)
-        cuts.append(Cut(slot, q, fed, zero, dtype, perm, computed, calls[slot]))
-        calls[slot] += 1
+        cuts.append(Cut(slot, q, fed, zero, dtype, perm, computed))
     return CutModel(ir.to_proto(model).SerializeToString(), tuple(cuts))
 
 

@@ -243,7 +243,11 @@ def test_a_checkpoint_of_another_recipe_gives_tensorrt_the_same_file(workshop: A
     assert grids(retargeted[1]) == grids(own[1])
     assert {(dtype, zero) for _, dtype, zero in grids(retargeted[1]).values()} == {("int8", 0)}
     scales = [
-        {name: array.tolist() for name, array in stored(path).items() if name.endswith("weight_quantizer.scale")}
+        {
+            name: array.tolist()
+            for name, array in stored(path).items()
+            if name.endswith(("weight_quantizer.scale", "scale_scaled"))
+        }
         for _, path, _ in (own, retargeted)
     ]
     assert scales[0] == scales[1]

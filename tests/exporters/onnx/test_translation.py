@@ -14,7 +14,7 @@ from calibration import calibrate
 from exporters.onnx.export import export_model
 from exporters.onnx.trace import OPSETS
 from exporters.onnx.translation import translations
-from exporters.signature import example_inputs
+from exporters.signature import example_inputs, texts
 from qdq.models.outputs import BaseOutput
 from qdq.prepare import quantize
 from qdq.quantizer import Mode, Quantizer
@@ -171,9 +171,9 @@ EVERY_DAY = (18, 21, 25)
 )
 def test_every_opset_gives_a_valid_file_that_computes_the_same(opset: int, tmp_path: Path) -> None:
     model = Tiny().eval()
-    names = ("input_ids", "attention_mask")
+    inputs = texts("input_ids", "attention_mask")
     batches = [
-        example_inputs(names, batch_size=b, seq_len=s, vocab_size=50, padding=2, seed=b) for b, s in ((2, 5), (3, 9))
+        example_inputs(inputs, batch_size=b, seq_len=s, vocab_size=50, padding=2, seed=b) for b, s in ((2, 5), (3, 9))
     ]
     quantize(model, RECIPE)
     calibrate(model, batches)
