@@ -15,7 +15,7 @@ from qdq.errors import BuildError, describe_faults
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Profile", "check_profiles", "default_profile", "parse_profiles", "shown_shapes"]
+__all__ = ["Profile", "check_profiles", "default_profile", "longest_sequence", "parse_profiles", "shown_shapes"]
 
 Shape = tuple[int, ...]
 Declared = tuple["int | str | None", ...]
@@ -46,24 +46,32 @@ class Profile:
 def default_profile(inputs: Mapping[str, Declared], *, longest: int = 512) -> Profile:
     """Batches up to 32, sequences up to ``longest`` tokens but at most 512; best at 8 x 128.
 
-    512 is also where int8 attention ends: a longer maximum splits it, whatever is run then.
+    512 is also where int8 attention ends: a longer maximum splits it, whatever is run then. Where the file takes a
+    cache, half of the positions are for what has been.
 
     Args:
         inputs: shape of each input as the file declares it; free dimensions are names or None.
         longest: how many positions the model has.
     """
-    largest = (32, min(longest, 512))
-    best = (8, min(128, largest[1]))
+    top = min(longest, 512)
+    if any("past_seq" in shape for shape in inputs.values()):
+        top = max(top // 2, 1)
+    seq = (1, min(128, top), top)
+    spans = {"batch": (1, 8, 32), "choices": (1, 4, 8)}
 
-    def shapes(free: Shape) -> dict[str, Shape]:
-        return {
-            name: tuple(
-                size if isinstance(size, int) else free[min(axis, len(free) - 1)] for axis, size in enumerate(shape)
-            )
-            for name, shape in inputs.items()
-        }
+    def span(axis: int, size: int | str | None) -> tuple[int, int, int]:
+        if isinstance(size, int):
+            return size, size, size
+        if isinstance(size, str) and "+" in size:  # a sum of others
+            parts = [span(axis, name.strip()) for name in size.split("+")]
+            return sum(part[0] for part in parts), sum(part[1] for part in parts), sum(part[2] for part in parts)
+        if isinstance(size, str) and size in spans:
+            return spans[size]
+        return spans["batch"] if axis == 0 and not (isinstance(size, str) and "seq" in size) else seq
 
-    return Profile(shapes((1, 1)), shapes(best), shapes(largest))
+    chosen = {name: [span(axis, size) for axis, size in enumerate(shape)] for name, shape in inputs.items()}
+    parts = [{name: tuple(sizes[bound] for sizes in shape) for name, shape in chosen.items()} for bound in range(3)]
+    return Profile(*parts)
 
 
 def parse_profiles(
@@ -160,7 +168,7 @@ def _shape_faults(where: str, shapes: Mapping[str, Shape], inputs: Mapping[str, 
             isinstance(size, int) and size != given for size, given in zip(declared, shape, strict=True)
         ):
             faults.append(f"{where}: {name} is {shown_shape(shape)}, the file has {wanted}")
-        elif 0 in shape:
+        elif any(size == 0 and "past" not in str(axis) for size, axis in zip(shape, declared, strict=True)):
             faults.append(f"{where}: {name} is {shown_shape(shape)}, but no length can be 0")
     return faults
 
@@ -195,13 +203,24 @@ def _order_faults(index: int, profile: Profile) -> list[str]:
     return faults
 
 
+def longest_sequence(profile: Profile, inputs: Mapping[str, Declared]) -> int:
+    """The longest sequence that a profile allows: the axis ``seq``, or the second of two where no name says more."""
+    found = [0]
+    for name, shape in profile.max.items():
+        declared = inputs.get(name, ())
+        if len(declared) != len(shape):
+            continue
+        named = [size for axis, size in zip(declared, shape, strict=True) if axis == "seq"]
+        unnamed = [shape[1]] if len(shape) == 2 and not any(isinstance(axis, str) for axis in declared) else []
+        found += named or unnamed
+    return max(found)
+
+
 def _length_faults(index: int, profile: Profile, inputs: Mapping[str, Declared], longest: int | None) -> list[str]:
-    if longest is None:
+    length = longest_sequence(profile, inputs)
+    if longest is None or length <= longest:
         return []
-    over = {
-        shape[1] for name, shape in profile.max.items() if name in inputs and len(shape) == 2 and shape[1] > longest
-    }
-    return [f"profile {index}, max: {length} tokens, but the model has {longest} positions" for length in over]
+    return [f"profile {index}, max: {length} tokens, but the model has {longest} positions"]
 
 
 def shown_shape(shape: Shape) -> str:

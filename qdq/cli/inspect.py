@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qdq.cli.build import shown_report
 from qdq.cli.calibrate import describe
 from qdq.cli.export import model_bytes
 from qdq.cli.plan import described, planned, shown
@@ -38,7 +39,7 @@ __all__ = ["inspect"]
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="A checkpoint, a config.json, an exported directory, or an .onnx file."),
+        typer.Argument(metavar="PATH", help="A checkpoint, a config.json, an export, an .onnx file, an engine."),
     ],
     recipe: Annotated[
         str | None,
@@ -99,6 +100,11 @@ def inspect(
         raise CheckpointError(f"{path}: a recipe is for a model, which is a directory with a config.json, or that file")
     if task is not None:
         raise ConfigError("--task goes with --recipe or a config.json: anything else has its own")
+    from exporters.tensorrt.record import is_plan
+
+    if is_plan(path):
+        _inspect_engine(session, path, full=verbose > 0)
+        return
     from exporters.folder import MODEL_FILE
 
     if path.is_dir() and (path / MODEL_FILE).is_file():
@@ -112,6 +118,30 @@ def inspect(
         _inspect_checkpoint(session, path)
     else:
         raise CheckpointError(f"{path}: neither a checkpoint (no config.json) nor an export (no {MODEL_FILE})")
+
+
+def _inspect_engine(session: Session, path: Path, *, full: bool) -> None:
+    from exporters.tensorrt.record import read_record
+
+    record = read_record(path)
+    report, kernels = record.pop("report"), record.pop("layers")
+    table = new_table("kernel", "kind", "in", "stored", "out", words=5)
+    for kernel in kernels if full else ():
+        types = (", ".join(dict.fromkeys(part)) for part in (kernel.inputs, kernel.constants, kernel.outputs))
+        table.add_row(kernel.name, kernel.kind, *types)
+    session.result(
+        {
+            "kind": "engine",
+            "path": path,
+            **record,
+            "report": report.to_dict(),
+            "layers": [kernel.to_dict() for kernel in kernels],
+        },
+        f"{path}: {record['plan_bytes'] / 1e6:.1f} MB, {record['backend']}",
+        "",
+        *shown_report(report),
+        *(["", table] if full else ["-v shows all kernels"]),
+    )
 
 
 def _inspect_plan(session: Session, path: Path, choice: RecipeChoice | None, task: str | None) -> None:

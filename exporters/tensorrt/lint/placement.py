@@ -9,6 +9,7 @@ import onnx_ir as ir
 from exporters.onnx.passes.graph import constant, is_op, producer
 from exporters.tensorrt.facts import LAYOUT, Attention, Facts, Operand, Product, array, consumers, title
 from exporters.tensorrt.lint.quantizers import found
+from exporters.tensorrt.profiles import longest_sequence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,7 +111,7 @@ def shared(facts: Facts, settings: Settings) -> Iterator[Finding]:  # noqa: ARG0
 
 def attention(facts: Facts, settings: Settings) -> Iterator[Finding]:
     """W6, W7, W8: what fused int8 attention needs."""
-    longest = max((shape[1] for p in settings.profiles for shape in p.max.values() if len(shape) == 2), default=0)
+    longest = max((longest_sequence(p, settings.source.inputs) for p in settings.profiles), default=0)
     for one in facts.attentions:
         sites = {
             "query": one.scores.left.is_quantized,

@@ -1,0 +1,63 @@
+"""Every family and every head, in each precision: clean for two versions of TensorRT, built, and all in int8."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from exporters.form import Form
+from exporters.onnx.export import export_model
+from exporters.tensorrt.build import build
+from exporters.tensorrt.lint.lint import lint
+from exporters.tensorrt.profiles import default_profile
+from exporters.tensorrt.report import engine_report
+from exporters.tensorrt.source import read_source
+from qdq.models.architectures import FAMILIES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SMALL = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
+FEW = [(family, "feature-extraction", "fp16") for family in ("albert", "megatron-bert", "roberta-prelayernorm")]
+ALL = [(name, task, dtype) for name, family in FAMILIES.items() for task in family.tasks for dtype in ("fp32", "fp16")]
+
+
+def check(workshop: Any, backend: Any, folder: Path, family: str, task: str, dtype: str, **changes: Any) -> None:
+    path = folder / "model.onnx"
+    model = workshop.calibrated("tensorrt", family, task, **{**SMALL, **changes})
+    export_model(model, path, target="tensorrt", form=Form(dtype=dtype))  # type: ignore[arg-type]
+    source = read_source(path)
+    profiles = [default_profile(source.inputs, longest=32)]
+    for version in ("11.1", "10.16"):
+        assert lint(source, target=f"tensorrt:{version}", profiles=profiles).findings == ()
+    engine = build(path, folder / "m.plan", profiles=profiles, backend=backend)
+    report = engine_report(source.model, engine.kernels)
+    assert report.missed == []
+    done, wanted, _ = report.count("linear")
+    assert done == wanted >= 6
+    assert report.precision == dtype
+    assert all(row.fused and row.runs_in == "int8" for row in report.attentions), report.attentions
+    assert all(row.merged for row in report.merged), report.merged
+    assert all(row.fused for row in report.residuals), report.residuals
+    assert report.attentions
+    assert report.merged
+    assert report.residuals
+
+
+@pytest.mark.parametrize(("family", "task", "dtype"), FEW, ids=["-".join(case) for case in FEW])
+def test_a_family(workshop: Any, rtx: Any, tmp_path: Path, family: str, task: str, dtype: str) -> None:
+    check(workshop, rtx, tmp_path, family, task, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "task", "dtype"), ALL, ids=["-".join(case) for case in ALL])
+def test_every_head(workshop: Any, rtx: Any, tmp_path: Path, family: str, task: str, dtype: str) -> None:
+    check(workshop, rtx, tmp_path, family, task, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_the_shape_of_bert_base(workshop: Any, rtx: Any, tmp_path: Path, dtype: str) -> None:
+    sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "num_hidden_layers": 12}
+    check(workshop, rtx, tmp_path, "bert", "feature-extraction", dtype, **sizes, initializer_range=0.02)
