@@ -25,6 +25,10 @@ def verify(
     model: Annotated[
         Path, typer.Option("--model", "-m", metavar="DIR", help="The checkpoint that it was exported from.")
     ],
+    engine: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A TensorRT engine built from it: that runs end to end, on the GPU."),
+    ] = None,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -38,7 +42,7 @@ def verify(
     from exporters import folder
 
     with session.progress("verifying"):
-        verification = folder.verify(model, exported)
+        verification = folder.verify(model, exported, engine=engine)
     error = None
     if not verification.holds:
         error = VerificationError(describe_faults(f"{exported} is not what {model} computes", verification.faults))
@@ -48,9 +52,11 @@ def verify(
 
 
 def _by_segment(verification: Verification, *, full: bool) -> list[Table | str]:
+    from exporters.verify import EQUAL_DB
+
     rows = verification.segments
     shown = rows if full else [row for row in rows if row.wrong] or sorted(rows, key=lambda row: -row.largest)[:5]
-    table = new_table("in front of", "values", "at a\ntie", "wrong", "largest\ndifference")
+    table = new_table("in front of", "values", "at a\ntie", "wrong", "largest\ndifference", "SQNR\ndB")
     for row in shown:
         slot = row.name.removesuffix("_quantizer")
         largest = (
@@ -58,15 +64,17 @@ def _by_segment(verification: Verification, *, full: bool) -> list[Table | str]:
             if row.unit == "steps"
             else f"{row.largest:.1e}"
         )
-        table.add_row(slot, f"{row.values:,}", f"{row.ties:,}", f"{row.wrong:,}", largest)
+        sqnr = "equal" if row.sqnr_db >= EQUAL_DB else f"{row.sqnr_db:.0f}"
+        table.add_row(slot, f"{row.values:,}", f"{row.ties:,}", f"{row.wrong:,}", largest, sqnr)
     table.add_section()
     total = (sum(getattr(row, name) for row in rows) for name in ("values", "ties", "wrong"))
-    table.add_row(f"all {len(rows)} segments", *(f"{value:,}" for value in total), "")
+    table.add_row(f"all {len(rows)} segments", *(f"{value:,}" for value in total), "", "")
     hidden = "" if len(shown) == len(rows) else f"; {len(shown)} of {len(rows)} segments shown, -v shows all"
     return [
         "By segment: fed torch's integers, each finds torch's integers again",
         table,
         f"difference of an output: relative to its largest magnitude{hidden}",
+        *([f"first that does not hold: {verification.first_wrong}"] if verification.first_wrong else []),
         "",
     ]
 
@@ -82,7 +90,11 @@ def _end_to_end(verification: Verification) -> list[Table | str]:
         "checkpoint's\ndB",
         "cosine\nto float",
     )
+    whole = []
     for row in verification.end_to_end:
+        if row.agreement is not None:
+            whole.append(f"{row.output} at {row.batch_size} x {row.seq_len}: {row.agreement:.1%} as in the checkpoint")
+            continue
         table.add_row(
             row.output,
             f"{row.batch_size} x {row.seq_len}",
@@ -95,6 +107,7 @@ def _end_to_end(verification: Verification) -> list[Table | str]:
     return [
         f"End to end, in {verification.runtime}",
         table,
+        *whole,
         f"needed: SQNR {bounds.sqnr_db:g} dB and cosine {bounds.cosine:g} to the checkpoint in torch,",
         f"SQNR to float at most {bounds.float_loss_db:g} dB below the checkpoint's",
     ]

@@ -76,7 +76,7 @@ class TestWhatDoesNotHold:
         assert "Traceback" not in ended.err
         assert "encoder.layers.0.feed_forward.down.input" in ended.err
         # The table shows what is wrong, and nothing else.
-        by_segment = ended.out.split("End to end")[0].splitlines()[4:-4]
+        by_segment = ended.out.split("End to end")[0].splitlines()[4:-5]
         assert [line.split()[0] for line in by_segment] == [
             "encoder.layers.0.feed_forward.down.input",
             "last_hidden_state",

@@ -221,9 +221,22 @@ def test_the_worker_does_not_import_torch() -> None:
         (TensorInfo("attention_mask", np.dtype("float32"), (None, 1, 1, None)), (2, 1, 1, 5), {1}),
         (TensorInfo("choice_mask", np.dtype("bool"), ("batch", "choices", "seq")), (2, 2, 5), {True}),
         (TensorInfo("encoder_hidden", np.dtype("float32"), (None, None, 4)), (2, 5, 4), None),
+        (TensorInfo("past_key_values.0.key", np.dtype("float32"), ("batch", 4, "past_seq", 8)), (2, 4, 5, 8), None),
+        (TensorInfo("attention_mask", np.dtype("int64"), ("batch", "past_seq + seq")), (2, 10), {1}),
         (TensorInfo("seq_first_mask", np.dtype("float32"), ("seq", "batch")), (5, 2), {1}),
     ],
-    ids=["ids", "mask", "types", "positions", "float-mask", "choices", "float", "names-before-position"],
+    ids=[
+        "ids",
+        "mask",
+        "types",
+        "positions",
+        "float-mask",
+        "choices",
+        "float",
+        "past",
+        "past-mask",
+        "names-before-position",
+    ],
 )
 def test_inputs_follow_the_signature(info: TensorInfo, shape: tuple[int, ...], values: Any) -> None:
     array = make_inputs([info], 2, 5)[info.name]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.runners import OnnxRuntimeRunner, OpenVINORunner, TensorInfo, TorchRunner
+from exporters.runners import EvaluatorRunner, OnnxRuntimeRunner, OpenVINORunner, TensorInfo, TorchRunner
 from qdq.errors import CheckpointError, DataError, ExportError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 VOCABULARY, HIDDEN = 40, 8
 TABLE = np.random.default_rng(0).normal(size=(VOCABULARY, HIDDEN)).astype(np.float32)
 ONNX_RUNNERS = pytest.mark.parametrize(
-    "runner_class", [OnnxRuntimeRunner, OpenVINORunner], ids=["onnxruntime", "openvino"]
+    "runner_class",
+    [OnnxRuntimeRunner, OpenVINORunner, EvaluatorRunner],
+    ids=["onnxruntime", "openvino", "evaluator"],
 )
 
 
@@ -70,7 +72,7 @@ def inputs() -> dict[str, np.ndarray[Any, Any]]:
 
 @ONNX_RUNNERS
 def test_outputs_equal_numpy_by_name(runner_class: type, path: Path, inputs: dict[str, Any]) -> None:
-    runner = runner_class(path, threads=1)
+    runner = runner_class(path)
     outputs = runner(inputs)
 
     hidden = TABLE[inputs["input_ids"]] * inputs["attention_mask"][..., None]
@@ -102,6 +104,35 @@ def test_every_fault_of_the_inputs_is_named_at_once(runner_class: type, path: Pa
     assert "attention_mask is missing (given: input_ids, positions)" in message
     assert "input_ids is int32, the model takes int64" in message
     assert "input_ids has the shape (2, 3, 1), the model takes (" in message
+
+
+def test_ids_are_narrowed_for_a_model_that_declares_int32(tmp_path: Path, inputs: dict[str, Any]) -> None:
+    model = encoder()
+    for value in model.graph.input:
+        value.type.tensor_type.elem_type = TensorProto.INT32
+    onnx.save(model, tmp_path / "narrow.onnx")
+    runner = OnnxRuntimeRunner(tmp_path / "narrow.onnx")
+    wide, narrow = runner(inputs), runner({name: array.astype(np.int32) for name, array in inputs.items()})
+    np.testing.assert_array_equal(wide["pooler_output"], narrow["pooler_output"])
+    with pytest.raises(DataError, match="input_ids is int64, the model takes int32"):
+        runner({**inputs, "input_ids": inputs["input_ids"] + 2**40})
+
+
+def test_the_evaluator_computes_in_bfloat16(tmp_path: Path) -> None:
+    kind = TensorProto.BFLOAT16
+    values = [helper.make_tensor_value_info(name, kind, ["n"]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "twice", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]), tmp_path / "twice.onnx")
+    runner = EvaluatorRunner(tmp_path / "twice.onnx")
+    x = np.array([1.0, 2.5], dtype=runner.inputs[0].dtype)
+    assert str(x.dtype) == "bfloat16"
+    assert runner({"x": x})["y"].astype(np.float32).tolist() == [2.0, 5.0]
+
+
+def test_the_evaluator_names_a_damaged_file(tmp_path: Path) -> None:
+    (tmp_path / "damaged.onnx").write_bytes(b"no model at all")
+    with pytest.raises(CheckpointError, match=r"damaged\.onnx: not an ONNX file"):
+        EvaluatorRunner(tmp_path / "damaged.onnx")
 
 
 @ONNX_RUNNERS
@@ -155,7 +186,7 @@ def test_an_unknown_operator_is_named(runner_class: type, error: type[Exception]
 
 @ONNX_RUNNERS
 def test_failing_while_running_is_translated(runner_class: type, path: Path, inputs: dict[str, Any]) -> None:
-    with pytest.raises(ExportError, match=r"model\.onnx: (ONNX Runtime|OpenVINO) failed: ") as caught:
+    with pytest.raises(ExportError, match=r"model\.onnx: (ONNX Runtime|OpenVINO|onnx's evaluator) failed: ") as caught:
         runner_class(path)({**inputs, "attention_mask": np.ones((2, 5), dtype=np.int64)})  # does not broadcast with 3
     assert caught.value.__cause__ is not None
 

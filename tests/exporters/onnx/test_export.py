@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +22,10 @@ from exporters.onnx.export import check_options, export_model
 from exporters.runners import OnnxRuntimeRunner, OpenVINORunner
 from exporters.signature import Signature, texts
 from exporters.verify import sqnr_db, verify
+from qdq.checkpoint import save
 from qdq.errors import CalibrationError, ExportError
+from qdq.models.architectures import build, configure
+from qdq.models.huggingface import save_model
 from qdq.prepare import named_slots, quantize
 from qdq.quantizer import Mode, set_mode
 from qdq.recipe import Recipe, load_recipe
@@ -563,3 +569,53 @@ def test_scales_that_half_precision_cannot_hold_are_all_named(workshop: Any, tmp
         export_model(model, tmp_path / "model.onnx", target="tensorrt", form=Form(dtype="fp16"))
     assert "encoder.layers.0.attention.scores.input: its scale 1e-09 is out of range" in str(caught.value)
     assert next(model.parameters()).dtype == torch.float32
+
+
+# Memory
+
+
+LARGE = """
+import json, re, sys
+from pathlib import Path
+from exporters.folder import export
+
+export(sys.argv[1], sys.argv[2], target=None if sys.argv[3] == "float" else sys.argv[3])
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["float", "onnxruntime"])
+def test_more_than_two_gigabytes_take_little_more_memory_than_the_checkpoint(target: str, tmp_path: Path) -> None:
+    """The peak of the whole process, torch and onnx included, against the size of the float weights."""
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("the peak of a process is read from /proc")
+    config = configure(
+        "bert",
+        vocab_size=1000,
+        hidden_size=2048,
+        num_hidden_layers=11,
+        num_attention_heads=16,
+        intermediate_size=8192,
+        max_position_embeddings=64,
+    )
+    model = build(config)
+    size = sum(parameter.numel() for parameter in model.parameters()) * 4
+    assert size > 2**31
+    save_model(model, tmp_path / "float")
+    source = tmp_path / "float"
+    if target != "float":
+        quantize(model, "dynamic")
+        set_mode(model, Mode.QUANTIZE)
+        recipe = load_recipe("dynamic")
+        save(model, tmp_path / "quantized", recipe=recipe, calibration={"name": "none"}, source=source)
+        source = tmp_path / "quantized"
+    del model
+    root = Path(__file__).parents[3]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)])}
+    arguments = [sys.executable, "-W", "ignore", "-c", LARGE, str(source), str(tmp_path / "out"), target]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[-1]) * 1024 <= 2.5 * size
+    assert (tmp_path / "out" / "model.onnx.data").is_file() == (target == "float")
+    onnx.checker.check_model(str(tmp_path / "out" / "model.onnx"))
