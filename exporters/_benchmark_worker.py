@@ -3,7 +3,7 @@
     {"path", "runtime", "threads", "min_seconds", "warmup", "shapes": [{"batch_size", "seq_len"}]}
     -> {"seconds": [[float]], "peak_rss_bytes": int}        one list of times per shape
 
-torch is never imported here: its threads and its memory would be measured along.
+torch is not imported here, except for engines: its threads and its memory would be measured along.
 """
 
 from __future__ import annotations
@@ -118,9 +118,17 @@ def _peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _runner(path: Path, runtime: str, threads: int) -> Any:
+    if runtime == "tensorrt":  # the one that needs torch, for memory on the GPU
+        from exporters.tensorrt.runner import TensorRTRunner
+
+        return TensorRTRunner(path, cuda_graphs=True)
+    runner_class = {"onnxruntime": OnnxRuntimeRunner, "openvino": OpenVINORunner}[runtime]
+    return runner_class(path, threads=threads)
+
+
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    runner_class = {"onnxruntime": OnnxRuntimeRunner, "openvino": OpenVINORunner}[request["runtime"]]
-    runner = runner_class(Path(request["path"]), threads=request["threads"])
+    runner = _runner(Path(request["path"]), request["runtime"], request["threads"])
     seconds = [
         measure(
             runner,

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from exporters.tensorrt.driver import require_driver
 from qdq.errors import CheckpointError, ConfigError, MissingPackageError, QDQError, describe_faults
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BenchmarkResult", "Candidate", "Machine", "Runtime", "Shape", "Timing", "benchmark"]
 
-Runtime = Literal["onnxruntime", "openvino"]
+Runtime = Literal["onnxruntime", "openvino", "tensorrt"]
 
 INT8_INSTRUCTIONS = ("avx2", "avx512_vnni", "avx_vnni", "amx_int8")  # as /proc/cpuinfo spells them
 
@@ -235,6 +236,8 @@ def _check(
         raise CheckpointError(describe_faults("benchmark", faults))
     if any(c.runtime == "openvino" for c in candidates) and find_spec("openvino") is None:
         raise MissingPackageError("openvino", extra="openvino", purpose="timing a model in OpenVINO")
+    if any(c.runtime == "tensorrt" for c in candidates):
+        require_driver("timing an engine")
 
 
 def _schedule(candidates: Sequence[Candidate], rounds: int) -> list[Candidate]:

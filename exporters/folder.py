@@ -97,7 +97,11 @@ def read_export(folder: str | Path) -> dict[str, Any]:
 
 
 def verify(
-    checkpoint: str | Path, folder: str | Path, batches: Iterable[Mapping[str, Tensor]] | None = None
+    checkpoint: str | Path,
+    folder: str | Path,
+    batches: Iterable[Mapping[str, Tensor]] | None = None,
+    *,
+    engine: str | Path | None = None,
 ) -> Verification:
     """Prove that an exported directory computes what the checkpoint computes.
 
@@ -105,11 +109,16 @@ def verify(
         checkpoint: directory of the checkpoint that was exported.
         folder: directory that :func:`export` wrote.
         batches: inputs; None takes :func:`exporters.proof.proof_batches`.
+        engine: a TensorRT engine built from the export, to be run end to end on the GPU.
 
     Raises:
+        BuildError: when there is no GPU for the engine, or it cannot be loaded.
         CheckpointError: for a checkpoint or an export that cannot be read.
         ExportError: when the export does not belong to this checkpoint.
     """
+    from exporters.tensorrt.runner import TensorRTRunner
+
+    runner = None if engine is None else TensorRTRunner(Path(engine))
     from exporters.deployed import deploy
     from exporters.onnx.precision import to_dtype
     from exporters.onnx.targets import target_named
@@ -135,4 +144,4 @@ def verify(
         runtime = "evaluator"  # ONNX Runtime's CPU kernels do not have the type
     if batches is None:
         batches = proof_batches(checkpoint, deploy(model, form))
-    return verify_model(model, Path(folder) / MODEL_FILE, batches, runtime=runtime, form=form)
+    return verify_model(model, Path(folder) / MODEL_FILE, batches, runtime=runtime, form=form, engine=runner)

@@ -171,6 +171,7 @@ def verify(
     runtime: str = "onnxruntime",
     bounds: Bounds | None = None,
     form: Form | None = None,
+    engine: Runner | None = None,
 ) -> Verification:
     """Compare an ONNX file with the torch model it was exported from.
 
@@ -183,6 +184,7 @@ def verify(
             evaluator, slow but with every type, which then runs the pieces, too.
         bounds: for end to end, :class:`Bounds` when None.
         form: that the file has, :class:`~exporters.form.Form` when None; ``model`` computes in its type already.
+        engine: built from the file; it runs end to end instead of ``runtime``.
 
     Returns:
         The report; it does not raise when something does not hold.
@@ -196,7 +198,7 @@ def verify(
     deployed = deploy(model, form)
     cut = cut_at_quantizers(path)
     pieces = _pieces(cut, path, runtime)
-    whole, runtime = _runner(path, runtime)
+    whole, runtime = _runner(path, runtime) if engine is None else (engine, "the engine")
     tally = _Tally(deployed.form.dtype)
     rows: list[EndToEnd] = []
     faults = ["nothing was compared: there is no batch"]

@@ -203,7 +203,7 @@ def heavy_at_the_top(root: Path) -> list[str]:
     faults = []
     for path, module in files_of(root):
         banned = HEAVY_FOR_COMMANDS if module == "qdq" or module.startswith("qdq.cli") else HEAVY
-        if module.startswith("exporters.onnx"):
+        if module.startswith(("exporters.onnx", "exporters.tensorrt")):
             banned = banned - ONNX
         faults += [
             f"{path.relative_to(root)}:{found.line}: {found.module} belongs inside the function that needs it"

@@ -25,7 +25,7 @@ _RUNTIMES = ("onnxruntime", "openvino")
 def benchmark(
     exported: Annotated[
         list[Path],
-        typer.Argument(metavar="OUT_DIR", help="Exported directories or .onnx files; the first is the baseline."),
+        typer.Argument(metavar="OUT_DIR", help="Exports, .onnx files or engines; the first is the baseline."),
     ],
     batch_size: Annotated[
         list[int] | None, typer.Option(metavar="B", help="Rows in a batch; repeatable. 1 and 8 when not given.")
@@ -43,6 +43,9 @@ def benchmark(
             help="onnxruntime or openvino; repeatable: every file in each of them. When not given, each in its own: "
             "openvino for what was exported for it, onnxruntime for the rest.",
         ),
+    ] = None,
+    engine: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A TensorRT engine to time too, on the GPU; repeatable.")
     ] = None,
     best_float: Annotated[
         bool,
@@ -68,7 +71,7 @@ def benchmark(
     for name in runtime or ():
         if name not in _RUNTIMES:
             raise ConfigError(f"no runtime {name!r}: it must be onnxruntime or openvino")
-    candidates = _candidates(exported, runtime)
+    candidates = _candidates([*exported, *(engine or [])], runtime)
     shapes = [Shape(b, s) for s in seq_len or [128] for b in batch_size or [1, 8]]
     with tempfile.TemporaryDirectory() as folder:
         baselines = [candidates[0].name]
@@ -83,9 +86,13 @@ def _candidates(exported: Sequence[Path], runtimes: Sequence[str] | None) -> lis
     """Every file in every runtime, named after both where there are several."""
     from exporters.benchmark import Candidate
     from exporters.folder import MODEL_FILE
+    from exporters.tensorrt.record import is_plan
 
     found = []
     for given in exported:
+        if is_plan(given):
+            found.append(Candidate(str(given), given, "tensorrt"))
+            continue
         path = given / MODEL_FILE if given.is_dir() else given
         for runtime in runtimes or [_own_runtime(path)]:
             name = f"{given} in {runtime}" if len(runtimes or ()) > 1 else str(given)

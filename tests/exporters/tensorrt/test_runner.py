@@ -1,0 +1,121 @@
+"""Engines on a GPU; and that nothing is tried, and nothing crashes, where there is none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from exporters.runners import OnnxRuntimeRunner
+from exporters.tensorrt.build import build
+from exporters.tensorrt.driver import driver_fault
+from exporters.tensorrt.profiles import parse_profiles
+from exporters.tensorrt.runner import TensorRTRunner, choose_profile
+from exporters.tensorrt.source import read_source
+from qdq.errors import BuildError, CheckpointError, DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SPANS = [
+    {"input_ids": ((1, 1), (4, 16)), "attention_mask": ((1, 1), (4, 16))},
+    {"input_ids": ((1, 8), (32, 64)), "attention_mask": ((1, 8), (32, 64))},
+]
+
+
+@pytest.mark.parametrize(("shape", "expected"), [((1, 1), 0), ((4, 16), 0), ((5, 16), 1), ((32, 64), 1)])
+def test_the_first_profile_that_fits_is_taken(shape: tuple[int, int], expected: int) -> None:
+    assert choose_profile(SPANS, {"input_ids": shape, "attention_mask": shape}) == expected
+
+
+def test_a_shape_that_no_profile_allows_is_told_with_all_of_them() -> None:
+    with pytest.raises(DataError) as caught:
+        choose_profile(SPANS, {"input_ids": (40, 8), "attention_mask": (40, 8)})
+    message = str(caught.value)
+    assert "input_ids 40x8" in message
+    assert "profile 0: input_ids 1x1 to 4x16" in message
+    assert "profile 1: input_ids 1x8 to 32x64" in message
+
+
+def test_a_plan_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        TensorRTRunner(tmp_path / "m.plan")
+
+
+@pytest.mark.skipif(driver_fault() is None, reason="there is a GPU")
+def test_without_a_gpu_the_process_lives_on_and_says_why(built: Any) -> None:
+    _, plan = built
+    code = f"""
+from pathlib import Path
+from exporters.tensorrt.runner import TensorRTRunner
+from qdq.errors import BuildError
+try:
+    TensorRTRunner(Path({str(plan)!r}))
+except BuildError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("running an engine needs an NVIDIA GPU, and ")
+
+
+@pytest.mark.gpu
+class TestOnAGpu:
+    """Against ONNX Runtime, which computes the same file on the CPU."""
+
+    @pytest.fixture(scope="class")
+    def plan(self, small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        fault = driver_fault()
+        if fault is not None:
+            pytest.skip(f"needs an NVIDIA GPU: {fault}")
+        plan = tmp_path_factory.mktemp("gpu") / "m.plan"
+        profiles = parse_profiles(read_source(small).inputs, ["1x1", "1x8"], ["2x8", "4x32"], ["4x16", "8x40"])
+        build(small, plan, profiles=profiles)
+        return plan
+
+    def inputs(self, batch: int, seq: int) -> dict[str, np.ndarray]:
+        random = np.random.default_rng(batch * seq)
+        mask = np.ones((batch, seq), np.int64)
+        mask[-1, seq // 2 :] = 0
+        ids = random.integers(1, 83, (batch, seq)) * mask
+        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+
+    @pytest.mark.parametrize("graphs", [False, True], ids=["plain", "CUDA graphs"])
+    def test_it_computes_what_onnx_runtime_computes(self, small: Path, plan: Path, graphs: bool) -> None:
+        runner = TensorRTRunner(plan, cuda_graphs=graphs)
+        reference = OnnxRuntimeRunner(small, optimize=False)
+        assert set(runner.input_names) == set(reference.input_names)
+        for shape in ((1, 4), (4, 16), (8, 40), (1, 4)):
+            feed = self.inputs(*shape)
+            found, expected = runner(feed), reference(feed)
+            assert set(found) == set(expected)
+            for name, array in expected.items():
+                assert found[name].shape == array.shape
+                assert np.abs(found[name] - array).mean() < 0.05 * np.abs(array).mean() + 1e-3
+
+    def test_tensors_stay_on_the_gpu(self, plan: Path) -> None:
+        runner = TensorRTRunner(plan)
+        feed = {name: torch.from_numpy(array).cuda() for name, array in self.inputs(2, 8).items()}
+        found = runner.run(feed)
+        assert all(value.is_cuda for value in found.values())
+        assert found["last_hidden_state"].shape == (2, 8, 64)
+
+    def test_what_does_not_fit_is_refused(self, plan: Path) -> None:
+        runner = TensorRTRunner(plan)
+        with pytest.raises(DataError, match="no profile of the engine allows"):
+            runner(self.inputs(64, 8))
+        feed = self.inputs(2, 8)
+        feed["input_ids"] = feed["input_ids"].astype(np.int32)
+        del feed["attention_mask"]
+        with pytest.raises(DataError) as caught:
+            runner(feed)
+        assert "attention_mask is missing" in str(caught.value)
+        assert "input_ids is int32, the engine takes int64" in str(caught.value)
+
+    def test_a_damaged_plan_is_refused(self, plan: Path, tmp_path: Path) -> None:
+        (tmp_path / "m.plan").write_bytes(plan.read_bytes()[:1000])
+        with pytest.raises(BuildError, match="cannot load"):
+            TensorRTRunner(tmp_path / "m.plan")
