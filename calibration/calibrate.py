@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from calibration.auto import Auto
 from calibration.collectors import HistogramCollector
 from calibration.growth import Growth
+from calibration.identity import model_digest, slots_digest
 from calibration.methods import Max
 from calibration.noise import share_outside
 from calibration.parts import WHOLE
 from calibration.passes import Seen, run
+from calibration.snapshot import restored, snapshot
 from calibration.token_mask import TokenMask
 from calibration.warn import clipped, too_little_data, unrest
 from qdq.errors import CalibrationError, describe_faults
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from calibration.collectors import Collector
+    from calibration.journal import Journal
     from calibration.methods import Method
     from calibration.parts import Part
     from qdq.quantizer import Range
@@ -67,6 +72,9 @@ class CalibrationSummary:
         return {name: value for name, value in vars(self).items() if value or name not in optional}
 
 
+_STAGE = "ranges"
+
+
 @dataclass
 class _Watched:
     """A quantizer under observation, by the name of the first slot that it serves."""
@@ -77,6 +85,10 @@ class _Watched:
     growth: Growth = field(default_factory=Growth)
 
 
+def _identity(model: nn.Module, method: Method) -> dict[str, str]:
+    return {"model": model_digest(model), "slots": slots_digest(model), "method": json.dumps(method.to_dict())}
+
+
 def calibrate(
     model: nn.Module,
     batches: Iterable[Mapping[str, Tensor]],
@@ -84,6 +96,7 @@ def calibrate(
     method: Method | None = None,
     progress: Callable[[int], None] | None = None,
     part: Part = WHOLE,
+    journal: Journal | None = None,
 ) -> CalibrationSummary:
     """Find the range of every activation slot and switch the model to quantize.
 
@@ -97,10 +110,13 @@ def calibrate(
         progress: called with the number of batches done.
         part: of several processes that are given the same batches, which of them this one runs; see
             :mod:`calibration.parts`. All end with the same ranges, those of one process to the bit.
+        journal: keeps the statistics on disk, and gives those of an interrupted run to go on from, with the same
+            ranges to the bit. Who calls removes it when the ranges are safe.
 
     Raises:
-        CalibrationError: when there is no data, a slot with a spec saw none, or values are NaN or infinite. Modes and
-            ranges of the model are then what they were, as after any other exception.
+        CalibrationError: when there is no data, a slot with a spec saw none, values are NaN or infinite, or the journal
+            belongs to another model, recipe, method or data. Modes and ranges of the model are then what they were, as
+            after any other exception.
     """
     method = method or Max()
     masks = {keys: TokenMask(keys=keys) for keys in (False, True)}
@@ -112,15 +128,25 @@ def calibrate(
         _check_values(watched, seen)
         for slot in watched:
             slot.growth.note(seen.samples, slot.collector.amax)
+        if journal is not None:
+            journal.keep(_STAGE, vars(seen), snapshot(watched))
         if progress is not None:
             progress(seen.batches)
+
+    def run_own() -> Seen:
+        done = None
+        if journal is not None:
+            entry = journal.begin(_STAGE, _identity(model, method))
+            done = None if entry is None else restored(watched, entry)
+        return run(model.eval(), batches, tuple(masks.values()), after, part, done)
 
     try:
         for slot in watched:
             slot.quantizer.observer = slot.collector
         set_mode(model, Mode.COLLECT)
-        seen = _run_part(lambda: run(model.eval(), batches, tuple(masks.values()), after, part), watched, part)
-        ranges, choices = _ranges(watched, method)
+        with nullcontext() if journal is None else journal.guard():
+            seen = _run_part(run_own, watched, part, journal)
+            ranges, choices = _ranges(watched, method)
     except BaseException:
         for quantizer, mode in modes.items():
             quantizer.mode = mode
@@ -130,6 +156,8 @@ def calibrate(
             module.training = flag
         for slot in watched:
             slot.quantizer.observer = None
+    if journal is not None:
+        journal.flush()
     for slot in watched:
         if slot.name in ranges:
             slot.quantizer.set_range(ranges[slot.name])
@@ -145,7 +173,7 @@ def calibrate(
     )
 
 
-def _run_part(run_own: Callable[[], Seen], watched: Sequence[_Watched], part: Part) -> Seen:
+def _run_part(run_own: Callable[[], Seen], watched: Sequence[_Watched], part: Part, journal: Journal | None) -> Seen:
     """Run what is for this process, and add what the others saw; an error of one becomes an error of all."""
     if part.count == 1:
         return run_own()
@@ -154,6 +182,8 @@ def _run_part(run_own: Callable[[], Seen], watched: Sequence[_Watched], part: Pa
         seen = run_own()
     except CalibrationError as error:
         fault = str(error)
+    if journal is not None:
+        journal.flush()  # the others may take long, or fail
     held = {slot.name: (slot.collector.state(), slot.growth.rises) for slot in watched}
     everybody = part.gather((fault, held))
     if faults := dict.fromkeys(fault for fault, _ in everybody if fault):

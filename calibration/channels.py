@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 
-from calibration.passes import run
+from calibration.identity import model_digest, slots_digest
+from calibration.journal import damaged
+from calibration.passes import Seen, run
 from calibration.token_mask import TokenMask
 from qdq.errors import CalibrationError, describe_faults
 from qdq.quantizer import Mode, quantizers, set_mode
@@ -17,10 +20,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from calibration.journal import Entry, Journal
     from calibration.parts import Part
     from qdq.quantizer import Quantizer
 
 __all__ = ["Channels", "channel_ranges"]
+
+_STAGE = "channels"
 
 
 class Channels:
@@ -36,7 +42,9 @@ class Channels:
         self.upper: Tensor | None = None
 
     def update(self, x: Tensor) -> None:
-        """Take note of ``(batch, seq, channels)``."""
+        """Take note of ``(batch, seq, channels)``, or of ``(batch, heads, seq, size)`` with heads * size channels."""
+        if x.dim() == 4:
+            x = x.transpose(1, 2).flatten(2)
         values = self.mask.select(x).flatten(0, -2)
         if len(values):
             self.merge((values.amin(0).float(), values.amax(0).float()))
@@ -55,6 +63,23 @@ class Channels:
         return None if self.lower is None or self.upper is None else (self.lower, self.upper)
 
 
+def _snapshot(named: Mapping[str, Channels]) -> Callable[[], dict[str, Tensor]]:
+    """The bounds of this moment, to be asked for at any later one: lower and upper in one, ``(2, channels)``."""
+    held = {name: channels.bounds for name, channels in named.items()}
+    return lambda: {name: torch.stack(bounds) for name, bounds in held.items() if bounds is not None}
+
+
+def _restored(named: Mapping[str, Channels], entry: Entry) -> Seen:
+    """Give fresh channels what an entry holds, and say what data that was."""
+    try:
+        for name, bounds in entry.tensors.items():
+            lower, upper = bounds
+            named[name].merge((lower, upper))
+        return Seen(**entry.seen)
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(entry, error) from error
+
+
 def channel_ranges(
     model: nn.Module,
     batches: Iterable[Mapping[str, Tensor]],
@@ -62,23 +87,42 @@ def channel_ranges(
     *,
     part: Part,
     progress: Callable[[int], Any] | None = None,
+    journal: Journal | None = None,
 ) -> dict[Quantizer, tuple[Tensor, Tensor]]:
     """Lowest and highest value of every channel, for the quantizers in ``wanted`` (with their names).
 
-    The model is run in eval mode, without gradients and without rounding; its modes are then what they were.
+    The model is run in eval mode, without gradients and without rounding; its modes are then what they were. A
+    ``journal`` keeps what was found, and gives what an interrupted run had.
 
     Raises:
-        CalibrationError: when there is no data, a slot saw none, or values are NaN or infinite.
+        CalibrationError: when there is no data, a slot saw none, values are NaN or infinite, or the journal belongs to
+            another model or other data.
     """
     mask = TokenMask()
     watched = {quantizer: Channels(mask) for quantizer in wanted}
     modes = {quantizer: quantizer.mode for _, quantizer in quantizers(model)}
     training = {module: module.training for module in model.modules()}
+    named = {wanted[quantizer]: channels for quantizer, channels in watched.items()}
+
+    def after(seen: Seen) -> None:
+        if journal is not None:
+            journal.keep(_STAGE, vars(seen), _snapshot(named))
+        if progress is not None:
+            progress(seen.batches)
+
     try:
         set_mode(model, Mode.OFF)
         for quantizer, channels in watched.items():
             quantizer.mode, quantizer.observer = Mode.COLLECT, channels
-        run(model.eval(), batches, (mask,), lambda seen: progress and progress(seen.batches), part)
+        done = None
+        if journal is not None:
+            identity = {"model": model_digest(model), "slots": slots_digest(model)}
+            if entry := journal.begin(_STAGE, identity):
+                done = _restored(named, entry)
+        with nullcontext() if journal is None else journal.guard():
+            run(model.eval(), batches, (mask,), after, part, done)
+            if journal is not None:
+                journal.flush()
     finally:
         for module, flag in training.items():
             module.training = flag

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from calibration.parts import WHOLE
-from qdq.errors import CalibrationError
+from qdq.errors import CalibrationError, describe_faults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,25 +39,29 @@ def run(
     masks: Sequence[TokenMask],
     after: Callable[[Seen], None],
     part: Part = WHOLE,
+    done: Seen | None = None,
 ) -> Seen:
     """Show every batch to the model, after its mask was set; ``after`` each, say what was seen so far.
 
-    Batches that are not for this ``part`` count as seen, too: other processes run them.
+    Batches that are not for this ``part`` count as seen, too: other processes run them. Those that are ``done`` are
+    only looked at, for what they are: nothing comes ``after`` them.
 
     Raises:
-        CalibrationError: for a batch without data or with inputs that the model does not take, and when there is none.
+        CalibrationError: for a batch without data or with inputs that the model does not take, when there is none, and
+            when the first ones are not those that were done.
     """
     device = next(model.parameters()).device
     parameters = inspect.signature(model.forward).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     digest = hashlib.sha256()
     seen = Seen()
+    done = done or seen
     with torch.no_grad():
         for batch in batches:
             _check(batch, seen.batches, () if takes_all else parameters)
             inputs = {name: value.to(device) for name, value in batch.items()}
             attention_mask = inputs.get("attention_mask")
-            if part.takes(seen.batches):
+            if part.takes(seen.batches) and seen.batches >= done.batches:
                 for mask in masks:
                     mask.set(attention_mask)
                 model(**inputs)
@@ -67,10 +71,27 @@ def run(
                 digest.update(kept.cpu().contiguous().numpy().tobytes() + b"|")
             tokens = int(rows.numel() if attention_mask is None else (attention_mask != 0).sum())
             seen = Seen(seen.batches + 1, seen.samples + rows.shape[0], seen.tokens + tokens, digest.hexdigest())
-            after(seen)
+            if seen.batches > done.batches:
+                after(seen)
+            elif seen.batches == done.batches:
+                _check_same(seen, done)
     if not seen.batches:
         raise CalibrationError("no data: the calibration set has no batch")
+    if seen.batches < done.batches:
+        _check_same(seen, done)
     return seen
+
+
+def _check_same(seen: Seen, done: Seen) -> None:
+    """Refuse to go on after batches that were others."""
+    faults = [
+        f"{name}: {was} there, {value} here"
+        for (name, was), value in zip(vars(done).items(), vars(seen).values(), strict=True)
+        if was != value
+    ]
+    if faults:
+        what = "the batches that were done before the interruption are not those of this run"
+        raise CalibrationError(describe_faults(what, faults))
 
 
 def _check(batch: Mapping[str, Tensor], index: int, known: Iterable[str]) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from calibration.calibrate import CalibrationSummary
+    from calibration.journal import Journal
     from calibration.methods import Method
     from calibration.parts import Part
     from qdq.refinement import Refinement
@@ -35,6 +36,7 @@ def calibrate_and_refine(
     part: Part = WHOLE,
     adjust: Callable[[], object] | None = None,
     stage: Callable[[str], Callable[..., object] | None] | None = None,
+    journal: Journal | None = None,
     **options: Any,
 ) -> CalibrationSummary:
     """Transform, find ranges, adjust them, then round and correct, as ``refinement`` says.
@@ -48,6 +50,8 @@ def calibrate_and_refine(
             same samples, so that all end with the same model.
         adjust: changes ranges before weights are rounded.
         stage: called with the name of each stage, gives what that stage reports its progress to.
+        journal: keeps what the passes over the data found, for an interrupted run to go on; see
+            :mod:`calibration.journal`. Layer-by-layer work begins anew.
         options: further arguments of :func:`calibration.calibrate`.
 
     Raises:
@@ -62,11 +66,25 @@ def calibrate_and_refine(
     if refinement.transforms:
         progress = begin("channels")
         changed = smooth(
-            model, batches(), strength=refinement.smoothing, shift=refinement.shift, part=part, progress=progress
+            model,
+            batches(),
+            strength=refinement.smoothing,
+            shift=refinement.shift,
+            part=part,
+            progress=progress,
+            journal=journal,
         )
         done["transformed"] = len(changed)
     progress = begin("ranges")
-    summary = calibrate(model, batches(), method=method, progress=progress, part=part, **options)  # type: ignore[arg-type]
+    summary = calibrate(
+        model,
+        batches(),
+        method=method,
+        progress=progress,  # type: ignore[arg-type]
+        part=part,
+        journal=journal,
+        **options,
+    )
     if adjust is not None:
         adjust()
     if refinement.walks:

@@ -6,9 +6,11 @@ rest a handful of steps. A channel's size can be moved into the weights that rea
 1. The input of linear layers: ``factor = 1 / s`` on the activation, ``s`` on every weight that reads it. Export folds
    the factor into a LayerNorm that nobody else reads (pre-norm), otherwise it costs one multiplication by a vector.
 2. The input of attention's output projection: ``1 / s`` on the rows of the value projection, ``s`` on the columns of
-   the output projection. The rows of softmax mix positions, never channels, so nothing is left to compute.
-3. ``shift``, for LayerNorm outputs: their channels' middles are moved to zero; biases take them back. A residual
-   addition that reads the same LayerNorm (post-norm) is shifted likewise, so that export can fold it into the norm.
+   the output projection. The rows of softmax mix positions, never channels, so nothing is left to compute. Where the
+   values are quantized too, their sizes decide: attention only averages them.
+3. ``shift``: the channels' middles are moved to zero; biases take them back. For LayerNorm outputs, where a residual
+   addition that reads the same LayerNorm (post-norm) is shifted likewise, so that export can fold it into the norm; and
+   for what an activation function puts out, if its integers are symmetric, for it is not.
 
 A weight that several depths share (ALBERT) has one ``s``, that of all depths together.
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from calibration.journal import Journal
     from calibration.parts import Part
     from qdq.quantizer import Quantizer
 
@@ -60,10 +63,11 @@ def smooth(
     model: nn.Module,
     batches: Iterable[Mapping[str, Tensor]],
     *,
-    strength: float | None = 0.85,
+    strength: float | None = 0.9,
     shift: bool = True,
     part: Part = WHOLE,
     progress: Callable[[int], object] | None = None,
+    journal: Journal | None = None,
 ) -> list[str]:
     """Give the places of a wrapped model their transforms, in place; ranges are to be calibrated afterwards.
 
@@ -76,6 +80,7 @@ def smooth(
         shift: whether LayerNorm outputs are centred.
         part: of several processes, which batches are for this one.
         progress: called with the number of batches done.
+        journal: keeps the extremes on disk, and gives those of an interrupted run to go on from.
 
     Returns:
         The names of the places that were changed.
@@ -86,15 +91,15 @@ def smooth(
     if strength is not None:
         check_strength(strength)
     groups = _groups(model)
-    wanted = {_input(place): place.name for group in groups for place in group}
+    wanted = {quantizer: place.name for group in groups for place in group for quantizer in _looked_at(place)}
     if not wanted or (strength is None and not shift):
         return []
-    bounds = channel_ranges(model, batches, wanted, part=part, progress=progress)
+    bounds = channel_ranges(model, batches, wanted, part=part, progress=progress, journal=journal)
     for group in groups:
-        shifts = [_middle(bounds[_input(place)]) if shift and place.norm is not None else None for place in group]
+        shifts = [_middle(bounds[_input(place)]) if shift and _is_to_shift(place) else None for place in group]
         scales = None
         if strength is not None:
-            sizes = [_size(bounds[_input(place)], z) for place, z in zip(group, shifts, strict=True)]
+            sizes = [_size(bounds[_looked_at(place)[-1]], z) for place, z in zip(group, shifts, strict=True)]
             scales = _scales(torch.stack(sizes).amax(0), _columns(group), strength)
         for place, z in zip(group, shifts, strict=True):
             _assign(place, z, scales)
@@ -120,6 +125,19 @@ def _groups(model: nn.Module) -> list[list[Place]]:
 
 def _input(place: Place) -> Quantizer:
     return place.linears[0].input_quantizer
+
+
+def _looked_at(place: Place) -> list[Quantizer]:
+    """The quantizers whose channels count for a place; the last for their sizes."""
+    values = [] if place.context is None else [place.context.other_quantizer]
+    return [_input(place), *(quantizer for quantizer in values if quantizer.spec is not None)]
+
+
+def _is_to_shift(place: Place) -> bool:
+    """Whether a place is of case 3."""
+    spec = _input(place).spec
+    assert spec is not None
+    return place.norm is not None or (place.activation is not None and spec.symmetric and spec.signed)
 
 
 def _middle(bounds: _Bounds) -> Tensor:

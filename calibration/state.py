@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-
 from calibration.collectors import HistogramCollector, MinMaxCollector
+from calibration.tensor_file import read_tensors, unreadable, write_tensors
 from calibration.token_mask import TokenMask
-from qdq.errors import CalibrationError, StorageError, describe_faults
+from qdq.errors import CalibrationError, describe_faults
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,14 +49,7 @@ class CalibrationState:
         """
         about = {"format": FORMAT, "kind": self.kind, "samples": self.samples, "tokens": self.tokens}
         tensors = {f"{slot}/{name}": tensor for slot, held in self.slots.items() for name, tensor in held.items()}
-        partial = path.with_name(f".{path.name}.qdq-partial-{secrets.token_hex(4)}")
-        try:
-            save_file(tensors, partial, metadata={"qdq": json.dumps({**about, "identity": dict(self.identity)})})
-            partial.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise StorageError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        write_tensors(path, tensors, {**about, "identity": dict(self.identity)})
 
     @classmethod
     def load(cls, path: Path) -> CalibrationState:
@@ -69,23 +58,18 @@ class CalibrationState:
         Raises:
             CalibrationError: when the file is missing, damaged, or of another kind or version.
         """
+        tensors, about = read_tensors(path)
         slots: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            slot, _, name = key.rpartition("/")
+            slots.setdefault(slot, {})[name] = tensor
         try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})["qdq"])
-                for key in file.keys():  # noqa: SIM118 - not a mapping
-                    slot, _, name = key.rpartition("/")
-                    slots.setdefault(slot, {})[name] = file.get_tensor(key)
             if about.pop("format") != FORMAT or about["kind"] not in _KINDS:
                 raise ValueError("of another version")
             state = cls(slots=slots, **about)
             _check(state)
-        except FileNotFoundError as error:
-            raise CalibrationError(f"{path}: no such file") from error
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise CalibrationError(
-                f"{path}: holds no statistics of a calibration that this version can read ({error}); collect them anew"
-            ) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise unreadable(path, error) from error
         return state
 
     def differences(self, other: CalibrationState) -> list[str]:

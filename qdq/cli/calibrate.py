@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qdq.cli.interruption import kept_beside
 from qdq.cli.recipe_options import (
     BiasCorrectionOption,
     DisableKeywordOption,
@@ -122,6 +123,15 @@ def calibrate(
             rich_help_panel="Ranges after calibration",
         ),
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            metavar="",
+            help="Go on where the same command was interrupted, with the same result; what it had collected lies in "
+            "<output>.calibration.",
+        ),
+    ] = False,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -169,6 +179,7 @@ def calibrate(
         fuse_qkv=fuse_qkv,
         clip_gelu=clip_gelu,
         recalibrate_weights=recalibrate_weights,
+        resume=resume,
     )
     if not is_first:
         return
@@ -200,13 +211,16 @@ def calibrate_into(
     fuse_qkv: bool = False,
     clip_gelu: float | None = None,
     recalibrate_weights: bool = False,
+    resume: bool | None = None,
 ) -> dict[str, Any]:
     """The work of ``qdq calibrate``; what is cheap to refuse is refused before anything is loaded or written.
 
+    With ``resume`` None nothing is kept of a calibration that is interrupted.
     Under torchrun every process comes to the same result, and the one with rank 0 writes it.
     """
     import calibration
     from calibration.adjust import check_bound
+    from calibration.identity import text_digest
     from calibration.parts import part_of_process
     from qdq import checkpoint
     from qdq.data.text import draw, read_samples
@@ -225,9 +239,11 @@ def calibrate_into(
             raise CalibrationError(f"--percentile goes with --calibrator percentile, {calibrator} has no use for it")
     if clip_gelu is not None:
         check_bound(clip_gelu)
+    identity: dict[str, str] = {}
     config = read_config(model)
     plan = choice.plan(skeleton(config, task))
     if calib_data is None:
+        resume = None
         _check_needs_no_data(plan)
         session.say(f"recipe {plan.recipe.name} needs no calibration data")
         if plan.recipe.refinement:
@@ -237,7 +253,18 @@ def calibrate_into(
         tokenizer = load_tokenizer(model)
         samples = read_samples(calib_data, text_column=text_column, text_pair_column=text_pair_column)
         texts = draw(samples, num_samples, seed)
-    with part_of_process() as part, _only_first(part.rank, output) as folder:
+        identity = {
+            "recipe": f"{plan.recipe.name} {text_digest([plan.recipe.to_dict()])}",
+            "data": f"{len(texts)} samples {text_digest(texts)}",
+            "seed": str(seed),
+            "seq_len": str(seq_len),
+            "batch_size": str(batch_size),
+        }
+    with (
+        part_of_process() as part,
+        kept_beside(session, output, identity, part, resume=resume) as journal,
+        _only_first(part.rank, output) as folder,
+    ):
         wrapped = load_model(model, task, allow_missing=allow_missing or [])
         quantize(wrapped, plan.recipe)
         adjustments: list[dict[str, Any]] = []
@@ -266,6 +293,7 @@ def calibrate_into(
                     method=method,
                     part=part,
                     adjust=adjust,
+                    journal=journal,
                     stage=lambda name: _advance_in(name, advance, count),
                 )
             record = {**summary.to_dict(), "seq_len": seq_len, "seed": seed}

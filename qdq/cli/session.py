@@ -121,8 +121,9 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             function(*args, **kwargs)
         except QDQError as error:
             end_with(**_described(error), json=json)
-        except KeyboardInterrupt:
-            end_with("interrupted; nothing was changed", kind="KeyboardInterrupt", exit_code=INTERRUPTED, json=json)
+        except KeyboardInterrupt as error:
+            message = str(error) or "interrupted; nothing was changed"
+            end_with(message, kind="KeyboardInterrupt", exit_code=INTERRUPTED, json=json)
         except OSError as error:
             message = f"{error.filename or 'input/output'}: {error.strerror or error}"
             end_with(message, kind=type(error).__name__, exit_code=StorageError.exit_code, json=json)

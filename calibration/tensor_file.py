@@ -1,0 +1,66 @@
+"""Tensors and a few words about them in one safetensors file that is whole at every moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from qdq.errors import CalibrationError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+__all__ = ["read_tensors", "unreadable", "write_tensors"]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write ``tensors``, and ``about`` as JSON; it is on the disk when this returns.
+
+    Raises:
+        StorageError: when it cannot be written. What was there before is there still.
+    """
+    partial = path.with_name(f".{path.name}.qdq-partial-{secrets.token_hex(4)}")
+    try:
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, partial, metadata={"qdq": json.dumps(about)})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What :func:`write_tensors` wrote.
+
+    Raises:
+        CalibrationError: when the file is missing, damaged, or somebody else's.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["qdq"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        if not isinstance(about, dict):
+            raise TypeError("no JSON object")
+    except FileNotFoundError as error:
+        raise CalibrationError(f"{path}: no such file") from error
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise unreadable(path, error) from error
+    return tensors, about
+
+
+def unreadable(path: Path, reason: object) -> CalibrationError:
+    """The error for a file that holds something else than it should."""
+    return CalibrationError(
+        f"{path}: holds no statistics of a calibration that this version can read ({reason}); collect them anew"
+    )

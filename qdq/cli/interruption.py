@@ -1,0 +1,81 @@
+"""What an interrupted ``qdq calibrate`` leaves beside its output, so that ``--resume`` goes on from there."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+from qdq.errors import QDQError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from calibration.journal import Journal
+    from calibration.parts import Part
+    from qdq.cli.session import Session
+
+__all__ = ["kept_beside"]
+
+
+@contextmanager
+def kept_beside(
+    session: Session, output: Path, identity: Mapping[str, str], part: Part, *, resume: bool | None
+) -> Iterator[Journal | None]:
+    """A journal in ``<output>.calibration``, which is gone when the block has come to its end; none if resume is None.
+
+    An interrupt, SIGTERM too, or a disk that is full leaves it there, and the message says so.
+    """
+    from calibration.journal import Journal
+
+    if resume is None:
+        yield None
+        return
+    output = output.absolute()
+    journal = Journal(output.with_name(f"{output.name}.calibration"), identity, resume=resume, part=part)
+    left = journal.leftovers()
+    if resume and left is None:
+        session.say(f"nothing to resume in {journal.folder}: from the beginning")
+    elif resume:
+        session.say(f"resuming what {journal.folder} holds: {left}")
+    elif left is not None:
+        session.say(f"warning: {journal.folder}: an interrupted calibration ({left}) is begun anew; see --resume")
+    try:
+        with _terminated_as_interrupted():
+            yield journal
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; {_kept(journal) or 'nothing was changed'}") from None
+    except StorageError as error:
+        if kept := _kept(journal):
+            error.args = (f"{error}; {kept}",)
+        raise
+    except QDQError:
+        if journal.is_begun and part.count == 1:  # the same would come again
+            journal.remove()
+        raise
+    if part.rank == 0:
+        journal.remove()
+
+
+def _kept(journal: Journal) -> str | None:
+    left = journal.leftovers()
+    return left and f"{journal.folder} keeps what was collected ({left}): the same command with --resume goes on"
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Schedulers and torchrun end programs with SIGTERM: what Ctrl-C does, that does here."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
