@@ -35,8 +35,10 @@ def is_plan(path: Path) -> bool:
     return path.suffix in (".plan", ".engine", ".trt") or (path.is_file() and record_path(path).is_file())
 
 
-def write_record(plan: Path, built: Built, report: EngineReport, findings: Sequence[dict[str, Any]] = ()) -> None:
-    """Write the record of a plan that was just built.
+def write_record(
+    plan: Path, built: Built, report: EngineReport, findings: Sequence[dict[str, Any]] = (), *, source: Path
+) -> None:
+    """Write the record of a plan that was just built from the export or the file ``source``.
 
     Raises:
         StorageError: when it cannot be written.
@@ -44,6 +46,7 @@ def write_record(plan: Path, built: Built, report: EngineReport, findings: Seque
     document = {
         "format": FORMAT,
         "sha256": _digest(plan),
+        "source": str((source if source.is_dir() else source.parent).resolve()),
         **built.to_dict(),
         "report": report.to_dict(),
         "findings": list(findings),
@@ -74,6 +77,7 @@ def read_record(plan: Path) -> dict[str, Any]:
     if document.get("sha256") != _digest(plan):
         raise CheckpointError(f"{path} is of another engine than {plan}: build it again")
     try:
+        document["source"] = str(document["source"])
         document["report"] = EngineReport.from_dict(document["report"])
         document["layers"] = [Kernel.from_dict(kernel) for kernel in document["layers"]]
     except (KeyError, TypeError) as error:

@@ -163,7 +163,7 @@ def _build(
             raise _with_findings(error, linted) from error
     report = engine_report(source.model, built.kernels, linted.reasons())
     findings = [finding.to_dict() for finding in linted.findings]
-    write_record(output, built, report, findings)
+    write_record(output, built, report, findings, source=model)
     for finding in linted.findings:
         if finding.severity != "info":
             session.say(f"{finding.id} {finding.node}: {finding.fault}; {finding.rule.cure}")

@@ -28,7 +28,7 @@ _COLUMNS = "Columns, where their names are not the usual ones"
 @command
 def evaluate(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A checkpoint, float or quantized, or an exported directory.")
+        Path, typer.Argument(metavar="PATH", help="A checkpoint, float or quantized, an exported directory, an engine.")
     ],
     task: Annotated[str, typer.Option(metavar="TASK", help=_TASKS)],
     data: Annotated[

@@ -50,7 +50,7 @@ class Subject:
         folder: with config.json, the tokenizer, and what sentence-transformers keeps beside them.
         config: the model's configuration.
         runner: arrays in, arrays out.
-        runtime: what computes: ``torch``, ``onnxruntime``, ``openvino``, or ``runner`` for a foreign one.
+        runtime: what computes: ``torch``, ``onnxruntime``, ``openvino``, ``tensorrt``, or ``runner`` for a foreign one.
     """
 
     name: str
@@ -68,19 +68,24 @@ class Subject:
 
 
 def open_subject(path: str | Path, task: str, *, runtime: str | None = None, threads: int | None = None) -> Subject:
-    """A checkpoint, float or quantized, or an exported directory, ready for ``task``.
+    """A checkpoint, float or quantized, an exported directory, or an engine built from one, ready for ``task``.
 
     Args:
-        path: the directory.
+        path: the directory, or the engine's file.
         task: one of :data:`TASKS`.
         runtime: that runs an exported directory, ``onnxruntime`` when None.
         threads: of the runtime; None leaves the choice to it. torch has its own setting for the whole process.
 
     Raises:
+        BuildError: there is no GPU for an engine, or it cannot be loaded.
         CheckpointError: there is no such model, or it is damaged.
         ConfigError: the model has no head for the task, or ``runtime`` is unknown.
     """
+    from exporters.tensorrt.record import is_plan
+
     path = Path(path)
+    if is_plan(path):
+        return _open_engine(path, task)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such directory; give a checkpoint or an exported directory")
     if runtime is not None and runtime not in RUNTIMES:
@@ -158,6 +163,26 @@ def _open_export(path: Path, task: str, config: ModelConfig, runtime: str, threa
     runner: Any = runners[runtime](path / MODEL_FILE, threads=threads)
     _check_outputs(str(path / MODEL_FILE), runner.output_names, task, "the file")
     return Subject(f"{path} ({_target(path)} export)", path, config, runner, runtime)
+
+
+def _open_engine(path: Path, task: str) -> Subject:
+    """An engine; configuration and tokenizer are those of the export that it lies in, or was built from."""
+    from exporters.tensorrt.record import read_record
+    from exporters.tensorrt.runner import TensorRTRunner
+
+    folder = path.parent
+    if not (folder / "config.json").is_file():
+        folder = Path(read_record(path)["source"])
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{path}: its configuration and tokenizer are in {folder}, which is not there: put the engine into the "
+            "directory that it was built from"
+        )
+    config = read_config(folder)
+    _check_head(str(path), config, task)
+    runner = TensorRTRunner(path)
+    _check_outputs(str(path), runner.output_names, task, "the engine")
+    return Subject(f"{path} (engine)", folder, config, runner, "tensorrt")
 
 
 def _target(path: Path) -> str:

@@ -142,3 +142,20 @@ def test_full_tensorrt_that_is_not_installed_ends_with_3(
     )
     assert "pip install 'qdq[tensorrt-rtx]'" in message
     assert "pip install tensorrt" in message
+
+
+def test_without_a_gpu_an_engine_can_neither_be_evaluated_nor_timed_nor_proven(
+    refused: Any, exports: dict[str, Path], checkpoint: Path, plan: Path, tmp_path: Path
+) -> None:
+    from exporters.tensorrt.driver import driver_fault
+
+    if driver_fault() is None:
+        pytest.skip("there is a GPU")
+    (tmp_path / "pairs.tsv").write_text("score\tsentence1\tsentence2\n1\ta man\ta man\n0\ta man\tno\n")
+    data = ["--task", "sts", "--data", tmp_path / "pairs.tsv"]
+    for arguments in (
+        ["evaluate", plan, *data],
+        ["benchmark", exports["float"], "--engine", plan],
+        ["verify", exports["tensorrt"], "-m", checkpoint, "--engine", plan],
+    ):
+        assert "needs an NVIDIA GPU, and " in refused(*arguments, kind="BuildError")

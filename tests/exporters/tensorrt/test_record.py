@@ -17,7 +17,7 @@ def plan(built: Any, small: Path, tmp_path: Path) -> Path:
     engine, source = built
     copy = tmp_path / "m.plan"
     copy.write_bytes(source.read_bytes())
-    write_record(copy, engine, engine_report(ir.load(small), engine.kernels), [{"id": "W1"}])
+    write_record(copy, engine, engine_report(ir.load(small), engine.kernels), [{"id": "W1"}], source=small)
     return copy
 
 
@@ -28,6 +28,7 @@ def test_there_and_back(built: Any, small: Path, plan: Path) -> None:
     assert record["layers"] == list(engine.kernels)
     assert record["backend"] == engine.backend
     assert record["findings"] == [{"id": "W1"}]
+    assert Path(record["source"]) == small.parent.resolve()
 
 
 def test_a_plan_is_known_by_its_name_or_its_record(plan: Path, tmp_path: Path) -> None:
