@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from onnx_ir.passes import common
 
 from exporters.onnx.passes.fold_weights import FoldWeightsPass
+from exporters.onnx.passes.four_bits import FourBitsPass
 from exporters.onnx.passes.gather_before_dequantize import GatherBeforeDequantizePass
 from exporters.onnx.passes.integer_gemm import IntegerGemmPass
 from exporters.onnx.passes.quantize_after_transpose import QuantizeAfterTransposePass
@@ -136,6 +137,7 @@ def _openvino() -> list[ir_passes.InPlacePass]:
         *_folded(),
         UnsignedActivationsPass(),
         UnsignedWeightsPass(),
+        FourBitsPass(),
         *tidy(),
     ]
 

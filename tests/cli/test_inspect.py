@@ -201,3 +201,31 @@ def test_what_is_not_there(refused: Any, tmp_path: Path) -> None:
     message = refused("inspect", tmp_path, kind="CheckpointError")
     assert "no config.json" in message
     assert "no model.onnx" in message
+
+
+class TestProfile:
+    """What a runtime does with a file, which is run for it."""
+
+    QUICK = ("--profile", "--shape", "2x8", "--threads", 1)
+
+    @pytest.mark.parametrize(("name", "runtime"), [("onnxruntime", "onnxruntime"), ("openvino", "openvino")])
+    def test_each_file_in_its_own_runtime(self, run: Any, exports: dict[str, Path], name: str, runtime: str) -> None:
+        document = run("inspect", exports[name], *self.QUICK, "--json").document
+        found = document["profile"]
+        assert (document["kind"], found["runtime"], found["batch_size"], found["seq_len"]) == ("onnx", runtime, 2, 8)
+        assert len([node for node in found["nodes"] if node["in_int8"] and node["macs"]]) == 6
+        assert 0.5 < found["share_of_macs_in_int8"] < 1
+        assert {"nothing of it is quantized"} == {entry["why"] for entry in found["in_float"]}
+
+    def test_what_people_see(self, run: Any, exports: dict[str, Path]) -> None:
+        ended = run("inspect", exports["onnxruntime"], *self.QUICK)
+        assert (ended.code, ended.err) == (0, "")
+        assert "Run in onnxruntime at 2 x 8: " in ended.out
+        assert "MatMulIntegerToFloat" in ended.out
+        assert "encoder.layers.0.attention.context/MatMul: nothing of it is quantized" in ended.out
+
+    def test_refusals(self, refused: Any, exports: dict[str, Path], checkpoint: Path) -> None:
+        file = exports["float"]
+        assert "--shape 8: it must be rows and tokens" in refused("inspect", file, "--profile", "--shape", 8)
+        assert "no runtime 'tflite'" in refused("inspect", file, "--profile", "--runtime", "tflite")
+        assert "--profile runs an exported directory" in refused("inspect", checkpoint, "--profile")
