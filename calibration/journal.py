@@ -94,6 +94,7 @@ class Journal:
         resume: whether to go on from what the folder holds. Without, it is overwritten.
         part: of several processes.
         every: seconds between two writes while batches run.
+        tell: is told, in words, when a stage goes on from what the folder holds.
     """
 
     folder: Path
@@ -101,20 +102,27 @@ class Journal:
     resume: bool = False
     part: Part = WHOLE
     every: float = 30.0
+    tell: Callable[[str], object] | None = None
 
     def __post_init__(self) -> None:
         self._pending: Callable[[], Entry] | None = None
         self._written = time.monotonic()
         self._can_write = True
         self._identities: dict[str, dict[str, str]] = {}
+        self._is_refused = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no journal has written here."""
+        return not self._files()
 
     @property
     def is_begun(self) -> bool:
         """Whether a stage was begun: what the folder holds is this calibration's own."""
-        return bool(self._identities)
+        return bool(self._identities) and not self._is_refused
 
     def leftovers(self) -> str | None:
-        """What an earlier run left, in words."""
+        """What was written so far, by this run or an earlier one, in words; None: nothing that can be read."""
         entries = []
         for path in self._files():
             with suppress(CalibrationError):
@@ -140,17 +148,18 @@ class Journal:
         mine = {**self.identity, **identity, "processes": str(self.part.count)}
         found = None
         if self.resume:
-            own = self._path(stage)
-            others = [path for path in self._files() if path.name.startswith(f"{stage}-")]
-            if own in others or others:
-                found = Entry.read(own if own in others else others[0])
-                self._check(found, mine)
-                found = found if own in others else None
+            try:
+                found = self._find(stage, mine)
+            except CalibrationError:
+                self._is_refused = True
+                raise
         else:
             with suppress(OSError):  # none is there, or nothing can be written there, which is said later
                 self._path(stage).unlink()
         self._identities[stage] = mine
         self._written = time.monotonic()
+        if found is not None and self.tell is not None:
+            self.tell(f"{stage}: resumed after batch {found.seen.get('batches')}")
         return found
 
     def keep(self, stage: str, seen: Mapping[str, Any], tensors: Callable[[], Mapping[str, Tensor]]) -> None:
@@ -214,6 +223,16 @@ class Journal:
         if not self.folder.is_dir():
             return []
         return sorted(path for path in self.folder.iterdir() if _FILE.fullmatch(path.name))
+
+    def _find(self, stage: str, identity: Mapping[str, str]) -> Entry | None:
+        """The entry of this process, if there is one; that of another one is checked, too."""
+        own = self._path(stage)
+        there = [path for path in self._files() if path.name.startswith(f"{stage}-")]
+        if not there:
+            return None
+        entry = Entry.read(own if own in there else there[0])
+        self._check(entry, identity)
+        return entry if own in there else None
 
     def _check(self, entry: Entry, mine: Mapping[str, str]) -> None:
         theirs = entry.identity

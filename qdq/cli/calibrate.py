@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -256,6 +257,7 @@ def calibrate_into(
         identity = {
             "recipe": f"{plan.recipe.name} {text_digest([plan.recipe.to_dict()])}",
             "data": f"{len(texts)} samples {text_digest(texts)}",
+            "method": dumps(method.to_dict()),
             "seed": str(seed),
             "seq_len": str(seq_len),
             "batch_size": str(batch_size),

@@ -34,13 +34,13 @@ def kept_beside(
         yield None
         return
     output = output.absolute()
-    journal = Journal(output.with_name(f"{output.name}.calibration"), identity, resume=resume, part=part)
-    left = journal.leftovers()
-    if resume and left is None:
+    journal = Journal(
+        output.with_name(f"{output.name}.calibration"), identity, resume=resume, part=part, tell=session.say
+    )
+    if resume and journal.is_empty:
         session.say(f"nothing to resume in {journal.folder}: from the beginning")
-    elif resume:
-        session.say(f"resuming what {journal.folder} holds: {left}")
-    elif left is not None:
+    elif not resume and not journal.is_empty:
+        left = journal.leftovers() or "damaged"
         session.say(f"warning: {journal.folder}: an interrupted calibration ({left}) is begun anew; see --resume")
     try:
         with _terminated_as_interrupted():

@@ -503,7 +503,12 @@ class TestTheWorldOutside:
         assert "staging" not in ended.document["error"]
         assert "File too large" in ended.document["error"]
         assert "Traceback" not in ended.err
-        assert self.leftovers(tmp_path) == []
+        assert "out.calibration keeps what was collected" in ended.document["error"]
+        assert self.leftovers(tmp_path) == ["out.calibration"]
+        again = process("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, "--resume")
+        assert again.code == 0, again.err
+        assert ": resumed after batch 5" in again.err
+        assert self.leftovers(tmp_path) == ["out"]
 
     def test_a_small_disk(self, process: Any, model: Path, text: Path, tmp_path: Path) -> None:
         mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
@@ -515,7 +520,7 @@ class TestTheWorldOutside:
             assert ended.err.startswith(f"error: {tmp_path / 'out'}")
             assert "No space left on device" in ended.err
             assert ended.err.count("\n") == 1
-            assert self.leftovers(tmp_path) == []
+            assert set(self.leftovers(tmp_path)) <= {"out.calibration"}
         finally:
             subprocess.run(["umount", str(tmp_path)], check=True)
 
@@ -578,6 +583,7 @@ class TestTheWorldOutside:
             finally:
                 started.kill()  # nothing when it has ended; else the next line would wait for all of the work
         os.close(ours)
-        assert b"interrupted; nothing was changed" in rest
+        assert b"interrupted; " in rest
+        assert b"the same command with --resume goes on" in rest
         assert b"Traceback" not in rest
-        assert self.leftovers(folder) == []
+        assert self.leftovers(folder) == ["out.calibration"]
