@@ -51,7 +51,7 @@ def analyze(
     top: Annotated[int | None, typer.Option(metavar="N", help="Show the N worst; all if not given.", min=1)] = None,
     num_samples: Annotated[int, typer.Option(metavar="N", help="Samples drawn at random.", min=1)] = 64,
     max_batches: Annotated[int | None, typer.Option(metavar="N", help="Stop after so many batches.", min=1)] = None,
-    batch_size: Annotated[int, typer.Option(metavar="B", help="Samples in a batch.", min=1)] = 16,
+    batch_size: Annotated[int, typer.Option(metavar="B", help="Samples in a batch.", min=1)] = 8,
     seq_len: Annotated[int, typer.Option(metavar="L", help="Longest sample in tokens; the rest is cut.", min=3)] = 128,
     text_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column or key of the text.")] = None,
     text_pair_column: Annotated[
