@@ -42,10 +42,15 @@ def baked(model: nn.Module) -> Iterator[None]:
        addition gets it back from the bias of its branch.
     """
     with _Changes() as changes, torch.no_grad():
+        linears = [module for module in model.modules() if isinstance(module, QuantLinear)]
+        biases = [linear.whole_bias() for linear in linears]  # before anything that they are computed from is changed
+        for linear, bias in zip(linears, biases, strict=True):
+            if bias is not linear.bias:
+                changes.set(linear, "bias", None if bias is None else _parameter(bias))
+            changes.set(linear, "is_baked", value=True)
         weights: dict[tuple[int, int], nn.Parameter] = {}  # shared ones stay shared
-        for module in list(model.modules()):
-            if isinstance(module, QuantLinear):
-                _bake_linear(changes, module, weights)
+        for linear in linears:
+            _bake_weight(changes, linear, weights)
         for place in places(model):
             _bake_norm(changes, place)
         yield
@@ -64,16 +69,12 @@ def without_transforms(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _bake_linear(changes: _Changes, linear: QuantLinear, weights: dict[tuple[int, int], nn.Parameter]) -> None:
+def _bake_weight(changes: _Changes, linear: QuantLinear, weights: dict[tuple[int, int], nn.Parameter]) -> None:
     quantizer = linear.weight_quantizer
-    bias = linear.whole_bias()
-    if bias is not linear.bias:
-        changes.set(linear, "bias", None if bias is None else _parameter(bias))
-    changes.set(linear, "is_baked", value=True)
     key = (id(linear.weight), id(quantizer))
     if key not in weights and (quantizer.transform is not None or quantizer.rounding is not None):
-        weight = quantizer.prepared(linear.weight)
-        weights[key] = _parameter(quantizer(linear.weight) if quantizer.rounding is not None else weight)
+        of = quantizer if quantizer.rounding is not None else quantizer.prepared
+        weights[key] = _parameter(of(linear.weight))
         changes.set(quantizer, "transform", None)
         changes.set(quantizer, "rounding", None)
     if key in weights:

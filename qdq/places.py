@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from qdq.models.encoder import Layer
     from qdq.models.feed_forward import FeedForward
-    from qdq.modules import QuantAdd
+    from qdq.modules import QuantAdd, QuantMatMul
 
 __all__ = ["Place", "places"]
 
@@ -33,6 +33,8 @@ class Place:
             the only readers of ``norm`` (pre-norm).
         branch: the linear layer whose output ``add`` adds.
         value: for attention's output projection the projection of the values, whose channels those of the tensor are.
+        context: likewise the product of attention weights and values.
+        activation: the function that puts the tensor out.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Place:
     add: QuantAdd | None = None
     branch: QuantLinear | None = None
     value: QuantLinear | None = None
+    context: QuantMatMul | None = None
+    activation: nn.Module | None = None
 
 
 def places(model: nn.Module) -> list[Place]:
@@ -68,21 +72,23 @@ def _of_encoder(model: EncoderModel, names: dict[int, str]) -> Iterator[Place]:
 def _of_block(block: Attention | FeedForward, norm: nn.LayerNorm | None, names: dict[int, str]) -> Iterator[Place]:
     first: list[nn.Module]
     last: nn.Module
-    value: nn.Module | None = None
+    around: dict[str, nn.Module]
     if isinstance(block, Attention):
-        first, last, value = [block.query, block.key, block.value], block.output, block.value
+        first, last = [block.query, block.key, block.value], block.output
+        around = {"value": block.value, "context": block.context}
         if "query" not in block.same_input[0]:  # key and value read another sequence, whose norm is elsewhere
             yield _place(first[1:], names)
             first = first[:1]
     else:
         first, last = [block.up], block.down
+        around = {"activation": block.activation}
     if block.norm_first:
         yield _place(first, names, norm=block.norm)
     elif norm is None:
         yield _place(first, names)
     else:
         yield _place(first, names, norm=norm, add=block.add, branch=last)
-    yield _place([last], names, value=value)
+    yield _place([last], names, **around)
 
 
 def _place(linears: list[nn.Module], names: dict[int, str], **around: nn.Module | None) -> Place:

@@ -12,7 +12,7 @@
 A rule names modules by a shell pattern, optionally of one kind or a list of them (``linear``, ``embedding``,
 ``matmul``, ``add``), and a slot (``input``, ``weight``, ``other``, or ``*``). The last rule that matches a slot
 decides; a slot that no rule matches stays float. ``include`` and ``exclude`` patterns have the last word.
-``refinement: {smoothing: 0.85, shift: true, bias_correction: true, rounding: gptq}`` says what calibration does beyond
+``refinement: {smoothing: 0.9, shift: true, bias_correction: true, rounding: gptq}`` says what calibration does beyond
 finding ranges (:class:`qdq.refinement.Refinement`).
 """
 

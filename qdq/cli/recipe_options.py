@@ -94,7 +94,7 @@ SmoothingOption = Annotated[
     typer.Option(
         "--smoothing",
         metavar="0..1|off",
-        help="How much of the difference between channels moves from activations to weights; 0.85 is usual.",
+        help="How much of the difference between channels moves from activations to weights; 0.9 is usual.",
         rich_help_panel=_REFINING,
     ),
 ]
