@@ -3,6 +3,7 @@
 from calibration.auto import Auto, method_named
 from calibration.calibrate import CalibrationSummary, calibrate
 from calibration.collectors import Collector, HistogramCollector, MinMaxCollector
+from calibration.journal import Journal
 from calibration.methods import Entropy, Max, Method, Mse, Percentile
 from calibration.pipeline import calibrate_and_refine
 from calibration.refine import refine
@@ -15,6 +16,7 @@ __all__ = [
     "Collector",
     "Entropy",
     "HistogramCollector",
+    "Journal",
     "Max",
     "Method",
     "MinMaxCollector",
