@@ -20,6 +20,8 @@ __all__ = ["EXACT_DB", "Closeness", "Vectors", "vectors_of"]
 EXACT_DB = 200.0
 """The SQNR of outputs that are equal."""
 
+_SCORES = ("start_logits", "end_logits")  # one a token, which their shape alone does not tell
+
 
 @dataclass(frozen=True)
 class Vectors:
@@ -110,16 +112,14 @@ def vectors_of(output: Any, attention_mask: Tensor | None) -> list[Vectors]:
         value = named[name].detach()
         if not bool(torch.isfinite(value).all()):
             raise CalibrationError(f"the output {name} has NaN or infinite values")
-        per_token = attention_mask is not None and value.shape[:2] == attention_mask.shape
-        if not per_token or attention_mask is None:  # case 3, and the others where everything counts
-            samples = value.mean(dim=1) if value.ndim == 3 and attention_mask is None else value.flatten(1)
-            found.append(Vectors(samples, value.flatten()))
-            continue
-        mask = attention_mask != 0
-        if value.ndim == 2:  # case 2
-            samples = value.masked_fill(~mask, 0)
-        else:  # case 1
+        mask = torch.ones(value.shape[:2], device=value.device) if attention_mask is None else attention_mask
+        mask = mask != 0
+        if value.ndim == 3 and value.shape[:2] == mask.shape:  # case 1
             weights = mask[..., None].to(value.dtype)
             samples = (value * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
-        found.append(Vectors(samples, value[mask].flatten()))
+            found.append(Vectors(samples, value[mask].flatten()))
+        elif name in _SCORES and value.shape == mask.shape:  # case 2
+            found.append(Vectors(value.masked_fill(~mask, 0), value[mask]))
+        else:  # case 3
+            found.append(Vectors(value.flatten(1), value.flatten()))
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +13,10 @@ from exporters.verify import cosine, sqnr_db
 from qdq.errors import CalibrationError
 from qdq.models.outputs import BaseOutput, TaskOutput
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
-
-
-def noisy(x: torch.Tensor, amount: float = 0.1) -> torch.Tensor:
-    return x + amount * torch.randn(x.shape)
 
 
 def test_hidden_states_against_numpy() -> None:
@@ -40,12 +41,19 @@ def test_agrees_with_verification() -> None:
     assert found.cosine == pytest.approx(cosine(want.numpy(), got.numpy()), abs=1e-6)
 
 
-@pytest.mark.parametrize("shape", [pytest.param((2, 4, 8), id="tokens"), pytest.param((2, 4), id="scores")])
-def test_padding_does_not_count(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("output", "shape"),
+    [
+        pytest.param(BaseOutput, (2, 4, 8), id="hidden states"),
+        pytest.param(lambda x: TaskOutput(logits=x), (2, 4, 3), id="tags"),
+        pytest.param(lambda x: TaskOutput(start_logits=x), (2, 4), id="scores"),
+    ],
+)
+def test_padding_does_not_count(output: Callable[[torch.Tensor], Any], shape: tuple[int, ...]) -> None:
     want = torch.randn(shape)
     got = want.clone()
     got[MASK == 0] = 1e6
-    wanted, found = (vectors_of(TaskOutput(start_logits=x), MASK) for x in (want, got))
+    wanted, found = (vectors_of(output(x), MASK) for x in (want, got))
     closeness = Closeness.of(wanted, found)
     assert (closeness.sqnr_db, closeness.cosine) == (EXACT_DB, 1.0)
 
@@ -56,6 +64,11 @@ def test_all_logits_count_and_nothing_else() -> None:
     assert [len(vectors.values) for vectors in vectors_of(output, MASK)] == [5, 5]
     base = BaseOutput(torch.randn(2, 4, 8), pooler_output=torch.randn(2, 8))
     assert [len(vectors.values) for vectors in vectors_of(base, MASK)] == [5 * 8]
+
+
+def test_as_many_labels_as_tokens_are_labels_all_the_same() -> None:
+    (vectors,) = vectors_of(TaskOutput(logits=torch.randn(2, 4)), MASK)
+    assert vectors.values.numel() == 8
 
 
 def test_batches_add_up() -> None:
