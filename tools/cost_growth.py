@@ -1,0 +1,122 @@
+"""How latency and memory grow with batch size and length, of several exports side by side: a table, and a plot.
+
+    python tools/cost_growth.py float/ ort/ ov/ [--batch-size 1 2 4 8 16 32] [--seq-len 16 32 64 128 256 512]
+        [--rounds 3] [--threads 2] [--json growth.json] [--plot growth.svg]
+
+Batches of one text at every length, and every batch size at length 128. Each export is timed in the runtime of its
+target, each model and round in a process of its own. Memory is the peak of a process that runs one shape alone. The
+plot needs matplotlib: pip install matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from exporters.benchmark import BenchmarkResult, Candidate, Shape, benchmark
+from exporters.folder import MODEL_FILE, read_export
+
+TOKENS = 128  # in a row, while the batch grows
+
+
+def candidates(folders: list[Path]) -> list[Candidate]:
+    """Each export in its own runtime."""
+    return [
+        Candidate(
+            str(folder),
+            folder / MODEL_FILE,
+            "openvino" if read_export(folder)["target"] == "openvino" else "onnxruntime",
+        )
+        for folder in folders
+    ]
+
+
+def shapes(batch_sizes: list[int], lengths: list[int]) -> list[Shape]:
+    """One text at every length, then every batch size at one length."""
+    both = [*(Shape(1, length) for length in lengths), *(Shape(size, TOKENS) for size in batch_sizes)]
+    return list(dict.fromkeys(both))
+
+
+def measure(models: list[Candidate], wanted: list[Shape], **options: Any) -> list[dict[str, Any]]:
+    """A row for each model and shape. A shape is a run of its own, so that its memory is."""
+    rows = []
+    for shape in wanted:
+        result: BenchmarkResult = benchmark(models, [shape], **options)
+        for timing in result.timings:
+            rows.append(
+                {
+                    "name": timing.name,
+                    "batch_size": shape.batch_size,
+                    "seq_len": shape.seq_len,
+                    "median_s": timing.median_s,
+                    "p90_s": timing.p90_s,
+                    "speedup": result.speedup(timing.name, models[0].name, shape),
+                    "peak_rss_bytes": result.peak_rss_bytes[timing.name],
+                }
+            )
+            print(line(rows[-1]), flush=True)
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the table."""
+    shape = f"{row['batch_size']} x {row['seq_len']}"
+    milliseconds, megabytes = 1e3 * row["median_s"], row["peak_rss_bytes"] / 1e6
+    return f"{row['name']:<32} {shape:>9} {milliseconds:>10.2f} ms {row['speedup']:>6.2f}x {megabytes:>7.0f} MB"
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Milliseconds over length, milliseconds over batch size, memory over both as tokens."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    panels = (
+        ("tokens, one text", "ms", lambda r: r["batch_size"] == 1, lambda r: (r["seq_len"], 1e3 * r["median_s"])),
+        (
+            f"texts of {TOKENS} tokens",
+            "ms",
+            lambda r: r["seq_len"] == TOKENS,
+            lambda r: (r["batch_size"], 1e3 * r["median_s"]),
+        ),
+        (
+            "tokens in the batch",
+            "MB, peak",
+            lambda r: True,  # noqa: ARG005
+            lambda r: (r["batch_size"] * r["seq_len"], r["peak_rss_bytes"] / 1e6),
+        ),
+    )
+    for axis, (x, y, belongs, point) in zip(axes, panels, strict=True):
+        for name in dict.fromkeys(row["name"] for row in rows):
+            points = sorted(point(row) for row in rows if row["name"] == name and belongs(row))
+            axis.plot(*zip(*points, strict=True), marker="o", label=name)
+        axis.set(xlabel=x, ylabel=y, xscale="log", yscale="log")
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("exports", nargs="+", type=Path)
+    parser.add_argument("--batch-size", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--seq-len", nargs="+", type=int, default=[16, 32, 64, 128, 256, 512])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    given = parser.parse_args()
+    wanted = shapes(given.batch_size, given.seq_len)
+    rows = measure(candidates(given.exports), wanted, threads=given.threads, rounds=given.rounds)
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=2) + "\n")
+    if given.plot:
+        plot(rows, given.plot)
+
+
+if __name__ == "__main__":
+    main()
