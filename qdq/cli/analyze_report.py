@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from calibration.closeness import Closeness
     from calibration.groups import Group
     from calibration.sensitivity import Ranking, Sensitivity
     from calibration.switch_off import Step, Target
@@ -123,9 +124,8 @@ class Findings:
         )
         lines: list[Table | str] = [title]
         if self.metric is not None:
-            lines.append(
-                f"{self.metric.name}: float {_shown(self.metric.in_float)}, {_shown(self.metric.quantized)} quantized"
-            )
+            known = "" if self.metric.quantized is None else f", {_shown(self.metric.quantized)} quantized"
+            lines.append(f"{self.metric.name}: float {_shown(self.metric.in_float)}{known}")
         rest = len(self.ranking.rows) - len(self.shown(top))
         lines += ["", self._table(top), *([f"and {rest} that cost less"] if rest else []), ""]
         return [*lines, *self._advice()]
@@ -137,11 +137,7 @@ class Findings:
             self.by, "share of\nnoise", "alone\nSQNR dB", "alone\ncosine", "without\nSQNR dB", "without\ncosine", *extra
         )
         for row in self.shown(top):
-            figures = [
-                f"{figure.sqnr_db:.2f}" if c else f"{figure.cosine:.5f}"
-                for figure in (row.alone, row.without)
-                for c in (1, 0)
-            ]
+            figures = [*_figures(row.alone), *_figures(row.without)]
             cells = () if metric is None else metric.groups.get(row.group, (None, None))
             table.add_row(row.group.name, f"{100 * row.share:.1f} %", *figures, *map(_shown, cells))
         return table
@@ -167,6 +163,10 @@ class Findings:
             return [f"{asked} is reached with everything quantized" if last.reached else f"not searched yet: {asked}"]
         beginning = f"to reach {asked}" if last.reached else f"not enough yet for {asked}"
         return [f"{beginning}, switch off {len(last.off)} ({state} then):", f"  {_options(last.exclude)}"]
+
+
+def _figures(closeness: Closeness) -> tuple[str, str]:
+    return f"{closeness.sqnr_db:.2f}", f"{closeness.cosine:.5f}"
 
 
 def _options(patterns: tuple[str, ...]) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import calibration.sensitivity
+import qdq.cli.analyze
 from calibration.closeness import Closeness, vectors_of
 from qdq.checkpoint import load
 from qdq.cli.main import main
@@ -188,6 +189,21 @@ def test_an_interruption_before_anything_was_measured(
     ended = run("analyze", checkpoint, *FEW)
     assert (ended.code, ended.out) == (130, "")
     assert "interrupted" in ended.err
+
+
+def test_an_interruption_of_the_evaluation_keeps_the_ranking(
+    run: Any, checkpoint: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def impatient(*_: Any) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(qdq.cli.analyze._Evaluator, "__call__", impatient)
+    ended = run("analyze", checkpoint, "--task", "sts", "--data", pairs, "--num-samples", 4, "--top", 1)
+    assert ended.code == 130
+    lines = ended.out.splitlines()
+    assert lines[1].startswith("spearman: float ")
+    assert "quantized" not in lines[1]
+    assert "and 6 that cost less" in lines
 
 
 class TestRefused:
