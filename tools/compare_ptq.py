@@ -7,9 +7,10 @@
 
 A method is a preset or a recipe file of ours, `@target` behind it where it is not the preset's own (`linear@openvino`,
 `tensorrt@torch` for the checkpoint in torch), then any options of `qdq calibrate`; or one of `float`, `ort-dynamic
-[per-channel] [u8]`, `ort-static [linear] [exact]`, `nncf performance|mixed [exact]` (needs `pip install nncf`),
-`pytorch-quantization [max|percentile|mse|entropy]`. On CPUs without VNNI the integer kernels of these saturate: with
-`exact` (or `u8` weights) the figures are those of a CPU that has it. Ours do not saturate anywhere.
+[per-channel] [u8]`, `ort-static [linear] [exact]`, `nncf performance|mixed [exact]`, `pytorch-quantization
+[max|percentile|mse|entropy]`. On CPUs without VNNI the integer kernels of these saturate: with `exact` (or `u8`
+weights) the figures are those of a CPU that has it. Ours do not saturate anywhere. NNCF is no dependency of this
+project: pip install -c constraints.txt nncf.
 
 Everything is calibrated on the same sentences, drawn from `sts/`, and measured on others: those left there, at their
 natural lengths; paragraphs of `squad/`; the sample text of the package.
