@@ -290,7 +290,9 @@ def _compare_end_to_end(
     batch_size, seq_len = tokens.shape[0], tokens.shape[-1]
     visible = inputs["attention_mask"][..., -seq_len:] != 0
     for name, reference in expected.items():
-        padded = reference.shape[:2] == visible.shape and not name.startswith("present.")
+        # A vector for each text may be as long as the text.
+        by_token = reference.ndim > 2 and not name.startswith("present.") and name != "candidate_score"
+        padded = reference.shape[:2] == visible.shape and (by_token or name in _TWO_AXES)
         x, a, b = (y[visible] if padded else y for y in map(_wide, (in_float[name], reference, actual[name])))
         if a.dtype.kind in "iu":
             share = float(np.mean(a == b)) if a.size else 1.0
@@ -313,6 +315,10 @@ def _compare_end_to_end(
 
 
 _MEASURES = ("sqnr_db", "cosine", "float_sqnr_db", "float_cosine", "expected_float_sqnr_db")
+
+
+_TWO_AXES = ("start_logits", "end_logits", "labels")
+"""Outputs ``(batch, seq)``."""
 
 
 def _end_to_end_faults(row: EndToEnd, bounds: Bounds, runtime: str) -> list[str]:
