@@ -27,7 +27,10 @@ class _Changes(ExitStack):
     """Attributes of modules that are set, and set back in the end."""
 
     def set(self, module: nn.Module, name: str, value: object) -> None:
-        self.callback(setattr, module, name, getattr(module, name))
+        before = getattr(module, name)
+        self.callback(setattr, module, name, before)
+        if isinstance(value, nn.Parameter) and isinstance(before, Tensor) and value.dtype != before.dtype:
+            value = _parameter(value.to(before.dtype))  # transforms are float32, the model may be in half precision
         setattr(module, name, value)
 
 

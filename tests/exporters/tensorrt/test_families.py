@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from calibration import calibrate_and_refine
 from exporters.form import Form
 from exporters.onnx.export import export_model
 from exporters.tensorrt.build import build
@@ -14,6 +15,8 @@ from exporters.tensorrt.profiles import default_profile
 from exporters.tensorrt.report import engine_report
 from exporters.tensorrt.source import read_source
 from qdq.models.architectures import FAMILIES
+from qdq.prepare import quantize
+from qdq.refinement import Refinement
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,9 +26,20 @@ FEW = [(family, "feature-extraction", "fp16") for family in ("albert", "megatron
 ALL = [(name, task, dtype) for name, family in FAMILIES.items() for task in family.tasks for dtype in ("fp32", "fp16")]
 
 
-def check(workshop: Any, backend: Any, folder: Path, family: str, task: str, dtype: str, **changes: Any) -> None:
+def check(
+    workshop: Any,
+    backend: Any,
+    folder: Path,
+    family: str,
+    task: str,
+    dtype: str,
+    refinement: Refinement | None = None,
+    **changes: Any,
+) -> None:
     path = folder / "model.onnx"
-    model = workshop.calibrated("tensorrt", family, task, **{**SMALL, **changes})
+    model = workshop.model(family, task, **{**SMALL, **changes})
+    quantize(model, "tensorrt")
+    calibrate_and_refine(model, lambda: workshop.batches(model), refinement or Refinement())
     export_model(model, path, target="tensorrt", form=Form(dtype=dtype))  # type: ignore[arg-type]
     source = read_source(path)
     profiles = [default_profile(source.inputs, longest=32)]
@@ -48,6 +62,13 @@ def check(workshop: Any, backend: Any, folder: Path, family: str, task: str, dty
 @pytest.mark.parametrize(("family", "task", "dtype"), FEW, ids=["-".join(case) for case in FEW])
 def test_a_family(workshop: Any, rtx: Any, tmp_path: Path, family: str, task: str, dtype: str) -> None:
     check(workshop, rtx, tmp_path, family, task, dtype)
+
+
+@pytest.mark.parametrize("family", ["bert", "megatron-bert"], ids=["post-norm", "pre-norm"])
+def test_what_refinement_adds_is_fused(workshop: Any, rtx: Any, tmp_path: Path, family: str) -> None:
+    """Channels that are shifted and scaled in front of a quantizer, in half precision."""
+    refinement = Refinement(shift=True, smoothing=0.9, bias_correction=True, rounding="gptq")
+    check(workshop, rtx, tmp_path, family, "feature-extraction", "fp16", refinement)
 
 
 @pytest.mark.slow
