@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from calibration.calibrate import calibrate
     from exporters.benchmark import benchmark
     from exporters.folder import export, verify
+    from exporters.form import Form
     from qdq.checkpoint import load, save
     from qdq.data.text import read_samples
     from qdq.data.tokenize import encode_batches, load_tokenizer
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Form": "exporters.form",
     "PerAxis": "qdq.spec",
     "PerTensor": "qdq.spec",
     "QDQError": "qdq.errors",
@@ -59,6 +61,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Form",
     "PerAxis",
     "PerTensor",
     "QDQError",
