@@ -12,7 +12,10 @@ rest a handful of steps. A channel's size can be moved into the weights that rea
    addition that reads the same LayerNorm (post-norm) is shifted likewise, so that export can fold it into the norm; and
    for what an activation function puts out, if its integers are symmetric, for it is not.
 
-A weight that several depths share (ALBERT) has one ``s``, that of all depths together.
+A weight that several depths share (ALBERT) has one ``s``, that of all depths together. Tensors that come from elsewhere
+(the memory of cross attention, the projected embeddings that ALBERT's first depth reads) are left alone, and with them
+the depths that share their readers: OpenVINO 2026.4 computes a product wrongly that stands between a float linear layer
+and a quantizer.
 
 Source: SmoothQuant (Xiao et al. 2022, arXiv 2211.10438); Outlier Suppression+ (Wei et al. 2023, arXiv 2304.09145).
 """
@@ -120,7 +123,8 @@ def _groups(model: nn.Module) -> list[list[Place]]:
         if spec is not None and not spec.dynamic:
             groups.setdefault(tuple(id(linear.weight) for linear in place.linears), []).append(place)
     # a weight that somebody else reads, too, has to stay as it is
-    return [group for weights, group in groups.items() if all(users[weight] == len(group) for weight in weights)]
+    alone = (group for weights, group in groups.items() if all(users[weight] == len(group) for weight in weights))
+    return [group for group in alone if all(place.norm or place.value or place.activation for place in group)]
 
 
 def _input(place: Place) -> Quantizer:

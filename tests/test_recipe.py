@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 
 from qdq.errors import RecipeError
 from qdq.recipe import Recipe, Rule, Slot, load_recipe, presets
+from qdq.refinement import Refinement
 from qdq.spec import PerAxis, QuantSpec
 
 if TYPE_CHECKING:
@@ -406,3 +408,46 @@ def test_plain_values_have_no_lines_and_all_their_mistakes() -> None:
     assert "line" not in str(caught.value)
     with pytest.raises(RecipeError, match="a recipe is a mapping"):
         Recipe.from_dict([])  # type: ignore[arg-type]
+
+
+def test_refinement_is_read_kept_and_left_out_where_there_is_none(tmp_path: Path) -> None:
+    rules = "rules: [{module: '*', slot: weight, spec: {bits: 8}}]"
+    (tmp_path / "r.yaml").write_text(f"name: r\n{rules}\nrefinement: {{smoothing: 0.5, rounding: gptq}}\n")
+    recipe = load_recipe(tmp_path / "r.yaml")
+    assert recipe.refinement == Refinement(smoothing=0.5, rounding="gptq")
+    assert recipe.refinement.transforms
+    assert recipe.refinement.walks
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    (tmp_path / "plain.yaml").write_text(f"name: r\n{rules}\n")
+    plain = load_recipe(tmp_path / "plain.yaml")
+    assert not plain.refinement
+    assert "refinement" not in plain.to_dict()
+
+
+def test_mistakes_in_a_refinement_come_with_their_lines(tmp_path: Path) -> None:
+    text = """\
+        name: r
+        rules: [{module: "*", slot: weight, spec: {bits: 8}}]
+        refinement:
+          smoothing: 2
+          shift: perhaps
+          rounding: up
+          bias: true
+        """
+    (tmp_path / "r.yaml").write_text(dedent(text))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "r.yaml")
+    message = str(caught.value)
+    for line, words in (
+        (4, "smoothing is 2, must be a number from 0 to 1"),
+        (5, "shift is 'perhaps', must be true or false"),
+        (6, "rounding is 'up', must be one of nearest, gptq"),
+        (7, "unknown key 'bias' (known: shift, smoothing, bias_correction, rounding)"),
+    ):
+        assert f"line {line}: refinement: {words}" in message
+
+
+def test_refinement_of_the_presets() -> None:
+    refined = {name for name in presets() if load_recipe(name).refinement}
+    assert refined == {"onnxruntime", "openvino", "tensorrt", "linear"}
+    assert len({load_recipe(name).refinement for name in refined}) == 1

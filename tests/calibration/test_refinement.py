@@ -127,7 +127,8 @@ class TestTransforms:
     def test_neutral_while_nothing_is_rounded(self, family: str, recipe: str) -> None:
         want = outputs(model_of(family))
         model = model_of(family, recipe)
-        assert len(smooth(model, batches())) == 8
+        # ALBERT's first depth reads what no norm puts out, and the second has the same weights
+        assert len(smooth(model, batches())) == (6 if family == "albert" else 8)
         set_mode(model, Mode.OFF)
         got = outputs(model)
         assert not all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
@@ -339,7 +340,7 @@ class TestOnDisk:
     def test_what_is_loaded_computes_the_same_to_the_bit(self, family: str, tmp_path: Path) -> None:
         model = model_of(family, "tensorrt")
         summary = calibrate_and_refine(model, batches, EVERYTHING)
-        assert summary.refinement["transformed"] == 8
+        assert summary.refinement["transformed"] == (6 if family == "albert" else 8)
         assert summary.refinement["samples"] == 12
         save(model, tmp_path / "c", recipe=load_recipe("tensorrt"), calibration=summary.to_dict())
         for got, want in zip(outputs(load(tmp_path / "c")), outputs(model), strict=True):

@@ -447,6 +447,53 @@ class TestTrainerOptions:
         assert "--fuse-qkv had no effect" in ended.err
 
 
+class TestRefinement:
+    def record(self, run: Any, model: Path, text: Path, folder: Path, *options: str) -> dict[str, Any]:
+        ended = run("calibrate", "-m", model, "-o", folder, "--calib-data", text, *options, "--json")
+        assert ended.code == 0, ended.err
+        found: dict[str, Any] = ended.document["calibration"].get("refinement", {})
+        recipe = quantization(folder)["recipe"].get("refinement", {})
+        assert all(recipe[name] == found[name] for name in recipe)
+        return found
+
+    def test_as_the_recipe_says(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        found = self.record(run, model, text, tmp_path / "out")
+        assert found == {
+            "shift": True,
+            "smoothing": 0.9,
+            "bias_correction": True,
+            "rounding": "gptq",
+            "transformed": 4,
+            "refined": 6,
+            "samples": 40,
+        }
+        kept = load_file(tmp_path / "out" / "quantizers.safetensors")
+        assert sum(name.endswith(".transform.factor") for name in kept) == 3 + 6
+        assert sum(name.endswith(".bias_correction") for name in kept) == 6
+        assert sum(name.endswith(".rounding") for name in kept) == 6
+        floats, quantized = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "out"))
+        assert all(torch.equal(floats[name], quantized[name]) for name in floats)
+
+    def test_each_on_its_own_flag(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        assert self.record(run, model, text, tmp_path / "a", "--no-refinement") == {}
+        one = self.record(run, model, text, tmp_path / "b", "--no-refinement", "--bias-correction")
+        assert one == {"bias_correction": True, "refined": 6, "samples": 40}
+        other = self.record(
+            run, model, text, tmp_path / "c", "--smoothing", "off", "--no-shift", "--rounding", "nearest"
+        )
+        assert other == {"bias_correction": True, "refined": 6, "samples": 40}
+        third = self.record(run, model, text, tmp_path / "d", "--no-refinement", "--smoothing", "0.5")
+        assert third == {"smoothing": 0.5, "transformed": 4}
+
+    def test_values_that_cannot_be_are_told_together(
+        self, refused: Any, model: Path, text: Path, tmp_path: Path
+    ) -> None:
+        options = ["--smoothing", "much", "--rounding", "up"]
+        message = refused("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, *options)
+        assert "smoothing is 'much', must be a number from 0 to 1" in message
+        assert "rounding is 'up', must be one of nearest, gptq" in message
+
+
 class TestOutputThatIsNotOurs:
     """What is in the way stays as it was; ``refused`` compares the whole folder."""
 
