@@ -105,6 +105,7 @@ def channel_ranges(
     named = {wanted[quantizer]: channels for quantizer, channels in watched.items()}
 
     def after(seen: Seen) -> None:
+        _check_values(named, f"in batch {seen.batches - 1} (the first is 0)")
         if journal is not None:
             journal.keep(_STAGE, vars(seen), _snapshot(named))
         if progress is not None:
@@ -136,13 +137,19 @@ def channel_ranges(
             for channels, bounds in zip(watched.values(), held, strict=True):
                 channels.merge(bounds)
     found = {quantizer: channels.bounds for quantizer, channels in watched.items()}
+    _check_values(named, "in the part of another process")
     faults = [f"{wanted[quantizer]} saw no data" for quantizer, bounds in found.items() if bounds is None]
-    good = {quantizer: bounds for quantizer, bounds in found.items() if bounds is not None}
-    faults += [
-        f"{wanted[quantizer]} saw NaN or infinite values"
-        for quantizer, bounds in good.items()
-        if not all(bool(torch.isfinite(bound).all()) for bound in bounds)
+    if faults:
+        raise CalibrationError(describe_faults("calibration", faults))
+    return {quantizer: bounds for quantizer, bounds in found.items() if bounds is not None}
+
+
+def _check_values(named: Mapping[str, Channels], where: str) -> None:
+    """Refuse to go on with what has no range, while it is known where it came from."""
+    faults = [
+        f"{name} saw NaN or infinite values {where}"
+        for name, channels in named.items()
+        if channels.bounds is not None and not all(bool(torch.isfinite(bound).all()) for bound in channels.bounds)
     ]
     if faults:
         raise CalibrationError(describe_faults("calibration", faults))
-    return good
