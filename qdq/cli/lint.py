@@ -59,15 +59,15 @@ def lint(
 
     source = read_source(exported)
     profiles = chosen_profiles(source, min_shapes, opt_shapes, max_shapes)
-    report = check(source, target=target, profiles=profiles, refit=refit)
-    if parse:
-        report = report.plus(parser_findings(source.path))
     repairs: list[str] = []
     if fix is not None:
         repairs = repair(source.path, fix)
-        report = check(read_source(fix), target=target, profiles=profiles, refit=refit)
+        source = read_source(fix)
         for line in repairs:
             session.say(line)
+    report = check(source, target=target, profiles=profiles, refit=refit)
+    if parse:
+        report = report.plus(parser_findings(source.path))
     error = None
     if not report.holds(strict=strict):
         subject = fix or exported

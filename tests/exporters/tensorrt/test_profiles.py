@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from exporters.tensorrt.profiles import Profile, check_profiles, default_profile, parse_profiles, shown_shapes
+from exporters.tensorrt.profiles import (
+    Profile,
+    check_profiles,
+    default_profile,
+    longest_sequence,
+    parse_profiles,
+    shown_shapes,
+)
 from qdq.errors import BuildError
 
 INPUTS = {"input_ids": ("batch", "seq"), "attention_mask": ("batch", "seq")}
@@ -85,3 +92,32 @@ def test_the_default_profile_ends_where_int8_attention_and_positions_end(longest
     assert profile.max["attention_mask"] == (32, expected)
     assert profile.opt["input_ids"] == (8, min(128, expected))
     assert check_profiles([profile], INPUTS, longest=longest) == []
+
+
+def test_every_kind_of_axis_has_a_default() -> None:
+    inputs = {"input_ids": ("batch", "choices", "seq"), "attention_mask": ("batch", "choices", "seq"), "x": (3, None)}
+    profile = default_profile(inputs, longest=256)
+    assert profile.min == {"input_ids": (1, 1, 1), "attention_mask": (1, 1, 1), "x": (3, 1)}
+    assert profile.max == {"input_ids": (32, 8, 256), "attention_mask": (32, 8, 256), "x": (3, 256)}
+    assert check_profiles([profile], inputs, longest=256) == []
+
+
+def test_a_cache_shares_the_positions_with_what_is_new() -> None:
+    inputs = {
+        "input_ids": ("batch", "seq"),
+        "attention_mask": ("batch", "past_seq + seq"),
+        "past_key_values.0.key": ("batch", 2, "past_seq", 32),
+    }
+    profile = default_profile(inputs, longest=40)
+    assert profile.max["input_ids"] == (32, 20)
+    assert profile.max["past_key_values.0.key"] == (32, 2, 20, 32)
+    assert profile.max["attention_mask"] == (32, 40)
+    assert check_profiles([profile], inputs, longest=40) == []
+    empty = {**profile.min, "past_key_values.0.key": (1, 2, 0, 32)}
+    assert check_profiles([Profile(empty, profile.opt, profile.max)], inputs, longest=40) == []
+
+
+def test_the_longest_sequence_is_that_of_the_axis_of_its_name() -> None:
+    inputs = {"x": ("batch", "seq", 64), "y": ("batch", "labels")}
+    profile = Profile({}, {}, {"x": (2, 700, 64), "y": (2, 9000)})
+    assert longest_sequence(profile, inputs) == 700
