@@ -49,9 +49,10 @@ FLOAT_TOLERANCE = 1e-4
 """Largest difference of float tensors, relative to the largest magnitude, between two implementations in float32."""
 
 _HALF_STEP = {"fp16": 2.0**-11, "bf16": 2.0**-8}
-_HALF_ROUNDINGS = 4
+_HALF_ROUNDINGS = 8
 """How many roundings to half precision, each of the size of the largest value, may stand between two quantizers."""
 _HALF_TOLERANCE = {"fp16": 0.02, "bf16": 0.1}  # of outputs, behind whole models perhaps
+_HALF_LOSS_DB = {"fp16": 3.0, "bf16": 6.0}  # two runs in half precision differ from each other as well
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +183,7 @@ def verify(
         runtime: that runs the file end to end: ``onnxruntime``, ``openvino``, ``reference``: ONNX Runtime with its
             optimizations off, for files that are meant for a device which is not here; or ``evaluator``: onnx's own
             evaluator, slow but with every type, which then runs the pieces, too.
-        bounds: for end to end, :class:`Bounds` when None.
+        bounds: for end to end, :class:`Bounds` when None, with a wider ``float_loss_db`` in half precision.
         form: that the file has, :class:`~exporters.form.Form` when None; ``model`` computes in its type already.
         engine: built from the file; it runs end to end instead of ``runtime``.
 
@@ -194,8 +195,9 @@ def verify(
         DataError: for batches that lack an input.
         ExportError: for a runtime that does not exist.
     """
-    bounds = bounds or Bounds()
     deployed = deploy(model, form)
+    plain = Bounds()
+    bounds = bounds or replace(plain, float_loss_db=_HALF_LOSS_DB.get(deployed.form.dtype, plain.float_loss_db))
     cut = cut_at_quantizers(path)
     pieces = _pieces(cut, path, runtime)
     whole, runtime = _runner(path, runtime) if engine is None else (engine, "the engine")
