@@ -8,6 +8,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from exporters.tensorrt.driver import driver_fault, require_driver
 from qdq.errors import ConfigError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -56,11 +57,10 @@ def find_backend(name: str = "auto") -> Backend:
             else TensorRT-RTX.
 
     Raises:
+        BuildError: when only full TensorRT is there, and no GPU.
         ConfigError: for another name, or a version that is too old.
         MissingPackageError: when it is not installed.
     """
-    from exporters.tensorrt.driver import driver_fault
-
     if name not in ("auto", *BACKENDS):
         raise ConfigError(f"no backend {name!r}: it must be one of auto, {', '.join(BACKENDS)}")
     names = [name] if name != "auto" else ["tensorrt", "tensorrt-rtx"]
@@ -69,7 +69,10 @@ def find_backend(name: str = "auto") -> Backend:
     for candidate in names:
         module = _imported(BACKENDS[candidate])
         if module is not None:
-            return _checked(Backend(candidate, cast("TensorRT", module)))
+            found = _checked(Backend(candidate, cast("TensorRT", module)))
+            if not found.is_rtx:
+                require_driver("full TensorRT (TensorRT-RTX builds without one: pip install 'qdq[tensorrt-rtx]')")
+            return found
     raise MissingTensorRTError(names)
 
 

@@ -126,6 +126,8 @@ def check_options(options: BuildOptions, *, backend: Backend | None = None, quan
             faults.append("TensorRT-RTX cannot build refittable or stripped engines without a GPU")
         if options.timing_cache is not None:
             faults.append("TensorRT-RTX has no timing cache: leave --timing-cache out")
+        if options.version_compatible:
+            faults.append("TensorRT-RTX has no lean runtime: leave --version-compatible out")
         if options.hardware != "none":
             faults.append("TensorRT-RTX engines run on every GPU it knows: leave --hardware-compatibility out")
     return faults

@@ -132,9 +132,10 @@ def test_faults_of_shapes_and_options_are_told_together_before_anything_is_built
         BuildOptions(refit=True),
         BuildOptions(strip=True),
         BuildOptions(hardware="ampere-plus"),
+        BuildOptions(version_compatible=True),
         BuildOptions(timing_cache="cache"),  # type: ignore[arg-type]
     ],
-    ids=["refit", "strip", "hardware", "timing cache"],
+    ids=["refit", "strip", "hardware", "version", "timing cache"],
 )
 def test_what_rtx_cannot_do_is_refused(options: BuildOptions, rtx: Any) -> None:
     (fault,) = check_options(options, backend=rtx)
@@ -263,3 +264,16 @@ def test_minilm_runs_in_int8_from_end_to_end(minilm_dir: Path, rtx: Any, tmp_pat
     assert [row.fused and row.runs_in == "int8" for row in report.attentions] == [True] * 6
     assert [row.merged for row in report.merged] == [True] * 6
     assert [row.fused for row in report.residuals] == [True] * 12
+
+
+@pytest.mark.skipif(driver_fault() is None, reason="there is a GPU")
+def test_full_tensorrt_is_not_tried_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Module:
+        __version__ = "11.1.0.106"
+
+    monkeypatch.setattr(backends, "_imported", lambda package: Module() if package == "tensorrt" else None)
+    for name in ("auto", "tensorrt"):
+        with pytest.raises(
+            BuildError, match=r"full TensorRT .*pip install 'qdq\[tensorrt-rtx\]'.* needs an NVIDIA GPU"
+        ):
+            backends.find_backend(name)
