@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from exporters.tensorrt.facts import Facts, Product, consumers, place, title
+from exporters.tensorrt.facts import Attention, Facts, Product, consumers, place, title
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -162,7 +162,7 @@ def engine_report(
                 fused,
                 runs_in if fused else _multiplied(own[2], stored=False),
                 "" if own[0] is None else own[0].name,
-                "" if fused else why.of(*nodes) or "TensorRT chose kernels of its own for scores, softmax and context",
+                "" if fused else why.of(*nodes) or _why_split(attention, facts.element_type),
             )
         )
     merged = [
@@ -186,6 +186,13 @@ def engine_report(
         tuple(residuals),
         {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}[facts.element_type.name],
     )
+
+
+def _why_split(attention: Attention, computed_in: ir.DataType) -> str:
+    """What is left to say where the lint finds nothing."""
+    if attention.scores.wanted == "float" and computed_in.name == "FLOAT":
+        return "it is computed in float32, for which there is no such kernel: export with --dtype fp16, or quantize it"
+    return "TensorRT chose kernels of its own for scores, softmax and context"
 
 
 class _Index:

@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
+from exporters.onnx.export import export_model
 from exporters.tensorrt.build import build
 from exporters.tensorrt.layers import Kernel
 from exporters.tensorrt.lint.lint import lint
@@ -15,6 +16,7 @@ from exporters.tensorrt.profiles import Profile, default_profile
 from exporters.tensorrt.report import EngineReport, engine_report
 from exporters.tensorrt.source import read_source
 
+SMALL = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
 ATTENTION = "encoder.layers.0.attention"
 QKV = tuple(f"{ATTENTION}.{name}/MatMul" for name in ("query", "key", "value"))
 
@@ -120,3 +122,17 @@ def test_a_rest_of_a_product_in_another_kernel_does_not_count(small: Any) -> Non
 def test_an_addition_on_its_own_is_told(small: Any) -> None:
     report = engine_report(ir.load(small), [Kernel("add", "kgen", (), (), (), (f"{ATTENTION}.add/Add",))])
     assert next((row.name, row.fused) for row in report.residuals) == (f"{ATTENTION}.add", False)
+
+
+def test_attention_in_float32_is_explained(workshop: Any, rtx: Any, tmp_path: Any) -> None:
+    path = tmp_path / "model.onnx"
+    export_model(workshop.calibrated("linear", **SMALL), path, target="tensorrt")
+    source = read_source(path)
+    profiles = [default_profile(source.inputs, longest=40)]
+    engine = build(path, tmp_path / "m.plan", profiles=profiles, backend=rtx)
+    report = engine_report(source.model, engine.kernels, lint(source, profiles=profiles).reasons())
+    assert report.count("linear") == (6, 6, 7)
+    assert report.count("attention") == (0, 0, 2)
+    (row,) = report.attentions
+    assert not row.fused
+    assert "--dtype fp16" in row.reason
