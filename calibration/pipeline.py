@@ -94,6 +94,7 @@ def calibrate_and_refine(
             few,
             rounding=refinement.rounding,
             bias_correction=refinement.bias_correction,
+            clipping=refinement.clipping,
             progress=begin("layers"),
         )
         done |= {"refined": len(changed), "samples": sum(len(next(iter(batch.values()))) for batch in few)}

@@ -3,8 +3,9 @@
 Layer by layer, on a few samples: what each linear layer reads in the float model is known, and what it reads when
 everything in front of it is quantized and refined already. From the two follow
 
-1. the rounding of its weight (:mod:`calibration.gptq`), so that its outputs come closest to the float ones;
-2. the correction of its bias: the difference of the mean outputs.
+1. the range of its input, if it is to be clipped (:mod:`calibration.clip`);
+2. the rounding of its weight (:mod:`calibration.gptq`), so that its outputs come closest to the float ones;
+3. the correction of its bias: the difference of the mean outputs.
 
 A weight that several depths share (ALBERT) is rounded once, for the inputs of all depths together; corrections follow
 in a second walk.
@@ -17,13 +18,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from calibration.clip import clipped_range
 from calibration.gptq import round_by_columns
 from calibration.walk import Stream
 from qdq.errors import CalibrationError
 from qdq.models.encoder import Encoder
 from qdq.places import places
 from qdq.quantizer import Mode, Quantizer, quantizers, set_mode
-from qdq.refinement import ROUNDINGS
+from qdq.refinement import CLIPPINGS, ROUNDINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -61,6 +63,7 @@ def refine(
     *,
     rounding: str = "gptq",
     bias_correction: bool = True,
+    clipping: str = "none",
     progress: Callable[[int, int], object] | None = None,
 ) -> list[str]:
     """Refine the linear layers of every encoder in a calibrated model, in place.
@@ -70,17 +73,20 @@ def refine(
         batches: keyword arguments of the model; their hidden states are kept in memory.
         rounding: ``nearest``, or ``gptq``.
         bias_correction: whether biases are corrected.
+        clipping: ``none``, or ``token-wise``.
         progress: called with the number of layers done and to do.
 
     Returns:
         The names of the linear layers that were changed.
 
     Raises:
-        CalibrationError: for an unknown rounding, no data, slots that are not calibrated, or inputs
+        CalibrationError: for an unknown rounding or clipping, no data, slots that are not calibrated, or inputs
             that are not finite.
     """
     if rounding not in ROUNDINGS:
         raise CalibrationError(f"no rounding {rounding!r}: it must be one of {', '.join(ROUNDINGS)}")
+    if clipping not in CLIPPINGS:
+        raise CalibrationError(f"no clipping {clipping!r}: it must be one of {', '.join(CLIPPINGS)}")
     kept = list(batches)
     training = {module: module.training for module in model.modules()}
     set_mode(model, Mode.QUANTIZE)
@@ -89,7 +95,7 @@ def refine(
         model.eval()
         with torch.no_grad():
             for encoder in [module for module in model.modules() if isinstance(module, Encoder)]:
-                changed += _Refiner(model, encoder, kept, rounding, bias_correction, progress).run()
+                changed += _Refiner(model, encoder, kept, rounding, bias_correction, clipping, progress).run()
     finally:
         for module, flag in training.items():
             module.training = flag
@@ -107,10 +113,12 @@ class _Refiner:
         batches: Sequence[Mapping[str, Tensor]],
         rounding: str,
         bias_correction: bool,
+        clipping: str,
         progress: Callable[[int, int], object] | None,
     ) -> None:
         self.model, self.encoder, self.batches = model, encoder, batches
-        self.rounds, self.corrects, self.progress = rounding != "nearest", bias_correction, progress
+        self.rounds, self.corrects, self.clips = rounding != "nearest", bias_correction, clipping != "none"
+        self.progress = progress
         self.names = {module: name for name, module in model.named_modules()}
         self.stages = [place.linears for place in places(model)]
         users: dict[Quantizer, int] = {}
@@ -121,14 +129,15 @@ class _Refiner:
         self.moments: dict[Quantizer, tuple[QuantLinear, _Moments]] = {}
 
     def run(self) -> list[str]:
-        done = self._walk(rounds=self.rounds, corrects=self.corrects and not (self.rounds and self.shared))
+        again = self.rounds and self.corrects and bool(self.shared)
+        done = self._walk(clips=self.clips, rounds=self.rounds, corrects=self.corrects and not again)
         for linear, moments in self.moments.values():
             self._round(linear, moments)
-        if self.rounds and self.shared and self.corrects:
-            done += self._walk(rounds=False, corrects=True)
+        if again:
+            done += self._walk(clips=False, rounds=False, corrects=True)
         return list(dict.fromkeys(done))
 
-    def _walk(self, *, rounds: bool, corrects: bool) -> list[str]:
+    def _walk(self, *, clips: bool, rounds: bool, corrects: bool) -> list[str]:
         done: list[str] = []
         modes = {quantizer: quantizer.mode for _, quantizer in quantizers(self.model)}
         _switch(modes, off=True)
@@ -146,6 +155,8 @@ class _Refiner:
             _switch(modes, off=False)
             for linears, x in zip(stages, floats, strict=True):
                 (q,) = rounded.inputs(layer, linears[:1])
+                if clips:
+                    self._clip(linears, x, q)
                 moments = _moments(linears[0], x, q, self.names[linears[0]])
                 for linear in linears:
                     if rounds and linear.weight_quantizer.mode is Mode.QUANTIZE:
@@ -157,6 +168,19 @@ class _Refiner:
             if self.progress is not None:
                 self.progress(index + 1, len(layers))
         return done
+
+    def _clip(self, linears: Sequence[QuantLinear], x: Tensor, q: Tensor) -> None:
+        """Choose the range of what ``linears`` read: ``x`` in the float model, ``q`` in the quantized one."""
+        quantizer = linears[0].input_quantizer
+        spec, transform, whole = quantizer.spec, quantizer.transform, quantizer.range
+        if spec is None or spec.dynamic or whole is None:
+            return
+        if transform is not None:
+            x, q = transform(x), transform(q)
+        weights = [_transformed_weight(linear) for linear in linears]
+        range_, _ = clipped_range(q.float(), x.float(), weights, spec, whole, centred=self.corrects)
+        for own in dict.fromkeys(linear.input_quantizer for linear in linears):
+            own.set_range(range_)
 
     def _round_or_wait(self, linear: QuantLinear, moments: _Moments) -> None:
         quantizer = linear.weight_quantizer

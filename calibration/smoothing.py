@@ -12,10 +12,8 @@ rest a handful of steps. A channel's size can be moved into the weights that rea
    addition that reads the same LayerNorm (post-norm) is shifted likewise, so that export can fold it into the norm; and
    for what an activation function puts out, if its integers are symmetric, for it is not.
 
-A weight that several depths share (ALBERT) has one ``s``, that of all depths together. Tensors that come from elsewhere
-(the memory of cross attention, the projected embeddings that ALBERT's first depth reads) are left alone, and with them
-the depths that share their readers: OpenVINO 2026.4 computes a product wrongly that stands between a float linear layer
-and a quantizer.
+A weight that several depths share (ALBERT) has one ``s``, that of all depths together. The memory of cross attention
+comes from elsewhere and is left alone.
 
 Source: SmoothQuant (Xiao et al. 2022, arXiv 2211.10438); Outlier Suppression+ (Wei et al. 2023, arXiv 2304.09145).
 """
@@ -124,7 +122,12 @@ def _groups(model: nn.Module) -> list[list[Place]]:
             groups.setdefault(tuple(id(linear.weight) for linear in place.linears), []).append(place)
     # a weight that somebody else reads, too, has to stay as it is
     alone = (group for weights, group in groups.items() if all(users[weight] == len(group) for weight in weights))
-    return [group for group in alone if all(place.norm or place.value or place.activation for place in group)]
+    return [group for group in alone if all(map(_is_known, group))]
+
+
+def _is_known(place: Place) -> bool:
+    """Whether it is known what puts the tensor out."""
+    return any(maker is not None for maker in (place.norm, place.value, place.activation, place.source))
 
 
 def _input(place: Place) -> Quantizer:

@@ -43,6 +43,7 @@ def baked(model: nn.Module) -> Iterator[None]:
     3. With pre-norm, the LayerNorm in front of linear layers takes in their shift and factor.
     4. With post-norm, it takes in the shift alone, when the residual addition that reads it, too, has the same; that
        addition gets it back from the bias of its branch.
+    5. A linear layer that puts out what others read takes in their factor; the residual addition undoes it.
     """
     with _Changes() as changes, torch.no_grad():
         linears = [module for module in model.modules() if isinstance(module, QuantLinear)]
@@ -86,7 +87,10 @@ def _bake_weight(changes: _Changes, linear: QuantLinear, weights: dict[tuple[int
 
 def _bake_norm(changes: _Changes, place: Place) -> None:
     transform = place.linears[0].input_quantizer.transform
-    if place.norm is None or transform is None or any(not _same(transform, one) for one in _others(place)):
+    if transform is None or any(not _same(transform, one) for one in _others(place)):
+        return
+    if place.norm is None:
+        _bake_source(changes, place, transform)
         return
     norm, add, branch = place.norm, place.add, place.branch
     shift, factor = transform.shift, transform.factor
@@ -105,6 +109,21 @@ def _bake_norm(changes: _Changes, place: Place) -> None:
         return
     for linear in place.linears:
         changes.set(linear.input_quantizer, "transform", left)
+
+
+def _bake_source(changes: _Changes, place: Place, transform: Transform) -> None:
+    """Case 5; OpenVINO 2026.4 errs where a multiplication stands between a float linear layer and a quantizer."""
+    source, add, factor = place.source, place.add, transform.factor
+    if source is None or add is None or factor is None or transform.shift is not None:
+        return
+    if source.weight_quantizer.spec is not None or add.other_quantizer.transform is not None:
+        return
+    changes.set(source, "weight", _parameter(source.weight * factor[:, None]))
+    if source.bias is not None:
+        changes.set(source, "bias", _parameter(source.bias * factor))
+    changes.set(add.other_quantizer, "transform", Transform(factor=1 / factor))
+    for linear in place.linears:
+        changes.set(linear.input_quantizer, "transform", None)
 
 
 def _others(place: Place) -> list[Transform | None]:

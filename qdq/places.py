@@ -35,6 +35,7 @@ class Place:
         value: for attention's output projection the projection of the values, whose channels those of the tensor are.
         context: likewise the product of attention weights and values.
         activation: the function that puts the tensor out.
+        source: the linear layer that does; ``add`` then reads the same output of it.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Place:
     value: QuantLinear | None = None
     context: QuantMatMul | None = None
     activation: nn.Module | None = None
+    source: QuantLinear | None = None
 
 
 def places(model: nn.Module) -> list[Place]:
@@ -61,15 +63,19 @@ def places(model: nn.Module) -> list[Place]:
 
 def _of_encoder(model: EncoderModel, names: dict[int, str]) -> Iterator[Place]:
     embeddings = model.embeddings
-    norm = embeddings.norm if embeddings.projection is None else None  # that puts out what a block reads
+    # what puts out the tensor that a block reads: a norm, or a projection
+    source = embeddings.projection
+    norm = embeddings.norm if source is None else None
     for layer in cast("Iterable[Layer]", model.encoder.layers):
         for block in (layer.attention, layer.cross_attention, layer.feed_forward):
             if block is not None:
-                yield from _of_block(block, norm, names)
-                norm = None if block.norm_first else block.norm
+                yield from _of_block(block, norm, source, names)
+                norm, source = None if block.norm_first else block.norm, None
 
 
-def _of_block(block: Attention | FeedForward, norm: nn.LayerNorm | None, names: dict[int, str]) -> Iterator[Place]:
+def _of_block(
+    block: Attention | FeedForward, norm: nn.LayerNorm | None, source: nn.Linear | None, names: dict[int, str]
+) -> Iterator[Place]:
     first: list[nn.Module]
     last: nn.Module
     around: dict[str, nn.Module]
@@ -85,7 +91,7 @@ def _of_block(block: Attention | FeedForward, norm: nn.LayerNorm | None, names: 
     if block.norm_first:
         yield _place(first, names, norm=block.norm)
     elif norm is None:
-        yield _place(first, names)
+        yield _place(first, names, **({} if source is None else {"source": source, "add": block.add}))
     else:
         yield _place(first, names, norm=norm, add=block.add, branch=last)
     yield _place([last], names, **around)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qdq.recipe import KINDS, SLOTS
-from qdq.refinement import ROUNDINGS
+from qdq.refinement import CLIPPINGS, ROUNDINGS
 from qdq.spec import ARITHMETICS, QuantSpec
 
 __all__ = ["SCHEMA_FILE", "recipe_schema"]
@@ -49,6 +49,7 @@ _REFINEMENT: dict[str, dict[str, Any]] = {
         "description": "How much of the difference between channels moves from activations to weights; null: none.",
     },
     "bias_correction": {"type": "boolean", "description": "Make good the mean error of every linear layer."},
+    "clipping": {"enum": list(CLIPPINGS), "description": "Of what linear layers read: none, or token-wise."},
     "rounding": {"enum": list(ROUNDINGS), "description": "Of weights: nearest, or gptq: errors cancel."},
 }
 

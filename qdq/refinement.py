@@ -11,9 +11,10 @@ from qdq.errors import RecipeError, describe_faults
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["ROUNDINGS", "Refinement"]
+__all__ = ["CLIPPINGS", "ROUNDINGS", "Refinement"]
 
 ROUNDINGS = ("nearest", "gptq")
+CLIPPINGS = ("none", "token-wise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class Refinement:
         smoothing: how much of the difference between channels moves from activations to weights: 0 to 1, None for none
             (:mod:`calibration.smoothing`).
         bias_correction: make good the mean error of every linear layer (:mod:`calibration.refine`).
+        clipping: of what linear layers read: ``none``, or ``token-wise`` (:mod:`calibration.clip`).
         rounding: of weights: ``nearest``, or ``gptq``, chosen so that errors cancel (:mod:`calibration.gptq`).
 
     Raises:
@@ -34,6 +36,7 @@ class Refinement:
     shift: bool = False
     smoothing: float | None = None
     bias_correction: bool = False
+    clipping: str = "none"
     rounding: str = "nearest"
 
     def __post_init__(self) -> None:
@@ -51,7 +54,7 @@ class Refinement:
     @property
     def walks(self) -> bool:
         """Whether anything is done layer by layer, after ranges were found."""
-        return self.bias_correction or self.rounding != "nearest"
+        return self.bias_correction or self.rounding != "nearest" or self.clipping != "none"
 
     @classmethod
     def faults_in(cls, values: Mapping[str, Any]) -> list[str]:
@@ -78,6 +81,10 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def _is_clipping(value: Any) -> bool:
+    return isinstance(value, str) and value in CLIPPINGS
+
+
 def _is_rounding(value: Any) -> bool:
     return isinstance(value, str) and value in ROUNDINGS
 
@@ -86,6 +93,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "shift": (_is_flag, "true or false"),
     "smoothing": (_is_share, "a number from 0 to 1, or null"),
     "bias_correction": (_is_flag, "true or false"),
+    "clipping": (_is_clipping, f"one of {', '.join(CLIPPINGS)}"),
     "rounding": (_is_rounding, f"one of {', '.join(ROUNDINGS)}"),
 }
 assert set(_RULES) == {field.name for field in fields(Refinement)}

@@ -442,7 +442,7 @@ def test_mistakes_in_a_refinement_come_with_their_lines(tmp_path: Path) -> None:
         (4, "smoothing is 2, must be a number from 0 to 1"),
         (5, "shift is 'perhaps', must be true or false"),
         (6, "rounding is 'up', must be one of nearest, gptq"),
-        (7, "unknown key 'bias' (known: shift, smoothing, bias_correction, rounding)"),
+        (7, "unknown key 'bias' (known: shift, smoothing, bias_correction, clipping, rounding)"),
     ):
         assert f"line {line}: refinement: {words}" in message
 

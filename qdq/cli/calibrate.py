@@ -13,6 +13,7 @@ import typer
 from qdq.cli.interruption import kept_beside
 from qdq.cli.recipe_options import (
     BiasCorrectionOption,
+    ClippingOption,
     DisableKeywordOption,
     DisableLayerModuleOption,
     DisableOption,
@@ -96,6 +97,7 @@ def calibrate(
     smoothing: SmoothingOption = None,
     shift: ShiftOption = None,
     bias_correction: BiasCorrectionOption = None,
+    clipping: ClippingOption = None,
     rounding: RoundingOption = None,
     no_refinement: NoRefinementOption = False,
     fuse_qkv: Annotated[
@@ -155,6 +157,7 @@ def calibrate(
             smoothing=smoothing,
             shift=shift,
             bias_correction=bias_correction,
+            clipping=clipping,
             rounding=rounding,
             none=no_refinement,
         ),

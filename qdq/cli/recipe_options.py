@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BiasCorrectionOption",
+    "ClippingOption",
     "DisableKeywordOption",
     "DisableLayerModuleOption",
     "DisableOption",
@@ -119,6 +120,15 @@ RoundingOption = Annotated[
         rich_help_panel=_REFINING,
     ),
 ]
+ClippingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--clipping",
+        metavar="none|token-wise",
+        help="Of what linear layers read; token-wise: at the extremes of the share of tokens that costs least.",
+        rich_help_panel=_REFINING,
+    ),
+]
 NoRefinementOption = Annotated[
     bool,
     typer.Option(
@@ -138,6 +148,7 @@ class RefinementChoice:
     shift: bool | None = None
     bias_correction: bool | None = None
     rounding: str | None = None
+    clipping: str | None = None
     none: bool = False
 
     def applied(self, refinement: Refinement) -> Refinement:
@@ -148,7 +159,7 @@ class RefinementChoice:
         """
         from qdq.refinement import Refinement
 
-        given = {"shift": self.shift, "bias_correction": self.bias_correction, "rounding": self.rounding}
+        given = {name: getattr(self, name) for name in ("shift", "bias_correction", "clipping", "rounding")}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if self.smoothing is not None:
             changes["smoothing"] = None if self.smoothing == "off" else _number(self.smoothing)

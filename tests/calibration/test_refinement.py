@@ -111,6 +111,7 @@ class TestPlaces:
         for place in normed:
             assert place.norm is not None
             readers = [*place.linears, *([place.add] if place.add else [])]
+            assert place.source is None
             assert all(torch.equal(seen[place.norm], seen[reader]) for reader in readers)
 
     def test_cross_attention_reads_keys_and_values_from_elsewhere(self) -> None:
@@ -127,8 +128,7 @@ class TestTransforms:
     def test_neutral_while_nothing_is_rounded(self, family: str, recipe: str) -> None:
         want = outputs(model_of(family))
         model = model_of(family, recipe)
-        # ALBERT's first depth reads what no norm puts out, and the second has the same weights
-        assert len(smooth(model, batches())) == (6 if family == "albert" else 8)
+        assert len(smooth(model, batches())) == 8
         set_mode(model, Mode.OFF)
         got = outputs(model)
         assert not all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
@@ -310,6 +310,8 @@ class TestBaked:
                 if place.norm is not None:
                     assert left is None or left.shift is None
                     assert (left is None) == (place.add is None)
+                elif place.source is not None:
+                    assert left is None
         assert all(torch.equal(a, b) for a, b in zip(outputs(model), want, strict=True))
         after = model.state_dict()
         assert list(after) == list(before)
@@ -340,7 +342,7 @@ class TestOnDisk:
     def test_what_is_loaded_computes_the_same_to_the_bit(self, family: str, tmp_path: Path) -> None:
         model = model_of(family, "tensorrt")
         summary = calibrate_and_refine(model, batches, EVERYTHING)
-        assert summary.refinement["transformed"] == (6 if family == "albert" else 8)
+        assert summary.refinement["transformed"] == 8
         assert summary.refinement["samples"] == 12
         save(model, tmp_path / "c", recipe=load_recipe("tensorrt"), calibration=summary.to_dict())
         for got, want in zip(outputs(load(tmp_path / "c")), outputs(model), strict=True):
