@@ -19,6 +19,7 @@ from exporters.folder import export
 from exporters.form import Form
 from exporters.runners import OnnxRuntimeRunner
 from qdq.checkpoint import load, save
+from qdq.data.text import TextSample
 from qdq.data.tokenize import encode_batches, load_tokenizer
 from qdq.models.huggingface import save_model
 from qdq.prepare import quantize
@@ -125,7 +126,8 @@ def test_sentence_transformers_loads_an_export_as_it_is(elsewhere: Any, minilm_d
     found = np.array(elsewhere(SENTENCES, {"folder": str(tmp_path / "float"), "texts": texts}))
     export(minilm_dir, tmp_path / "fused", target=None, form=Form(pooling="mean", normalize=True))
     tokenizer = load_tokenizer(tmp_path / "fused")
-    (batch,) = encode_batches(texts, tokenizer, batch_size=2, seq_len=64, pad_token_id=0)
+    samples = [TextSample(text) for text in texts]
+    (batch,) = encode_batches(samples, tokenizer, batch_size=2, seq_len=64, pad_token_id=0)
     inputs = {name: value.numpy() for name, value in batch.items()}
     expected = OnnxRuntimeRunner(tmp_path / "fused" / "model.onnx")(inputs)["sentence_embedding"]
     np.testing.assert_allclose(found, expected, atol=1e-5)
