@@ -11,7 +11,7 @@ from calibration.refine import refine
 from calibration.smoothing import smooth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -29,7 +29,7 @@ REFINEMENT_TOKENS = 16_384
 
 def calibrate_and_refine(
     model: nn.Module,
-    batches: Callable[[], Iterable[Mapping[str, Tensor]]],
+    batches: Sequence[Mapping[str, Tensor]] | Callable[[], Iterable[Mapping[str, Tensor]]],
     refinement: Refinement,
     *,
     method: Method | None = None,
@@ -43,7 +43,8 @@ def calibrate_and_refine(
 
     Args:
         model: wrapped by ``qdq.quantize``; quantizes afterwards.
-        batches: gives the same batches each time that it is called, keyword arguments of the model.
+        batches: keyword arguments of the model, tensors ``(batch, seq)``: a list, or what gives the same batches each
+            time that it is called.
         refinement: of the recipe.
         method: :class:`calibration.Max` when None.
         part: of several processes; see :mod:`calibration.parts`. Layer-by-layer work is done by each of them, on the
@@ -59,6 +60,9 @@ def calibrate_and_refine(
             :func:`calibration.refine.refine` say.
     """
 
+    def again() -> Iterable[Mapping[str, Tensor]]:
+        return batches() if callable(batches) else batches
+
     def begin(name: str) -> Callable[..., object] | None:
         return None if stage is None else stage(name)
 
@@ -67,7 +71,7 @@ def calibrate_and_refine(
         progress = begin("channels")
         changed = smooth(
             model,
-            batches(),
+            again(),
             strength=refinement.smoothing,
             shift=refinement.shift,
             part=part,
@@ -78,7 +82,7 @@ def calibrate_and_refine(
     progress = begin("ranges")
     summary = calibrate(
         model,
-        batches(),
+        again(),
         method=method,
         progress=progress,  # type: ignore[arg-type]
         part=part,
@@ -88,7 +92,7 @@ def calibrate_and_refine(
     if adjust is not None:
         adjust()
     if refinement.walks:
-        few = _few(batches())
+        few = _few(again())
         changed = refine(
             model,
             few,

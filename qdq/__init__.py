@@ -3,9 +3,10 @@
     import qdq
 
     model = qdq.load("checkpoint")                           the float reference
-    qdq.quantize(model, "onnxruntime")                       quantizers in the slots that the recipe names
-    summary = qdq.calibrate(model, batches)                  ranges from sample data
-    qdq.save(model, "quantized", recipe=..., calibration=summary.to_dict(), source="checkpoint")
+    recipe = qdq.load_recipe("onnxruntime")
+    qdq.quantize(model, recipe)                              quantizers in the slots that the recipe names
+    summary = qdq.calibrate_and_refine(model, batches, recipe.refinement)
+    qdq.save(model, "quantized", recipe=recipe, calibration=summary.to_dict(), source="checkpoint")
     qdq.export("quantized", "exported", target="onnxruntime")
     qdq.verify("quantized", "exported")
 
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from calibration.calibrate import calibrate
+    from calibration.pipeline import calibrate_and_refine
     from exporters.benchmark import benchmark
     from exporters.folder import export, verify
     from exporters.form import Form
@@ -46,6 +48,7 @@ _HOMES = {
     "benchmark": "exporters.benchmark",
     "build": "qdq.models.architectures",
     "calibrate": "calibration",
+    "calibrate_and_refine": "calibration",
     "encode_batches": "qdq.data.tokenize",
     "evaluate": "qdq.tasks.evaluate",
     "export": "exporters.folder",
@@ -71,6 +74,7 @@ __all__ = [
     "benchmark",
     "build",
     "calibrate",
+    "calibrate_and_refine",
     "encode_batches",
     "evaluate",
     "export",
