@@ -16,6 +16,7 @@ from calibration.noise import share_outside
 from calibration.parts import WHOLE
 from calibration.passes import Seen, run
 from calibration.snapshot import restored, snapshot
+from calibration.state import CalibrationState, add_up
 from calibration.token_mask import TokenMask
 from calibration.warn import clipped, too_little_data, unrest
 from qdq.errors import CalibrationError, describe_faults
@@ -25,6 +26,7 @@ from qdq.quantizer import Mode, Quantizer, quantizers, set_mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -54,6 +56,7 @@ class CalibrationSummary:
         choices: of the method auto, what was chosen for each slot, and why.
         warnings: what makes the ranges doubtful, with figures.
         refinement: what :func:`calibration.calibrate_and_refine` did besides, and on how much.
+        added: samples besides, whose statistics came from other runs.
     """
 
     method: dict[str, Any]
@@ -65,10 +68,11 @@ class CalibrationSummary:
     choices: dict[str, dict[str, Any]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     refinement: dict[str, Any] = field(default_factory=dict)
+    added: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; of ``saturated`` and what follows it what is not empty."""
-        optional = ("saturated", "choices", "warnings", "refinement")
+        optional = ("saturated", "choices", "warnings", "refinement", "added")
         return {name: value for name, value in vars(self).items() if value or name not in optional}
 
 
@@ -97,6 +101,8 @@ def calibrate(
     progress: Callable[[int], None] | None = None,
     part: Part = WHOLE,
     journal: Journal | None = None,
+    statistics: Sequence[CalibrationState] = (),
+    keep: Path | None = None,
 ) -> CalibrationSummary:
     """Find the range of every activation slot and switch the model to quantize.
 
@@ -112,11 +118,14 @@ def calibrate(
             :mod:`calibration.parts`. All end with the same ranges, those of one process to the bit.
         journal: keeps the statistics on disk, and gives those of an interrupted run to go on from, with the same
             ranges to the bit. Who calls removes it when the ranges are safe.
+        statistics: what other runs of the same model, recipe and method kept, on other data; the ranges are then those
+            of one run over all of it, to the bit.
+        keep: file to write the statistics to, with those that were added, for other runs.
 
     Raises:
         CalibrationError: when there is no data, a slot with a spec saw none, values are NaN or infinite, or the journal
-            belongs to another model, recipe, method or data. Modes and ranges of the model are then what they were, as
-            after any other exception.
+            or statistics belong to another model, recipe, method or data. Modes and ranges of the model are then what
+            they were, as after any other exception.
     """
     method = method or Max()
     masks = {keys: TokenMask(keys=keys) for keys in (False, True)}
@@ -146,6 +155,7 @@ def calibrate(
         set_mode(model, Mode.COLLECT)
         with nullcontext() if journal is None else journal.guard():
             seen = _run_part(run_own, watched, part, journal)
+            added = _add(watched, seen, _identity(model, method), statistics, keep if part.rank == 0 else None)
             ranges, choices = _ranges(watched, method)
     except BaseException:
         for quantizer, mode in modes.items():
@@ -169,8 +179,29 @@ def calibrate(
     saturated = _saturated(watched)
     warnings += clipped(saturated, method.name)
     return CalibrationSummary(
-        method=method.to_dict(), **vars(seen), saturated=saturated, choices=choices, warnings=warnings
+        method=method.to_dict(), **vars(seen), added=added, saturated=saturated, choices=choices, warnings=warnings
     )
+
+
+def _add(
+    watched: Sequence[_Watched],
+    seen: Seen,
+    identity: Mapping[str, str],
+    statistics: Sequence[CalibrationState],
+    keep: Path | None,
+) -> int:
+    """Add other runs' statistics, write down the sum; how many samples were added."""
+    if not statistics and keep is None:
+        return 0
+    kind = "histogram" if isinstance(watched[0].collector, HistogramCollector) else "min-max"
+    slots = {slot.name: slot.collector.state() for slot in watched}
+    total = add_up([CalibrationState(identity, kind, seen.samples, seen.tokens, slots), *statistics])
+    for state in statistics:
+        for slot in watched:
+            slot.collector.merge(state.slots[slot.name])
+    if keep is not None:
+        total.save(keep)
+    return total.samples - seen.samples
 
 
 def _run_part(run_own: Callable[[], Seen], watched: Sequence[_Watched], part: Part, journal: Journal | None) -> Seen:

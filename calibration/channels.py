@@ -120,8 +120,14 @@ def channel_ranges(
             identity = {"model": model_digest(model), "slots": slots_digest(model)}
             if entry := journal.begin(_STAGE, identity):
                 done = _restored(named, entry)
+        fault = None
         with nullcontext() if journal is None else journal.guard():
-            run(model.eval(), batches, (mask,), after, part, done)
+            try:
+                run(model.eval(), batches, (mask,), after, part, done)
+            except CalibrationError as error:
+                if part.count == 1:
+                    raise
+                fault = str(error)  # the other processes wait to hear of it
             if journal is not None:
                 journal.flush()
     finally:
@@ -132,8 +138,10 @@ def channel_ranges(
         for quantizer in watched:
             quantizer.observer = None
     if part.count > 1:
-        everybody = part.gather([channels.bounds for channels in watched.values()])
-        for held in everybody:
+        everybody = part.gather((fault, [channels.bounds for channels in watched.values()]))
+        if faults := list(dict.fromkeys(fault for fault, _ in everybody if fault)):
+            raise CalibrationError("\n".join(faults))
+        for _, held in everybody:
             for channels, bounds in zip(watched.values(), held, strict=True):
                 channels.merge(bounds)
     found = {quantizer: channels.bounds for quantizer, channels in watched.items()}

@@ -92,7 +92,12 @@ def smooth(
     if strength is not None:
         check_strength(strength)
     groups = _groups(model)
-    wanted = {quantizer: place.name for group in groups for place in group for quantizer in _looked_at(place)}
+    wanted = {
+        quantizer: name
+        for group in groups
+        for place in group
+        for name, quantizer in zip((place.name, f"{place.name} (values)"), _looked_at(place), strict=False)
+    }
     if not wanted or (strength is None and not shift):
         return []
     bounds = channel_ranges(model, batches, wanted, part=part, progress=progress, journal=journal)

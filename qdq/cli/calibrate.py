@@ -31,7 +31,7 @@ from qdq.cli.recipe_options import (
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from qdq.recipe import Slot
 
 __all__ = ["calibrate", "calibrate_into", "describe"]
+
+_STATISTICS = "Several machines"
 
 
 @command
@@ -135,6 +137,18 @@ def calibrate(
             "<output>.calibration.",
         ),
     ] = False,
+    add_statistics: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="What another run of the same model, recipe and calibrator saved, on other data; repeatable.",
+            rich_help_panel=_STATISTICS,
+        ),
+    ] = None,
+    save_statistics: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep the statistics, for other runs to add.", rich_help_panel=_STATISTICS),
+    ] = None,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -184,6 +198,8 @@ def calibrate(
         clip_gelu=clip_gelu,
         recalibrate_weights=recalibrate_weights,
         resume=resume,
+        add_statistics=add_statistics or [],
+        save_statistics=save_statistics,
     )
     if not is_first:
         return
@@ -216,6 +232,8 @@ def calibrate_into(
     clip_gelu: float | None = None,
     recalibrate_weights: bool = False,
     resume: bool | None = None,
+    add_statistics: Sequence[Path] = (),
+    save_statistics: Path | None = None,
 ) -> dict[str, Any]:
     """The work of ``qdq calibrate``; what is cheap to refuse is refused before anything is loaded or written.
 
@@ -226,6 +244,7 @@ def calibrate_into(
     from calibration.adjust import check_bound
     from calibration.identity import text_digest
     from calibration.parts import part_of_process
+    from calibration.state import CalibrationState
     from qdq import checkpoint
     from qdq.data.text import draw, read_samples
     from qdq.data.tokenize import encode_batches, load_tokenizer
@@ -246,6 +265,11 @@ def calibrate_into(
     identity: dict[str, str] = {}
     config = read_config(model)
     plan = choice.plan(skeleton(config, task))
+    if (add_statistics or save_statistics) and plan.recipe.refinement.transforms:
+        raise CalibrationError(
+            "smoothing and shift follow from the data of each run, so that its statistics are no other's: give "
+            "--smoothing off --no-shift with --add-statistics and --save-statistics"
+        )
     if calib_data is None:
         resume = None
         _check_needs_no_data(plan)
@@ -257,6 +281,7 @@ def calibrate_into(
         tokenizer = load_tokenizer(model)
         samples = read_samples(calib_data, text_column=text_column, text_pair_column=text_pair_column)
         texts = draw(samples, num_samples, seed)
+        statistics = [CalibrationState.load(path) for path in add_statistics]
         identity = {
             "recipe": f"{plan.recipe.name} {text_digest([plan.recipe.to_dict()])}",
             "data": f"{len(texts)} samples {text_digest(texts)}",
@@ -300,6 +325,8 @@ def calibrate_into(
                     adjust=adjust,
                     journal=journal,
                     stage=lambda name: _advance_in(name, advance, count),
+                    statistics=statistics,
+                    keep=save_statistics,
                 )
             record = {**summary.to_dict(), "seq_len": seq_len, "seed": seed}
             for warning in summary.warnings:

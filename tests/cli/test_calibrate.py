@@ -494,6 +494,39 @@ class TestRefinement:
         assert "rounding is 'up', must be one of nearest, gptq" in message
 
 
+class TestStatisticsOfSeveralMachines:
+    def test_two_halves_are_the_whole(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        lines = text.read_text().splitlines(keepends=True)
+        for name, part in (("a", lines[:25]), ("b", lines[25:])):
+            (tmp_path / f"{name}.txt").write_text("".join(part))
+        common = ["-m", model, "--no-refinement", "--calibrator", "mse", "--batch-size", "5", "--json"]
+        save = ["--save-statistics", tmp_path / "a.statistics"]
+        first = run("calibrate", *common, "-o", tmp_path / "a", "--calib-data", tmp_path / "a.txt", *save)
+        assert first.code == 0, first.err
+        add = ["--add-statistics", tmp_path / "a.statistics"]
+        second = run("calibrate", *common, "-o", tmp_path / "b", "--calib-data", tmp_path / "b.txt", *add)
+        assert second.code == 0, second.err
+        assert second.document["calibration"]["added"] == 25
+        whole = run("calibrate", *common, "-o", tmp_path / "whole", "--calib-data", text)
+        assert whole.code == 0, whole.err
+        got, want, part = (load_file(tmp_path / name / "quantizers.safetensors") for name in ("b", "whole", "a"))
+        # Kernels differ by float rounding with the shape of a batch, and by nothing else.
+        assert all(torch.allclose(got[name].double(), want[name].double(), rtol=1e-5, atol=1e-7) for name in want)
+        assert any(not torch.allclose(part[name].double(), want[name].double(), rtol=1e-3) for name in want)
+
+    def test_of_another_calibrator(self, run: Any, refused: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        common = ["calibrate", "-m", model, "-o", tmp_path / "out", "--no-refinement", "--calib-data", text]
+        kept = tmp_path / "kept"
+        assert run(*common, "--calibrator", "mse", "--save-statistics", kept).code == 0
+        message = refused(*common, "--calibrator", "max", "--add-statistics", kept)
+        assert 'method: {"name": "max"} here, {"name": "mse"} there' in message
+
+    def test_with_smoothing_they_are_no_others(self, refused: Any, model: Path, text: Path, tmp_path: Path) -> None:
+        options = ["--save-statistics", tmp_path / "kept"]
+        message = refused("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, *options)
+        assert "give --smoothing off --no-shift" in message
+
+
 class TestOutputThatIsNotOurs:
     """What is in the way stays as it was; ``refused`` compares the whole folder."""
 
