@@ -100,7 +100,9 @@ def test_speedup_of_what_was_not_measured(name: str, baseline: str, shape: Shape
 
 
 def result_of(medians: Mapping[tuple[str, Shape], tuple[float, ...]]) -> BenchmarkResult:
-    timings = tuple(Timing(name, shape, 1.0, 1.0, 1.0, 1, len(rounds)) for (name, shape), rounds in medians.items())
+    timings = tuple(
+        Timing(name, shape, 1.0, 1.0, 1.0, 1.0, 1, len(rounds)) for (name, shape), rounds in medians.items()
+    )
     return BenchmarkResult(timings, 1, Machine("cpu", 1, ()), medians, {name: 1 for name, _ in medians})
 
 
