@@ -31,7 +31,19 @@ SMALL: dict[str, Any] = {
     "max_position_embeddings": 40,
     "initializer_range": 0.1,
 }
-FAMILIES_WITHOUT_HEADS = [name for name in FAMILIES if name not in ("realm", "qdqbert")]
+PAIRS = [
+    ("bert", "onnxruntime"),
+    ("bert", "tensorrt"),
+    ("albert", "openvino"),
+    ("roberta-prelayernorm", "onnxruntime"),
+    ("megatron-bert", "tensorrt"),
+]
+OTHERS = [
+    (family, target)
+    for family in FAMILIES
+    for target in ("onnxruntime", "openvino", "tensorrt")
+    if family not in ("realm", "qdqbert") and (family, target) not in PAIRS
+]
 
 
 def checkpoint(folder: Path, family: str, recipe: str) -> Path:
@@ -58,8 +70,9 @@ def batches() -> list[dict[str, Tensor]]:
     ]
 
 
-@pytest.mark.parametrize("family", FAMILIES_WITHOUT_HEADS)
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
+@pytest.mark.parametrize(
+    ("family", "target"), [*PAIRS, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHERS)]
+)
 def test_the_file_computes_what_the_checkpoint_computes(family: str, target: str, tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "c", family, target)
     export(source, tmp_path / "out", target=target)
