@@ -14,7 +14,7 @@ from calibration.identity import model_digest, slots_digest
 from calibration.methods import Max
 from calibration.noise import share_outside
 from calibration.parts import WHOLE
-from calibration.passes import Seen, run
+from calibration.passes import Seen, in_eval, run
 from calibration.snapshot import restored, snapshot
 from calibration.state import CalibrationState, add_up
 from calibration.token_mask import TokenMask
@@ -131,7 +131,6 @@ def calibrate(
     masks = {keys: TokenMask(keys=keys) for keys in (False, True)}
     watched = _watch(model, method, masks)
     modes = {quantizer: quantizer.mode for _, quantizer in quantizers(model)}
-    training = {module: module.training for module in model.modules()}
 
     def after(seen: Seen) -> None:
         _check_values(watched, seen)
@@ -147,23 +146,24 @@ def calibrate(
         if journal is not None:
             entry = journal.begin(_STAGE, _identity(model, method))
             done = None if entry is None else restored(watched, entry)
-        return run(model.eval(), batches, tuple(masks.values()), after, part, done)
+        return run(model, batches, tuple(masks.values()), after, part, done)
 
     try:
         for slot in watched:
             slot.quantizer.observer = slot.collector
         set_mode(model, Mode.COLLECT)
-        with nullcontext() if journal is None else journal.guard():
+        with in_eval(model), nullcontext() if journal is None else journal.guard():
             seen = _run_part(run_own, watched, part, journal)
-            added = _add(watched, seen, _identity(model, method), statistics, keep if part.rank == 0 else None)
+            added = 0
+            if statistics or keep is not None:  # the digest of all weights takes its time
+                identity = _identity(model, method)
+                added = _add(watched, seen, identity, statistics, keep if part.rank == 0 else None)
             ranges, choices = _ranges(watched, method)
     except BaseException:
         for quantizer, mode in modes.items():
             quantizer.mode = mode
         raise
     finally:
-        for module, flag in training.items():
-            module.training = flag
         for slot in watched:
             slot.quantizer.observer = None
     if journal is not None:
@@ -191,8 +191,6 @@ def _add(
     keep: Path | None,
 ) -> int:
     """Add other runs' statistics, write down the sum; how many samples were added."""
-    if not statistics and keep is None:
-        return 0
     kind = "histogram" if isinstance(watched[0].collector, HistogramCollector) else "min-max"
     slots = {slot.name: slot.collector.state() for slot in watched}
     total = add_up([CalibrationState(identity, kind, seen.samples, seen.tokens, slots), *statistics])

@@ -9,7 +9,7 @@ import torch
 
 from calibration.identity import model_digest, slots_digest
 from calibration.journal import damaged
-from calibration.passes import Seen, run
+from calibration.passes import Seen, in_eval, run
 from calibration.token_mask import TokenMask
 from qdq.errors import CalibrationError, describe_faults
 from qdq.quantizer import Mode, quantizers, set_mode
@@ -101,7 +101,6 @@ def channel_ranges(
     mask = TokenMask()
     watched = {quantizer: Channels(mask) for quantizer in wanted}
     modes = {quantizer: quantizer.mode for _, quantizer in quantizers(model)}
-    training = {module: module.training for module in model.modules()}
     named = {wanted[quantizer]: channels for quantizer, channels in watched.items()}
 
     def after(seen: Seen) -> None:
@@ -121,9 +120,9 @@ def channel_ranges(
             if entry := journal.begin(_STAGE, identity):
                 done = _restored(named, entry)
         fault = None
-        with nullcontext() if journal is None else journal.guard():
+        with in_eval(model), nullcontext() if journal is None else journal.guard():
             try:
-                run(model.eval(), batches, (mask,), after, part, done)
+                run(model, batches, (mask,), after, part, done)
             except CalibrationError as error:
                 if part.count == 1:
                     raise
@@ -131,8 +130,6 @@ def channel_ranges(
             if journal is not None:
                 journal.flush()
     finally:
-        for module, flag in training.items():
-            module.training = flag
         for quantizer, mode in modes.items():
             quantizer.mode = mode
         for quantizer in watched:

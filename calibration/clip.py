@@ -51,8 +51,8 @@ def clipped_range(
     best, share_of_best, least = whole, 1.0, float("inf")
     for share in SHARES:
         range_ = whole if share == 1 else _of_tokens(x, share, whole)
-        lower, upper = (-range_.amax, range_.amax) if spec.symmetric else (range_.lower, range_.upper)
-        error = fake_quantize(x, *grid(lower, upper, spec), qmin=spec.qmin, qmax=spec.qmax) - wanted
+        bounds = range_.bounds(symmetric=spec.symmetric)
+        error = fake_quantize(x, *grid(*bounds, spec), qmin=spec.qmin, qmax=spec.qmax) - wanted
         if centred:
             error -= error.mean(0)
         power = sum(float((error @ weight.T).double().square().sum()) for weight in weights)

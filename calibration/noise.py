@@ -30,7 +30,7 @@ def noise_ratio(collector: HistogramCollector, range_: Range, spec: QuantSpec | 
         spec: from which the grid follows; symmetric int8 when None.
     """
     spec = spec or _SPEC
-    lower, upper = (-range_.amax, range_.amax) if spec.symmetric else (range_.lower, range_.upper)
+    lower, upper = range_.bounds(symmetric=spec.symmetric)
     values, counts = _filled(collector)
     signal = float((counts * values.square()).sum())
     noise = float(_noise(values, counts, lower[None].double(), upper[None].double(), spec))
@@ -64,7 +64,7 @@ def quietest_bounds(collector: HistogramCollector, spec: QuantSpec) -> tuple[Ten
 
 def share_outside(collector: HistogramCollector, range_: Range, *, symmetric: bool) -> float:
     """The share of values beyond a range, those of a bin spread evenly over it; 0 to 1."""
-    lower, upper = (-range_.amax, range_.amax) if symmetric else (range_.lower, range_.upper)
+    lower, upper = range_.bounds(symmetric=symmetric)
     if not collector.width or not collector.count:
         return 0.0
     edges, counts = collector.edges, collector.counts.double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,14 @@ from calibration.parts import WHOLE
 from qdq.errors import CalibrationError, describe_faults
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
 
     from calibration.parts import Part
     from calibration.token_mask import TokenMask
 
-__all__ = ["Seen", "run"]
+__all__ = ["Seen", "in_eval", "run"]
 
 
 @dataclass
@@ -31,6 +32,18 @@ class Seen:
     samples: int = 0
     tokens: int = 0
     data_sha256: str = hashlib.sha256().hexdigest()
+
+
+@contextmanager
+def in_eval(model: nn.Module) -> Iterator[None]:
+    """Eval mode for as long as the context lasts; then every module is in the mode that it was in."""
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
 
 
 def run(

@@ -20,6 +20,7 @@ import torch
 
 from calibration.clip import clipped_range
 from calibration.gptq import round_by_columns
+from calibration.passes import in_eval
 from calibration.walk import Stream
 from qdq.errors import CalibrationError
 from qdq.models.encoder import Encoder
@@ -88,17 +89,13 @@ def refine(
     if clipping not in CLIPPINGS:
         raise CalibrationError(f"no clipping {clipping!r}: it must be one of {', '.join(CLIPPINGS)}")
     kept = list(batches)
-    training = {module: module.training for module in model.modules()}
     set_mode(model, Mode.QUANTIZE)
     changed: list[str] = []
     try:
-        model.eval()
-        with torch.no_grad():
+        with in_eval(model), torch.no_grad():
             for encoder in [module for module in model.modules() if isinstance(module, Encoder)]:
                 changed += _Refiner(model, encoder, kept, rounding, bias_correction, clipping, progress).run()
     finally:
-        for module, flag in training.items():
-            module.training = flag
         set_mode(model, Mode.QUANTIZE)
     return changed
 

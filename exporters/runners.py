@@ -81,7 +81,24 @@ class TensorInfo:
     shape: tuple[int | str | None, ...]
 
 
-class OnnxRuntimeRunner:
+class _OfFile:
+    """What the runners of a file have in common: the names that the file gives."""
+
+    inputs: tuple[TensorInfo, ...]
+    _output_names: tuple[str, ...]
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the model's inputs, in order."""
+        return tuple(i.name for i in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the model's outputs, in order."""
+        return self._output_names
+
+
+class OnnxRuntimeRunner(_OfFile):
     """Runs an ONNX model in ONNX Runtime on the CPU.
 
     Args:
@@ -131,16 +148,6 @@ class OnnxRuntimeRunner:
         )
         self._output_names = tuple(o.name for o in self._session.get_outputs())
 
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names of the model's inputs, in order."""
-        return tuple(i.name for i in self.inputs)
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Names of the model's outputs, in order."""
-        return self._output_names
-
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Outputs by name; see :class:`Runner`."""
         feed = _feed(self._name, self.inputs, inputs)
@@ -155,7 +162,7 @@ class OnnxRuntimeRunner:
         return str(self._session.end_profiling())
 
 
-class OpenVINORunner:
+class OpenVINORunner(_OfFile):
     """Runs an ONNX model (or OpenVINO's own ``.xml``) in OpenVINO on the CPU.
 
     Args:
@@ -193,16 +200,6 @@ class OpenVINORunner:
         except RuntimeError as error:
             raise ExportError(f"{self._name}: OpenVINO cannot run it: {_one_line(error)}") from error
 
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names of the model's inputs, in order."""
-        return tuple(i.name for i in self.inputs)
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Names of the model's outputs, in order."""
-        return self._output_names
-
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Outputs by name; see :class:`Runner`."""
         feed = _feed(self._name, self.inputs, inputs)
@@ -213,7 +210,7 @@ class OpenVINORunner:
         return {name: arrays[index] for index, name in enumerate(self._output_names)}
 
 
-class EvaluatorRunner:
+class EvaluatorRunner(_OfFile):
     """Runs an ONNX model in the reference evaluator of onnx: slowly, but with every type that ONNX has.
 
     Args:
@@ -239,16 +236,6 @@ class EvaluatorRunner:
             self._evaluator = ReferenceEvaluator(proto)
         except Exception as error:  # whatever an operator that it does not have raises
             raise ExportError(f"{self._name}: onnx's evaluator cannot run it: {_one_line(error)}") from error
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names of the model's inputs, in order."""
-        return tuple(i.name for i in self.inputs)
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Names of the model's outputs, in order."""
-        return self._output_names
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Outputs by name; see :class:`Runner`."""

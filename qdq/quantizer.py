@@ -42,6 +42,10 @@ class Range:
     upper: Tensor
     amax: Tensor
 
+    def bounds(self, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+        """Lowest and highest value that a grid has to cover."""
+        return (-self.amax, self.amax) if symmetric else (self.lower, self.upper)
+
 
 class Observer(Protocol):
     """What a quantizer shows its tensor to in mode COLLECT; see ``calibration.collectors``."""
@@ -130,8 +134,7 @@ class Quantizer(nn.Module):
             return
         if self.spec.arithmetic != "onnx":
             self.set_amax(range_.amax)
-        lower, upper = (-range_.amax, range_.amax) if self.spec.symmetric else (range_.lower, range_.upper)
-        self.set_scale(*functional.grid(lower, upper, self.spec))
+        self.set_scale(*functional.grid(*range_.bounds(symmetric=self.spec.symmetric), self.spec))
 
     def set_amax(self, amax: Tensor) -> None:
         """Fill the range that pytorch-quantization's arithmetic starts from; :meth:`set_scale` fills the rest.
