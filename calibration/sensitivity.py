@@ -11,6 +11,7 @@ import torch
 
 from calibration.closeness import Closeness, vectors_of
 from calibration.groups import groups
+from calibration.passes import in_eval
 from qdq.errors import CalibrationError, describe_faults
 from qdq.quantizer import Mode, quantizers
 
@@ -185,12 +186,9 @@ def _outputs(model: nn.Module, inputs: Mapping[str, Tensor], on: Collection[Quan
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards every module and quantizer is as it was."""
     modes = [(quantizer, quantizer.mode) for _, quantizer in quantizers(model)]
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        yield
+        with in_eval(model):
+            yield
     finally:
-        for module, flag in training:
-            module.training = flag
         for quantizer, mode in modes:
             quantizer.mode = mode
