@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +20,29 @@ def _reproducible() -> None:
     """The same random numbers in every test, and two cores: what the machines that run the suite have in common."""
     torch.manual_seed(0)
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_table_of_operators() -> Iterator[None]:
+    """torch's exporter parses the sources of its 500 operators anew for every export, a third of a small one's time.
+
+    Here each process does it once an opset. Every export gets lists of its own, since it adds operators to them.
+    """
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    original = ONNXRegistry.from_torchlib.__func__  # type: ignore[attr-defined]
+    tables: dict[int, ONNXRegistry] = {}
+
+    def from_torchlib(cls: type[ONNXRegistry], opset_version: int = 18) -> ONNXRegistry:
+        if opset_version not in tables:
+            tables[opset_version] = original(cls, opset_version)
+        registry = copy.copy(tables[opset_version])
+        registry.functions = {target: list(found) for target, found in registry.functions.items()}
+        return registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", classmethod(from_torchlib))
+        yield
 
 
 @pytest.fixture(scope="session")
