@@ -47,7 +47,7 @@ CORE = (
     "qdq.data",
 )
 SIDES = ("calibration", "exporters", "qdq.tasks", "qdq.interop", "qdq.generation", "qdq.retrieval")
-EVERYTHING = (*CORE, *SIDES, "qdq.training")
+EVERYTHING = (*CORE, *SIDES, "qdq.training", "qdq.conversion")
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.errors": (),
@@ -83,6 +83,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     # loading takes over what another package left in a checkpoint; interop therefore knows nothing of ours
     "qdq.checkpoint": (*(room for room in CORE if room != "qdq.checkpoint"), "qdq.interop"),
     "qdq.interop": tuple(room for room in CORE if room != "qdq.checkpoint"),
+    "qdq.conversion": (*CORE, "qdq.interop"),
     # what is done with the core: side by side, with two exceptions
     "calibration": CORE,
     "exporters": CORE,
@@ -117,7 +118,10 @@ MODEL_STEPS: tuple[frozenset[str], ...] = tuple(
 
 # Imported inside functions only. The onnx ones may stand at the top of files that do nothing else.
 ONNX = frozenset({"onnx", "onnx_ir", "onnxruntime", "onnxscript"})
-HEAVY = ONNX | {"openvino", "datasets", "matplotlib", "transformers", "accelerate", "torchmetrics", "seqeval"}
+HEAVY = ONNX | {
+    *("openvino", "datasets", "matplotlib", "transformers", "accelerate", "torchmetrics", "seqeval"),
+    *("tensorflow", "faiss"),
+}
 HEAVY_FOR_COMMANDS = HEAVY | {"torch"}
 
 

@@ -1,0 +1,106 @@
+"""What becomes of every tensor of a foreign checkpoint: where it went, or why it was left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qdq.errors import CheckpointError, describe_faults
+from qdq.models.architectures import construct
+from qdq.models.huggingface import load_weights, parameter_keys
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qdq.models.config import ModelConfig
+    from qdq.models.model import Model
+
+__all__ = ["Conversion", "Converted", "Mapped", "Skipped", "build_model"]
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A tensor of the source, and the names under which its values are in the result."""
+
+    name: str
+    shape: tuple[int, ...]
+    targets: tuple[str, ...]
+    how: str = ""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A tensor of the source that the result has not, and why."""
+
+    name: str
+    reason: str
+    shape: tuple[int, ...] | None = None
+
+
+@dataclass
+class Conversion:
+    """The report of a conversion, filled while it goes on.
+
+    Args:
+        source: what was converted, for messages.
+        format: ``megatron-lm``, ``tensorflow`` or ``pytorch-quantization``.
+    """
+
+    source: str
+    format: str
+    mapped: list[Mapped] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raise CheckpointError with all faults, if there are any."""
+        if self.faults:
+            raise CheckpointError(describe_faults(f"{self.source}: no {self.format} checkpoint we know", self.faults))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report for machines: every tensor once."""
+        mapped = [
+            {"name": m.name, "shape": list(m.shape), "targets": list(m.targets), **({"how": m.how} if m.how else {})}
+            for m in self.mapped
+        ]
+        skipped = [
+            {"name": s.name, **({} if s.shape is None else {"shape": list(s.shape)}), "reason": s.reason}
+            for s in self.skipped
+        ]
+        return {"source": self.source, "format": self.format, "mapped": mapped, "skipped": skipped, "notes": self.notes}
+
+    def reasons(self) -> Counter[str]:
+        """How many tensors were left out for each reason."""
+        return Counter(entry.reason for entry in self.skipped)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A model of ours, and the report about the tensors it was made of."""
+
+    model: Model
+    report: Conversion
+
+
+def build_model(config: ModelConfig, task: str, tensors: dict[str, Tensor], report: Conversion) -> Model:
+    """The model of a task with ``tensors`` under upstream's keys; those of other heads are reported as skipped.
+
+    Raises:
+        CheckpointError: tensors that the model needs are missing, or have another shape.
+    """
+    model = construct(config, task)
+    needed = {key for keys in parameter_keys(model).values() for key in keys}
+
+    def is_needed(key: str) -> bool:
+        return key in needed or key.partition(".")[2] in needed
+
+    report.skipped += [
+        Skipped(entry.name, f"a model of the task {task} has no place for it", entry.shape)
+        for entry in report.mapped
+        if not any(map(is_needed, entry.targets))
+    ]
+    report.mapped = [entry for entry in report.mapped if any(map(is_needed, entry.targets))]
+    load_weights(model, {key: tensor for key, tensor in tensors.items() if is_needed(key)}, source=report.source)
+    return model.eval()

@@ -1,0 +1,71 @@
+"""A checkpoint of a BERT that pytorch-quantization calibrated, whatever its ``config.json`` calls itself, to ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qdq.errors import ConfigError
+from qdq.interop.conversion import Conversion, Converted, Mapped, Skipped, build_model
+from qdq.interop.pytorch_quantization.checkpoint import is_quantizer_key, load_amax
+from qdq.interop.pytorch_quantization.places import places
+from qdq.models.architectures import FAMILIES, configure, task_of
+from qdq.models.huggingface import config_to_json, read_config, read_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["convert"]
+
+_BUFFERS = (".position_ids", "embeddings.token_type_ids")
+
+
+def convert(source: str | Path, *, task: str | None = None, overrides: Mapping[str, Any] | None = None) -> Converted:
+    """A quantized model of ours of the family ``qdqbert``; ranges that are not in the file are dynamic.
+
+    Args:
+        source: directory with ``config.json``, of BERT or QDQBERT, and weights with ``..._quantizer._amax`` among them.
+        task: of the model; by default what ``architectures`` says, of either family.
+        overrides: fields of the configuration that win over the file's.
+
+    Raises:
+        CheckpointError: damaged files, or tensors that are unknown, missing or of another shape.
+        ConfigError: a configuration that cannot be followed, or that is of another family.
+    """
+    path = Path(source)
+    given = read_config(path)
+    if given.model_type not in ("bert", "qdqbert"):
+        raise ConfigError(f"{path}: model_type is '{given.model_type}'; the toolkit's models are bert or qdqbert")
+    task = task or task_of(given)[0]
+    if task not in FAMILIES["qdqbert"].tasks:
+        raise ConfigError(
+            f"{path}: QDQBERT has no model for the task '{task}': name one ({', '.join(FAMILIES['qdqbert'].tasks)})"
+        )
+    values = {name: value for name, value in config_to_json(given, None).items() if name not in _OWN}
+    config = configure("qdqbert", **{**values, "pad_token_id": given.pad_token_id, **(overrides or {})})
+
+    report = Conversion(str(path), "pytorch-quantization")
+    tensors = read_tensors(path)
+    weights = {}
+    for name, tensor in tensors.items():
+        shape = tuple(tensor.shape)
+        if name.endswith(_BUFFERS):
+            report.skipped.append(Skipped(name, "a buffer of old releases, no weight", shape))
+        elif not is_quantizer_key(name):
+            weights[name] = tensor
+            report.mapped.append(Mapped(name, shape, (name,)))
+    model = build_model(config, task, weights, report)
+    load_amax(model, {name: tensor for name, tensor in tensors.items() if is_quantizer_key(name)}, source=str(path))
+    slots = {f"{name}._amax": str(slot) for slot, name in places(model).items()}
+    for name, tensor in tensors.items():
+        if is_quantizer_key(name):
+            slot = slots[name.removeprefix("bert.")]
+            report.mapped.append(Mapped(name, tuple(tensor.shape), (slot,), "range of a slot"))
+    dynamic = len(slots) - sum(is_quantizer_key(name) for name in tensors)
+    if dynamic:
+        report.notes.append(f"{dynamic} of {len(slots)} quantizers have no range in the file: theirs are dynamic")
+    return Converted(model, report)
+
+
+# What says which family and class the model is.
+_OWN = ("model_type", "architectures")

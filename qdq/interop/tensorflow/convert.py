@@ -1,0 +1,166 @@
+"""A checkpoint of TensorFlow to a model of ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qdq.errors import CheckpointError, ConfigError, describe_faults
+from qdq.interop.conversion import Conversion, Converted, Mapped, Skipped, build_model
+from qdq.interop.tensorflow.names import NOT_A_WEIGHT, key_of, needs_transposing
+from qdq.interop.tensorflow.reader import checkpoint_prefix, read_variables
+from qdq.models.architectures import FAMILIES, configure, family_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from numpy.typing import NDArray
+
+__all__ = ["convert", "from_variables"]
+
+_CONFIGS = ("config.json", "bert_config.json", "albert_config.json")
+
+
+def convert(
+    source: str | Path,
+    *,
+    config: str | Path | None = None,
+    model_type: str | None = None,
+    task: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Converted:
+    """Our model of a checkpoint of TensorFlow.
+
+    Args:
+        source: prefix of the checkpoint's files, one of them, or a directory with one checkpoint.
+        config: JSON with the sizes; by default the config.json, bert_config.json or albert_config.json beside it.
+        model_type: the family; by default what the configuration says, else albert where it has ALBERT's fields, else
+            bert.
+        task: of the model; by default the one that uses all heads there are.
+        overrides: fields of the configuration that win over the file's.
+
+    Raises:
+        CheckpointError: a damaged checkpoint, or variables that are unknown, missing or of another shape.
+        ConfigError: no configuration, or one that cannot be followed.
+        MissingPackageError: TensorFlow is not installed.
+    """
+    prefix = checkpoint_prefix(source)
+    values = _read_config(prefix.parent if config is None else Path(config))
+    said = model_type or values.pop("model_type", None) or ("albert" if "embedding_size" in values else "bert")
+    values.pop("model_type", None)
+    values |= overrides or {}
+    family_of(said)  # a name that is unknown is better told before a large file is read
+    return from_variables(read_variables(prefix), said, values, task=task, source=str(prefix))
+
+
+def _read_config(place: Path) -> dict[str, Any]:
+    if place.is_dir():
+        found = [place / name for name in _CONFIGS if (place / name).is_file()]
+        if not found:
+            raise ConfigError(
+                f"{place}: none of {', '.join(_CONFIGS)} is there: name the configuration (--config FILE)"
+            )
+        place = found[0]
+    try:
+        values = json.loads(place.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{place}: no such file") from error
+    except ValueError as error:
+        raise ConfigError(f"{place}: not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{place}: must hold a JSON object, not a {type(values).__name__}")
+    return values
+
+
+def from_variables(
+    variables: Mapping[str, NDArray[Any]],
+    model_type: str,
+    values: Mapping[str, Any],
+    *,
+    task: str | None = None,
+    source: str = "checkpoint",
+) -> Converted:
+    """Our model of variables that have been read.
+
+    Args:
+        variables: by TensorFlow's names.
+        model_type: the family.
+        values: of the configuration, under upstream's names.
+        task: of the model; by default the one that uses all heads there are.
+        source: what messages call the checkpoint.
+
+    Raises:
+        CheckpointError: variables that are unknown, missing or of another shape.
+        ConfigError: values that cannot be followed, or a family that TensorFlow's names are not known for.
+    """
+    if model_type == "roberta-prelayernorm":
+        raise ConfigError("there are no TensorFlow checkpoints of roberta-prelayernorm")
+    report = Conversion(source, "tensorflow")
+    task = task or _task(variables.keys(), model_type)
+    if task not in family_of(model_type).tasks:
+        raise ConfigError(f"task is '{task}', '{model_type}' has {', '.join(family_of(model_type).tasks)}")
+    if task in ("sequence-classification", "token-classification") and "output_weights" in variables:
+        values = {"num_labels": len(variables["output_weights"]), **values}
+    config = configure(model_type, **values)
+
+    elsewhere = [other for other in family_of(model_type).tasks if other != task]
+    state: dict[str, torch.Tensor] = {}
+    for name, array in variables.items():
+        shape = tuple(array.shape)
+        if NOT_A_WEIGHT & {*name.split("/")}:
+            report.skipped.append(Skipped(name, "state of the optimizer, no weight", shape))
+            continue
+        key = key_of(name, model_type, task)
+        if key is None:
+            if any(key_of(name, model_type, other) is not None for other in elsewhere):
+                report.skipped.append(Skipped(name, "of another part of the model: choose it by the task", shape))
+            else:
+                report.faults.append(f"{name} is unknown")
+        elif key in state:
+            report.faults.append(f"{name} would be {key}, which another variable is")
+        elif array.dtype.kind != "f":
+            report.faults.append(f"{name} is {array.dtype}, must be floating point")
+        else:
+            turned = needs_transposing(name)
+            # A copy: TensorFlow keeps its own memory, and a transposed array is not contiguous.
+            state[key] = torch.tensor(array.T.copy() if turned else array)
+            report.mapped.append(Mapped(name, shape, (key,), "transposed" if turned else ""))
+    report.check()
+    _refuse_unknown(report, model_type)
+    return Converted(build_model(config, task, state, report), report)
+
+
+def _task(names: Collection[str], model_type: str) -> str:
+    """The task that uses all heads there are."""
+
+    def has(beginning: str) -> bool:
+        return any(name.startswith((beginning, f"module/{beginning}")) for name in names)
+
+    if model_type == "realm":
+        return "question-answering" if has("reader/") else "retrieval" if has("module/module/") else "masked-lm"
+    if has("cls/squad/"):
+        return "question-answering"
+    if has("cls/predictions/"):
+        both = has("cls/seq_relationship/") and "pre-training" in FAMILIES[model_type].tasks
+        return "pre-training" if both else "masked-lm"
+    if "output_weights" in names:
+        return "sequence-classification"
+    return "next-sentence" if has("cls/seq_relationship/") and model_type != "albert" else "feature-extraction"
+
+
+def _refuse_unknown(report: Conversion, model_type: str) -> None:
+    """Every key must be one that some model of the family has, in some layer."""
+    family = family_of(model_type)
+    known = {*family.keys.values()} | {key for task in family.tasks.values() for key in task.keys.values()}
+
+    def is_known(key: str) -> bool:
+        parts = key.removeprefix(f"{family.prefix}.").split(".")
+        template = ".".join("{}" if part.isdigit() else part for part in parts)
+        return template in known or template.rpartition(".")[0] in known
+
+    unknown = [f"{entry.name} is unknown" for entry in report.mapped if not is_known(entry.targets[0])]
+    if unknown:
+        raise CheckpointError(describe_faults(f"{report.source}: no {report.format} checkpoint we know", unknown))
