@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qdq.functional import fake_quantize, grid
+from qdq.functional import grid, rounded
 from qdq.quantizer import Range
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def clipped_range(
     for share in SHARES:
         range_ = whole if share == 1 else _of_tokens(x, share, whole)
         bounds = range_.bounds(symmetric=spec.symmetric)
-        error = fake_quantize(x, *grid(*bounds, spec), qmin=spec.qmin, qmax=spec.qmax) - wanted
+        error = rounded(x, *grid(*bounds, spec), spec) - wanted
         if centred:
             error -= error.mean(0)
         power = sum(float((error @ weight.T).double().square().sum()) for weight in weights)

@@ -153,6 +153,7 @@ class HistogramCollector(MinMaxCollector):
     def __init__(self, mask: TokenMask, half: int = 2048) -> None:
         super().__init__(mask)
         self.half = half
+        self._index = torch.int16 if half <= 2**14 else torch.int32  # what holds the number of a bin
         self.counts = torch.zeros(2 * half - 1, dtype=torch.int64)
         self.width = 0.0
 
@@ -176,15 +177,19 @@ class HistogramCollector(MinMaxCollector):
 
     def _look_at(self, x: Tensor) -> Finding:
         lower, upper, count = math.inf, -math.inf, 0
-        counts, width = torch.zeros_like(self.counts), self.width  # in bins of this size at least it will be added
+        counts, width = None, self.width  # in bins of this size at least it will be added
         for part in self._mask.parts(x):
             lower, upper = _wider(lower, upper, *_extremes(part))
             count += part.numel()
             amax = max(upper, -lower)
             if math.isfinite(lower) and math.isfinite(upper):
-                counts, width = _widened(counts, width, self._needed(amax))
-                counts += self._bins(part, width)
-        return Finding(lower, upper, count, width, counts)
+                if counts is None:
+                    width = max(width, self._needed(amax))
+                    counts = self._bins(part, width)
+                else:
+                    counts, width = _widened(counts, width, self._needed(amax))
+                    counts += self._bins(part, width)
+        return Finding(lower, upper, count, width, torch.zeros_like(self.counts) if counts is None else counts)
 
     def _bins(self, part: Tensor, width: float) -> Tensor:
         """How many values of ``part`` each bin gets; none lies outside."""
@@ -193,7 +198,9 @@ class HistogramCollector(MinMaxCollector):
             counts[self.half - 1] = part.numel()
             return counts
         # A product with a power of two is exact, or too small for the next bin either way; `to` cuts towards zero.
-        index = (part.float() * (1.0 / width)).to(torch.int32).add_(self.half - 1)
+        scratch, count = self._mask.scratch, part.numel()
+        scaled = torch.mul(part, 1.0 / width, out=scratch.take("scaled", count, part, torch.float32))
+        index = scratch.take("index", count, part, self._index).copy_(scaled).add_(self.half - 1)
         return torch.bincount(index, minlength=2 * self.half - 1).cpu()
 
     def _add(self, found: Finding) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from calibration.collectors import Collector, HistogramCollector, MinMaxCollector
-from calibration.noise import quietest_bounds
+from calibration.noise import quietest_amax, quietest_bounds
 from calibration.rules import entropy_amax, mse_amax
 from qdq.errors import CalibrationError
 from qdq.quantizer import Range
@@ -110,7 +110,8 @@ class Mse(OnHistogram):
     """The range with the least squared error of quantization.
 
     Symmetric ranges follow the rule of pytorch-quantization (:func:`calibration.rules.mse_amax`), affine ones a search
-    over both ends (:func:`calibration.noise.quietest_bounds`).
+    over both ends (:func:`calibration.noise.quietest_bounds`), float8 one over its end
+    (:func:`calibration.noise.quietest_amax`).
     """
 
     name = "mse"
@@ -120,7 +121,10 @@ class Mse(OnHistogram):
         if is_a_point(collector):
             return Max().range(collector)
         spec = spec or QuantSpec()
-        amax = mse_amax(*_magnitudes(collector), bits=spec.bits, unsigned=spec.starts_at_zero)
+        if spec.is_float8:
+            amax = quietest_amax(collector, spec)
+        else:
+            amax = mse_amax(*_magnitudes(collector), bits=spec.bits, unsigned=spec.starts_at_zero)
         return Range(*quietest_bounds(collector, spec), torch.tensor(min(amax, collector.amax)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,16 +137,16 @@ class Entropy(OnHistogram):
     """The range that loses the least information: the least Kullback-Leibler divergence.
 
     For magnitudes as pytorch-quantization has it (:func:`calibration.rules.entropy_amax`); an affine range is what was
-    seen, cut at that magnitude on both sides.
+    seen, cut at that magnitude on both sides. The rule counts the steps of integers: of float8, nothing is cut.
     """
 
     name = "entropy"
 
     def range(self, collector: HistogramCollector, spec: QuantSpec | None = None) -> Range:
         """Never outside what was seen; not finite if that was not."""
-        if is_a_point(collector):
-            return Max().range(collector)
         spec = spec or QuantSpec()
+        if is_a_point(collector) or spec.is_float8:
+            return Max().range(collector)
         cut = entropy_amax(*_magnitudes(collector), bits=spec.bits, unsigned=spec.starts_at_zero)
         amax = min(cut, collector.amax)
         lower, upper = collector.lower.clamp(min=-amax), collector.upper.clamp(max=amax)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from calibration.collectors import HistogramCollector
     from qdq.quantizer import Range
 
-__all__ = ["decibels", "noise_ratio", "quietest_bounds", "share_outside"]
+__all__ = ["decibels", "noise_ratio", "quietest_amax", "quietest_bounds", "share_outside"]
 
 _SPEC = QuantSpec()  # of slots that stay float: what they would most likely have
 _FINER = 1 + 1e-9  # a smaller range has to be better by more than rounding
@@ -62,6 +62,17 @@ def quietest_bounds(collector: HistogramCollector, spec: QuantSpec) -> tuple[Ten
     return lower.float(), upper.float()
 
 
+def quietest_amax(collector: HistogramCollector, spec: QuantSpec) -> float:
+    """The symmetric range with the least noise, among steps between all and a sixteenth of what was seen; the widest of
+    those that are as good. Arguments as in :func:`quietest_bounds`, with a symmetric spec.
+    """
+    values, counts = _filled(collector)
+    tried = float(collector.amax) * torch.linspace(1, 1 / 16, 121, dtype=torch.float64)
+    noise = _noise(values, counts, -tried, tried, spec)
+    good = noise <= noise.min() * _FINER
+    return float(tried[int(good.nonzero()[0])])
+
+
 def share_outside(collector: HistogramCollector, range_: Range, *, symmetric: bool) -> float:
     """The share of values beyond a range, those of a bin spread evenly over it; 0 to 1."""
     lower, upper = range_.bounds(symmetric=symmetric)
@@ -92,6 +103,9 @@ def _noise(values: Tensor, counts: Tensor, lowers: Tensor, uppers: Tensor, spec:
     """The sum of squared errors for each pair of bounds, ``(pairs,)``."""
     scale, zero = functional.grid(lowers, uppers, spec)
     step, zero = scale.double()[:, None], zero.double()[:, None]
+    if spec.is_float8:
+        rounded = functional.quantize_float8((values / step).float(), torch.ones(()))
+        return rounded.double().mul_(step).sub_(values).square_() @ counts
     error = (
         torch.minimum(torch.maximum((values / step).round_(), spec.qmin - zero), spec.qmax - zero)
         .mul_(step)

@@ -192,7 +192,7 @@ class _Refiner:
         """Choose the rounding of the weight; what bias correction will take care of, the mean, does not count."""
         quantizer = linear.weight_quantizer
         spec = quantizer.spec
-        if spec is None or spec.dynamic:
+        if spec is None or spec.dynamic or spec.is_float8:  # of float8, every weight keeps its nearest number
             return
         hessian = moments.products
         if self.corrects:

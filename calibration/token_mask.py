@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from calibration.counted import Counted
+from calibration.scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 __all__ = ["TokenMask"]
 
-_AT_ONCE = 2**17  # values that fit a cache, and bound the memory for what is computed from them
+_AT_ONCE = 2**19  # values that fit a cache, and bound the memory for what is computed from them
 
 
 class TokenMask:
@@ -26,10 +27,12 @@ class TokenMask:
 
     Attributes:
         counted: what the collectors found in the tensors of this batch.
+        scratch: where they compute.
     """
 
     def __init__(self, *, keys: bool = False) -> None:
         self.counted = Counted()
+        self.scratch = Scratch()
         self._keys = keys
         self._mask: Tensor | None = None
         self._rows = torch.empty(0, dtype=torch.long)
@@ -63,7 +66,7 @@ class TokenMask:
     def parts(self, x: Tensor) -> Iterator[Tensor]:
         """What :meth:`select` gives, flat and in any order, in parts of a size that is quickly gone through.
 
-        None is empty.
+        None is empty, and each is good until the next is asked for: they share memory.
         """
         match self._case(x):
             case 1 | 2:
@@ -88,8 +91,10 @@ class TokenMask:
         if at_once not in self._chunks:
             self._chunks[at_once] = torch.split(self._rows, at_once)
         for rows in self._chunks[at_once]:
-            if rows.shape[0] * width:
-                yield tokens.index_select(0, rows).reshape(-1)
+            if count := rows.shape[0] * width:
+                selected = self.scratch.take("selected", count, tokens)
+                torch.index_select(tokens, 0, rows, out=selected.view(rows.shape[0], *tokens.shape[1:]))
+                yield selected
 
     def _between_tokens(self, x: Tensor) -> Tensor:
         """What tokens say to tokens, of ``(batch, heads, seq, seq)``, flat."""

@@ -1,6 +1,6 @@
 """Calibration side by side with pytorch-quantization: collecting against the float forward, and choosing ranges.
 
-    python tools/bench_calibration.py MODEL_DIR [--samples 64] [--rounds 3] [--threads 1]
+    python tools/bench_calibration.py MODEL_DIR [--samples 64] [--rounds 3] [--threads 1] [--batch-size 8]
 
 Both run the same model, ours with the preset `linear`: every linear layer's input has a histogram. Ours also keeps
 those of the slots that stay float (attention's products, residual additions); theirs has only the linear layers', those
@@ -38,10 +38,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--library", choices=LIBRARIES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.library:
-        print(json.dumps(measure(options.library, options.model_dir, options.samples, options.threads)))
+        print(json.dumps(measure(options)))
         return
     found: dict[str, list[dict[str, float]]] = {name: [] for name in LIBRARIES}
     for _ in range(options.rounds):
@@ -57,17 +58,18 @@ def main() -> None:
         )
 
 
-def measure(library: str, model_dir: Path, samples: int, threads: int) -> dict[str, float]:
+def measure(options: argparse.Namespace) -> dict[str, float]:
     """What one library takes, in processor seconds."""
     import torch
 
     import qdq
     from qdq.data.text import sample_text
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options.threads)
+    library, model_dir = options.library, options.model_dir
     tokenizer = qdq.load_tokenizer(model_dir)
-    texts = islice(qdq.read_samples(sample_text("calibration")), samples)
-    batches = list(qdq.encode_batches(texts, tokenizer, batch_size=8, seq_len=128))
+    texts = islice(qdq.read_samples(sample_text("calibration")), options.samples)
+    batches = list(qdq.encode_batches(texts, tokenizer, batch_size=options.batch_size, seq_len=128))
     float_model = qdq.load(model_dir).eval()
     collect, choose, histograms = (ours if library == "qdq" else theirs)(model_dir)
 
