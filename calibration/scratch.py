@@ -13,13 +13,13 @@ __all__ = ["Scratch"]
 
 
 class Scratch:
-    """A buffer per purpose, overwritten by each part: it stays in the processor's cache, where a new one would not be."""
+    """A buffer per purpose, overwritten by each part: it stays in the processor's cache."""
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
     def take(self, purpose: str, count: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """``(count,)`` elements of any value, on the device of ``like``; what was taken before for it is overwritten."""
+        """``(count,)`` elements of any value, where ``like`` is; what was taken before for this purpose is overwritten."""
         key = purpose, like.device, dtype or like.dtype
         held = self._held.get(key)
         if held is None or held.shape[0] < count:
