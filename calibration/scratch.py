@@ -19,7 +19,7 @@ class Scratch:
         self._held: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
     def take(self, purpose: str, count: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """``(count,)`` elements of any value, where ``like`` is; what was taken before for this purpose is overwritten."""
+        """``(count,)`` elements where ``like`` is, of any value; what was taken for this purpose before is gone."""
         key = purpose, like.device, dtype or like.dtype
         held = self._held.get(key)
         if held is None or held.shape[0] < count:
