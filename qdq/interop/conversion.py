@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import CheckpointError, describe_faults
-from qdq.models.architectures import construct
+from qdq.models.architectures import construct, family_of
 from qdq.models.huggingface import load_weights, parameter_keys
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from qdq.models.config import ModelConfig
+    from qdq.models.family import Family
     from qdq.models.model import Model
 
 __all__ = ["Conversion", "Converted", "Mapped", "Skipped", "build_model"]
@@ -88,7 +89,8 @@ def build_model(config: ModelConfig, task: str, tensors: dict[str, Tensor], repo
     """The model of a task with ``tensors`` under upstream's keys; those of other heads are reported as skipped.
 
     Raises:
-        CheckpointError: tensors that the model needs are missing, or have another shape.
+        CheckpointError: tensors that no model of the family has; or that this one needs and that are missing, or have
+            another shape.
     """
     model = construct(config, task)
     needed = {key for keys in parameter_keys(model).values() for key in keys}
@@ -96,11 +98,25 @@ def build_model(config: ModelConfig, task: str, tensors: dict[str, Tensor], repo
     def is_needed(key: str) -> bool:
         return key in needed or key.partition(".")[2] in needed
 
-    report.skipped += [
-        Skipped(entry.name, f"a model of the task {task} has no place for it", entry.shape)
-        for entry in report.mapped
-        if not any(map(is_needed, entry.targets))
-    ]
-    report.mapped = [entry for entry in report.mapped if any(map(is_needed, entry.targets))]
+    kept = []
+    for entry in report.mapped:
+        if any(map(is_needed, entry.targets)):
+            kept.append(entry)
+        elif any(_is_of_family(key, family_of(config.model_type)) for key in entry.targets):
+            reason = f"a model of the task {task} has no place for it"
+            report.skipped.append(Skipped(entry.name, reason, entry.shape))
+        else:
+            report.faults.append(f"{entry.name} is unknown")
+    report.check()
+    report.mapped = kept
     load_weights(model, {key: tensor for key, tensor in tensors.items() if is_needed(key)}, source=report.source)
     return model.eval()
+
+
+def _is_of_family(key: str, family: Family) -> bool:
+    """Whether some model of the family has this key, in some layer."""
+    known = {*family.keys.values()} | {name for task in family.tasks.values() for name in task.keys.values()}
+    parts = key.removeprefix(f"{family.prefix}.").split(".")
+    template = ".".join("{}" if part.isdigit() else part for part in parts)
+    # The bias of a language model's head is under its own name and under that of its linear layer.
+    return template in known or template.rpartition(".")[0] in known

@@ -224,7 +224,7 @@ def _misfit(quantizer: Quantizer, expected: QuantSpec, *, is_place: bool) -> str
     if not quantizer.is_calibrated:
         return "is not calibrated"
     wanted = (expected.bits, expected.signed, expected.narrow_range)
-    if not spec.symmetric or spec.middle or (spec.bits, spec.signed, spec.narrow_range) != wanted:
+    if spec.is_float8 or not spec.symmetric or spec.middle or (spec.bits, spec.signed, spec.narrow_range) != wanted:
         return f"is {spec}, its reader has {expected}"
     dynamic_axis = spec.dynamic and spec.granularity != expected.granularity
     if spec.learned_scale or dynamic_axis or not isinstance(spec.granularity, PerTensor | PerAxis):

@@ -303,6 +303,8 @@ def _inexpressible(ours: Quantizer, spec: QuantSpec, weight: Tensor | None) -> l
     faults = []
     if not spec.symmetric or spec.middle:
         faults.append(f"{spec}: pytorch-quantization knows symmetric ranges around a zero point of 0")
+    if spec.is_float8:
+        faults.append(f"{spec}: integers alone are exchanged with pytorch-quantization")
     if not isinstance(spec.granularity, PerTensor | PerAxis):
         faults.append(f"{spec}: pytorch-quantization has no granularity {spec.granularity}")
     if spec.learned_scale:

@@ -1,8 +1,6 @@
 """Checkpoints of TensorFlow (Google's BERT, ALBERT and REALM) to models of ours.
 
-Files are read by TensorFlow itself (the extra ``tensorflow``); what its names mean is in ``names``.
+convert.convert("model.ckpt")          a file, read by TensorFlow itself (the extra ``tensorflow``)
+convert.from_variables(arrays, ...)    what has been read
+reader.read_variables("model.ckpt")    needs nothing of ours but this file, and no torch
 """
-
-from qdq.interop.tensorflow.convert import convert, from_variables
-
-__all__ = ["convert", "from_variables"]

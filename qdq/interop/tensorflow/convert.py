@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qdq.errors import CheckpointError, ConfigError, describe_faults
+from qdq.errors import ConfigError
 from qdq.interop.conversion import Conversion, Converted, Mapped, Skipped, build_model
 from qdq.interop.tensorflow.names import NOT_A_WEIGHT, key_of, needs_transposing
 from qdq.interop.tensorflow.reader import checkpoint_prefix, read_variables
@@ -129,7 +129,6 @@ def from_variables(
             state[key] = torch.tensor(array.T.copy() if turned else array)
             report.mapped.append(Mapped(name, shape, (key,), "transposed" if turned else ""))
     report.check()
-    _refuse_unknown(report, model_type)
     return Converted(build_model(config, task, state, report), report)
 
 
@@ -149,18 +148,3 @@ def _task(names: Collection[str], model_type: str) -> str:
     if "output_weights" in names:
         return "sequence-classification"
     return "next-sentence" if has("cls/seq_relationship/") and model_type != "albert" else "feature-extraction"
-
-
-def _refuse_unknown(report: Conversion, model_type: str) -> None:
-    """Every key must be one that some model of the family has, in some layer."""
-    family = family_of(model_type)
-    known = {*family.keys.values()} | {key for task in family.tasks.values() for key in task.keys.values()}
-
-    def is_known(key: str) -> bool:
-        parts = key.removeprefix(f"{family.prefix}.").split(".")
-        template = ".".join("{}" if part.isdigit() else part for part in parts)
-        return template in known or template.rpartition(".")[0] in known
-
-    unknown = [f"{entry.name} is unknown" for entry in report.mapped if not is_known(entry.targets[0])]
-    if unknown:
-        raise CheckpointError(describe_faults(f"{report.source}: no {report.format} checkpoint we know", unknown))

@@ -1,0 +1,93 @@
+"""``qdq generate``: how a causal language model continues texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
+
+if TYPE_CHECKING:
+    from qdq.generation import Decoder
+
+__all__ = ["generate"]
+
+
+@command
+def generate(
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to continue.")],
+    model: Annotated[
+        Path,
+        typer.Option("--model", "-m", metavar="DIR", help="A causal LM: a checkpoint, or an export with --cache step."),
+    ],
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="The most tokens to add.", min=1)] = 20,
+    num_beams: Annotated[int, typer.Option(metavar="N", help="Texts to follow at a time; 1 is greedy.", min=1)] = 1,
+    length_penalty: Annotated[
+        float, typer.Option(metavar="X", help="Of beam search: above 0 for longer texts, below for shorter ones.")
+    ] = 1.0,
+    early_stopping: Annotated[
+        bool, typer.Option("--early-stopping", metavar="", help="End when there are as many texts as beams.")
+    ] = False,
+    num_return_sequences: Annotated[int, typer.Option(metavar="N", help="Texts to show for each.", min=1)] = 1,
+    json: JsonOption = False,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+    seed: SeedOption = 0,  # noqa: ARG001 (nothing is drawn)
+) -> None:
+    """Continue texts with a causal language model, greedily or with beam search.
+
+    Example: qdq generate -m causal-lm/ "the cat sat on" --num-beams 4
+    """
+    session = Session(json=json, verbose=verbose, quiet=quiet)
+    import torch
+
+    from qdq.data.tokenize import load_tokenizer
+    from qdq.errors import DataError
+    from qdq.generation import GenerationSettings, visible_tokens
+    from qdq.generation import generate as run
+
+    settings = GenerationSettings(
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
+        num_return_sequences=num_return_sequences,
+    )
+    with session.progress("loading"):
+        decoder, tokenizer = _decoder(model), load_tokenizer(model)
+    rows = []
+    for text in texts:
+        encoding = tokenizer.encode(text)
+        # The token that ends a text would be the end of what is to be continued.
+        ends = next((n for n in range(len(encoding.ids), 0, -1) if not encoding.special_tokens_mask[n - 1]), 0)
+        if not ends:
+            raise DataError(f"nothing to continue in {text!r}")
+        rows.append(encoding.ids[:ends])
+    longest = max(map(len, rows))
+    pad = decoder.config.pad_token_id or 0
+    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    with session.progress("generating"):
+        found = run(decoder, ids, mask, settings=settings).tolist()
+    end = decoder.config.eos_token_id
+    results: list[dict[str, Any]] = []
+    for place, text in enumerate(texts):
+        own = found[place * num_return_sequences : (place + 1) * num_return_sequences]
+        added = [visible_tokens(row, longest, () if end is None else (end,)) for row in own]
+        shown = [tokenizer.decode(rows[place] + tokens) for tokens in added]
+        results.append({"text": text, "continued": shown, "added_ids": added})
+    session.result({"model": model, "results": results}, *(line for entry in results for line in entry["continued"]))
+
+
+def _decoder(model: Path) -> Decoder:
+    from exporters.folder import EXPORT_FILE, MODEL_FILE
+    from exporters.runners import OnnxRuntimeRunner
+    from qdq.checkpoint import load
+    from qdq.generation import RunnerDecoder, TorchDecoder
+    from qdq.models.huggingface import read_config
+
+    if (model / EXPORT_FILE).is_file():
+        return RunnerDecoder(OnnxRuntimeRunner(model / MODEL_FILE), read_config(model))
+    return TorchDecoder(load(model))

@@ -1,0 +1,178 @@
+"""``qdq realm``: an index of blocks, and answers from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
+from qdq.cli.tables import new_table
+
+if TYPE_CHECKING:
+    from qdq.retrieval.embedding import TextEmbedder
+
+__all__ = ["answer", "app", "index"]
+
+app = typer.Typer(help="Open question answering with REALM: index blocks of text, ask questions.", no_args_is_help=True)
+
+
+@app.command()
+@command
+def index(
+    model: Annotated[
+        Path,
+        typer.Option(
+            "--model", "-m", metavar="DIR", help="The embedder: a checkpoint, float or quantized, or an export of it."
+        ),
+    ],
+    records: Annotated[
+        str, typer.Option(metavar="FILE", help="The blocks: .jsonl, .parquet, .txt, ...; or upstream's .npy.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="INDEX", help="Directory to write.")],
+    column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the text; text, block, ... if not given.")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", metavar="", help="Read .npy, which may run code of its maker.")
+    ] = False,
+    faiss: Annotated[
+        list[str] | None, typer.Option(metavar="flat|int8", help="An index of FAISS beside; repeatable.")
+    ] = None,
+    seq_len: Annotated[
+        int | None,
+        typer.Option(metavar="L", help="Tokens of a block; the reader's room if not given.", min=3),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="B", help="Blocks in a batch.", min=1)] = 32,
+    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads of the computation.", min=1)] = None,
+    no_resume: Annotated[
+        bool, typer.Option("--no-resume", metavar="", help="Begin anew where an earlier run was interrupted.")
+    ] = False,
+    json: JsonOption = False,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+    seed: SeedOption = 0,  # noqa: ARG001 (an index has nothing random)
+) -> None:
+    """Embed blocks of text for `qdq realm answer`. Interrupted, it goes on where it was.
+
+    Several processes share the work: torchrun --nproc-per-node 4 -m qdq realm index ...
+    Example: qdq realm index -m embedder/ --records blocks.jsonl -o blocks.index
+    """
+    session = Session(json=json, verbose=verbose, quiet=quiet)
+    from qdq.retrieval.index import Shard, build_index, digest_of
+    from qdq.retrieval.records import read_texts
+
+    shard = Shard.of_torchrun()
+    embed, length = _embedder(model, seq_len=seq_len, batch_size=batch_size, threads=threads)
+    about = {
+        "records": str(records),
+        "records_bytes": Path(records).stat().st_size if Path(records).is_file() else None,
+        "column": column,
+        "model": str(model),
+        "model_digest": digest_of(model),
+        "seq_len": length,
+    }
+    with session.progress("embedding", total=1) as advance:
+        count = build_index(
+            embed,
+            lambda: read_texts(records, column=column, allow_pickle=allow_pickle),
+            output,
+            about=about,
+            faiss=faiss or (),
+            batch=8 * batch_size,
+            shard=shard,
+            resume=not no_resume,
+            progress=lambda done, total: advance(done, f"embedding part {shard.rank + 1} of {shard.world}", total),
+        )
+    if shard.rank:
+        return
+    document = {"output": output, "blocks": count, "width": embed.width, "seq_len": length, "faiss": faiss or []}
+    session.result(document, f"{output}: {count:,} blocks, {embed.width} numbers each")
+
+
+@app.command()
+@command
+def answer(
+    questions: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="What to ask; several are answered.")],
+    model: Annotated[
+        Path,
+        typer.Option("--model", "-m", metavar="DIR", help="RealmForOpenQA's, or embedder/ and reader/."),
+    ],
+    index_folder: Annotated[Path, typer.Option("--index", metavar="INDEX", help="Made by qdq realm index.")],
+    reader: Annotated[Path | None, typer.Option(metavar="DIR", help="Another checkpoint for the reader.")] = None,
+    searcher: Annotated[
+        str, typer.Option(metavar="exact|flat|int8", help="Who finds blocks; flat and int8 are FAISS's.")
+    ] = "exact",
+    top_k: Annotated[int, typer.Option(metavar="K", help="Answers, from a block each.", min=1)] = 1,
+    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads of the computation.", min=1)] = None,
+    json: JsonOption = False,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+    seed: SeedOption = 0,  # noqa: ARG001 (an answer has nothing random)
+) -> None:
+    """Answer questions from an index of blocks.
+
+    Example: qdq realm answer -m openqa/ --index blocks.index "Who invented the telephone?"
+    """
+    session = Session(json=json, verbose=verbose, quiet=quiet)
+    from dataclasses import asdict
+
+    from qdq.errors import DataError
+    from qdq.retrieval.index import Index
+    from qdq.retrieval.open_qa import load
+
+    if any(not question.strip() for question in questions):
+        raise DataError("the question is empty")
+    _set_threads(threads)
+    with session.progress("loading"):
+        opened = Index(index_folder)
+        answering = load(model, opened.records, opened.searcher(searcher), reader=reader)
+    found = []
+    with session.progress("answering", total=len(questions)) as advance:
+        for number, question in enumerate(questions, start=1):
+            found.append(
+                {"question": question, "answers": [asdict(a) for a in answering.answer(question, top_k=top_k)]}
+            )
+            advance(number)
+    table = new_table("question", "answer", "score", "block", words=2)
+    for entry in found:
+        for place, given in enumerate(entry["answers"]):
+            table.add_row(
+                "" if place else entry["question"], given["text"], f"{given['score']:.3f}", str(given["block"])
+            )
+    best = found[0]["answers"][0]
+    shown: list[Any] = [table]
+    if len(found) == 1:
+        shown.append(f"block {best['block']}: {best['context']}")
+    session.result({"model": model, "index": index_folder, "results": found}, *shown)
+
+
+def _embedder(model: Path, *, seq_len: int | None, batch_size: int, threads: int | None) -> tuple[TextEmbedder, int]:
+    """Who makes vectors: a checkpoint in torch, or an exported file in ONNX Runtime; and the length of its texts."""
+    from exporters.folder import EXPORT_FILE, MODEL_FILE
+    from exporters.runners import OnnxRuntimeRunner
+    from qdq.data.tokenize import load_tokenizer
+    from qdq.models.huggingface import read_config
+    from qdq.retrieval.embedding import TextEmbedder, torch_runner
+    from qdq.retrieval.open_qa import load_part
+
+    _set_threads(threads)
+    folder = model / "embedder" if (model / "embedder" / "config.json").is_file() else model
+    config = read_config(folder)
+    run: Any
+    if (folder / EXPORT_FILE).is_file():
+        run = OnnxRuntimeRunner(folder / MODEL_FILE, threads=threads)
+    else:
+        run = torch_runner(load_part(model, "retrieval"))
+    # What is left of the reader's row beside a question: 288 of 320 in the published models.
+    length = seq_len or min(config.max_position_embeddings, max(3, config.reader_seq_len - 32))
+    length = min(length, config.max_position_embeddings)
+    return TextEmbedder(run, load_tokenizer(folder), max_length=length, batch_size=batch_size), length
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)

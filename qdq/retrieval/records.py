@@ -1,0 +1,136 @@
+"""Texts of blocks: millions of them, on disk, one looked up at a time.
+
+Two files: ``texts.bin``, UTF-8 one behind the other, and ``offsets.bin``, int64 numbers in little endian: where each
+begins, and where the last one ends.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qdq.data.faults import Faults
+from qdq.data.source import open_source
+from qdq.errors import CheckpointError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from qdq.data.source import SourceLike
+
+__all__ = ["COLUMNS", "OFFSETS_FILE", "TEXTS_FILE", "Records", "read_texts", "write_records"]
+
+TEXTS_FILE = "texts.bin"
+OFFSETS_FILE = "offsets.bin"
+COLUMNS = ("text", "block", "passage", "context", "paragraph", "document", "sentence")
+"""Names that the text of a record may have."""
+
+_OFFSET = np.dtype("<i8")
+
+
+class Records:
+    """The texts that :func:`write_records` wrote, mapped from the disk.
+
+    Raises:
+        CheckpointError: files that are missing or do not belong together.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        try:
+            self._offsets = np.memmap(folder / OFFSETS_FILE, dtype=_OFFSET, mode="r")
+            texts = folder / TEXTS_FILE
+            self._texts = np.memmap(texts, dtype=np.uint8, mode="r") if texts.stat().st_size else np.zeros(0, np.uint8)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder}: no records, or damaged ones ({error})") from error
+        self._name = str(folder)
+        if len(self._offsets) < 1 or self._offsets[-1] != len(self._texts) or self._offsets[0] != 0:
+            raise CheckpointError(
+                f"{folder}: {OFFSETS_FILE} and {TEXTS_FILE} do not belong together: make the index anew"
+            )
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(f"block {index} of {len(self)}")
+        begin, end = int(self._offsets[index]), int(self._offsets[index + 1])
+        try:
+            return bytes(self._texts[begin:end]).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{self._name}: block {index} is damaged ({error})") from error
+
+
+def write_records(texts: Iterable[str], folder: Path) -> int:
+    """Write the two files into ``folder`` in one pass; the number of texts."""
+    count, end = 0, 0
+    with (folder / TEXTS_FILE).open("wb") as body, (folder / OFFSETS_FILE).open("wb") as offsets:
+        offsets.write(np.zeros(1, dtype=_OFFSET).tobytes())
+        for text in texts:
+            end += body.write(text.encode("utf-8", errors="replace"))
+            offsets.write(np.array([end], dtype=_OFFSET).tobytes())
+            count += 1
+    return count
+
+
+def read_texts(source: SourceLike, *, column: str | None = None, allow_pickle: bool = False) -> Iterator[str]:
+    """The texts of a file: any of rows (``.jsonl``, ``.parquet``, ``.txt``, ...), or upstream's ``block_records.npy``.
+
+    Args:
+        source: the file, or an iterable of rows.
+        column: of the text; one of :data:`COLUMNS` when None.
+        allow_pickle: read a NumPy array of objects, which may run any code that its maker put into it.
+
+    Raises:
+        DataError: a pickle without permission, rows without a text, a file that cannot be read.
+        StorageError: a file exists and cannot be read.
+    """
+    if isinstance(source, str | Path) and str(source).endswith(".npy"):
+        return iter(_from_numpy(Path(source), allow_pickle))
+    return _from_rows(source, column)
+
+
+def _from_rows(source: SourceLike, column: str | None) -> Iterator[str]:
+    opened = open_source(source)
+    faults, found = Faults(opened.name), 0
+    for record in opened.records(faults):
+        values = record.values
+        name = column or next((name for name in COLUMNS if name in values), None)
+        text = values.get(name) if name is not None else None
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", errors="replace")
+        if not isinstance(text, str):
+            wanted = column or " or ".join(COLUMNS)
+            faults.add(record.place, f"no text called {wanted}; it has {', '.join(values)}")
+        elif not faults:
+            found += 1
+            yield text
+    faults.raise_if_any()
+    if not found:
+        raise DataError(f"{opened.name}: no records")
+
+
+def _from_numpy(path: Path, allow_pickle: bool) -> list[str]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        array: Any = np.load(path, allow_pickle=allow_pickle)
+    except ValueError as error:
+        if "pickle" in str(error).lower() and not allow_pickle:
+            raise DataError(
+                f"{path}: an array of Python objects, which may run code when it is read: where you trust its maker, "
+                "give --allow-pickle (allow_pickle=True); JSONL and Parquet need no trust"
+            ) from error
+        raise DataError(f"{path}: no NumPy array, or damaged ({error})") from error
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
+        raise DataError(f"{path}: no NumPy array, or damaged ({error})") from error
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or not len(array):
+        raise DataError(f"{path}: holds {getattr(array, 'shape', type(array).__name__)}, must be one row of texts")
+    texts = [entry.decode("utf-8", errors="replace") if isinstance(entry, bytes) else entry for entry in array.tolist()]
+    if wrong := [str(place) for place, entry in enumerate(texts) if not isinstance(entry, str)]:
+        raise DataError(f"{path}: no text at {', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''}")
+    return texts
