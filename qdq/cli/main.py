@@ -14,11 +14,14 @@ from qdq.cli.analyze import analyze
 from qdq.cli.benchmark import benchmark
 from qdq.cli.build import build
 from qdq.cli.calibrate import calibrate
+from qdq.cli.convert import convert
 from qdq.cli.evaluate import evaluate
 from qdq.cli.export import export
+from qdq.cli.generate import generate
 from qdq.cli.inspect import inspect
 from qdq.cli.lint import lint
 from qdq.cli.quickstart import quickstart
+from qdq.cli.realm import app as realm_app
 from qdq.cli.session import INTERRUPTED, end_with
 from qdq.cli.verify import verify
 
@@ -36,8 +39,10 @@ app = typer.Typer(
         "help_option_names": ["-h", "--help"],
     },
 )
-for function in (quickstart, calibrate, export, verify, lint, build, evaluate, analyze, benchmark, inspect):
+_COMMANDS = (quickstart, calibrate, export, verify, lint, build, evaluate, analyze, benchmark, convert, generate)
+for function in (*_COMMANDS, inspect):
     app.command()(function)
+app.add_typer(realm_app, name="realm")
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # the one way to it in every release of typer
 
