@@ -23,9 +23,10 @@ from exporters.deployed import Deployed, deploy
 from exporters.onnx.segments import Cut, CutModel, cut_at_quantizers
 from exporters.runners import EvaluatorRunner, OnnxRuntimeRunner, OpenVINORunner, Runner
 from qdq.errors import DataError, ExportError, MissingPackageError, describe_faults
+from qdq.functional import quantize_float8
 from qdq.prepare import named_slots
 from qdq.quantizer import Mode, Quantizer, quantizers, set_mode
-from qdq.spec import PerTensor
+from qdq.spec import FLOAT8_MAX, PerTensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
 __all__ = ["Bounds", "EndToEnd", "Segment", "Verification", "cosine", "sqnr_db", "verify"]
 
 TIE = 1e-3
-"""Width, in quantization steps, of the zone around a tie in which float32 noise may decide the rounding."""
+"""Width, in quantization steps, of the zone around a tie in which float32 noise may decide the rounding.
+
+Noise grows with the largest value of a tensor, for which int8 has 127 steps, float8 448 of its units.
+"""
 
 EQUAL_DB = 200.0
 """The SQNR of equal arrays."""
@@ -409,17 +413,42 @@ def _wide(array: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Record:
-    """What one quantizer saw: the tensor in steps, its integers counted from the zero point, and the grid."""
+    """What one quantizer saw: the tensor in steps, its integers counted from the zero point, and the grid.
+
+    Of float8 the steps are its units, and the integers its numbers.
+    """
 
     steps: np.ndarray
     integers: np.ndarray
     scale: np.ndarray
     zero_point: np.ndarray
+    float8: bool = False
+
+    def near(self, integers: np.ndarray, rounding: float) -> np.ndarray:
+        """Which of the file's ``integers`` are what a value rounds to that torch's noise could have made.
+
+        Args:
+            integers: the shape of ``steps``.
+            rounding: of what precedes, relative to the largest value.
+        """
+        zone = rounding * float(np.abs(self.integers).max(initial=0))
+        if not self.float8:
+            near: np.ndarray = np.abs(integers - self.steps) <= 0.5 + TIE + zone
+            return near
+        zone += TIE * FLOAT8_MAX / 127
+        # Rounding never turns an order around, whatever the distance of the neighbours.
+        low, high = (_float8(self.steps + side * zone) for side in (-1, 1))
+        return (low <= integers) & (integers <= high)
 
     def transposed(self, perm: tuple[int, ...] | None) -> _Record:
         if perm is None:
             return self
         return replace(self, steps=self.steps.transpose(perm), integers=self.integers.transpose(perm))
+
+
+def _float8(steps: np.ndarray) -> np.ndarray:
+    found: np.ndarray = quantize_float8(torch.from_numpy(steps.astype(np.float32)), torch.ones(())).numpy()
+    return found
 
 
 _Call = tuple[Quantizer, int]
@@ -435,7 +464,8 @@ def _record(deployed: Deployed, batch: Mapping[str, Tensor]) -> tuple[dict[_Call
         def record(x: Tensor, q: Tensor) -> None:
             scale, zero_point = quantizer.grid(x)
             arrays = (x.float() / scale, q - zero_point, scale, zero_point)
-            records[quantizer, calls[quantizer]] = _Record(*(array.detach().numpy() for array in arrays))
+            float8 = quantizer.spec is not None and quantizer.spec.is_float8
+            records[quantizer, calls[quantizer]] = _Record(*(array.detach().numpy() for array in arrays), float8)
             calls[quantizer] += 1
 
         return record
@@ -532,10 +562,8 @@ class _Tally:
     def add_integers(self, name: str, record: _Record, integers: np.ndarray) -> None:
         difference = np.abs(record.integers - integers)
         off = ~(difference == 0)  # NaN is wrong
-        zone = TIE + self._rounding * float(np.abs(record.integers).max(initial=0))
         # Near enough to what torch rounded, so that a difference within the zone explains it.
-        near = np.abs(integers - record.steps) <= 0.5 + zone
-        tie = off & near
+        tie = off & record.near(integers, self._rounding)
         wrong = int((off & ~tie).sum())
         largest = float(difference.max(initial=0))
         row = Segment(name, difference.size, int(tie.sum()), wrong, largest, "steps")

@@ -5,6 +5,8 @@ ONNX's QuantizeLinear and DequantizeLinear, in float32:
     q = saturate(round_half_even(x / scale) + zero_point)        a true division, not a product with 1/scale
     y = (q - zero_point) * scale
 
+With floats of 8 bits (float8e4m3fn) q is ``saturate(round_to_float8(x / scale))``, and y is ``q * scale``.
+
 :func:`fake_quantize` is both in one registered operator, ``qdq::fake_quantize``. Evaluation, training and export call
 the same one, so that an exported graph has one node for each quantizer and ONNX Runtime finds the same integers.
 """
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from qdq.spec import PerToken, QuantSpec
+from qdq.spec import FLOAT8_MAX, PerToken, QuantSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +28,11 @@ __all__ = [
     "dynamic_fake_quantize",
     "fake_quantize",
     "fake_quantize_by_amax",
+    "fake_quantize_float8",
     "grid",
     "quantize",
+    "quantize_float8",
+    "rounded",
     "scale_and_zero_point",
     "scale_gradient",
     "spread",
@@ -35,6 +40,7 @@ __all__ = [
 ]
 
 _TINY = torch.finfo(torch.float32).tiny
+_FLOAT8_END = 464  # what rounds to 448 still: half of the step that would follow, which goes to the even neighbour
 
 
 def spread(parameter: Tensor, x: Tensor, axis: int | None, group: int | None) -> Tensor:
@@ -202,6 +208,68 @@ def fake_quantize(
     :func:`quantize`.
     """
     return _fake_quantize(x, scale, zero_point, qmin, qmax, axis, group)
+
+
+def quantize_float8(x: Tensor, scale: Tensor, *, axis: int | None = None) -> Tensor:
+    """The numbers of float8e4m3fn that stand for ``x``, in float32, as ONNX's QuantizeLinear finds them.
+
+    Args:
+        x: any shape, any floating type.
+        scale: float32, ``()`` or ``(x.shape[axis],)``; positive.
+        axis: the axis of ``x`` that keeps its own scales; None per tensor.
+    """
+    x = x if x.dtype == torch.float32 else x.to(torch.float32)
+    return _to_float8(x / spread(scale, x, axis, None))
+
+
+def _to_float8(steps: Tensor) -> Tensor:
+    """Rounded to the nearest, ties to even, and saturated, which torch's own cast leaves to the caller; in place."""
+    return steps.clamp_(-FLOAT8_MAX, FLOAT8_MAX).to(torch.float8_e4m3fn).to(torch.float32)
+
+
+@_operator("fake_quantize_float8", "Tensor x, Tensor scale, Tensor zero_point, int? axis")
+def _fake_quantize_float8(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:  # noqa: ARG001
+    return quantize_float8(x, scale, axis=axis).mul_(spread(scale, x, axis, None)).to(x.dtype)
+
+
+def _save_float8(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    x, scale, _, axis = inputs
+    x = x.detach() if x.dtype == torch.float32 else x.detach().to(torch.float32)
+    ctx.save_for_backward((x / spread(scale, x, axis, None)).abs().le(_FLOAT8_END).to(torch.int8))
+
+
+def _float8_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    (inside,) = ctx.saved_tensors
+    return gradient * inside.to(gradient.dtype), None, None, None
+
+
+torch.library.register_autograd(
+    "qdq::fake_quantize_float8", _float8_gradients, setup_context=_save_float8, lib=_LIBRARY
+)
+
+
+def fake_quantize_float8(x: Tensor, scale: Tensor, zero_point: Tensor, *, axis: int | None = None) -> Tensor:
+    """Quantize to float8e4m3fn and back: ``x`` rounded to its grid, in the type of ``x``.
+
+    The gradient passes straight through where nothing saturates. Arguments as in :func:`quantize_float8`;
+    ``zero_point`` is 0 in the shape of ``scale``, which exported graphs name the type with.
+    """
+    return _fake_quantize_float8(x, scale, zero_point, axis)
+
+
+def rounded(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec, *, axis: int | None = None) -> Tensor:
+    """``x`` on the grid of ``spec``: :func:`fake_quantize`, or :func:`fake_quantize_float8`.
+
+    Args:
+        x: any shape, any floating type.
+        scale: of a quantizer of this spec.
+        zero_point: likewise.
+        spec: says which integers, or that it is float8.
+        axis: the axis of ``x`` that keeps its own scales, which is not the spec's where ``x`` is a part of the tensor.
+    """
+    if spec.is_float8:
+        return fake_quantize_float8(x, scale, zero_point, axis=axis)
+    return fake_quantize(x, scale, zero_point, qmin=spec.qmin, qmax=spec.qmax, axis=axis, group=spec.group)
 
 
 @_operator("dynamic_fake_quantize", "Tensor x, int qmin, int qmax, bool symmetric, bool per_token")

@@ -198,9 +198,11 @@ class Quantizer(nn.Module):
         return functional.grid(*functional.value_range(x, self.spec), self.spec)
 
     def quantize(self, x: Tensor) -> Tensor:
-        """The integers of ``x``, in float32; it is transformed already."""
+        """The integers (or numbers of float8) of ``x``, in float32; it is transformed already."""
         assert self.spec is not None, "a slot without spec has no integers"
         spec, (scale, zero_point) = self.spec, self.grid(x)
+        if spec.is_float8:
+            return functional.quantize_float8(x, scale, axis=spec.axis)
         return functional.quantize(
             x, scale, zero_point, qmin=spec.qmin, qmax=spec.qmax, axis=spec.axis, group=spec.group
         )
@@ -301,10 +303,10 @@ class Quantizer(nn.Module):
 
     def _fake_quantize(self, x: Tensor, *state: Tensor, axis: int | None) -> Tensor:
         assert self.spec is not None
-        qmin, qmax, group = self.spec.qmin, self.spec.qmax, self.spec.group
         if self._by_amax:
-            return functional.fake_quantize_by_amax(x, *state, qmin=qmin, qmax=qmax, axis=axis)
-        return functional.fake_quantize(x, *state, qmin=qmin, qmax=qmax, axis=axis, group=group)
+            return functional.fake_quantize_by_amax(x, *state, qmin=self.spec.qmin, qmax=self.spec.qmax, axis=axis)
+        scale, zero_point = state
+        return functional.rounded(x, scale, zero_point, self.spec, axis=axis)
 
     def _count(self, x: Tensor) -> int:
         """How many values one scale is for: those of a weight or of its channel, or those of one sample."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from qdq.recipe import KINDS, SLOTS
 from qdq.refinement import CLIPPINGS, ROUNDINGS
-from qdq.spec import ARITHMETICS, QuantSpec
+from qdq.spec import ARITHMETICS, FORMATS, QuantSpec
 
 __all__ = ["SCHEMA_FILE", "recipe_schema"]
 
@@ -39,6 +39,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     },
     "dynamic": {"type": "boolean", "description": "The range of the tensor at hand: nothing to calibrate."},
     "learned_scale": {"type": "boolean", "description": "The scale is trained."},
+    "format": {"enum": list(FORMATS), "description": "Integers, or floats of 8 bits with a largest number of 448."},
     "arithmetic": {"enum": list(ARITHMETICS), "description": "onnx, or to the bit that of pytorch-quantization."},
 }
 
@@ -136,6 +137,16 @@ def _conflicts() -> list[dict[str, Any]]:
         ),
         _when({"granularity": token}, then={"dynamic": on}, needs=["dynamic"]),
         _when({"learned_scale": on}, then={"dynamic": off, "granularity": {"not": group}}),
+        _when(
+            {"format": {"const": "float8e4m3fn"}},
+            then={
+                **dict.fromkeys(("signed", "symmetric"), on),
+                **dict.fromkeys(("narrow_range", "overflow_safe", "dynamic", "learned_scale"), off),
+                "bits": {"const": 8},
+                "arithmetic": {"const": "onnx"},
+                "granularity": {"not": {"anyOf": [token, group]}},
+            },
+        ),
         _when(
             {"arithmetic": {"const": "pytorch-quantization"}},
             then={

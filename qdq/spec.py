@@ -1,4 +1,4 @@
-"""How a tensor is quantized: number of bits, range of the integers, and what shares a scale.
+"""How a tensor is quantized: to integers of some bits or to float8, and what shares a scale.
 
 A :class:`QuantSpec` says nothing about values; scale and zero_point belong to a :class:`qdq.quantizer.Quantizer`.
 """
@@ -14,9 +14,13 @@ from qdq.errors import RecipeError, describe_faults
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["ARITHMETICS", "Granularity", "PerAxis", "PerGroup", "PerTensor", "PerToken", "QuantSpec"]
+__all__ = ["ARITHMETICS", "FORMATS", "Granularity", "PerAxis", "PerGroup", "PerTensor", "PerToken", "QuantSpec"]
 
 ARITHMETICS = ("onnx", "pytorch-quantization")
+FORMATS = ("int", "float8e4m3fn")
+
+FLOAT8_MAX = 448
+"""The largest number of float8e4m3fn: 4 bits of exponent, 3 of mantissa, no infinity."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,10 @@ class QuantSpec:
         dynamic: the range is that of the tensor at hand, found anew in every call: nothing to calibrate.
         learned_scale: the scale is a Parameter, trained as in LSQ (Esser et al. 2020, arXiv 1902.08153) from where
             calibration put it; the zero point stays.
+        format: ``int``, or ``float8e4m3fn`` (ONNX's name): floats of 8 bits with 448 as the largest, for GPUs that
+            multiply them. The scale maps the range onto those 448; steps are fine near 0 and coarse far from it.
+            Symmetric, per tensor or per axis, with a range that is calibrated; the settings of integers stay at their
+            defaults.
         arithmetic: ``onnx`` (a division by the scale), or ``pytorch-quantization``: that package's own (a product with
             ``bound / amax``, then a division by it), to the bit, for checkpoints that come from there. Symmetric; when
             unsigned, the integers start at the zero point 0.
@@ -102,6 +110,7 @@ class QuantSpec:
     overflow_safe: bool = False
     dynamic: bool = False
     learned_scale: bool = False
+    format: str = "int"
     arithmetic: str = "onnx"
 
     def __post_init__(self) -> None:
@@ -109,13 +118,22 @@ class QuantSpec:
             raise RecipeError(describe_faults("quantization spec", faults))
 
     @property
+    def is_float8(self) -> bool:
+        """Whether values are rounded to floats of 8 bits, not to integers."""
+        return self.format != "int"
+
+    @property
     def qmin(self) -> int:
-        """The lowest integer."""
+        """The lowest integer; of float8 its least number."""
+        if self.is_float8:
+            return -FLOAT8_MAX
         return int(self.narrow_range) - (1 << (self.bits - 1)) if self.signed else 0
 
     @property
     def qmax(self) -> int:
-        """The highest integer."""
+        """The highest integer; of float8 its largest number."""
+        if self.is_float8:
+            return FLOAT8_MAX
         return (1 << (self.bits - self.signed)) - 1
 
     @property
@@ -150,7 +168,8 @@ class QuantSpec:
         return ()
 
     def __str__(self) -> str:
-        words = [f"{'int' if self.signed else 'uint'}{self.bits}", "symmetric" if self.symmetric else "affine"]
+        kind = self.format if self.is_float8 else f"{'int' if self.signed else 'uint'}{self.bits}"
+        words = [kind, "symmetric" if self.symmetric else "affine"]
         words += [str(self.granularity)]
         words += [name.replace("_", "-") for name in _FLAGS[2:] if getattr(self, name)]
         words += [] if self.arithmetic == "onnx" else [f"({self.arithmetic} arithmetic)"]
@@ -213,6 +232,8 @@ def _faults(settings: Mapping[str, Any]) -> list[str]:
         faults.append(f"granularity is {granularity!r}, must be per-tensor, per-axis(N), per-group(SIZE) or per-token")
     elif isinstance(granularity, PerGroup) and granularity.size < 1:
         faults.append(f"granularity is {granularity}, a group has at least one member")
+    if settings["format"] not in FORMATS:
+        faults.append(f"format is {settings['format']!r}, must be one of {', '.join(FORMATS)}")
     if arithmetic not in ARITHMETICS:
         faults.append(f"arithmetic is {arithmetic!r}, must be one of {', '.join(ARITHMETICS)}")
     return faults if wrong else faults + _conflicts(settings)
@@ -232,6 +253,8 @@ def _conflicts(settings: Mapping[str, Any]) -> list[str]:
         faults.append("learned_scale and dynamic exclude each other: a scale is trained or found in every call")
     if learned_scale and isinstance(granularity, PerGroup):
         faults.append("learned_scale is for scales per tensor or per axis, not per group")
+    if settings["format"] == "float8e4m3fn":
+        faults += _float8_conflicts(settings)
     if settings["arithmetic"] == "pytorch-quantization":
         if not symmetric:
             faults.append("arithmetic pytorch-quantization is symmetric")
@@ -239,4 +262,18 @@ def _conflicts(settings: Mapping[str, Any]) -> list[str]:
             faults.append(f"arithmetic pytorch-quantization has no granularity {granularity}")
         if overflow_safe or learned_scale:
             faults.append("arithmetic pytorch-quantization knows neither overflow_safe nor learned_scale")
+    return faults
+
+
+def _float8_conflicts(settings: Mapping[str, Any]) -> list[str]:
+    faults = []
+    if settings["bits"] != 8 or not settings["signed"] or not settings["symmetric"] or settings["narrow_range"]:
+        faults.append("format float8e4m3fn has 8 bits, is signed and symmetric, and has no narrow_range")
+    wrong = [name for name in ("overflow_safe", "dynamic", "learned_scale") if settings[name]]
+    if wrong:
+        faults.append(f"format float8e4m3fn knows no {', '.join(wrong)}: these are for integers")
+    if isinstance(settings["granularity"], PerGroup | PerToken):
+        faults.append(f"format float8e4m3fn has no granularity {settings['granularity']}")
+    if settings["arithmetic"] != "onnx":
+        faults.append("format float8e4m3fn has the arithmetic onnx alone")
     return faults

@@ -56,7 +56,7 @@ def faults_of(text: str, tmp_path: Path) -> str:
 
 
 def test_presets_are_what_the_package_ships() -> None:
-    calibrated = {"linear", "onnxruntime", "openvino", "qdqbert", "tensorrt"}
+    calibrated = {"fp8", "linear", "onnxruntime", "openvino", "qdqbert", "tensorrt"}
     assert set(presets()) == calibrated | {"dynamic", "weight-only-int8", "weight-only-int4"}
 
 
@@ -390,7 +390,7 @@ def test_binary_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tensort", "no/such/file.yaml", "", "."])
 def test_neither_preset_nor_file(name: str) -> None:
-    with pytest.raises(RecipeError, match=r"neither a file nor one of the presets dynamic, linear, onnxruntime"):
+    with pytest.raises(RecipeError, match=r"neither a file nor one of the presets dynamic, fp8, linear, onnxruntime"):
         load_recipe(name)
 
 

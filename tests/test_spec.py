@@ -51,6 +51,8 @@ def test_every_spec_survives_json_and_reads_differently() -> None:
         QuantSpec(dynamic=True),
         QuantSpec(dynamic=True, granularity=PerToken()),
         QuantSpec(learned_scale=True),
+        QuantSpec(format="float8e4m3fn"),
+        QuantSpec(format="float8e4m3fn", granularity=PerAxis(0)),
         QuantSpec(arithmetic="pytorch-quantization"),
     ]
     for spec in specs:

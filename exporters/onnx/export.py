@@ -12,7 +12,7 @@ from exporters.form import DTYPES, Form, check_form
 from exporters.onnx.precision import HALF_SINCE, check_scales, to_dtype
 from exporters.onnx.targets import Target, target_named, tidy
 from exporters.onnx.trace import OPSETS, trace
-from exporters.onnx.translation import BLOCKS_SINCE
+from exporters.onnx.translation import BLOCKS_SINCE, FLOAT8_SINCE
 from qdq.bake import baked, without_transforms
 from qdq.errors import ExportError, describe_faults
 from qdq.models.model import Model
@@ -143,7 +143,7 @@ def export_model(
         faults = chosen.faults(specs)
         if faults:
             raise ExportError(describe_faults(f"target {chosen.name} cannot run this recipe", faults))
-        _check_groups(model, specs, chosen, opset)
+        _check_forms(model, specs, chosen, opset)
         if changed is not None:
             _check_ranges(model, specs, changed, chosen.name)
             apply_specs(model, specs)
@@ -171,7 +171,9 @@ def export_model(
     return Exported("float" if chosen is None else chosen.name, changed, opset, deployed.signature, form, tuple(notes))
 
 
-def _check_groups(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], target: Target, opset: int) -> None:
+def _check_forms(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], target: Target, opset: int) -> None:
+    if opset < FLOAT8_SINCE and any(spec and spec.is_float8 for spec in specs.values()):
+        raise ExportError(f"float8 needs opset {FLOAT8_SINCE} or above, this is {opset}")
     groups = {slot: spec.group for slot, spec in specs.items() if spec and spec.group}
     if groups and opset < BLOCKS_SINCE:
         raise ExportError(f"scales per group need opset {BLOCKS_SINCE} or above, this is {opset}")

@@ -31,7 +31,7 @@ class Cut:
         output: graph output with the integers that the piece before finds.
         input: graph input for the integers that the piece behind reads.
         zero_point: of the graph, which may hold the grid shifted (uint8 for int8); None when the graph computes it.
-        dtype: of the integers.
+        dtype: of the integers; of float8, which numpy lacks, float32: casts stand at the cut.
         perm: how the graph transposes the tensor of this slot before it quantizes it, None when it does not.
         computed: what the graph finds out about the tensor before it quantizes it, ``scale`` and maybe ``zero_point``:
             that name, the graph output with what the piece before finds, the graph input that the piece behind reads.
@@ -58,7 +58,7 @@ def cut_at_quantizers(path: Path) -> CutModel:
     """Load a model and cut it behind every quantizer of a computed tensor (or the Clip that follows it).
 
     Case 1: QuantizeLinear with constants. Case 2: QuantizeLinear with a scale, and maybe a zero point, that the graph
-    computes: cut as well. Case 3: DynamicQuantizeLinear: likewise.
+    computes: cut as well. Case 3: DynamicQuantizeLinear: likewise. Case 4: float8, given and taken as float32.
 
     Raises:
         CheckpointError: when it is not an ONNX file, or has quantizers that are not of our making.
@@ -72,7 +72,10 @@ def cut_at_quantizers(path: Path) -> CutModel:
         zero_point, computed = _grid(graph, node, path)
         last = next((use.node for use in node.outputs[0].uses() if is_op(use.node, "Clip")), node)
         dtype = np.dtype(np.uint8) if zero_point is None else zero_point.dtype
-        q, fed = _cut(graph, last.outputs[0], ir.DataType.from_numpy(dtype))
+        kind = ir.DataType.from_numpy(dtype)
+        q, fed = _cut(graph, last.outputs[0], kind)
+        if kind is ir.DataType.FLOAT8E4M3FN:  # case 4
+            q, fed, dtype = *_as_floats(graph, last.outputs[0], fed), np.dtype(np.float32)
         slot = str(node.name).rpartition("/")[0]
         moved = producer(node.inputs[0], "Transpose")
         perm = (
@@ -114,3 +117,21 @@ def _cut(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, *, keep: ir.Node 
     graph.inputs.append(fed)
     graph.outputs.append(value)
     return str(value.name), str(fed.name)
+
+
+def _as_floats(graph: ir.Graph, value: ir.Value, fed: str) -> tuple[str, str]:
+    """Make a cut through float8 one in float32, which holds the same numbers: the names of output and input."""
+    entry = next(found for found in graph.inputs if found.name == fed)
+    wide = ir.Value(name=f"{fed}_wide", shape=entry.shape, type=ir.TensorType(ir.DataType.FLOAT))
+    narrow = ir.node("Cast", [wide], {"to": int(ir.DataType.FLOAT8E4M3FN)}, name=f"{fed}/Cast")
+    narrow.outputs[0].name = f"{fed}_narrow"
+    narrow.outputs[0].type = entry.type
+    entry.replace_all_uses_with(narrow.outputs[0])
+    graph.inputs[graph.inputs.index(entry)] = wide
+    graph.insert_before(graph[0], narrow)
+    out = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)}, name=f"{value.name}/Cast")
+    out.outputs[0].name = f"{value.name}_wide"
+    out.outputs[0].type, out.outputs[0].shape = wide.type, value.shape
+    graph.append(out)
+    graph.outputs[graph.outputs.index(value)] = out.outputs[0]
+    return str(out.outputs[0].name), str(wide.name)

@@ -66,7 +66,12 @@ class Target:
         return [f"{slot}: {reason}" for slot, reason in reasons if reason]
 
 
+_NO_FLOAT8 = "its kernels on CPUs have no float8: export for tensorrt, or with --recipe"
+
+
 def _onnxruntime_refuses(slot: Slot, spec: QuantSpec) -> str | None:  # noqa: ARG001
+    if spec.is_float8:
+        return f"{_NO_FLOAT8} onnxruntime"
     if (
         spec.dynamic
         and isinstance(spec.granularity, PerTensor)
@@ -78,15 +83,17 @@ def _onnxruntime_refuses(slot: Slot, spec: QuantSpec) -> str | None:  # noqa: AR
 
 
 def _openvino_refuses(slot: Slot, spec: QuantSpec) -> str | None:
+    if spec.is_float8:
+        return f"{_NO_FLOAT8} openvino"
     if spec.dynamic and slot.name != "weight":
         return f"OpenVINO takes ranges that are known beforehand, this is {spec}"
     return _onnxruntime_refuses(slot, spec)
 
 
 def _tensorrt(slot: Slot, spec: QuantSpec) -> str | None:
-    """TensorRT's importer: int8 with all its values, zero points of 0, tables in float."""
+    """TensorRT's importer: int8 with all its values, or float8; zero points of 0, tables in float."""
     if slot.kind == "embedding":
-        return "TensorRT cannot look up int8 tables"
+        return "TensorRT cannot look up quantized tables"
     if not spec.signed or not spec.symmetric:
         return f"TensorRT takes symmetric int8, this is {spec}"
     if spec.bits != 8 or spec.narrow_range:

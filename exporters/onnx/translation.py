@@ -14,10 +14,13 @@ import qdq.functional  # noqa: F401 (registers the operators)
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["BLOCKS_SINCE", "translations"]
+__all__ = ["BLOCKS_SINCE", "FLOAT8_SINCE", "translations"]
 
 BLOCKS_SINCE = 21
 """The opset that can write one scale for a group of values."""
+
+FLOAT8_SINCE = 19
+"""The opset that can quantize to float8."""
 
 _FULL_RANGE = {(-128, 127): ir.DataType.INT8, (0, 255): ir.DataType.UINT8}
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -43,6 +46,16 @@ def _fake_quantize(
         opset = opset19 if group is None else opset21
     q = _clipped(opset.QuantizeLinear(x, scale, zero_point, **along), qmin, qmax)
     return opset.DequantizeLinear(q, scale, zero_point, **along)
+
+
+def _fake_quantize_float8(x: Any, scale: Any, zero_point: Any, axis: int | None = None) -> Any:
+    """Floats of 8 bits, which the zero point says; saturation is ONNX's default. Half precision as in case 4."""
+    zero_point = op.Cast(zero_point, to=int(ir.DataType.FLOAT8E4M3FN))
+    along: dict[str, int] = {} if axis is None else {"axis": axis}
+    if x.dtype in _HALF:
+        scale = op.Cast(scale, to=int(x.dtype))
+    q = opset19.QuantizeLinear(x, scale, zero_point, **along)
+    return opset19.DequantizeLinear(q, scale, zero_point, **along)
 
 
 def _dynamic_fake_quantize(x: Any, qmin: int, qmax: int, symmetric: bool, per_token: bool) -> Any:
@@ -91,5 +104,6 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """For ``torch.onnx.export(custom_translation_table=...)``."""
     return {
         torch.ops.qdq.fake_quantize.default: _fake_quantize,
+        torch.ops.qdq.fake_quantize_float8.default: _fake_quantize_float8,
         torch.ops.qdq.dynamic_fake_quantize.default: _dynamic_fake_quantize,
     }

@@ -183,6 +183,9 @@ class Engine(Protocol):
     def get_tensor_mode(self, name: str) -> Any:
         """Input or output."""
 
+    def get_tensor_location(self, name: str) -> Any:
+        """Of an input or output: on the GPU, or on the CPU as shapes are."""
+
     def get_tensor_dtype(self, name: str) -> Any:
         """Element type."""
 
@@ -201,6 +204,8 @@ class Engine(Protocol):
 
 class Runtime(Protocol):
     """``Runtime``; crashes the process where there is no driver."""
+
+    engine_host_code_allowed: bool
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
         """None when it is not a plan of this version and device."""
@@ -225,3 +230,4 @@ class TensorRT(Protocol):
     NetworkDefinitionCreationFlag: Any
     ProfilingVerbosity: Any
     TensorIOMode: Any
+    TensorLocation: Any

@@ -272,7 +272,9 @@ def _inspected(backend: Backend, logger: Any, plan: memoryview) -> list[Kernel]:
     if driver_fault() is not None:
         return []
     trt = backend.trt
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    runtime = trt.Runtime(logger)
+    runtime.engine_host_code_allowed = True  # it is ours, from a moment ago
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return []
     return parse_inspector(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.runners import TensorInfo
+from exporters.runners import TensorInfo, _feed
 from exporters.tensorrt.backend import find_backend, messages
 from exporters.tensorrt.driver import require_driver
+from exporters.tensorrt.record import read_record, record_path
 from qdq.errors import BuildError, CheckpointError, DataError, describe_faults
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ _DTYPES = {
 }
 """TensorRT's names of element types -> torch's."""
 
+_ALIGNMENT = 256  # bytes, of every address that TensorRT is given
+_RECORDED = 16
+"""Shapes whose graphs are kept; each has a context of its own, with the memory that the engine computes in."""
+
 Span = tuple[tuple[int, ...], tuple[int, ...]]
 
 
@@ -61,6 +66,15 @@ def choose_profile(spans: Sequence[Mapping[str, Span]], shapes: Mapping[str, tup
     raise DataError(describe_faults(f"no profile of the engine allows {asked}", allowed))
 
 
+def _recorded(plan: Path) -> tuple[str, bool]:
+    """From the record beside a plan: what built it, and whether it holds a lean runtime, code that runs on the CPU."""
+    if not record_path(plan).is_file():
+        return "auto", False
+    record = read_record(plan)
+    backend, _, _ = str(record.get("backend", "auto")).partition(" ")
+    return backend, bool((record.get("options") or {}).get("version_compatible"))
+
+
 def _fits(shape: tuple[int, ...], span: Span) -> bool:
     low, high = span
     return len(shape) == len(low) and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
@@ -72,9 +86,13 @@ def _shown(shape: Sequence[int]) -> str:
 
 @dataclass
 class _Graph:
-    """A recorded CUDA graph with the tensors that it reads and writes."""
+    """A recorded CUDA graph with the tensors that it reads and writes.
+
+    The context is its own: what a graph replays is undefined once the context that it was recorded from is changed.
+    """
 
     graph: torch.cuda.CUDAGraph
+    context: Context
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
 
@@ -84,13 +102,15 @@ class TensorRTRunner:
 
     Args:
         plan: The engine, built on this kind of GPU with this version of TensorRT.
-        backend: ``auto``, ``tensorrt`` or ``tensorrt-rtx``.
-        cuda_graphs: Record every shape once and replay it, which spares the CPU's time of each launch.
+        backend: ``tensorrt``, ``tensorrt-rtx``, or ``auto``: what the plan's record names, else what is installed.
+        cuda_graphs: Record every shape once and replay it, which spares the CPU's time of each launch. The last 16
+            shapes are kept, each with memory of its own.
         device: The CUDA device to run on.
 
     Raises:
-        BuildError: There is no GPU, or the plan was made by another version or for another GPU.
-        CheckpointError: There is no such file.
+        BuildError: There is no GPU, or the plan was made by another version or for another GPU, or has inputs or
+            outputs of a kind that no export of ours has.
+        CheckpointError: There is no such file, or the record beside it is of another one.
         MissingPackageError: No TensorRT is installed.
     """
 
@@ -102,7 +122,8 @@ class TensorRTRunner:
 
         if not torch.cuda.is_available():
             raise BuildError("running an engine needs a torch with CUDA: pip install torch from the CUDA index")
-        found = find_backend(backend)
+        built_by, host_code = _recorded(plan)
+        found = find_backend(built_by if backend == "auto" else backend)
         logger, heard = messages(found)
         heard.clear()
         trt: TensorRT = found.trt
@@ -111,8 +132,11 @@ class TensorRTRunner:
         self._device = torch.device("cuda", device)
         self._cuda_graphs = cuda_graphs
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
+        self._spare: dict[str, Tensor] = {}
+        self._last: torch.cuda.Stream | None = None
         with torch.cuda.device(self._device):
             self._runtime: Runtime = trt.Runtime(logger)  # must outlive its engine
+            self._runtime.engine_host_code_allowed = host_code  # else version-compatible plans are refused
             engine: Engine | None = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if engine is None:
             reasons = heard.errors or ["it gives no reason"]
@@ -126,7 +150,16 @@ class TensorRTRunner:
         self._engine = engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        self._types = {name: getattr(torch, _DTYPES[engine.get_tensor_dtype(name).name]) for name in names}
+        kinds = {name: str(engine.get_tensor_dtype(name).name) for name in names}
+        faults = [f"{name} is {kind}, which torch has not" for name, kind in kinds.items() if kind not in _DTYPES]
+        faults += [
+            f"{name} is a shape, read or written on the CPU"
+            for name in names
+            if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE
+        ]
+        if faults:
+            raise BuildError(describe_faults(f"{plan} has inputs or outputs that cannot be given or taken", faults))
+        self._types = {name: getattr(torch, _DTYPES[kind]) for name, kind in kinds.items()}
         self.inputs = tuple(self._info(name) for name in inputs)
         self._output_names = tuple(name for name in names if name not in inputs)
         self._spans = [self._span(index, inputs) for index in range(engine.num_optimization_profiles)]
@@ -144,10 +177,9 @@ class TensorRTRunner:
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Outputs by name, on the CPU; see :class:`exporters.runners.Runner`."""
-        self._check({name: (str(array.dtype), array.ndim) for name, array in inputs.items()})
         tensors = {
-            name: self._torch.from_numpy(np.ascontiguousarray(inputs[name])).to(self._device)
-            for name in self.input_names
+            name: self._torch.tensor(array).to(self._device, self._types[name])
+            for name, array in _feed(self._name, self.inputs, inputs).items()
         }
         found = self.run(tensors)
         return {name: (y.float() if y.dtype == self._torch.bfloat16 else y).cpu().numpy() for name, y in found.items()}
@@ -155,39 +187,59 @@ class TensorRTRunner:
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs by name, on the GPU; nothing is copied and nothing is waited for.
 
-        The work is queued on torch's current stream. With CUDA graphs the outputs are overwritten by the next call of
-        the same shapes.
+        The work is queued on torch's current stream, behind that of the calls before on whatever stream. With CUDA
+        graphs the outputs are overwritten by the next call of the same shapes.
 
         Args:
-            inputs: contiguous tensors on the device, of the engine's types. Others are ignored.
+            inputs: tensors of the engine's types, on the device, contiguous and not parts of others; those that are not
+                are copied. Further ones are ignored.
 
         Raises:
             DataError: An input is missing or of another type, or no profile allows the shapes.
             BuildError: TensorRT failed.
         """
         self._check({name: (str(x.dtype).removeprefix("torch."), x.dim()) for name, x in inputs.items()})
-        tensors = {name: inputs[name].to(self._device).contiguous() for name in self.input_names}
-        shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+        shapes = {name: tuple(inputs[name].shape) for name in self.input_names}
         profile = choose_profile(self._spans, shapes)
         with self._torch.cuda.device(self._device):
+            stream = self._torch.cuda.current_stream(self._device)
+            if self._last is not None and self._last != stream:
+                stream.wait_stream(self._last)  # the contexts' memory is still in use there
+            self._last = stream
+            tensors = {name: self._ready(inputs[name]) for name in self.input_names}
             if self._cuda_graphs:
                 return self._replayed(profile, shapes, tensors)
-            return self._enqueued(profile, shapes, tensors)
+            if profile not in self._contexts:
+                self._contexts[profile] = self._context(profile, stream.cuda_stream)
+            return self._enqueued(self._contexts[profile], shapes, tensors)
+
+    def _ready(self, x: Tensor) -> Tensor:
+        """On the device, in one piece, and where TensorRT may read it."""
+        x = x.to(self._device).contiguous()
+        return x.clone() if x.data_ptr() % _ALIGNMENT else x
+
+    def _address(self, name: str, x: Tensor) -> int:
+        """Of a tensor; TensorRT wants one even where there is nothing (a cache of length 0), and no two alike."""
+        if x.numel():
+            return x.data_ptr()
+        if name not in self._spare:
+            self._spare[name] = self._torch.empty(_ALIGNMENT, dtype=self._torch.uint8, device=self._device)
+        return self._spare[name].data_ptr()
 
     def _enqueued(
-        self, profile: int, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
+        self, context: Context, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         stream = self._torch.cuda.current_stream(self._device).cuda_stream
-        context = self._context(profile, stream)
-        for name, shape in shapes.items():
-            context.set_input_shape(name, shape)
-            context.set_tensor_address(name, tensors[name].data_ptr())
+        taken = [context.set_input_shape(name, shape) for name, shape in shapes.items()]
+        taken += [context.set_tensor_address(name, self._address(name, x)) for name, x in tensors.items()]
         outputs = {}
-        for name in self._output_names:
+        for name in self._output_names if all(taken) else ():
             shape = tuple(context.get_tensor_shape(name))
+            if any(size < 0 for size in shape):
+                raise BuildError(f"{self._name}: the shape of {name} is known only when it is computed")
             outputs[name] = self._torch.empty(shape, dtype=self._types[name], device=self._device)
-            context.set_tensor_address(name, outputs[name].data_ptr())
-        if not context.execute_async_v3(stream):
+            taken.append(context.set_tensor_address(name, self._address(name, outputs[name])))
+        if not (all(taken) and context.execute_async_v3(stream)):
             raise BuildError(f"{self._name}: TensorRT failed at {shapes}")
         return outputs
 
@@ -196,29 +248,31 @@ class TensorRTRunner:
     ) -> dict[str, Tensor]:
         key = (profile, *shapes.items())
         if key not in self._graphs:
+            if len(self._graphs) == _RECORDED:
+                self._torch.cuda.synchronize(self._device)  # the oldest may be at work
+                del self._graphs[next(iter(self._graphs))]
             held = {name: x.clone() for name, x in tensors.items()}
             stream = self._torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             stream.wait_stream(self._torch.cuda.current_stream(self._device))
+            context = self._context(profile, stream.cuda_stream)
             with self._torch.cuda.stream(stream):
-                self._enqueued(profile, shapes, held)  # once outside: TensorRT allocates when it sees a shape first
+                self._enqueued(context, shapes, held)  # once outside: TensorRT allocates when it sees a shape first
             stream.synchronize()
             graph = self._torch.cuda.CUDAGraph()
             with self._torch.cuda.graph(graph, stream=stream):
-                outputs = self._enqueued(profile, shapes, held)
-            self._graphs[key] = _Graph(graph, held, outputs)
-        recorded = self._graphs[key]
+                outputs = self._enqueued(context, shapes, held)
+            self._graphs[key] = _Graph(graph, context, held, outputs)
+        recorded = self._graphs[key] = self._graphs.pop(key)  # the last one used goes last
         for name, x in tensors.items():
             recorded.inputs[name].copy_(x, non_blocking=True)
         recorded.graph.replay()
         return dict(recorded.outputs)
 
     def _context(self, profile: int, stream: int) -> Context:
-        if profile not in self._contexts:
-            context = self._engine.create_execution_context()
-            if context is None or not context.set_optimization_profile_async(profile, stream):
-                raise BuildError(f"{self._name}: there is no memory for profile {profile} on the GPU")
-            self._contexts[profile] = context
-        return self._contexts[profile]
+        context = self._engine.create_execution_context()
+        if context is None or not context.set_optimization_profile_async(profile, stream):
+            raise BuildError(f"{self._name}: there is no memory for profile {profile} on the GPU")
+        return context
 
     def _info(self, name: str) -> TensorInfo:
         kind = str(self._types[name]).removeprefix("torch.")

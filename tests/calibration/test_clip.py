@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from calibration.clip import SHARES, clipped_range
-from qdq.functional import fake_quantize, grid
+from qdq.functional import grid, rounded
 from qdq.quantizer import Range
 from qdq.spec import QuantSpec
 
 SPECS = [
     pytest.param(QuantSpec(), id="int8"),
     pytest.param(QuantSpec(signed=False, symmetric=False), id="uint8-affine"),
+    pytest.param(QuantSpec(format="float8e4m3fn"), id="float8"),
 ]
 
 
@@ -30,7 +31,7 @@ def whole_range(x: Tensor) -> Range:
 
 def power(x: Tensor, weight: Tensor, spec: QuantSpec, range_: Range) -> float:
     lower, upper = (-range_.amax, range_.amax) if spec.symmetric else (range_.lower, range_.upper)
-    error = fake_quantize(x, *grid(lower, upper, spec), qmin=spec.qmin, qmax=spec.qmax) - x
+    error = rounded(x, *grid(lower, upper, spec), spec) - x
     return float((error @ weight.T).square().sum())
 
 

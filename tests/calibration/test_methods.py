@@ -151,6 +151,7 @@ SPECS = {
     "int8 narrow": QuantSpec(narrow_range=True),
     "uint8 affine": QuantSpec(signed=False, symmetric=False),
     "int4": QuantSpec(bits=4),
+    "float8": QuantSpec(format="float8e4m3fn"),
     "uint8 from zero": QuantSpec(signed=False, arithmetic="pytorch-quantization"),
 }
 

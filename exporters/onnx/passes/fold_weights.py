@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
 from exporters.onnx.passes.graph import constant, initializer, is_op, only_consumer, producer
+from qdq.spec import FLOAT8_MAX
 
 __all__ = ["FoldWeightsPass"]
 
@@ -18,6 +21,7 @@ class FoldWeightsPass(ir.passes.InPlacePass):
     Case 3: the input is computed, an activation: left alone.
     Case 5: a scale for each block of ``block_size`` values on the axis, of which the last may be shorter.
     Case 4: zero point or scale is a Cast of a constant, too long for the exporter to fold: it becomes a constant here.
+    Case 7: float8: rounded to its numbers, saturated.
     Case 6: half precision: weight and scale are divided in float32, as the operator does.
     """
 
@@ -40,8 +44,8 @@ def _try_fold(graph: ir.Graph, node: ir.Node) -> bool:
         return modified  # case 3
     weight, scale = (array.astype(np.float32, copy=False) for array in (weight, scale))  # case 6
     axis = node.attributes.get_int("axis", 1)
-    bounds = np.iinfo(zero_point.dtype)
-    low, high = int(bounds.min), int(bounds.max)
+    float8 = ir.DataType.from_numpy(zero_point.dtype) is ir.DataType.FLOAT8E4M3FN
+    low, high = (-FLOAT8_MAX, FLOAT8_MAX) if float8 else _limits(zero_point.dtype)
     last = node
     clip = only_consumer(node.outputs[0], "Clip")
     if clip is not None:
@@ -57,8 +61,10 @@ def _try_fold(graph: ir.Graph, node: ir.Node) -> bool:
         shape = [1] * weight.ndim
         shape[axis] = -1
         scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
-    integers = np.rint(weight / scale) + zero_point.astype(np.float32)
-    array = np.clip(integers, low, high).astype(zero_point.dtype)
+    steps = weight / scale
+    if not float8:  # case 7: the cast rounds
+        steps = np.rint(steps) + zero_point.astype(np.float32)
+    array = np.clip(steps, low, high).astype(zero_point.dtype)
     source = node.inputs[0]
     assert source is not None
     folded = initializer(graph, f"{source.name}_quantized", array)
@@ -66,6 +72,11 @@ def _try_fold(graph: ir.Graph, node: ir.Node) -> bool:
     for old in ([clip] if clip is not None else []) + [node]:
         graph.remove(old, safe=True)
     return True
+
+
+def _limits(dtype: np.dtype[Any]) -> tuple[int, int]:
+    bounds = np.iinfo(dtype)
+    return int(bounds.min), int(bounds.max)
 
 
 def _spread(array: np.ndarray, block: int, axis: int, shape: tuple[int, ...]) -> np.ndarray:

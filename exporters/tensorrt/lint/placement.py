@@ -156,10 +156,10 @@ def _sizes(one: Attention, longest: int) -> Iterator[Finding]:
 
 def residuals(facts: Facts, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
     """W9: residual operands, and nothing in front of a GELU."""
-    eight_bits = {product.node for product in facts.products if product.is_linear and product.wanted != "float"}
+    int8 = {product.node for product in facts.products if product.is_linear and product.wanted == "int8"}
     for residual in facts.residuals:
         behind = _product_behind(residual.branch.value)
-        if behind in eight_bits and not residual.skip.is_quantized:
+        if behind in int8 and not residual.skip.is_quantized:
             yield found("W9", residual.node, f"its residual operand {_named(residual.skip.value)} is not quantized")
     for node in facts.of("Gelu", "Erf"):
         start = node.inputs[0]

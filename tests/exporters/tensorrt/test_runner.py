@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from exporters.runners import OnnxRuntimeRunner
-from exporters.tensorrt.build import build
+from exporters.tensorrt.backend import find_backend
+from exporters.tensorrt.build import BuildOptions, build
 from exporters.tensorrt.driver import driver_fault
 from exporters.tensorrt.profiles import parse_profiles
+from exporters.tensorrt.record import write_record
+from exporters.tensorrt.report import engine_report
 from exporters.tensorrt.runner import TensorRTRunner, choose_profile
 from exporters.tensorrt.source import read_source
 from qdq.errors import BuildError, CheckpointError, DataError
@@ -113,7 +116,64 @@ class TestOnAGpu:
         with pytest.raises(DataError) as caught:
             runner(feed)
         assert "attention_mask is missing" in str(caught.value)
+        assert "input_ids is int32, the model takes int64" in str(caught.value)
+        there = {name: torch.from_numpy(array).cuda() for name, array in feed.items()}
+        with pytest.raises(DataError) as caught:
+            runner.run(there)
+        assert "attention_mask is missing" in str(caught.value)
         assert "input_ids is int32, the engine takes int64" in str(caught.value)
+
+    @pytest.mark.parametrize("graphs", [False, True], ids=["plain", "CUDA graphs"])
+    def test_calls_on_several_streams_do_not_meet(self, plan: Path, graphs: bool) -> None:
+        """Two shapes of one profile, and one of another, in turn: each keeps the memory that it computes in."""
+        runner = TensorRTRunner(plan, cuda_graphs=graphs)
+        feeds = [self.inputs(*shape) for shape in ((1, 4), (4, 16), (8, 40))]
+        expected = [runner(feed) for feed in feeds]
+        given = [{name: torch.from_numpy(array).cuda() for name, array in feed.items()} for feed in feeds]
+        torch.cuda.synchronize()
+        streams = [torch.cuda.Stream() for _ in feeds]
+        kept = []
+        for _ in range(5):
+            kept = []
+            for stream, inputs in zip(streams, given, strict=True):
+                with torch.cuda.stream(stream):
+                    kept.append(runner.run(inputs))
+        torch.cuda.synchronize()
+        for found, reference in zip(kept, expected, strict=True):
+            for name, array in reference.items():
+                np.testing.assert_array_equal(found[name].cpu().numpy(), array)
+
+    def test_parts_of_tensors_are_taken(self, plan: Path) -> None:
+        """Their addresses are none that TensorRT may read from."""
+        runner = TensorRTRunner(plan)
+        feed = {name: torch.from_numpy(array).cuda() for name, array in self.inputs(4, 9).items()}
+        parts = {name: x[1:3, 1:] for name, x in feed.items()}
+        rows = {name: x[1:] for name, x in feed.items()}
+        for given in (parts, rows):
+            whole = runner.run({name: x.clone() for name, x in given.items()})
+            found = runner.run(given)
+            assert all(torch.equal(found[name], whole[name]) for name in whole)
+
+    def test_few_graphs_are_kept(self, plan: Path) -> None:
+        runner = TensorRTRunner(plan, cuda_graphs=True)
+        for length in range(1, 30):
+            found = runner(self.inputs(1, length))
+            assert found["last_hidden_state"].shape == (1, length, 64)
+        assert len(runner._graphs) == 16
+
+    def test_a_version_compatible_plan_is_loaded_by_its_record(self, small: Path, plan: Path, tmp_path: Path) -> None:
+        """Without its record, nobody says that the code in it is trusted."""
+        if find_backend().is_rtx:
+            pytest.skip("TensorRT-RTX has no lean runtime")
+        source, engine = read_source(small), tmp_path / "m.plan"
+        options = BuildOptions(version_compatible=True)
+        built = build(
+            small, engine, profiles=parse_profiles(source.inputs, ["1x1"], ["2x8"], ["4x16"]), options=options
+        )
+        with pytest.raises(BuildError, match="cannot load"):
+            TensorRTRunner(engine)
+        write_record(engine, built, engine_report(source.model, built.kernels), source=small)
+        assert TensorRTRunner(engine)(self.inputs(1, 4)).keys() == TensorRTRunner(plan)(self.inputs(1, 4)).keys()
 
     def test_a_damaged_plan_is_refused(self, plan: Path, tmp_path: Path) -> None:
         (tmp_path / "m.plan").write_bytes(plan.read_bytes()[:1000])
