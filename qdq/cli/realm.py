@@ -128,7 +128,7 @@ def answer(
     with session.progress("loading"):
         opened = Index(index_folder)
         answering = load(model, opened.records, opened.searcher(searcher), reader=reader)
-    found = []
+    found: list[dict[str, Any]] = []
     with session.progress("answering", total=len(questions)) as advance:
         for number, question in enumerate(questions, start=1):
             found.append(

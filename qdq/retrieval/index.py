@@ -208,10 +208,14 @@ def _prepare(
     if work.exists():
         shutil.rmtree(work)
     work.mkdir(parents=True)
-    count = write_records(texts(), work)
-    if not count:
-        raise DataError("no records: nothing to make an index of")
-    _allocate(work / EMBEDDINGS_FILE, count, width)
+    try:
+        count = write_records(texts(), work)
+        if not count:
+            raise DataError("no records: nothing to make an index of")
+        _allocate(work / EMBEDDINGS_FILE, count, width)
+    except BaseException:  # nothing that a later run could go on from
+        shutil.rmtree(work)
+        raise
     write_json(ready, {**request, "processes": world})
 
 
@@ -244,7 +248,13 @@ def _embed_rows(
     progress(done, len(rows))
     for begin in range(rows.start + done, rows.stop, batch):
         end = min(begin + batch, rows.stop)
-        vectors = embed([records[index] for index in range(begin, end)])
+        try:
+            vectors = embed([records[index] for index in range(begin, end)])
+        except KeyboardInterrupt:
+            kept = (
+                f"{begin - rows.start:,} of {len(rows):,} blocks are embedded and kept: the same command goes on there"
+            )
+            raise KeyboardInterrupt(f"interrupted; {kept}") from None
         if not np.isfinite(vectors).all():
             row = begin + int(np.nonzero(~np.isfinite(vectors).all(axis=1))[0][0])
             raise DataError(f"block {row}: its embedding is not finite; is the model whole?")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from qdq.models.model import Model
     from qdq.models.realm_models import ReaderOutput
     from qdq.retrieval.candidates import Candidates, Targets
+    from qdq.retrieval.records import Texts
     from qdq.retrieval.search import Searcher
 
 __all__ = ["ARCHITECTURE", "Answer", "OpenQA", "OpenQAOutput", "load", "load_part", "save"]
@@ -101,7 +102,7 @@ class OpenQA(nn.Module):
         embedder: Model,
         reader: Model,
         searcher: Searcher,
-        records: Sequence[str],
+        records: Texts,
         tokenizer: Tokenizer,
         *,
         sep_token: str = "[SEP]",
@@ -256,7 +257,7 @@ def load_part(path: str | Path, task: str) -> Model:
 
 
 def load(
-    path: str | Path, records: Sequence[str], searcher: Searcher | None = None, *, reader: str | Path | None = None
+    path: str | Path, records: Texts, searcher: Searcher | None = None, *, reader: str | Path | None = None
 ) -> OpenQA:
     """Embedder and reader of a directory, with an index.
 
@@ -308,4 +309,4 @@ def _token(tokenizer: Tokenizer, name: str) -> int:
     found = tokenizer.token_to_id(name)
     if found is None:
         raise ConfigError(f"the tokenizer has no {name}, which separates question and block")
-    return cast("int", found)
+    return int(found)

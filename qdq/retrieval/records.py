@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from qdq.data.source import SourceLike
 
-__all__ = ["COLUMNS", "OFFSETS_FILE", "TEXTS_FILE", "Records", "read_texts", "write_records"]
+__all__ = ["COLUMNS", "OFFSETS_FILE", "TEXTS_FILE", "Records", "Texts", "read_texts", "write_records"]
 
 TEXTS_FILE = "texts.bin"
 OFFSETS_FILE = "offsets.bin"
@@ -29,6 +29,14 @@ COLUMNS = ("text", "block", "passage", "context", "paragraph", "document", "sent
 """Names that the text of a record may have."""
 
 _OFFSET = np.dtype("<i8")
+
+
+class Texts(Protocol):
+    """Texts by their numbers: a list of them, or :class:`Records`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> str: ...
 
 
 class Records:

@@ -105,7 +105,7 @@ def test_answers_come_with_block_and_score(golden: Any) -> None:
     assert best.block == wanted["retrieved"][wanted["reader:block_idx"]]
     assert best.text == model.tokenizer.decode(wanted["predicted_answer_ids"].tolist())
     assert best.context == golden.records[best.block]
-    relevance = model(torch.tensor([model.tokenizer.encode(about["question"]).ids])).relevance
+    relevance = model(torch.tensor([model.tokenizer.encode(about["question"]).ids])).relevance.detach()
     assert best.relevance == pytest.approx(float(relevance[int(wanted["reader:block_idx"])]), abs=1e-5)
 
 
