@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from qdq.recipe import Recipe, load_recipe
     from qdq.spec import PerAxis, PerTensor, QuantSpec
     from qdq.tasks.evaluate import evaluate
+    from qdq.training.loop import finetune
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ _HOMES = {
     "encode_batches": "qdq.data.tokenize",
     "evaluate": "qdq.tasks.evaluate",
     "export": "exporters.folder",
+    "finetune": "qdq.training.loop",
     "from_transformers": "qdq.interop.transformers",
     "load": "qdq.checkpoint",
     "load_recipe": "qdq.recipe",
@@ -78,6 +80,7 @@ __all__ = [
     "encode_batches",
     "evaluate",
     "export",
+    "finetune",
     "from_transformers",
     "load",
     "load_recipe",

@@ -6,6 +6,7 @@
     ├── RecipeError             2   a recipe with mistakes
     ├── DataError               2   calibration or evaluation data we cannot read
     ├── CalibrationError        2   slots without data, NaN or infinite activations
+    ├── TrainingError           2   a training that cannot go on: a loss that is NaN, another run's state
     ├── ExportError             2   a combination of options the exporter refuses
     ├── BuildError              2   an engine that cannot be built
     ├── VerificationError       1   a check that did not hold
@@ -33,6 +34,7 @@ __all__ = [
     "QDQError",
     "RecipeError",
     "StorageError",
+    "TrainingError",
     "VerificationError",
     "describe_faults",
 ]
@@ -62,6 +64,10 @@ class DataError(QDQError):
 
 class CalibrationError(QDQError):
     """Statistics that cannot give a range."""
+
+
+class TrainingError(QDQError):
+    """A training that cannot go on."""
 
 
 class ExportError(QDQError):

@@ -13,8 +13,10 @@ the same one, so that an exported graph has one node for each quantizer and ONNX
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -160,15 +162,80 @@ def _is_inside(
 def _save_for_gradients(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
     x, scale, zero_point, qmin, qmax, axis, group = inputs
     ctx.learned = ctx.needs_input_grad[1]
-    if ctx.learned:
+    ctx.plain = not ctx.learned and _can_look(x, scale, axis)
+    if ctx.learned or ctx.plain:
         ctx.settings = qmin, qmax, axis, group
         ctx.save_for_backward(x, scale, zero_point)
     else:
         ctx.save_for_backward(_is_inside(x.detach(), scale, zero_point, qmin, qmax, axis, group))
 
 
+def _can_look(x: Tensor, scale: Tensor, axis: int | None) -> bool:
+    """Whether a few values tell what is inside, so that no mask has to be made.
+
+    1. One scale for the tensor: two bounds do, and the values themselves, which the backward pass compares with them.
+    2. A weight with scales for its channels, around zero: none lies outside as long as its scales follow it.
+
+    Elsewhere than on the CPU a look at a value would stop and wait for the device.
+    """
+    # what traces a graph comes with tensors of other types
+    if x.device.type != "cpu" or x.dtype != torch.float32 or type(x) not in (Tensor, torch.nn.Parameter):
+        return False
+    if type(scale) is not Tensor or torch.compiler.is_compiling():
+        return False
+    return scale.dim() == 0 or (scale.dim() == 1 and axis is not None and isinstance(x, torch.nn.Parameter))
+
+
+def _passed(
+    gradient: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+    axis: int | None,
+    group: int | None,
+) -> Tensor:
+    """The gradient where the integer of ``x`` needs no saturation, zero elsewhere; for what ``_can_look`` allows."""
+    if scale.dim() == 0:
+        if not x.numel():
+            return gradient
+        low, high = _first_outside(float(scale), int(zero_point), qmin, qmax)
+        least, most = (float(end) for end in torch.aminmax(x))
+        if low < least and most < high:
+            return gradient
+        if not math.isnan(least):  # what is not a number gets no gradient, but would here
+            passed: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, low, high)
+            return passed
+    elif axis is not None and not zero_point.any():
+        others = [i for i in range(x.dim()) if i != axis % x.dim()]
+        reach = torch.linalg.vector_norm(x, torch.inf, others)
+        # well within the last step, so that no rounding of this comparison matters
+        if bool((reach <= scale * (min(-qmin, qmax) + 0.49)).all()):
+            return gradient
+    return gradient * _is_inside(x, scale, zero_point, qmin, qmax, axis, group).to(gradient.dtype)
+
+
+def _first_outside(scale: float, zero_point: int, qmin: int, qmax: int) -> tuple[float, float]:
+    """The float32 numbers next to those that are rounded to integers from ``qmin`` to ``qmax``: below and above."""
+    step = np.float32(scale)
+    bounds = []
+    for end, away in ((qmin - zero_point, -1), (qmax - zero_point, 1)):
+        beyond = np.float32(away * np.inf)
+        with np.errstate(over="ignore"):  # no number lies outside then
+            bound = np.float32((end + 0.5 * away) * scale)
+        while (np.rint(bound / step) - end) * away > 0:  # too far out
+            bound = np.nextafter(bound, -beyond)
+        while (np.rint(bound / step) - end) * away <= 0:  # still inside
+            bound = np.nextafter(bound, beyond)
+        bounds.append(float(bound))
+    return bounds[0], bounds[1]
+
+
 def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """Straight through inside the range; with a scale that is trained, all as in LSQ (equations 3 and 5)."""
+    if ctx.plain:
+        return _passed(gradient, *ctx.saved_tensors, *ctx.settings), *[None] * 6
     if not ctx.learned:
         (inside,) = ctx.saved_tensors
         return gradient * inside.to(gradient.dtype), *[None] * 6

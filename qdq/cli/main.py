@@ -17,6 +17,7 @@ from qdq.cli.calibrate import calibrate
 from qdq.cli.convert import convert
 from qdq.cli.evaluate import evaluate
 from qdq.cli.export import export
+from qdq.cli.finetune import finetune
 from qdq.cli.generate import generate
 from qdq.cli.inspect import inspect
 from qdq.cli.lint import lint
@@ -39,7 +40,20 @@ app = typer.Typer(
         "help_option_names": ["-h", "--help"],
     },
 )
-_COMMANDS = (quickstart, calibrate, export, verify, lint, build, evaluate, analyze, benchmark, convert, generate)
+_COMMANDS = (
+    quickstart,
+    calibrate,
+    finetune,
+    export,
+    verify,
+    lint,
+    build,
+    evaluate,
+    analyze,
+    benchmark,
+    convert,
+    generate,
+)
 for function in (*_COMMANDS, inspect):
     app.command()(function)
 app.add_typer(realm_app, name="realm")

@@ -1,0 +1,225 @@
+"""``qdq finetune``: from a checkpoint and labelled data to a trained checkpoint, and everything that it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from qdq.checkpoint import load, read_quantization
+from qdq.cli.main import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+QUICK = ("--epochs", "1", "--batch-size", "16", "--seq-len", "16")
+
+
+@pytest.fixture(scope="module")
+def labelled(root: Path, text: Path) -> Path:
+    """Sentences with a label that one letter decides."""
+    lines = [line.replace("\t", " ") for line in text.read_text().splitlines()]
+    path = root / "labelled.tsv"
+    path.write_text("\n".join(f"{line}\t{int('g' in line)}" for line in lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def classifier(root: Path, model: Path, labelled: Path) -> Path:
+    """A float checkpoint with a head for two labels; read only."""
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, request(model, root / "classifier", labelled)), "-q"])
+    assert not ended.value.code
+    return root / "classifier"
+
+
+def request(model: Path, output: Path, data: Path, *more: object) -> tuple[object, ...]:
+    return (
+        "finetune", "-m", model, "-o", output, "--train-data", data, "--eval-data", data,
+        "--task", "sequence-classification", *QUICK, *more,
+    )  # fmt: skip
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+class TestResult:
+    def test_a_new_head(self, run: Any, model: Path, labelled: Path, tmp_path: Path) -> None:
+        ended = run(*request(model, tmp_path / "out", labelled, "--json"))
+        assert ended.code == 0, ended.err
+        document = ended.document
+        assert document["task"] == "sequence-classification"
+        assert document["quantized"] is False
+        assert document["steps"] == 3
+        assert set(document["metrics"]) == {"accuracy", "f1", "matthews"}
+        config = json.loads((tmp_path / "out" / "config.json").read_text())
+        assert config["architectures"] == ["BertForSequenceClassification"]
+        assert config["problem_type"] == "single_label_classification"
+        assert files(tmp_path / "out") == {
+            "config.json",
+            "model.safetensors",
+            "vocab.txt",
+            "training.json",
+            ".qdq.json",
+        }
+        assert files(tmp_path) == {"out", "out.training.csv"}
+        assert (tmp_path / "out.training.csv").read_text().startswith("step,epoch,loss,lr,accuracy")
+        record = json.loads((tmp_path / "out" / "training.json").read_text())
+        assert record["settings"]["epochs"] == 1
+        measured = run("evaluate", tmp_path / "out", "--task", "sequence-classification", "--data", labelled, "--json")
+        assert measured.document["metrics"]["accuracy"] == pytest.approx(document["metrics"]["accuracy"])
+
+    @pytest.mark.parametrize("ranges", ["fixed", "moving", "learned"])
+    def test_qat_of_a_float_model(
+        self, run: Any, classifier: Path, labelled: Path, tmp_path: Path, ranges: str
+    ) -> None:
+        more = ("--recipe", "linear", "--ranges", ranges, "--json", "--teacher", classifier, "--hidden-weight", "0.5")
+        ended = run(*request(classifier, tmp_path / "out", labelled, *more))
+        assert ended.code == 0, ended.err
+        assert ended.document["quantized"] is True
+        assert ended.document["history"][0]["step"] == 0, "the model as it was calibrated counts, too"
+        written = read_quantization(tmp_path / "out")
+        assert written["recipe"]["name"] == "linear"
+        assert {slot["learned_scale"] for slot in written["slots"].values()} == {ranges == "learned"}
+        assert written["calibration"]["samples"] == 40
+        ids = torch.tensor([[2, 30, 31, 3]])
+        with torch.no_grad():
+            assert torch.isfinite(load(tmp_path / "out")(ids).logits).all()
+
+    def test_qat_of_a_refined_checkpoint_exports_and_proves(
+        self, run: Any, classifier: Path, labelled: Path, text: Path, tmp_path: Path
+    ) -> None:
+        refined, trained, exported = (tmp_path / name for name in ("refined", "trained", "exported"))
+        assert run("calibrate", "-m", classifier, "-o", refined, "--calib-data", text).code == 0
+        ended = run(*request(refined, trained, labelled, "--ranges", "learned"))
+        assert ended.code == 0, ended.err
+        assert "chosen rounding of" in ended.err
+        assert "QAT with the recipe onnxruntime" in ended.out
+        assert run("export", "-m", trained, "-o", exported).code == 0
+        assert run("verify", "-m", trained, exported).code == 0
+
+    def test_interrupted_and_resumed(self, run: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
+        long = ("--recipe", "linear", "--epochs", "12", "--save-steps", "2")
+        command = [sys.executable, "-m", "qdq", *map(str, request(classifier, tmp_path / "out", labelled, *long))]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        started = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        state = tmp_path / "out.training" / "state.pt"
+        deadline = time.monotonic() + 120
+        while not state.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        started.send_signal(signal.SIGTERM)
+        _, errors = started.communicate(timeout=120)
+        if started.returncode == 130:
+            assert "the same command with --resume goes on" in errors
+        assert run(*request(classifier, tmp_path / "out", labelled, *long, "--resume")).code == 0
+        assert run(*request(classifier, tmp_path / "other", labelled, *long)).code == 0
+        names = ("model.safetensors", "quantizers.safetensors")
+        assert [(tmp_path / "out" / n).read_bytes() for n in names] == [
+            (tmp_path / "other" / n).read_bytes() for n in names
+        ]
+        assert files(tmp_path) == {"out", "out.training.csv", "other", "other.training.csv"}
+        assert (tmp_path / "out.training.csv").read_text() == (tmp_path / "other.training.csv").read_text()
+
+    def test_tensorboard(self, run: Any, model: Path, labelled: Path, tmp_path: Path) -> None:
+        assert run(*request(model, tmp_path / "out", labelled, "--tensorboard", tmp_path / "logs")).code == 0
+        (events,) = (tmp_path / "logs").iterdir()
+        assert events.name.startswith("events.out.tfevents")
+        assert events.stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "metric"),
+    [
+        ("token-classification", [{"tokens": ["the", "good", "x"], "ner_tags": ["O", "B-A", "O"]}] * 8, "f1"),
+        (
+            "question-answering",
+            [{"id": str(i), "question": "who", "context": "the man", "answers": {"text": ["man"], "answer_start": [4]}}
+             for i in range(8)],
+            "f1",
+        ),
+        ("multiple-choice", [{"sent1": "a b", "ending0": "c", "ending1": "d", "label": 1}] * 8, "accuracy"),
+        ("masked-lm", [{"text": "the good man was there and then he was not"}] * 8, "perplexity"),
+        ("sts", [{"sentence1": "a", "sentence2": f"{'a ' * n}man", "score": n / 2} for n in range(1, 6)], "spearman"),
+    ],
+)  # fmt: skip
+def test_every_task(run: Any, model: Path, tmp_path: Path, task: str, rows: list[Any], metric: str) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    ended = run(
+        "finetune", "-m", model, "-o", tmp_path / "out", "--train-data", data, "--eval-data", data, "--task", task,
+        "--epochs", "1", "--batch-size", "4", "--seq-len", "24", "--recipe", "linear", "--json",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert next(iter(ended.document["metrics"])) == metric
+    assert ended.document["metrics"][metric] is not None
+    assert load(tmp_path / "out").task in {task, "feature-extraction"}
+
+
+class TestRefusals:
+    def test_a_head_for_another_task(self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
+        folders = ("-m", classifier, "-o", tmp_path / "out")
+        message = refused("finetune", *folders, "--train-data", labelled, "--task", "token-classification")
+        assert "has a head for sequence-classification" in message
+        assert "does not fit the task token-classification" in message
+
+    def test_a_quantized_model_without_head(
+        self, refused: Any, checkpoint: Path, labelled: Path, tmp_path: Path
+    ) -> None:
+        message = refused(*request(checkpoint, tmp_path / "out", labelled))
+        assert "is quantized and has no head" in message
+
+    def test_labels_that_the_head_has_not(
+        self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path, root: Path
+    ) -> None:
+        strange = root / "strange.tsv"
+        strange.write_text(labelled.read_text() + "a sentence\t7\nanother\t-3\n")
+        message = refused(*request(classifier, tmp_path / "out", strange))
+        assert "2 faults" in message
+        assert "'7' is none of the head's 0 'LABEL_0', 1 'LABEL_1'" in message
+
+    def test_no_data(self, refused: Any, model: Path, tmp_path: Path, root: Path) -> None:
+        empty = root / "empty.tsv"
+        empty.write_text("")
+        refused(*request(model, tmp_path / "out", empty), kind="DataError")
+
+    def test_a_teacher_of_another_size(
+        self, refused: Any, run: Any, kit: Any, classifier: Path, labelled: Path, tmp_path: Path, root: Path
+    ) -> None:
+        teacher = kit.model(root / "wide", task="sequence-classification", hidden_size=64)
+        message = refused(
+            *request(classifier, tmp_path / "out", labelled, "--teacher", teacher, "--hidden-weight", "1")
+        )
+        assert "hidden states are 64 wide, the model's 32" in message
+
+    def test_a_loss_that_is_no_number(self, run: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
+        ended = run(
+            *request(classifier, tmp_path / "out", labelled, "--lr", "1e30", "--max-grad-norm", "0", "--warmup", "0")
+        )
+        assert ended.code == 2
+        assert "the loss is " in ended.err
+        assert "step " in ended.err
+        assert "Traceback" not in ended.err
+
+    def test_settings(self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
+        message = refused(*request(classifier, tmp_path / "out", labelled, "--lr", "-1", "--ranges", "loose"))
+        assert "2 faults" in message
+        assert "--recipe" in refused(*request(classifier, tmp_path / "out", labelled, "--exclude", "*query*"))
+        assert "no metric 'bleu'" in refused(*request(classifier, tmp_path / "out", labelled, "--metric", "bleu"))
+
+    def test_an_export(self, refused: Any, exports: dict[str, Path], labelled: Path, tmp_path: Path) -> None:
+        assert "exported directory" in refused(*request(exports["float"], tmp_path / "out", labelled))
+
+    def test_an_output_that_is_somebody_elses(
+        self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.txt").write_text("years of work")
+        assert "was not made by qdq" in refused(*request(classifier, tmp_path / "out", labelled))
