@@ -56,7 +56,7 @@ def convert(
     if format != "tensorflow" and (config is not None or model_type is not None):
         raise ConfigError(f"config and model_type are for TensorFlow's checkpoints, not for {format}")
     if format == "tensorflow":
-        from qdq.interop.tensorflow import convert as from_tensorflow
+        from qdq.interop.tensorflow.convert import convert as from_tensorflow
 
         found = from_tensorflow(source, config=config, model_type=model_type, task=task, overrides=overrides)
     elif format == "megatron-lm":

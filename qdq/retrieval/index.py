@@ -195,7 +195,8 @@ def open_embeddings(path: Path) -> NDArray[Any]:
         raise CheckpointError(f"{path}: damaged safetensors file, or none with {TENSOR}") from error
     if rows == 0 or width == 0:
         raise CheckpointError(f"{path}: {TENSOR} is empty")
-    return np.memmap(path, dtype="<f4", mode="r", offset=8 + length + begin, shape=(rows, width))
+    # "c": what nobody writes stays shared with the file, and torch takes it without a copy.
+    return np.memmap(path, dtype="<f4", mode="c", offset=8 + length + begin, shape=(rows, width))
 
 
 def _prepare(

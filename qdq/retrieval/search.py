@@ -133,7 +133,7 @@ class FaissSearcher:
         if not path.is_file():
             raise CheckpointError(f"{folder} has no FAISS index '{kind}': qdq realm index --faiss {kind} makes one")
         try:
-            return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY), embeddings)
+            return cls(faiss.read_index(str(path), _mapping(faiss)), embeddings)
         except RuntimeError as error:
             raise CheckpointError(f"{path}: damaged FAISS index: make it anew") from error
 
@@ -180,8 +180,16 @@ def _chunks(embeddings: NDArray[Any] | Tensor) -> Iterator[NDArray[Any]]:
 
 
 def _tensor(rows: NDArray[Any] | Tensor) -> Tensor:
-    """Float32 in memory of its own: torch would warn of memory that cannot be written."""
-    return rows.float() if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows, dtype=np.float32))
+    """In float32; copied where torch would warn of memory that cannot be written."""
+    if isinstance(rows, Tensor):
+        return rows.float()
+    return torch.from_numpy(np.require(rows, dtype=np.float32, requirements=["C", "W"]))
+
+
+def _mapping(faiss: Any) -> int:
+    """How to read an index without copying its numbers; only newer releases can for these kinds."""
+    flag = getattr(faiss, "IO_FLAG_MMAP_IFC", None)
+    return int(faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if flag is None else flag)
 
 
 def _faiss() -> Any:
