@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["answer", "app", "index"]
 
-app = typer.Typer(help="Open question answering with REALM: index blocks of text, ask questions.", no_args_is_help=True)
+app = typer.Typer(help="Open question answering with REALM: index blocks of text, ask questions.")
 
 
 @app.command()
