@@ -34,6 +34,8 @@ FORMAT = 1
 EXPORT_FILE = "export.json"
 MODEL_FILE = "model.onnx"
 
+_ON_CPU = ("onnxruntime", "openvino")
+
 
 def export(
     checkpoint: str | Path,
@@ -43,6 +45,8 @@ def export(
     recipe: Recipe | str | None = None,
     opset: int | None = None,
     form: Form | None = None,
+    isa: str = "any",
+    tuning: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Export a checkpoint into a directory, which appears whole or not at all.
 
@@ -53,6 +57,8 @@ def export(
         recipe: to change to first; see :func:`exporters.onnx.export.export_model`.
         opset: of the standard operators, 21 when None.
         form: inputs, outputs and types of choice, :class:`~exporters.form.Form` when None.
+        isa: of the CPUs that the file is for; see :func:`exporters.onnx.export.export_model`.
+        tuning: how the recipe was chosen, for ``export.json``; see :func:`exporters.tune.tune`.
 
     Raises:
         CheckpointError: for a checkpoint that cannot be read.
@@ -63,13 +69,16 @@ def export(
     from exporters.onnx.export import DEFAULT_OPSET, check_options, export_model
 
     opset = DEFAULT_OPSET if opset is None else opset
-    check_options(target, opset, form)
+    check_options(target, opset, form, isa)
     with atomic_directory(Path(output), kind="export") as folder:
         model = load(checkpoint)
-        exported = export_model(model, folder / MODEL_FILE, target=target, recipe=recipe, opset=opset, form=form)
+        exported = export_model(
+            model, folder / MODEL_FILE, target=target, recipe=recipe, opset=opset, form=form, isa=isa
+        )
         copy_companions(Path(checkpoint), folder)
         write_json(folder / "config.json", config_to_json(model.config, model.task))
-        write_json(folder / EXPORT_FILE, {"format": FORMAT, **exported.to_dict()})
+        record = {"format": FORMAT, **exported.to_dict()}
+        write_json(folder / EXPORT_FILE, record if tuning is None else {**record, "tuning": dict(tuning)})
     return exported
 
 
@@ -102,6 +111,7 @@ def verify(
     batches: Iterable[Mapping[str, Tensor]] | None = None,
     *,
     engine: str | Path | None = None,
+    isa: str | None = None,
 ) -> Verification:
     """Prove that an exported directory computes what the checkpoint computes.
 
@@ -110,6 +120,8 @@ def verify(
         folder: directory that :func:`export` wrote.
         batches: inputs; None takes :func:`exporters.proof.proof_batches`.
         engine: a TensorRT engine built from the export, to be run end to end on the GPU.
+        isa: of CPUs on which integer products must be exact, too; None takes that which the export was written for.
+            What CPUs without VNNI do is simulated.
 
     Raises:
         BuildError: when there is no GPU for the engine, or it cannot be loaded.
@@ -120,12 +132,14 @@ def verify(
 
     runner = None if engine is None else TensorRTRunner(Path(engine))
     from exporters.deployed import deploy
+    from exporters.onnx.isa import isa_named, this_isa
     from exporters.onnx.precision import to_dtype
     from exporters.onnx.targets import target_named
     from exporters.proof import proof_batches
     from exporters.verify import verify as verify_model
 
     document = read_export(folder)
+    cpu = isa_named(document.get("isa", "any") if isa is None else isa)
     form = Form.from_dict(document.get("form", {}), source=f"{Path(folder) / EXPORT_FILE}: form")
     model = load(checkpoint)
     target = document["target"]
@@ -144,4 +158,13 @@ def verify(
         runtime = "evaluator"  # ONNX Runtime's CPU kernels do not have the type
     if batches is None:
         batches = proof_batches(checkpoint, deploy(model, form))
-    return verify_model(model, Path(folder) / MODEL_FILE, batches, runtime=runtime, form=form, engine=runner)
+    return verify_model(
+        model,
+        Path(folder) / MODEL_FILE,
+        batches,
+        runtime=runtime,
+        form=form,
+        engine=runner,
+        # The file is run here, too.
+        sums_in_16_bits=cpu.saturates or (runtime in _ON_CPU and this_isa().saturates),
+    )

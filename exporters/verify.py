@@ -20,6 +20,8 @@ import numpy as np
 import torch
 
 from exporters.deployed import Deployed, deploy
+from exporters.onnx.load import load_onnx
+from exporters.onnx.saturation import Saturated, at_risk, saturated_pairs
 from exporters.onnx.segments import Cut, CutModel, cut_at_quantizers
 from exporters.runners import EvaluatorRunner, OnnxRuntimeRunner, OpenVINORunner, Runner
 from qdq.errors import DataError, ExportError, MissingPackageError, describe_faults
@@ -151,6 +153,7 @@ class Verification:
         bounds: what ``end_to_end`` had to reach.
         runtime: that ran the file end to end.
         faults: what did not hold, in words; empty when all is well.
+        saturation: of products whose weights could saturate, where that was asked for; all batches added up.
     """
 
     segments: list[Segment]
@@ -158,6 +161,7 @@ class Verification:
     bounds: Bounds
     runtime: str
     faults: list[str] = field(default_factory=list)
+    saturation: list[Saturated] = field(default_factory=list)
 
     @property
     def holds(self) -> bool:
@@ -191,6 +195,7 @@ def verify(
     bounds: Bounds | None = None,
     form: Form | None = None,
     engine: Runner | None = None,
+    sums_in_16_bits: bool = False,
 ) -> Verification:
     """Compare an ONNX file with the torch model it was exported from.
 
@@ -204,6 +209,7 @@ def verify(
         bounds: for end to end, :class:`Bounds` when None, with a wider ``float_loss_db`` in half precision.
         form: that the file has, :class:`~exporters.form.Form` when None; ``model`` computes in its type already.
         engine: built from the file; it runs end to end instead of ``runtime``.
+        sums_in_16_bits: whether to simulate CPUs that add pairs of products in 16 bits; no sum may saturate then.
 
     Returns:
         The report; it does not raise when something does not hold.
@@ -223,6 +229,7 @@ def verify(
     pieces = _pieces(cut, path, runtime)
     whole, runtime = _runner(path, runtime) if engine is None else (engine, "the engine")
     tally = _Tally(deployed.form.dtype)
+    saturation = _Saturation(path if sums_in_16_bits else None)
     rows: list[EndToEnd] = []
     faults = ["nothing was compared: there is no batch"]
     with np.errstate(all="ignore"):  # NaN and infinity are counted, not warned about
@@ -238,14 +245,15 @@ def verify(
                 faults = _structure_faults(model, cut, recorded, outputs, found)
                 if faults:
                     break
-                _compare_segments(tally, cut, pieces, model, recorded, arrays, outputs)
+                fed = _compare_segments(tally, cut, pieces, model, recorded, arrays, outputs)
+                saturation.add(cut, fed)
             except ExportError as error:
                 faults = [f"the file cannot be run with the checkpoint's tensors: {error}"]
                 break
             rows += _compare_end_to_end(_float_outputs(deployed, batch), outputs, found, arrays)
-    faults += tally.faults()
+    faults += [*tally.faults(), *saturation.faults()]
     faults += [fault for row in rows for fault in _end_to_end_faults(row, bounds, runtime)]
-    return Verification(tally.segments(), rows, bounds, runtime, faults)
+    return Verification(tally.segments(), rows, bounds, runtime, faults, saturation.rows())
 
 
 def _structure_faults(
@@ -546,7 +554,8 @@ def _compare_segments(
     recorded: Mapping[_Call, _Record],
     arrays: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
-) -> None:
+) -> dict[str, np.ndarray]:
+    """Add up what the pieces find; the integers that they were fed, by name of the graph's input."""
     torch_side = {piece: recorded[call].transposed(piece.perm) for piece, call in _calls(model, cut).items()}
     fed: dict[str, np.ndarray] = {}
     for piece, record in torch_side.items():
@@ -566,6 +575,7 @@ def _compare_segments(
         tally.add_integers(piece.slot, record, found[piece.output].astype(np.float32) - zero)
     for name, expected in outputs.items():
         tally.add_floats(name, expected, found[name])
+    return fed
 
 
 def _calls(model: nn.Module, cut: CutModel) -> dict[Cut, _Call]:
@@ -584,6 +594,39 @@ def _calls(model: nn.Module, cut: CutModel) -> dict[Cut, _Call]:
             found[piece] = module, calls[module]
             calls[module] += 1
     return found
+
+
+class _Saturation:
+    """Counts the pair sums that would saturate, with the integers that torch finds."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._products = [] if path is None else at_risk(load_onnx(path).graph)
+        self._found: dict[str, Saturated] = {}
+
+    def add(self, cut: CutModel, fed: Mapping[str, np.ndarray]) -> None:
+        integers = {piece.output: fed[piece.input] for piece in cut.cuts if piece.input in fed}
+        for product in self._products:
+            if product.activations not in integers:
+                continue
+            new = saturated_pairs(product, integers[product.activations])
+            old = self._found.get(product.name, replace(new, pairs=0, saturated=0, worst=0))
+            self._found[product.name] = replace(
+                new,
+                pairs=old.pairs + new.pairs,
+                saturated=old.saturated + new.saturated,
+                worst=max(old.worst, new.worst),
+            )
+
+    def rows(self) -> list[Saturated]:
+        return list(self._found.values())
+
+    def faults(self) -> list[str]:
+        return [
+            f"{row.name}: {row.saturated:,} of {row.pairs:,} sums of pairs leave 16 bits on CPUs without VNNI, the "
+            f"largest is {row.worst:,}: export for them (--isa avx2), or with overflow_safe weights"
+            for row in self.rows()
+            if row.saturated
+        ]
 
 
 class _Tally:

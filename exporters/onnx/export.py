@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from exporters.deployed import deploy
 from exporters.form import DTYPES, Form, check_form
+from exporters.onnx.isa import ANY, Isa, isa_named
 from exporters.onnx.precision import HALF_SINCE, check_scales, to_dtype
+from exporters.onnx.refusal import unchanged_when_refused
+from exporters.onnx.saturation import pair_sums, pairs_note
 from exporters.onnx.targets import Target, target_named, tidy
 from exporters.onnx.trace import OPSETS, trace
 from exporters.onnx.translation import BLOCKS_SINCE, FLOAT8_SINCE
@@ -49,6 +52,8 @@ class Exported:
         signature: inputs and outputs.
         form: that was asked for.
         notes: what a reader should know, a sentence each.
+        isa: the instruction set that its integer products are written for, ``any`` when all of them.
+        pair_sums: of products whose int8 weights could saturate without VNNI: the largest sum of a pair, by name.
     """
 
     target: str
@@ -57,6 +62,8 @@ class Exported:
     signature: Signature
     form: Form = Form()  # noqa: RUF009 (frozen)
     notes: tuple[str, ...] = ()
+    isa: str = ANY.name
+    pair_sums: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``export.json``."""
@@ -68,16 +75,22 @@ class Exported:
             "outputs": list(self.signature.outputs),
             "form": self.form.to_dict(),
             "notes": list(self.notes),
+            "isa": self.isa,
+            "pair_sums": dict(self.pair_sums),
         }
 
 
-def check_options(target: str | None, opset: int, form: Form | None = None) -> None:
+def check_options(target: str | None, opset: int, form: Form | None = None, isa: str | Isa = ANY) -> None:
     """Refuse what cannot be, before anything is read or written.
 
     Raises:
-        ExportError: for a target, an opset or a type that does not exist, or types that a target or an opset has not.
+        ExportError: for a target, an opset, a type or an instruction set that does not exist, or that a target or an
+            opset has not.
     """
     chosen = None if target is None else target_named(target)
+    wanted = isa if isinstance(isa, Isa) else isa_named(isa)
+    if wanted != ANY and (chosen is None or not chosen.takes_isa):
+        raise ExportError(f"an instruction set is for the target onnxruntime, not for {target or 'a float file'}")
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} is not supported: it must be from {OPSETS.start} to {OPSETS.stop - 1}")
     dtype = "fp32" if form is None else form.dtype
@@ -97,6 +110,7 @@ def export_model(
     recipe: Recipe | str | None = None,
     opset: int = DEFAULT_OPSET,
     form: Form | None = None,
+    isa: str | Isa = ANY,
 ) -> Exported:
     """Export ``model`` to the file ``path``.
 
@@ -113,6 +127,8 @@ def export_model(
         opset: of the standard operators, 18 to 25.
         form: inputs, outputs and types of choice, :class:`~exporters.form.Form` when None. With half precision the
             weights and scales of ``model`` are rounded to it, and it computes in it afterwards.
+        isa: that integer products are written for: ``any`` (exact on every CPU), ``avx2``, ``avx512``, ``vnni``,
+            ``arm``, or ``auto`` for that of this machine. Of the target onnxruntime.
 
     Raises:
         ExportError: for a target or opset that does not exist, a model that is not quantized, a recipe that the target
@@ -120,7 +136,8 @@ def export_model(
         CalibrationError: for slots that are not calibrated; all are named.
     """
     form = form or Form()
-    check_options(target, opset, form)
+    isa = isa if isinstance(isa, Isa) else isa_named(isa)
+    check_options(target, opset, form, isa)
     if isinstance(model, Model):
         check_form(model, form)
     chosen = None if target is None else target_named(target)
@@ -144,12 +161,14 @@ def export_model(
         if faults:
             raise ExportError(describe_faults(f"target {chosen.name} cannot run this recipe", faults))
         _check_forms(model, specs, chosen, opset)
-        if changed is not None:
-            _check_ranges(model, specs, changed, chosen.name)
-            apply_specs(model, specs)
-        notes += _stored_twice(model, specs)
-        check_scales(model, form.dtype)
-        _keep_weights(model, specs)
+        with unchanged_when_refused(model):
+            if changed is not None:
+                _check_ranges(model, specs, changed, chosen.name)
+                apply_specs(model, specs)
+            notes += _stored_twice(model, specs)
+            check_scales(model, form.dtype)
+            _keep_weights(model, specs)
+            set_mode(model, Mode.QUANTIZE)  # refuses slots that are not calibrated
         for _, quantizer in quantizers(model):
             quantizer.freeze()
         set_mode(model, Mode.QUANTIZE)
@@ -165,10 +184,15 @@ def export_model(
             graph = trace(deployed, opset=opset)
     finally:
         model.train(training)
-    ir.passes.Sequential(*(tidy() if chosen is None else chosen.passes()))(graph)
+    ir.passes.Sequential(*(tidy() if chosen is None else chosen.passes(isa)))(graph)
     graph.producer_name = "qdq"
+    name, sums = "float" if chosen is None else chosen.name, {}
+    if chosen is not None and chosen.takes_isa:
+        graph.metadata_props["qdq.isa"] = isa.name
+        sums = pair_sums(graph.graph)
+        notes += pairs_note(sums, isa)
     _write(graph, path)
-    return Exported("float" if chosen is None else chosen.name, changed, opset, deployed.signature, form, tuple(notes))
+    return Exported(name, changed, opset, deployed.signature, form, tuple(notes), isa.name, sums)
 
 
 def _check_forms(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], target: Target, opset: int) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from exporters.onnx.load import load_onnx
 from exporters.onnx.passes.graph import constant, producer
+from exporters.onnx.saturation import pair_sums
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,12 +47,16 @@ class GraphReport:
         operators: how many nodes of each type.
         products: every matrix product, in graph order.
         bytes_by_type: stored bytes of each element type.
+        isa: the instruction set that its integer products are written for, where the file says so.
+        pair_sums: of products whose int8 weights could saturate without VNNI: the largest sum of a pair, by name.
     """
 
     opsets: dict[str, int]
     operators: dict[str, int]
     products: list[Product]
     bytes_by_type: dict[str, int]
+    isa: str | None = None
+    pair_sums: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -64,7 +69,8 @@ def inspect_graph(path: Path) -> GraphReport:
     Raises:
         CheckpointError: when it is not an ONNX file.
     """
-    graph = load_onnx(path).graph
+    model = load_onnx(path)
+    graph = model.graph
     sizes: Counter[str] = Counter()
     for value in graph.initializers.values():
         if value.const_value is not None:
@@ -76,6 +82,8 @@ def inspect_graph(path: Path) -> GraphReport:
         dict(operators.most_common()),
         products,
         dict(sizes.most_common()),
+        model.metadata_props.get("qdq.isa"),
+        pair_sums(graph),
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from onnx_ir.passes import common
 
+from exporters.onnx.isa import ANY, Isa
 from exporters.onnx.passes.fold_weights import FoldWeightsPass
 from exporters.onnx.passes.four_bits import FourBitsPass
 from exporters.onnx.passes.gather_before_dequantize import GatherBeforeDequantizePass
@@ -17,6 +18,7 @@ from exporters.onnx.passes.integer_gemm import IntegerGemmPass
 from exporters.onnx.passes.quantize_after_transpose import QuantizeAfterTransposePass
 from exporters.onnx.passes.residual_sum import ResidualSumPass
 from exporters.onnx.passes.scale_query import ScaleQueryPass
+from exporters.onnx.passes.signed_activations import SignedActivationsPass
 from exporters.onnx.passes.transpose_before_dequantize import TransposeBeforeDequantizePass
 from exporters.onnx.passes.transpose_weights import TransposeWeightsPass
 from exporters.onnx.passes.unsigned_activations import UnsignedActivationsPass
@@ -44,21 +46,23 @@ class Target:
         name: as on the command line.
         recipe: the preset that serves it best.
         runtime: that verification runs the file in, end to end; see :func:`exporters.verify.verify`.
-        passes: made afresh for each export, run in order on the traced graph.
+        passes: made afresh for each export, for an instruction set; run in order on the traced graph.
         refuses: a reason why the target cannot run a slot with this spec, None when it can.
         whole_groups: scales per group must not leave a rest.
         dtypes: of what is computed in float.
         dtypes_why: why there are no others.
+        takes_isa: whether there is a form for each instruction set; else there is one for all.
     """
 
     name: str
     recipe: str
     runtime: str
-    passes: Callable[[], list[ir_passes.InPlacePass]]
+    passes: Callable[..., list[ir_passes.InPlacePass]]
     refuses: Callable[[Slot, QuantSpec], str | None]
     whole_groups: bool = False
     dtypes: tuple[str, ...] = ("fp32",)
     dtypes_why: str = ""
+    takes_isa: bool = False
 
     def faults(self, specs: Mapping[Slot, QuantSpec | None]) -> list[str]:
         """What the target cannot run, one line for each slot."""
@@ -115,7 +119,7 @@ def _folded() -> list[ir_passes.InPlacePass]:
     ]
 
 
-def _tensorrt_form() -> list[ir_passes.InPlacePass]:
+def _tensorrt_form(isa: Isa = ANY) -> list[ir_passes.InPlacePass]:  # noqa: ARG001
     """QuantizeLinear and DequantizeLinear nodes as they are, and attention in the form that is fused."""
     return [
         *_folded(),
@@ -124,21 +128,21 @@ def _tensorrt_form() -> list[ir_passes.InPlacePass]:
     ]
 
 
-def _onnxruntime() -> list[ir_passes.InPlacePass]:
+def _onnxruntime(isa: Isa = ANY) -> list[ir_passes.InPlacePass]:
     """Integer products written out, so that nothing is left to the runtime's pattern matching."""
     return [
         *_folded(),
-        UnsignedActivationsPass(),
+        SignedActivationsPass() if isa.signed_activations else UnsignedActivationsPass(),
         GatherBeforeDequantizePass(),
         TransposeBeforeDequantizePass(),
-        IntegerGemmPass(),
+        IntegerGemmPass(isa),
         WeightOnlyGemmPass(),
         ResidualSumPass(),
         *tidy(),
     ]
 
 
-def _openvino() -> list[ir_passes.InPlacePass]:
+def _openvino(isa: Isa = ANY) -> list[ir_passes.InPlacePass]:  # noqa: ARG001
     """QuantizeLinear and DequantizeLinear nodes in the form for which x86 CPUs have kernels that are exact."""
     return [
         *_folded(),
@@ -170,6 +174,7 @@ TARGETS: Mapping[str, Target] = {
             passes=_onnxruntime,
             refuses=_onnxruntime_refuses,
             dtypes_why="its kernels on CPUs compute in float32",
+            takes_isa=True,
         ),
         Target(
             name="openvino",

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qdq.cli.profile import parse_shape
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
+from qdq.cli.tables import new_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from exporters.tune import Tuning
 
 __all__ = ["export", "model_bytes"]
 
@@ -23,6 +30,14 @@ def export(
         typer.Option(metavar="NAME|FILE", help="Change to this preset or YAML file first, with the same ranges."),
     ] = None,
     opset: Annotated[int, typer.Option(metavar="N", help="ONNX operator set, 18 to 25.")] = 21,
+    isa: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Of onnxruntime: the CPUs that the file is for: avx2, avx512, vnni or arm; auto: this one; "
+            "any: exact on all of them.",
+        ),
+    ] = "any",
     dtype: Annotated[
         str,
         typer.Option(metavar="NAME", help="Of what is computed in float: fp32, fp16 or bf16.", rich_help_panel="Form"),
@@ -63,6 +78,25 @@ def export(
             rich_help_panel="Form",
         ),
     ] = None,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            metavar="",
+            help="Of onnxruntime: export with ranges known beforehand and with those of each call, time both here, "
+            "take the faster one.",
+            rich_help_panel="Tune",
+        ),
+    ] = False,
+    min_cosine: Annotated[
+        float,
+        typer.Option(metavar="C", help="To the float model, that it must hold.", rich_help_panel="Tune"),
+    ] = 0.99,
+    shape: Annotated[
+        str, typer.Option("--shape", metavar="BxL", help="Rows and tokens that are timed.", rich_help_panel="Tune")
+    ] = "8x128",
+    threads: Annotated[int, typer.Option(metavar="N", help="Of the runtime.", min=1, rich_help_panel="Tune")] = 2,
+    rounds: Annotated[int, typer.Option(metavar="N", help="Interleaved rounds.", min=1, rich_help_panel="Tune")] = 5,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -100,16 +134,68 @@ def export(
         cache=cache,  # type: ignore[arg-type]
         dtype=dtype,  # type: ignore[arg-type]
     )
+    tuning = None
+    if tune:
+        if target != "onnxruntime":
+            raise ExportError("--tune goes with --target onnxruntime: it chooses among forms for it")
+        tuning = _tuned(
+            session,
+            model,
+            shape=shape,
+            min_cosine=min_cosine,
+            threads=threads,
+            rounds=rounds,
+            recipe=recipe,
+            opset=opset,
+            form=form,
+            isa=isa,
+        )
+        recipe = tuning.recipe
     with session.progress(f"exporting for {target or 'float'}"):
-        exported = folder.export(model, output, target=target, recipe=recipe, opset=opset, form=form)
+        exported = folder.export(
+            model,
+            output,
+            target=target,
+            recipe=recipe,
+            opset=opset,
+            form=form,
+            isa=isa,
+            tuning=None if tuning is None else tuning.to_dict(),
+        )
     for note in exported.notes:
         session.say(note)
     size = model_bytes(output / folder.MODEL_FILE)
     session.result(
-        {"output": output, "bytes": size, **exported.to_dict()},
+        {
+            "output": output,
+            "bytes": size,
+            **exported.to_dict(),
+            **({"tuning": tuning.to_dict()} if tuning else {}),
+        },
+        *([] if tuning is None else _choices(tuning)),
         f"{output / folder.MODEL_FILE}: {size / 1e6:.1f} MB, opset {exported.opset}, "
         f"{', '.join(exported.signature.input_names)} -> {', '.join(exported.signature.outputs)}",
     )
+
+
+def _tuned(session: Session, model: Path, *, shape: str, **options: Any) -> Tuning:
+    from exporters.benchmark import Shape
+    from exporters.tune import tune
+
+    rows, tokens = parse_shape(shape)
+    with session.progress("tuning", total=1) as advance:
+        return tune(model, shape=Shape(rows, tokens), progress=lambda what: advance(0, what), **options)
+
+
+def _choices(tuning: Tuning) -> list[Table | str]:
+    table = new_table("form", "median\nms", "speed-up", "cosine\nto float")
+    for row in tuning.rows:
+        if row.median_s is None or row.speedup is None or row.cosine is None:
+            table.add_row(row.name, "-", "-", "-")
+        else:
+            table.add_row(row.name, f"{1e3 * row.median_s:.2f}", f"{row.speedup:.2f}x", f"{row.cosine:.4f}")
+    refused = [f"{row.name} is not possible: {row.refused}" for row in tuning.rows if row.refused]
+    return [table, *refused, f"chosen: {tuning.chosen}, {tuning.why}", ""]
 
 
 def model_bytes(path: Path) -> int:

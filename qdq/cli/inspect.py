@@ -30,6 +30,7 @@ from qdq.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from exporters.onnx.inspect import GraphReport
     from qdq.quantizer import Quantizer
 
 __all__ = ["inspect"]
@@ -243,7 +244,22 @@ def _inspect_graph(session: Session, path: Path, run: dict[str, Any] | None) -> 
         table,
         "",
         *in_float,
+        *_for_isa(report),
         f"stored: {stored}",
         f"operators: {operators}",
         *tables,
     )
+
+
+def _for_isa(report: GraphReport) -> list[str]:
+    """For which CPUs its integer products are written, and which of them would need care elsewhere."""
+    if report.isa is None:
+        return []
+    from exporters.onnx.isa import ISAS
+    from exporters.onnx.saturation import pairs_note
+
+    cpus = {"any": "every CPU"}.get(report.isa, report.isa)
+    return [
+        f"integer products for: {cpus}",
+        *(pairs_note(report.pair_sums, ISAS[report.isa]) if report.isa in ISAS else []),
+    ]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from exporters.onnx.inspect import GraphReport, Product
     from exporters.profile import Profile
 
-__all__ = ["ProfileOption", "RuntimeOption", "ShapeOption", "ThreadsOption", "profiled"]
+__all__ = ["ProfileOption", "RuntimeOption", "ShapeOption", "ThreadsOption", "parse_shape", "profiled"]
 
 _PANEL = "Profile"
 
@@ -35,17 +35,28 @@ ThreadsOption = Annotated[int, typer.Option(metavar="N", help="Of the runtime.",
 _SHOWN = 12
 
 
-def profiled(
-    path: Path, report: GraphReport, *, runtime: str | None, shape: str, threads: int, full: bool
-) -> tuple[dict[str, Any], list[Table | str]]:
-    """The document and the tables."""
-    from exporters.profile import profile
+def parse_shape(shape: str) -> tuple[int, int]:
+    """Rows and tokens of ``8x128``.
+
+    Raises:
+        ConfigError: for anything else.
+    """
     from qdq.errors import ConfigError
 
     try:
         batch_size, seq_len = (int(part) for part in shape.split("x"))
     except ValueError as error:
         raise ConfigError(f"--shape {shape}: it must be rows and tokens, as in 8x128") from error
+    return batch_size, seq_len
+
+
+def profiled(
+    path: Path, report: GraphReport, *, runtime: str | None, shape: str, threads: int, full: bool
+) -> tuple[dict[str, Any], list[Table | str]]:
+    """The document and the tables."""
+    from exporters.profile import profile
+
+    batch_size, seq_len = parse_shape(shape)
     found = profile(path, runtime=runtime or _runtime_of(path), batch_size=batch_size, seq_len=seq_len, threads=threads)
     left = [(node.name, _why(node.name, report.products)) for node in found.products_in_float()]
     document = {**found.to_dict(), "in_float": [{"name": name, "why": why} for name, why in left]}

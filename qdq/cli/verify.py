@@ -29,6 +29,14 @@ def verify(
         Path | None,
         typer.Option(metavar="FILE", help="A TensorRT engine built from it: that runs end to end, on the GPU."),
     ] = None,
+    isa: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="CPUs on which integer products must be exact: any, avx2, avx512, vnni, arm or auto; when not given, "
+            "those it was exported for. Saturation is simulated.",
+        ),
+    ] = None,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -42,12 +50,16 @@ def verify(
     from exporters import folder
 
     with session.progress("verifying"):
-        verification = folder.verify(model, exported, engine=engine)
+        verification = folder.verify(model, exported, engine=engine, isa=isa)
     error = None
     if not verification.holds:
         error = VerificationError(describe_faults(f"{exported} is not what {model} computes", verification.faults))
     session.result(
-        verification.to_dict(), *_by_segment(verification, full=verbose > 0), *_end_to_end(verification), error=error
+        verification.to_dict(),
+        *_by_segment(verification, full=verbose > 0),
+        *_saturation(verification),
+        *_end_to_end(verification),
+        error=error,
     )
 
 
@@ -79,6 +91,16 @@ def _by_segment(verification: Verification, *, full: bool) -> list[Table | str]:
     ]
 
 
+def _saturation(verification: Verification) -> list[Table | str]:
+    """Of files with weights that could saturate, and no table without."""
+    if not verification.saturation:
+        return []
+    table = new_table("product", "pairs", "beyond\n16 bits", "largest\nsum", "possible")
+    for row in verification.saturation:
+        table.add_row(row.name, f"{row.pairs:,}", f"{row.saturated:,}", f"{row.worst:,}", f"{row.possible:,}")
+    return ["Sums of pairs of products, as CPUs without VNNI make them, at most 32,767", table, ""]
+
+
 def _end_to_end(verification: Verification) -> list[Table | str]:
     bounds = verification.bounds
     table = new_table(
@@ -86,8 +108,8 @@ def _end_to_end(verification: Verification) -> list[Table | str]:
         "shape",
         "SQNR\ndB",
         "cosine",
-        "SQNR to\nfloat, dB",
-        "checkpoint's\ndB",
+        "to float\ndB",
+        "check-\npoint",
         "cosine\nto float",
     )
     whole = []

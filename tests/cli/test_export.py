@@ -66,6 +66,11 @@ CHOICES: dict[str, tuple[list[object], tuple[str, ...]]] = {
     "a cache of an encoder": (["--float", "--cache", "step"], ("a cache is for decoders",)),
     "a type that the target has not": (["--target", "onnxruntime", "--dtype", "fp16"], ("onnxruntime has no fp16",)),
     "unknown recipe": (["--target", "openvino", "--recipe", "int4"], ("'int4'", "qdqbert")),
+    "an instruction set that is none": (["--target", "onnxruntime", "--isa", "sse"], ("'sse'", "avx2", "vnni", "auto")),
+    "an instruction set elsewhere": (["--target", "openvino", "--isa", "arm"], ("is for the target onnxruntime",)),
+    "tuned for another target": (["--target", "openvino", "--tune"], ("--tune", "--target onnxruntime")),
+    "a shape that is none": (["--target", "onnxruntime", "--tune", "--shape", "8"], ("--shape 8", "8x128")),
+    "a cosine that is none": (["--target", "onnxruntime", "--tune", "--min-cosine", 2], ("2, must be from -1 to 1",)),
     "a recipe that the target cannot run": (
         ["--target", "tensorrt", "--recipe", "onnxruntime"],
         ("tensorrt cannot run this recipe", "encoder.layers.0.attention.query.input", "symmetric int8"),
@@ -132,3 +137,25 @@ def test_a_form_of_choice_is_exported_and_proven(run: Any, model: Path, tmp_path
     proven = run("verify", "-m", model, tmp_path / "out", "--json")
     assert (proven.code, proven.document["faults"]) == (0, [])
     assert {row["output"] for row in proven.document["end_to_end"]} == {"sentence_embedding"}
+
+
+def test_tuned_for_this_machine(run: Any, checkpoint: Path, tmp_path: Path) -> None:
+    """Both forms are timed beside the float file, and the faster one that is close enough is written."""
+    arguments = ["-m", checkpoint, "-o", tmp_path / "out", "--target", "onnxruntime", "--isa", "auto"]
+    ended = run("export", *arguments, "--tune", "--rounds", 1, "--shape", "1x8", "--min-cosine", 0.5, "--threads", 1)
+    assert ended.code == 0, ended.err
+    tuning = json.loads((tmp_path / "out" / "export.json").read_text())["tuning"]
+    rows = {row["name"]: row for row in tuning["rows"]}
+    assert list(rows) == ["float", "as calibrated", "dynamic"]
+    assert all(row["median_s"] > 0 and row["cosine"] > 0.5 for row in rows.values())
+    fastest = max(("as calibrated", "dynamic"), key=lambda name: rows[name]["speedup"])
+    assert tuning["chosen"] == fastest
+    operators = {node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node}
+    assert ("DynamicQuantizeLinear" in operators) == (fastest == "dynamic")
+    assert f"chosen: {fastest}, the fastest of 2 at 1 x 8 with 1 threads" in ended.out
+    assert max(map(len, ended.out.splitlines()[:-1])) <= 100
+    shown = run("inspect", tmp_path / "out")
+    assert "integer products for: " in shown.out
+    message = run("export", *arguments, "--tune", "--rounds", 1, "--shape", "1x8", "--min-cosine", 1)
+    assert message.code == 1
+    assert "no form holds a cosine of 1: 2 faults" in message.err

@@ -49,7 +49,15 @@ def test_what_people_see(run: Any, checkpoint: Path, exports: dict[str, Path]) -
         for row in document["end_to_end"]
     ]
     assert "-v shows all" not in ended.out
+    assert max(map(len, ended.out.splitlines())) <= 80
     assert "-v shows all" in run("verify", "-m", checkpoint, exports["onnxruntime"]).out
+
+
+def test_instruction_sets_are_simulated(run: Any, refused: Any, checkpoint: Path, exports: dict[str, Path]) -> None:
+    """These weights are overflow-safe: nothing of them can saturate."""
+    ended = run("verify", "-m", checkpoint, exports["onnxruntime"], "--isa", "avx2", "--json")
+    assert (ended.code, ended.document["saturation"]) == (0, [])
+    assert "'sse'" in refused("verify", "-m", checkpoint, exports["onnxruntime"], "--isa", "sse", kind="ExportError")
 
 
 class TestWhatDoesNotHold:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from exporters.onnx.isa import ANY, Isa
 from exporters.onnx.passes.graph import (
     bias_behind,
     constant,
@@ -15,9 +16,10 @@ from exporters.onnx.passes.graph import (
     stored_transposed,
 )
 
-__all__ = ["IntegerGemmPass", "may_saturate"]
+__all__ = ["INT16_MAX", "IntegerGemmPass", "largest_pair", "may_saturate"]
 
-_INT16_MAX = 2**15 - 1
+INT16_MAX = 2**15 - 1
+"""The largest sum of a pair of products that CPUs without VNNI can hold."""
 
 
 class IntegerGemmPass(ir.passes.InPlacePass):
@@ -34,33 +36,41 @@ class IntegerGemmPass(ir.passes.InPlacePass):
     Case 4: anything else: left as it is, in float.
     Case 5: as case 1, with a weight that a Transpose reads from a table that is stored for others, too. A second table
     for a CPU without VNNI is not worth it: there it stays in float.
+    Case 6: a CPU that never saturates: int8 weights, whatever their pairs; on Arm with activations in int8, too.
+
+    Args:
+        isa: of the CPU that the file is for.
     """
+
+    def __init__(self, isa: Isa = ANY) -> None:
+        super().__init__()
+        self._isa = isa
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse."""
         modified = False
         for node in list(model.graph):
             if is_op(node, "MatMul"):
-                modified |= _try_fuse(model.graph, node)
+                modified |= _try_fuse(model.graph, node, self._isa)
         if modified:
             model.graph.opset_imports["com.microsoft"] = 1
         return ir.passes.PassResult(model, modified)
 
 
-def _try_fuse(graph: ir.Graph, matmul: ir.Node) -> bool:
+def _try_fuse(graph: ir.Graph, matmul: ir.Node, isa: Isa) -> bool:
     x, w = (producer(value, "DequantizeLinear") for value in matmul.inputs)
     if x is None or w is None or min(len(x.inputs), len(w.inputs)) < 3:
         return False  # case 4
     weight, zeros, scales = constant(w.inputs[0]), constant(w.inputs[2]), constant(w.inputs[1])
     is_shared = weight is None
     weight = stored_transposed(w.inputs[0]) if is_shared else weight  # case 5
-    if weight is None or zeros is None or scales is None or weight.ndim != 2 or not _is_uint8(x.inputs[2]):
+    if weight is None or zeros is None or scales is None or weight.ndim != 2 or not _is_one_grid(x.inputs[2], isa):
         return False  # case 4
     per_column = scales.ndim == 0 or (scales.ndim == 1 and w.attributes.get_int("axis", 1) % 2 == 1)
     if weight.dtype != np.int8 or zeros.any() or not per_column:
         return False  # case 4
     stored, w_zero = w.inputs[0], None
-    if may_saturate(weight):  # case 2
+    if isa.saturates and may_saturate(weight):  # case 2; else case 6
         if is_shared:
             return False  # case 5
         assert stored is not None
@@ -77,15 +87,21 @@ def _try_fuse(graph: ir.Graph, matmul: ir.Node) -> bool:
     return True
 
 
-def _is_uint8(zero_point: ir.Value | None) -> bool:
-    """Whether it says that an activation is uint8, with one scale."""
+def _is_one_grid(zero_point: ir.Value | None, isa: Isa) -> bool:
+    """Whether it says that an activation is of the type that the kernels want, with one scale."""
     if producer(zero_point, "DynamicQuantizeLinear") is not None:
         return True
     array = constant(zero_point)
-    return array is not None and array.dtype == np.uint8 and array.ndim == 0
+    wanted = np.int8 if isa.signed_activations else np.uint8
+    return array is not None and array.dtype == wanted and array.ndim == 0
 
 
 def may_saturate(weight: np.ndarray) -> bool:
     """Whether 255 * (w[k] + w[k + 1]) can leave int16, in either alignment; weight is ``(in, out)``."""
+    return largest_pair(weight) > INT16_MAX
+
+
+def largest_pair(weight: np.ndarray) -> int:
+    """The largest magnitude of ``255 * (w[k] + w[k + 1])`` in a weight ``(in, out)``."""
     pairs = np.abs(weight[1:].astype(np.int32) + weight[:-1])
-    return bool(pairs.size and int(pairs.max()) * 255 > _INT16_MAX)
+    return int(pairs.max(initial=0)) * 255

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from exporters.onnx.passes.graph import constant, initializer, is_op, only_consumer
 
-__all__ = ["UnsignedActivationsPass"]
+__all__ = ["UnsignedActivationsPass", "hold_as"]
 
 
 class UnsignedActivationsPass(ir.passes.InPlacePass):
@@ -24,13 +24,15 @@ class UnsignedActivationsPass(ir.passes.InPlacePass):
         modified = False
         for node in model.graph:
             if is_op(node, "QuantizeLinear"):
-                modified |= _try_shift(model.graph, node)
+                modified |= hold_as(model.graph, node, np.uint8)
         return ir.passes.PassResult(model, modified)
 
 
-def _try_shift(graph: ir.Graph, quantize: ir.Node) -> bool:
+def hold_as(graph: ir.Graph, quantize: ir.Node, dtype: type[np.uint8 | np.int8]) -> bool:
+    """Hold what ``quantize`` puts out in the other type of 8 bits, on the same grid; whether anything changed."""
     zero_point = constant(quantize.inputs[2]) if len(quantize.inputs) > 2 else None
-    if zero_point is None or zero_point.dtype != np.int8 or constant(quantize.inputs[0]) is not None:
+    other = np.int8 if dtype is np.uint8 else np.uint8
+    if zero_point is None or zero_point.dtype != other or constant(quantize.inputs[0]) is not None:
         return False  # case 3
     clip = only_consumer(quantize.outputs[0], "Clip")
     limits = [] if clip is None else [constant(value) for value in clip.inputs[1:]]
@@ -39,17 +41,17 @@ def _try_shift(graph: ir.Graph, quantize: ir.Node) -> bool:
     same = all(is_op(reader, "DequantizeLinear") and quantize.inputs[2] in reader.inputs[2:] for reader in readers)
     if not same or q.is_graph_output() or any(limit is None for limit in limits):
         return False  # case 3
-    shifted = initializer(graph, f"{quantize.name}_zero_point", _shift(zero_point))
+    shifted = initializer(graph, f"{quantize.name}_zero_point", _shift(zero_point, dtype))
     for node in (quantize, *readers):
         node.replace_input_with(2, shifted)
     if clip is not None:  # case 2
         for index, limit in enumerate(limits, start=1):
             assert limit is not None
-            clip.replace_input_with(index, initializer(graph, f"{clip.name}_bound_{index}", _shift(limit)))
-        quantize.outputs[0].dtype = ir.DataType.UINT8
-    q.dtype = ir.DataType.UINT8
+            clip.replace_input_with(index, initializer(graph, f"{clip.name}_bound_{index}", _shift(limit, dtype)))
+        quantize.outputs[0].dtype = ir.DataType.from_numpy(np.dtype(dtype))
+    q.dtype = ir.DataType.from_numpy(np.dtype(dtype))
     return True
 
 
-def _shift(array: np.ndarray) -> np.ndarray:
-    return (array.astype(np.int16) + 128).astype(np.uint8)
+def _shift(array: np.ndarray, dtype: type[np.uint8 | np.int8]) -> np.ndarray:
+    return (array.astype(np.int16) + (128 if dtype is np.uint8 else -128)).astype(dtype)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from exporters.form import Form
+from exporters.onnx.export import export_model
+from exporters.onnx.refusal import unchanged_when_refused
+from qdq.errors import CalibrationError, ExportError
+from qdq.prepare import apply_recipe, named_slots
+from qdq.quantizer import Mode, set_mode
+from qdq.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def state(model: Any) -> list[Any]:
+    """Every quantizer, the very object, and what hangs on it."""
+    return [
+        (str(slot), id(quantizer), quantizer.spec, quantizer.mode, getattr(quantizer, "scale", None))
+        for slot, quantizer in named_slots(model)
+    ]
+
+
+def test_a_scale_that_half_precision_cannot_hold_leaves_the_model_as_it_was(workshop: Any, tmp_path: Path) -> None:
+    """The recipe was changed by then: uint8 activations cannot run on TensorRT."""
+    model = workshop.calibrated("onnxruntime")
+    set_mode(model, Mode.QUANTIZE)
+    query = model.get_submodule("encoder.layers.0.attention.query")
+    query.bias_correction = torch.full_like(query.bias, 0.25)
+    query.input_quantizer.range.amax.fill_(1e-12)
+    query.input_quantizer.range.lower.fill_(-1e-12)
+    query.input_quantizer.range.upper.fill_(1e-12)
+    before, batch = state(model), workshop.batches(model)[0]
+    with torch.no_grad():
+        expected = model(**batch).last_hidden_state
+    with pytest.raises(ExportError, match=r"(?s)fp16 holds scales from .*query\.input: its scale"):
+        export_model(model, tmp_path / "model.onnx", target="tensorrt", form=Form(dtype="fp16"))
+    assert state(model) == before
+    with torch.no_grad():
+        assert torch.equal(model(**batch).last_hidden_state, expected)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_slots_that_are_not_calibrated_leave_the_model_as_it_was(workshop: Any, tmp_path: Path) -> None:
+    model = workshop.calibrated("onnxruntime")
+    model.get_submodule("encoder.layers.0.attention.query").weight_quantizer.range = None
+    model.get_submodule("encoder.layers.0.attention.scores").input_quantizer.range = None
+    before = state(model)
+    with pytest.raises(CalibrationError, match=r"scores\.input"):
+        export_model(model, tmp_path / "model.onnx", target="tensorrt")
+    assert state(model) == before
+
+
+def test_what_ends_well_stays(workshop: Any) -> None:
+    model = workshop.calibrated("onnxruntime")
+    before = state(model)
+    with unchanged_when_refused(model):
+        apply_recipe(model, load_recipe("tensorrt"))
+    assert state(model) != before
