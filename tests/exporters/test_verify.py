@@ -89,7 +89,9 @@ def test_the_report_is_plain_json(workshop: Any) -> None:
         document = verify(model, path, workshop.batches(model)[:1]).to_dict()
         assert json.loads(json.dumps(document, allow_nan=False)) == document
         assert document["holds"] is True
-        assert set(document) == {"holds", "first_wrong", "segments", "end_to_end", "bounds", "runtime", "faults"}
+        assert set(document) == {
+            *("holds", "first_wrong", "segments", "end_to_end", "bounds", "runtime", "faults", "saturation"),
+        }
 
 
 def test_the_model_is_left_as_it_was(workshop: Any) -> None:
