@@ -502,10 +502,14 @@ def _record(deployed: Deployed, batch: Mapping[str, Tensor]) -> tuple[dict[_Call
     def recorder_of(quantizer: Quantizer) -> Any:
         def record(x: Tensor, q: Tensor) -> None:
             scale, zero_point = quantizer.grid(x)
-            arrays = (x.float() / scale, q - zero_point, scale, zero_point)
-            float8 = quantizer.spec is not None and quantizer.spec.is_float8
-            found = (array.detach().numpy() for array in arrays)
-            records[quantizer, calls[quantizer]] = _Record(*found, float8, scores.get(quantizer, 0.0))
+            records[quantizer, calls[quantizer]] = _Record(
+                (x.float() / scale).detach().numpy(),
+                (q - zero_point).detach().numpy(),
+                scale.detach().numpy(),
+                zero_point.detach().numpy(),
+                float8=quantizer.spec is not None and quantizer.spec.is_float8,
+                score=scores.get(quantizer, 0.0),
+            )
             calls[quantizer] += 1
 
         return record
