@@ -173,6 +173,8 @@ def find_labels(source: SourceLike, task: str, *, columns: Columns | None = None
             break
     names = sorted(value for value in seen if isinstance(value, str))
     numbers = sorted(value for value in seen if not isinstance(value, str))
+    if not column:
+        raise DataError(f"{opened.name}: holds no row; give a source with at least one that has a label")
     if not seen:
         raise DataError(f"{opened.name}: no row has a label in {column!r}")
     if names and numbers:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qdq import checkpoint
 from qdq.data.encoder import load_encoder
 from qdq.data.examples import read_examples
-from qdq.errors import ConfigError, describe_faults
+from qdq.errors import ConfigError, TrainingError, describe_faults
 from qdq.models.huggingface import read_config, save_model
 from qdq.recipe import Recipe
 from qdq.storage import atomic_directory, write_json, write_text_atomic
@@ -145,8 +145,9 @@ class Job:
         loss = self._loss(start, launch)
         evaluate, better = self._evaluation(start)
         _seed(self.settings.seed + launch.process_index)
-        writer = _Writer(self, start, recipe, record, log)
-        result = finetune(
+        writer = _Writer(self, start, recipe, record)
+        result = self._finetuned(
+            writer,
             model,
             loader,
             loss=loss,
@@ -171,6 +172,15 @@ class Job:
             Store(state_folder(self.output), {}).remove()
         launch.wait_for_everyone()
         return {"checkpoint": str(self.output), "quantized": recipe is not None, **writer.record(result)}
+
+    def _finetuned(self, writer: _Writer, *arguments: Any, **options: Any) -> TrainingResult:
+        """The loop; where it cannot go on, the error says what there is to go back to."""
+        try:
+            return finetune(*arguments, **options)
+        except TrainingError as error:
+            if writer.has_written:
+                error.args = (f"{error}. The last good checkpoint is {self.output}",)
+            raise
 
     def _check(self, start: Start) -> None:
         """What does not go together, before anything is loaded."""
@@ -307,8 +317,9 @@ def state_folder(output: Path) -> Path:
 class _Writer:
     """Writes the checkpoint, each time that a better one comes."""
 
-    def __init__(self, job: Job, start: Start, recipe: Recipe | None, calibration: dict[str, Any], log: Log) -> None:
-        self._job, self._start, self._recipe, self._calibration, self._log = job, start, recipe, calibration, log
+    def __init__(self, job: Job, start: Start, recipe: Recipe | None, calibration: dict[str, Any]) -> None:
+        self.has_written = False
+        self._job, self._start, self._recipe, self._calibration = job, start, recipe, calibration
 
     def write(self, model: Model, position: Position) -> None:
         """The model as it is now, in the place of an earlier one."""
@@ -321,6 +332,7 @@ class _Writer:
             else:
                 checkpoint.write(model, folder, recipe=self._recipe, calibration=self._calibration, source=job.model)
             write_json(folder / RECORD_FILE, record)
+        self.has_written = True
 
     def finish(self, result: TrainingResult) -> None:
         """The log of the whole training, beside the checkpoint."""
@@ -329,7 +341,10 @@ class _Writer:
 
     def record(self, result: TrainingResult) -> dict[str, Any]:
         """What came of it, for machines."""
-        return {**self._about(result.history, result.best_step or result.steps), **result.to_dict()}
+        return {
+            **self._about(result.history, result.steps if result.metric is None else result.best_step),
+            **result.to_dict(),
+        }
 
     def _about(self, history: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
         job = self._job

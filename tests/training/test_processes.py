@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -17,14 +18,14 @@ STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SETTINGS = {"epochs": 2, "lr": 1e-3, "warmup": 0.0}
 
 
-def together(folder: Path, count: int, **options: Any) -> None:
+def together(folder: Path, count: int, environment: dict[str, str] | None = None, **options: Any) -> None:
     """Run the worker in ``count`` processes."""
     folder.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, str(WORKER), str(folder), json.dumps(options)]
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(environment or {})}
     if count > 1:
         shared |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     workers = []
@@ -36,8 +37,8 @@ def together(folder: Path, count: int, **options: Any) -> None:
         assert worker.returncode == 0, text
 
 
-def weights(folder: Path, rank: int = 0) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = torch.load(folder / f"result.{rank}.pt", weights_only=True)["weights"]
+def weights(folder: Path, rank: int = 0, which: str = "weights") -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(folder / f"result.{rank}.pt", weights_only=True)[which]
     return found
 
 
@@ -66,3 +67,31 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     close(weights(tmp_path / "two"), weights(tmp_path / "one"))
     metrics = [row["accuracy"] for folder in ("one", "two") for row in history(tmp_path / folder)]
     assert metrics[:2] == metrics[2:]
+
+
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "ACCELERATE_USE_CPU": "true",
+    "FSDP_VERSION": "1",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_SHARDING_STRATEGY": "FULL_SHARD",
+    "FSDP_USE_ORIG_PARAMS": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+
+
+@pytest.mark.parametrize("family", ["bert", pytest.param("albert", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("recipe", [None, pytest.param("linear", marks=pytest.mark.slow)])
+def test_sharded_weights_are_saved_whole(family: str, recipe: str | None, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "family": family,
+        "recipe": recipe,
+        "settings": {**SETTINGS, "ranges": "learned"},
+        "changes": {**STILL, **({"embedding_size": 8} if family == "albert" else {})},
+        "shuffles": False,
+        "rows": 16,
+        "keeps": False,
+    }
+    together(tmp_path / "one", 1, **options)
+    together(tmp_path / "two", 2, FSDP, **options)
+    close(weights(tmp_path / "two", which="best"), weights(tmp_path / "one", which="best"))

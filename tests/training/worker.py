@@ -2,12 +2,13 @@
 
     python worker.py FOLDER OPTIONS
 
-OPTIONS is JSON: recipe, settings, resume, die_at (a step, or the name of a moment in saving). Writes ``result.pt``: the
-weights it ends with, and the history.
+OPTIONS is JSON: family, recipe, settings, resume, die_at (a step, or the name of a moment in saving). Writes
+``result.RANK.pt``: the weights it ends with, those of the best evaluation, and the history.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -42,7 +43,8 @@ def main() -> None:
     rank = os.environ.get("RANK", "0")
     tools = kit()
     changes = options.get("changes", {})
-    model = tools.quantized(options["recipe"], **changes) if options.get("recipe") else tools.model(**changes)
+    make = functools.partial(tools.quantized, options["recipe"]) if options.get("recipe") else tools.model
+    model = make(model_type=options.get("family", "bert"), **changes)
     settings = options["settings"]
     if options.get("recipe"):
         ready_for_training(model, learned=settings.get("ranges") == "learned")
@@ -68,6 +70,11 @@ def main() -> None:
         if step == moment:
             die()
 
+    best: dict[str, torch.Tensor] = {}
+
+    def take(current: torch.nn.Module, _: object) -> None:
+        best.update({name: tensor.clone() for name, tensor in current.state_dict().items()})
+
     torch.manual_seed(11 + int(rank))
     rows = options.get("rows", 8)
     result = finetune(
@@ -79,10 +86,12 @@ def main() -> None:
         state=folder / "state" if options.get("keeps", True) else None,
         resume=options.get("resume", False),
         progress=progress,
+        on_best=take,
         **settings,
     )
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    torch.save({"weights": weights, "history": result.history, "log": result.log}, folder / f"result.{rank}.pt")
+    found = {"weights": weights, "best": best, "history": result.history, "log": result.log}
+    torch.save(found, folder / f"result.{rank}.pt")
 
 
 class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
