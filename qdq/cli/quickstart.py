@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from exporters.benchmark import Runtime
     from exporters.runners import Runner
     from exporters.verify import Verification
 
@@ -105,7 +106,7 @@ def quickstart(
             model=source.name if model else "all-MiniLM-L6-v2",
             rows=rows,
             calibration=calibration,
-            timing=timing.to_dict(),
+            timing={**timing.to_dict(), "runtimes": {export.name: _runtime(export) for export in EXPORTS}},
             verification={name: proof.to_dict() for name, proof in proofs.items()},
             notes=notes,
         )
@@ -118,6 +119,7 @@ def quickstart(
         "",
         report.to_table(),
         "",
+        *report.elsewhere(),
         f"everything is in {output}/, start with report.md",
         error=VerificationError(describe_faults("not verified", faults)) if faults else None,
     )
@@ -218,9 +220,14 @@ def _vectors(runner: Runner, batches: Sequence[Mapping[str, Tensor]]) -> tuple[n
     return np.concatenate(sentences), np.concatenate(vectors)
 
 
+def _runtime(export: _Export) -> Runtime:
+    """Each in its own: OpenVINO, where it is installed, for what was made for it."""
+    return "openvino" if export.target == "openvino" and find_spec("openvino") else "onnxruntime"
+
+
 def _time_all(session: Session, folder: Path, *, seq_len: int, threads: int, rounds: int) -> Any:
     from exporters.benchmark import Candidate, Shape
 
-    candidates = [Candidate(export.name, folder / export.name / "model.onnx") for export in EXPORTS]
+    candidates = [Candidate(export.name, folder / export.name / "model.onnx", _runtime(export)) for export in EXPORTS]
     shapes = [Shape(batch_size, seq_len) for batch_size in BATCH_SIZES]
     return run_benchmark(session, candidates, shapes, threads=threads, rounds=rounds)

@@ -57,6 +57,12 @@ class Report:
         instructions = ", ".join(machine["int8_instructions"]) or "none known"
         return f"{self.model}: ONNX Runtime, {self.timing['threads']} threads, {machine['cpu']} (int8: {instructions})"
 
+    def elsewhere(self) -> list[str]:
+        """A sentence about the files that another runtime than ONNX Runtime was timed with."""
+        runtimes: dict[str, str] = self.timing.get("runtimes", {})
+        names = [name for name, runtime in runtimes.items() if runtime == "openvino"]
+        return [f"Timed in OpenVINO: {', '.join(names)}; the others in ONNX Runtime."] if names else []
+
     def to_table(self) -> Table:
         """For the terminal: 80 columns are enough for two shapes."""
         table = new_table(*("\n".join(column) for column in self._columns()))
@@ -94,6 +100,7 @@ class Report:
             "head: both of its first output.",
             "- **verified**: cut at its quantizers and fed torch's own integers, every piece finds the same integers "
             "again, and the whole file lies as close to the float model as the checkpoint in torch does.",
+            *(f"- {text}" for text in self.elsewhere()),
             "",
             "## How it was made",
             "",

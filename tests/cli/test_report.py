@@ -87,6 +87,10 @@ def test_markdown_has_the_same_cells_and_what_was_proven(report: Report) -> None
     assert table[2:] == [line.split() for line in rendered(report, 80)[3:]]
     assert report.title() in text
     assert report.title() == "a-model: ONNX Runtime, 2 threads, A Processor (int8: avx2)"
+    assert report.elsewhere() == []
+    report.timing["runtimes"] = {"float": "onnxruntime", "onnxruntime": "onnxruntime", "openvino": "openvino"}
+    assert report.elsewhere() == ["Timed in OpenVINO: openvino; the others in ONNX Runtime."]
+    assert f"- {report.elsewhere()[0]}" in report.to_markdown()
     assert "Calibrated on 256 sentences (11,453 tokens) with the method `max`" in text
     assert "2 segments, 1,500 values compared, 3 at a rounding tie, 3 wrong; end to end in onnxruntime." in text
     assert "  - a note" in text
