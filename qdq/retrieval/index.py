@@ -293,8 +293,15 @@ def _finish(work: Path, output: Path, about: Mapping[str, Any], faiss: Sequence[
         write_json(folder / INDEX_FILE, dict(about))
         # Linked, not moved: should this be interrupted, the work is still whole.
         for name in (TEXTS_FILE, OFFSETS_FILE, EMBEDDINGS_FILE, *(f"faiss-{kind}.index" for kind in faiss)):
-            os.link(work / name, folder / name)
+            _link(work / name, folder / name)
     shutil.rmtree(work)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system can
+        shutil.copyfile(source, target)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ def model(kit: Any, tmp_path: Path) -> Path:
     return kit.model(tmp_path / "causal", **CAUSAL)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_checkpoint_and_export_agree(run: Any, model: Path, tmp_path: Path) -> None:
     export(model, tmp_path / "step", target=None, form=Form(cache="step"))
     for options in ((), ("--num-beams", 3, "--num-return-sequences", 2, "--early-stopping")):
@@ -32,6 +33,17 @@ def test_checkpoint_and_export_agree(run: Any, model: Path, tmp_path: Path) -> N
         for entry in known.document["results"]:
             assert len(entry["continued"]) == (2 if options else 1)
             assert all(0 < len(ids) <= 8 for ids in entry["added_ids"])
+
+
+def test_every_text_is_continued(run: Any, model: Path) -> None:
+    options = ("--max-new-tokens", 8, "--num-beams", 3, "--num-return-sequences", 2, "--json")
+    ended = run("generate", *TEXTS, "-m", model, *options)
+    assert ended.code == 0, ended.err
+    results = ended.document["results"]
+    assert [entry["text"] for entry in results] == list(TEXTS)
+    for entry in results:
+        assert len(entry["continued"]) == 2
+        assert all(len(ids) <= 8 for ids in entry["added_ids"])
 
 
 def test_people_get_the_texts(run: Any, model: Path) -> None:

@@ -57,6 +57,7 @@ def test_people_see_the_block(run: Any, index: Path) -> None:
     assert ended.out.endswith(f"{Index(index).records[block]}\n")
 
 
+@pytest.mark.slow
 def test_an_exported_embedder_makes_the_same_index(run: Any, index: Path, tmp_path: Path) -> None:
     from exporters.folder import export
     from qdq.models.huggingface import save_model

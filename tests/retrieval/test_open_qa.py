@@ -10,8 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from qdq.checkpoint import save as save_checkpoint
 from qdq.data.tokenize import load_tokenizer
 from qdq.errors import CheckpointError, ConfigError, DataError
+from qdq.prepare import quantize
+from qdq.quantizer import Mode, quantizers, set_mode
+from qdq.recipe import load_recipe
 from qdq.retrieval.candidates import find_answers, pair_with_blocks
 from qdq.retrieval.open_qa import OpenQA, load, load_part, save
 from qdq.retrieval.search import ExactSearcher
@@ -156,6 +160,23 @@ def test_parts_in_folders_of_their_own(golden: Any, tmp_path: Path) -> None:
     again = load(tmp_path, golden.records, model.searcher)
     assert_same_answers(again, model)
     assert_same_answers(load(golden.folder, golden.records, reader=tmp_path / "reader"), model)
+
+
+def test_quantized_parts_answer_too(golden: Any, tmp_path: Path) -> None:
+    model, recipe = golden.model(), load_recipe("dynamic")
+    for part in ("embedder", "reader"):
+        quantize(getattr(model, part), recipe)
+        save_checkpoint(getattr(model, part), tmp_path / part, recipe=recipe, calibration={})
+        set_mode(getattr(model, part), Mode.QUANTIZE)
+    model.tokenizer.save(str(tmp_path / "embedder" / "tokenizer.json"))
+    again = load(tmp_path, golden.records, model.searcher)
+    assert any(quantizers(again.embedder))
+    assert any(quantizers(again.reader))
+    assert_same_answers(again, model)
+    in_float = golden.model().answer("Test question")[0]
+    relevance = again.answer("Test question")[0].relevance
+    assert relevance == pytest.approx(in_float.relevance, rel=0.05)
+    assert relevance != pytest.approx(in_float.relevance, rel=1e-5)
 
 
 def test_a_part_that_is_damaged_names_its_keys(golden: Any, tmp_path: Path) -> None:
