@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
+    if given.plot and find_spec("matplotlib") is None:  # said before an hour of measuring, not behind it
+        raise SystemExit("--plot needs matplotlib: pip install matplotlib")
     wanted = shapes(given.batch_size, given.seq_len)
     rows = measure(candidates(given.exports), wanted, threads=given.threads, rounds=given.rounds)
     if given.json:
