@@ -19,6 +19,7 @@ from qdq.cli.main import main
 if TYPE_CHECKING:
     from pathlib import Path
 
+SLOW = pytest.mark.slow
 QUICK = ("--epochs", "1", "--batch-size", "16", "--seq-len", "16")
 
 
@@ -78,7 +79,9 @@ class TestResult:
         measured = run("evaluate", tmp_path / "out", *fit)
         assert measured.document["metrics"]["accuracy"] == pytest.approx(document["metrics"]["accuracy"])
 
-    @pytest.mark.parametrize("ranges", ["fixed", "moving", "learned"])
+    @pytest.mark.parametrize(
+        "ranges", ["learned", pytest.param("fixed", marks=SLOW), pytest.param("moving", marks=SLOW)]
+    )
     def test_qat_of_a_float_model(
         self, run: Any, classifier: Path, labelled: Path, tmp_path: Path, ranges: str
     ) -> None:
@@ -107,6 +110,7 @@ class TestResult:
         assert run("export", "-m", trained, "-o", exported, "--target", "onnxruntime").code == 0
         assert run("verify", "-m", trained, exported).code == 0
 
+    @pytest.mark.slow
     def test_interrupted_and_resumed(self, run: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
         long = ("--recipe", "linear", "--epochs", "12", "--save-steps", "2")
         command = [sys.executable, "-m", "qdq", *map(str, request(classifier, tmp_path / "out", labelled, *long))]

@@ -57,7 +57,7 @@ def test_steps_are_those_of_plain_torch(kit: Any) -> None:
     close(ours, theirs)
 
 
-@pytest.mark.parametrize("make", ["float", "linear", "qdqbert"])
+@pytest.mark.parametrize("make", ["float", "linear", pytest.param("qdqbert", marks=pytest.mark.slow)])
 def test_it_learns(kit: Any, make: str) -> None:
     model = kit.model() if make == "float" else kit.quantized(make)
     result = finetune(model, kit.batches(), evaluate=kit.accuracy, epochs=8, lr=1e-2)

@@ -53,6 +53,7 @@ def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
             torch.testing.assert_close(tensor, other[name], rtol=1e-3, atol=2e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "recipe": "linear",
@@ -80,8 +81,9 @@ FSDP = {
 }
 
 
-@pytest.mark.parametrize("family", ["bert", pytest.param("albert", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("recipe", [None, pytest.param("linear", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bert", "albert"])
+@pytest.mark.parametrize("recipe", [None, "linear"], ids=["float", "linear"])
 def test_sharded_weights_are_saved_whole(family: str, recipe: str | None, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "family": family,

@@ -53,6 +53,7 @@ def same(one: Any, other: Any) -> None:
         assert torch.equal(tensor, other["weights"][name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [4, 8, "torn 2", "written 3"], ids=str)
 def test_killed_and_resumed_is_as_never_killed(moment: int | str, whole: Any, tmp_path: Path) -> None:
     train(tmp_path, code=KILLED, die_at=moment, **LEARNED)

@@ -12,9 +12,13 @@ from qdq.training.quantization import ready_for_training
 if TYPE_CHECKING:
     from pathlib import Path
 
+SLOW = pytest.mark.slow
+
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("kind", ["float", "fixed", "learned"])
+@pytest.mark.parametrize(
+    "kind", ["learned", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("float", "fixed"))]
+)
 def test_trainer_takes_the_loss_from_our_outputs(kit: Any, kind: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     model = kit.model() if kind == "float" else kit.quantized()
@@ -24,7 +28,7 @@ def test_trainer_takes_the_loss_from_our_outputs(kit: Any, kind: str, tmp_path: 
     arguments = transformers.TrainingArguments(
         str(tmp_path / "out"),
         per_device_train_batch_size=8,
-        num_train_epochs=12,
+        num_train_epochs=8,
         learning_rate=1e-2,
         save_strategy="epoch",
         save_total_limit=1,
