@@ -493,9 +493,9 @@ def _record(deployed: Deployed, batch: Mapping[str, Tensor]) -> tuple[dict[_Call
     calls: Counter[Quantizer] = Counter()
     scores: dict[Quantizer, float] = {}
 
-    def score_of(attention: Attention) -> Any:
+    def score_of(weights: Quantizer, head_size: int) -> Any:
         def note(module: nn.Module, given: Any, result: Tensor) -> None:  # noqa: ARG001
-            scores[attention.context.input_quantizer] = float(result.abs().max()) / math.sqrt(attention.head_size)
+            scores[weights] = float(result.abs().max()) / math.sqrt(head_size)
 
         return note
 
@@ -523,8 +523,12 @@ def _record(deployed: Deployed, batch: Mapping[str, Tensor]) -> tuple[dict[_Call
         and quantizer.spec is not None
         and quantizer.spec.granularity == PerTensor()
     ]
-    attentions = [module for module in deployed.model.modules() if isinstance(module, Attention)]
-    hooks = [attention.scores.register_forward_hook(score_of(attention)) for attention in attentions]
+    hooks = [
+        attention.scores.register_forward_hook(score_of(weights, attention.head_size))
+        for attention in deployed.model.modules()
+        if isinstance(attention, Attention)
+        and isinstance(weights := getattr(attention.context, "input_quantizer", None), Quantizer)
+    ]
     try:
         for quantizer in active:
             quantizer.recorder = recorder_of(quantizer)
