@@ -16,9 +16,7 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize(
-    "kind", ["learned", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("float", "fixed"))]
-)
+@pytest.mark.parametrize("kind", ["learned", pytest.param("float", marks=SLOW), pytest.param("fixed", marks=SLOW)])
 def test_trainer_takes_the_loss_from_our_outputs(kit: Any, kind: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     model = kit.model() if kind == "float" else kit.quantized()
