@@ -148,6 +148,20 @@ _RULES: dict[Any, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+_refuse = ModelConfig.__setattr__
+
+
+def _set(config: ModelConfig, name: str, value: Any) -> None:
+    """A configuration stays as it is, but for the cache, which transformers' Trainer sets in whatever model it gets."""
+    if name == "use_cache" and isinstance(value, bool):
+        object.__setattr__(config, name, value)
+    else:
+        _refuse(config, name, value)
+
+
+ModelConfig.__setattr__ = _set  # type: ignore[method-assign,assignment]
+
+
 def _faults(config: ModelConfig) -> list[str]:
     """Every reason why ``config`` cannot be followed. Rules between fields are judged only when the fields are sane."""
     found: list[str] = []

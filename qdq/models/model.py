@@ -39,6 +39,7 @@ class Model(nn.Module):
     """Configuration and task of a model, and how it answers."""
 
     run: Callable[[dict[str, Any]], Output]  # the output for the arguments of a call, by name
+    accepts_loss_kwargs: ClassVar[bool] = False  # asked by transformers' Trainer: the loss is a mean over the batch
 
     def __init__(self, config: ModelConfig, task: str) -> None:
         super().__init__()

@@ -28,11 +28,12 @@ def test_trainer_takes_the_loss_from_our_outputs(kit: Any, kind: str, tmp_path: 
         per_device_train_batch_size=8,
         num_train_epochs=8,
         learning_rate=1e-2,
-        save_strategy="epoch",
-        save_total_limit=1,
+        save_strategy="no",
         report_to=[],
         disable_tqdm=True,
         use_cpu=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
         seed=1,
     )
     trainer = transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
