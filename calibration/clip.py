@@ -45,7 +45,11 @@ def clipped_range(
         spec: of the quantizer.
         whole: what calibration found; nothing beyond it is tried.
         centred: the mean error does not count, biases will be corrected.
+
+    A range of float8 stays whole: its small numbers lose nothing to the large ones.
     """
+    if spec.is_float8:
+        return whole, 1.0
     step = -(-len(x) // _TOKENS)  # evenly from all samples
     x, wanted = x[::step], wanted[::step]
     best, share_of_best, least = whole, 1.0, float("inf")

@@ -139,6 +139,7 @@ def test_a_form_of_choice_is_exported_and_proven(run: Any, model: Path, tmp_path
     assert {row["output"] for row in proven.document["end_to_end"]} == {"sentence_embedding"}
 
 
+@pytest.mark.slow
 def test_tuned_for_this_machine(run: Any, checkpoint: Path, tmp_path: Path) -> None:
     """Both forms are timed beside the float file, and the faster one that is close enough is written."""
     arguments = ["-m", checkpoint, "-o", tmp_path / "out", "--target", "onnxruntime", "--isa", "auto"]

@@ -74,6 +74,8 @@ def test_export_json_says_what_was_exported(exports: Path) -> None:
         "inputs": ["input_ids", "attention_mask", "token_type_ids"],
         "outputs": ["last_hidden_state", "pooler_output"],
         "form": {},
+        "isa": "any",
+        "pair_sums": {},
     }
     assert read_export(exports / "float") == {
         **common, "target": "float", "recipe": None, "opset": 21, "notes": []

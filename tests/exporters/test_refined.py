@@ -80,7 +80,10 @@ def test_the_file_computes_what_the_checkpoint_computes(family: str, target: str
     assert result.holds, result
 
 
-@pytest.mark.parametrize(("family", "multiplications"), [("roberta-prelayernorm", 2), ("bert", 6)])
+@pytest.mark.parametrize(
+    ("family", "multiplications"),
+    [pytest.param("roberta-prelayernorm", 2, marks=pytest.mark.slow), ("bert", 6)],
+)
 def test_what_is_left_to_compute(family: str, multiplications: int, tmp_path: Path) -> None:
     """With pre-norm the factors are in the norms, but for what the activation puts out; with post-norm each costs one.
 
@@ -113,6 +116,7 @@ def test_float_export_of_a_refined_checkpoint_is_the_float_model(tmp_path: Path)
     assert (tmp_path / "a" / "model.onnx").read_bytes() == (tmp_path / "b" / "model.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_another_target_keeps_the_transforms(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "c", "bert", "onnxruntime")
     exported = export(source, tmp_path / "out", target="tensorrt")

@@ -64,6 +64,7 @@ def test_the_float_checkpoint(minilm_dir: Path, sts_file: Path, of_transformers:
     assert found.settings["pooling"] == "mean"
 
 
+@pytest.mark.slow
 def test_the_onnx_export(minilm_dir: Path, sts_file: Path, of_transformers: dict[str, float], tmp_path: Path) -> None:
     qdq.export(minilm_dir, tmp_path / "float", target=None)
     found = qdq.evaluate(tmp_path / "float", "sts", sts_file, threads=2, resamples=0)

@@ -104,6 +104,7 @@ def test_nothing_to_resume_begins_anew(kit: Any, tmp_path: Path) -> None:
 def test_a_signal_ends_a_training_between_steps(kit: Any, tmp_path: Path) -> None:
     def stop(step: int, *_: object) -> None:
         if step == 5:
+            assert signal.getsignal(signal.SIGTERM) is not before, "nobody waits for the signal: it would end the tests"
             signal.raise_signal(signal.SIGTERM)
 
     models = [kit.model(), kit.model(), kit.model()]
