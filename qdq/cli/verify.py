@@ -64,7 +64,7 @@ def verify(
 
 
 def _by_segment(verification: Verification, *, full: bool) -> list[Table | str]:
-    from exporters.verify import EQUAL_DB
+    from exporters.proving.measures import EQUAL_DB
 
     rows = verification.segments
     shown = rows if full else [row for row in rows if row.wrong] or sorted(rows, key=lambda row: -row.largest)[:5]

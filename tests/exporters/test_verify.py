@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from calibration import calibrate
 from exporters.onnx.export import export_model
 from exporters.onnx.passes import integer_gemm
-from exporters.verify import EQUAL_DB, TIE, Bounds, cosine, sqnr_db, verify
+from exporters.proving.measures import EQUAL_DB
+from exporters.proving.recording import TIE
+from exporters.verify import Bounds, cosine, sqnr_db, verify
 from qdq.errors import CheckpointError, DataError, ExportError
 from qdq.models.outputs import BaseOutput
 from qdq.prepare import apply_recipe, quantize

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporters.verify import Bounds, _Record, cosine, sqnr_db
+from exporters.proving.recording import Record
+from exporters.verify import Bounds, cosine, sqnr_db
 
 ROUNDING = 8 * 2.0**-11
 
@@ -49,9 +50,9 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return found
 
 
-def record(p: np.ndarray, score: float) -> _Record:
+def record(p: np.ndarray, score: float) -> Record:
     steps = p * 127
-    return _Record(steps, np.rint(steps), np.float32(1 / 127), np.int32(0), score=score)
+    return Record(steps, np.rint(steps), np.float32(1 / 127), np.int32(0), score=score)
 
 
 def test_a_softmax_passes_on_what_large_scores_were_rounded_by() -> None:

@@ -1,0 +1,151 @@
+"""What every quantizer of the checkpoint saw in one run, and whether a file's integers fit it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from exporters.proving.arrays import array_of, wide
+from qdq.functional import quantize_float8
+from qdq.models.attention import Attention
+from qdq.prepare import named_slots
+from qdq.quantizer import Mode, Quantizer, quantizers, set_mode
+from qdq.spec import FLOAT8_MAX, PerTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+    from exporters.deployed import Deployed
+
+__all__ = ["TIE", "Call", "Record", "float_outputs", "record_run"]
+
+TIE = 1e-3
+"""Width, in quantization steps, of the zone around a tie in which float32 noise may decide the rounding.
+
+Noise grows with the largest value of a tensor, for which int8 has 127 steps, float8 448 of its units.
+"""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one quantizer saw: the tensor in steps, its integers counted from the zero point, and the grid.
+
+    Of float8 the steps are its units, and the integers its numbers. ``score`` is, of what comes out of a softmax, the
+    largest magnitude of what went in; 0 of everything else.
+    """
+
+    steps: np.ndarray
+    integers: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray
+    float8: bool = False
+    score: float = 0.0
+
+    def near(self, integers: np.ndarray, rounding: float) -> np.ndarray:
+        """Which of the file's ``integers`` are what a value rounds to that torch's noise could have made.
+
+        Args:
+            integers: the shape of ``steps``.
+            rounding: of what precedes, relative to the largest value.
+        """
+        zone: Any = rounding * float(np.abs(self.integers).max(initial=0))
+        if self.score and rounding:
+            # By as much as scores are off, relative to 1, is a probability p off relative to 1 - p.
+            share = np.clip(self.steps * self.scale, 0, 1)
+            zone = zone + rounding * self.score * np.abs(self.steps) * (1 - share)
+        if not self.float8:
+            near: np.ndarray = np.abs(integers - self.steps) <= 0.5 + TIE + zone
+            return near
+        zone += TIE * FLOAT8_MAX / 127
+        # Rounding never turns an order around, whatever the distance of the neighbours.
+        low, high = (_float8(self.steps + side * zone) for side in (-1, 1))
+        return (low <= integers) & (integers <= high)
+
+    def transposed(self, perm: tuple[int, ...] | None) -> Record:
+        """The same with its axes in the file's order; None: as they are."""
+        if perm is None:
+            return self
+        return replace(self, steps=self.steps.transpose(perm), integers=self.integers.transpose(perm))
+
+
+def _float8(steps: np.ndarray) -> np.ndarray:
+    found: np.ndarray = quantize_float8(torch.from_numpy(steps.astype(np.float32)), torch.ones(())).numpy()
+    return found
+
+
+Call = tuple[Quantizer, int]
+"""A quantizer, and which of its calls in one run of the model it is: REALM's scorer calls its embedder twice."""
+
+
+def record_run(deployed: Deployed, batch: Mapping[str, Tensor]) -> tuple[dict[Call, Record], dict[str, np.ndarray]]:
+    """Run torch and keep the integers of every call of a quantizer, and the outputs."""
+    records: dict[Call, Record] = {}
+    calls: Counter[Quantizer] = Counter()
+    scores: dict[Quantizer, float] = {}
+
+    def score_of(weights: Quantizer, head_size: int) -> Any:
+        def note(module: nn.Module, given: Any, result: Tensor) -> None:  # noqa: ARG001
+            scores[weights] = float(result.abs().max()) / math.sqrt(head_size)
+
+        return note
+
+    def recorder_of(quantizer: Quantizer) -> Any:
+        def record(x: Tensor, q: Tensor) -> None:
+            scale, zero_point = quantizer.grid(x)
+            records[quantizer, calls[quantizer]] = Record(
+                (x.float() / scale).detach().numpy(),
+                (q - zero_point).detach().numpy(),
+                scale.detach().numpy(),
+                zero_point.detach().numpy(),
+                float8=quantizer.spec is not None and quantizer.spec.is_float8,
+                score=scores.get(quantizer, 0.0),
+            )
+            calls[quantizer] += 1
+
+        return record
+
+    # Weights are constants of the file, and a scale per token is computed there in float.
+    active = [
+        quantizer
+        for slot, quantizer in named_slots(deployed.model)
+        if slot.name != "weight"
+        and quantizer.mode is Mode.QUANTIZE
+        and quantizer.spec is not None
+        and quantizer.spec.granularity == PerTensor()
+    ]
+    hooks = [
+        attention.scores.register_forward_hook(score_of(weights, attention.head_size))
+        for attention in deployed.model.modules()
+        if isinstance(attention, Attention)
+        and isinstance(weights := getattr(attention.context, "input_quantizer", None), Quantizer)
+    ]
+    try:
+        for quantizer in active:
+            quantizer.recorder = recorder_of(quantizer)
+        outputs = deployed.run(batch)
+    finally:
+        for quantizer in active:
+            quantizer.recorder = None
+        for hook in hooks:
+            hook.remove()
+    return records, {name: wide(array_of(value)) for name, value in outputs.items()}
+
+
+def float_outputs(deployed: Deployed, batch: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """The same model with its quantizers off."""
+    model = deployed.model
+    modes = {quantizer: quantizer.mode for _, quantizer in quantizers(model)}
+    try:
+        set_mode(model, Mode.OFF)
+        outputs = deployed.run(batch)
+    finally:
+        for quantizer, mode in modes.items():
+            quantizer.mode = mode
+    return {name: wide(array_of(value)) for name, value in outputs.items()}
