@@ -11,23 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qdq.cli.interruption import kept_beside
-from qdq.cli.recipe_options import (
-    BiasCorrectionOption,
-    ClippingOption,
-    DisableKeywordOption,
-    DisableLayerModuleOption,
-    DisableOption,
-    EnableLayerModuleOption,
-    ExcludeOption,
-    IncludeOption,
-    NoRefinementOption,
-    PerTensorOption,
-    RecipeChoice,
-    RefinementChoice,
-    RoundingOption,
-    ShiftOption,
-    SmoothingOption,
-)
+from qdq.cli.recipe_options import AS_RECIPE_SAYS, NO_CHANGES, RecipeChanges, RecipeChoice, RefinementChoice
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 
 if TYPE_CHECKING:
@@ -89,19 +73,8 @@ def calibrate(
     text_pair_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Column or key of the second text.")
     ] = None,
-    include: IncludeOption = None,
-    exclude: ExcludeOption = None,
-    quant_per_tensor: PerTensorOption = False,
-    quant_disable: DisableOption = False,
-    quant_disable_keyword: DisableKeywordOption = None,
-    quant_disable_layer_module: DisableLayerModuleOption = None,
-    quant_enable_layer_module: EnableLayerModuleOption = None,
-    smoothing: SmoothingOption = None,
-    shift: ShiftOption = None,
-    bias_correction: BiasCorrectionOption = None,
-    clipping: ClippingOption = None,
-    rounding: RoundingOption = None,
-    no_refinement: NoRefinementOption = False,
+    recipe_changes: RecipeChanges = NO_CHANGES,
+    refinement: RefinementChoice = AS_RECIPE_SAYS,
     fuse_qkv: Annotated[
         bool,
         typer.Option(
@@ -160,21 +133,8 @@ def calibrate(
     """
     choice = RecipeChoice(
         recipe=recipe,
-        include=include,
-        exclude=exclude,
-        per_tensor=quant_per_tensor,
-        disable=quant_disable,
-        disable_keyword=quant_disable_keyword,
-        disable_layer_module=quant_disable_layer_module,
-        enable_layer_module=quant_enable_layer_module,
-        refinement=RefinementChoice(
-            smoothing=smoothing,
-            shift=shift,
-            bias_correction=bias_correction,
-            clipping=clipping,
-            rounding=rounding,
-            none=no_refinement,
-        ),
+        changes=recipe_changes,
+        refinement=refinement,
     )
     is_first = _is_first()
     session = Session(json=json and is_first, verbose=verbose, quiet=quiet or not is_first)

@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qdq.cli.recipe_options import (
-    DisableKeywordOption,
-    DisableLayerModuleOption,
-    DisableOption,
-    EnableLayerModuleOption,
-    ExcludeOption,
-    IncludeOption,
-    PerTensorOption,
-    RecipeChoice,
-)
+from qdq.cli.recipe_options import NO_CHANGES, RecipeChanges, RecipeChoice
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
 
@@ -129,13 +120,7 @@ def finetune(
             rich_help_panel=_QAT,
         ),
     ] = False,
-    include: IncludeOption = None,
-    exclude: ExcludeOption = None,
-    quant_per_tensor: PerTensorOption = False,
-    quant_disable: DisableOption = False,
-    quant_disable_keyword: DisableKeywordOption = None,
-    quant_disable_layer_module: DisableLayerModuleOption = None,
-    quant_enable_layer_module: EnableLayerModuleOption = None,
+    recipe_changes: RecipeChanges = NO_CHANGES,
     teacher: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A float model to learn from.", rich_help_panel=_TEACHER)
     ] = None,
@@ -233,13 +218,7 @@ def finetune(
     columns = Columns(text=text_column, text_pair=text_pair_column, label=label_column)
     choice = RecipeChoice(
         recipe=recipe or "linear",
-        include=include,
-        exclude=exclude,
-        per_tensor=quant_per_tensor,
-        disable=quant_disable,
-        disable_keyword=quant_disable_keyword,
-        disable_layer_module=quant_disable_layer_module,
-        enable_layer_module=quant_enable_layer_module,
+        changes=recipe_changes,
     )
     chosen = _recipe(choice, model, task, is_wanted=recipe is not None)
     try:

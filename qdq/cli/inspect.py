@@ -13,16 +13,7 @@ from qdq.cli.calibrate import describe
 from qdq.cli.export import model_bytes
 from qdq.cli.plan import described, planned, shown
 from qdq.cli.profile import ProfileOption, RuntimeOption, ShapeOption, ThreadsOption, profiled
-from qdq.cli.recipe_options import (
-    DisableKeywordOption,
-    DisableLayerModuleOption,
-    DisableOption,
-    EnableLayerModuleOption,
-    ExcludeOption,
-    IncludeOption,
-    PerTensorOption,
-    RecipeChoice,
-)
+from qdq.cli.recipe_options import NO_CHANGES, RecipeChanges, RecipeChoice
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table, span
 from qdq.errors import CheckpointError, ConfigError
@@ -56,13 +47,7 @@ def inspect(
         str | None,
         typer.Option(metavar="TASK", help="With a recipe or a config.json: the head; else that of config.json."),
     ] = None,
-    include: IncludeOption = None,
-    exclude: ExcludeOption = None,
-    quant_per_tensor: PerTensorOption = False,
-    quant_disable: DisableOption = False,
-    quant_disable_keyword: DisableKeywordOption = None,
-    quant_disable_layer_module: DisableLayerModuleOption = None,
-    quant_enable_layer_module: EnableLayerModuleOption = None,
+    recipe_changes: RecipeChanges = NO_CHANGES,
     profile: ProfileOption = False,
     runtime: RuntimeOption = None,
     shape: ShapeOption = "8x128",
@@ -82,15 +67,9 @@ def inspect(
     session = Session(json=json, verbose=verbose, quiet=quiet)
     choice = RecipeChoice(
         recipe=recipe or "onnxruntime",  # what qdq calibrate takes
-        include=include,
-        exclude=exclude,
-        per_tensor=quant_per_tensor,
-        disable=quant_disable,
-        disable_keyword=quant_disable_keyword,
-        disable_layer_module=quant_disable_layer_module,
-        enable_layer_module=quant_enable_layer_module,
+        changes=recipe_changes,
     )
-    wants_plan = recipe is not None or choice.changes
+    wants_plan = recipe is not None or bool(recipe_changes)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or directory")
     is_config = path.is_file() and path.suffix == ".json"

@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from qdq.cli.option_groups import with_groups
 from qdq.errors import QDQError, StorageError
 
 if TYPE_CHECKING:
@@ -112,7 +113,11 @@ class Session:
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
-    """Turn the errors of ``function``, which takes ``json``, into one clear message and their exit code."""
+    """Turn the errors of ``function``, which takes ``json``, into one clear message and their exit code.
+
+    Its parameters may be groups of options; see :func:`qdq.cli.option_groups.with_groups`.
+    """
+    function = with_groups(function)
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
