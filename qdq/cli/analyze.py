@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qdq.cli.analyze_report import Findings, MetricOf
+from qdq.cli.processes import set_threads
 from qdq.cli.session import INTERRUPTED, JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 
 if TYPE_CHECKING:
@@ -100,10 +101,7 @@ def analyze(
         raise ConfigError("--metric goes with --task")
     aims = target_cosine is not None or target_sqnr is not None
     target = Target(cosine=target_cosine, sqnr_db=target_sqnr) if aims else None
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+    set_threads(threads)
     subject = _open(path, task)
     model: nn.Module = subject.runner.model  # type: ignore[attr-defined]
     chosen = groups(model, by, only=only or [])

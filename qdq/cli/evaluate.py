@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qdq.cli.column_options import USUAL_COLUMNS, ColumnOptions
+from qdq.cli.processes import set_threads
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
 
@@ -22,7 +24,6 @@ _TASKS = (
     "sts, sequence-classification, token-classification, question-answering, multiple-choice, masked-lm or retrieval."
 )
 _QA = "Question answering"
-_COLUMNS = "Columns, where their names are not the usual ones"
 
 
 @command
@@ -82,15 +83,7 @@ def evaluate(
     always_answer: Annotated[
         bool, typer.Option("--always-answer", metavar="", help='Never "no answer".', rich_help_panel=_QA)
     ] = False,
-    text_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The text, or the query.", rich_help_panel=_COLUMNS)
-    ] = None,
-    text_pair_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The second text, or the passage.", rich_help_panel=_COLUMNS)
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The label, score or tags.", rich_help_panel=_COLUMNS)
-    ] = None,
+    columns: ColumnOptions = USUAL_COLUMNS,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -101,22 +94,17 @@ def evaluate(
     Needs the extra "evaluate". Example: qdq evaluate ort/ --task sts --data sts.tsv --against model/ --max-drop 1%
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
-    from qdq.data.examples import Columns
     from qdq.errors import VerificationError
     from qdq.tasks.evaluate import evaluate as run
     from qdq.tasks.settings import Settings
 
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-    columns = Columns(text=text_column, text_pair=text_pair_column, label=label_column)
+    set_threads(threads)
     settings = Settings(
         batch_size=batch_size,
         seq_len=seq_len,
         num_samples=num_samples,
         split=split,
-        columns=columns if columns.names else None,
+        columns=columns.chosen(),
         seed=seed,
         pooling=pooling,
         stride=stride,

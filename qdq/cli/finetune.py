@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qdq.cli.column_options import USUAL_COLUMNS, ColumnOptions
+from qdq.cli.processes import is_first, set_threads
 from qdq.cli.recipe_options import NO_CHANGES, RecipeChanges, RecipeChoice
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
@@ -22,7 +24,6 @@ _TASKS = "sequence-classification, token-classification, question-answering, mul
 _STEPS = "Steps"
 _QAT = "Quantizers in training"
 _TEACHER = "Teacher"
-_COLUMNS = "Columns, where their names are not the usual ones"
 
 
 @command
@@ -139,13 +140,7 @@ def finetune(
     temperature: Annotated[
         float, typer.Option(metavar="T", help="That softens both logits.", rich_help_panel=_TEACHER)
     ] = 2.0,
-    text_column: Annotated[str | None, typer.Option(metavar="NAME", help="The text.", rich_help_panel=_COLUMNS)] = None,
-    text_pair_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The second text.", rich_help_panel=_COLUMNS)
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The label, score or tags.", rich_help_panel=_COLUMNS)
-    ] = None,
+    columns: ColumnOptions = USUAL_COLUMNS,
     split: Annotated[str | None, typer.Option(metavar="NAME", help="Of a saved dataset, to train on.")] = None,
     eval_split: Annotated[str | None, typer.Option(metavar="NAME", help="Likewise, to measure on.")] = None,
     save_steps: Annotated[
@@ -174,11 +169,8 @@ def finetune(
     Needs the extras "train" and "evaluate". Several processes: accelerate launch -m qdq finetune ..., or torchrun.
     Example: qdq finetune -m quantized/ -o qat/ --train-data train.tsv --eval-data dev.tsv --teacher float/
     """
-    from qdq.cli.processes import is_first
-
     is_speaking = is_first()
     session = Session(json=json and is_speaking, verbose=verbose, quiet=quiet or not is_speaking)
-    from qdq.data.examples import Columns
     from qdq.training.distillation import Distillation
     from qdq.training.job import Job, state_folder
     from qdq.training.settings import TrainingSettings
@@ -211,11 +203,7 @@ def finetune(
         attention=attention_weight,
         temperature=temperature,
     )
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-    columns = Columns(text=text_column, text_pair=text_pair_column, label=label_column)
+    set_threads(threads)
     choice = RecipeChoice(
         recipe=recipe or "linear",
         changes=recipe_changes,
@@ -232,7 +220,7 @@ def finetune(
                 settings=settings,
                 batch_size=batch_size,
                 seq_len=seq_len,
-                columns=columns if columns.names else None,
+                columns=columns.chosen(),
                 split=split,
                 eval_split=eval_split,
                 recipe=chosen,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qdq.cli.processes import set_threads
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
 
@@ -124,7 +125,7 @@ def answer(
 
     if any(not question.strip() for question in questions):
         raise DataError("the question is empty")
-    _set_threads(threads)
+    set_threads(threads)
     with session.progress("loading"):
         opened = Index(index_folder)
         answering = load(model, opened.records, opened.searcher(searcher), reader=reader)
@@ -157,7 +158,7 @@ def _embedder(model: Path, *, seq_len: int | None, batch_size: int, threads: int
     from qdq.retrieval.embedding import TextEmbedder, torch_runner
     from qdq.retrieval.open_qa import load_part
 
-    _set_threads(threads)
+    set_threads(threads)
     folder = model / "embedder" if (model / "embedder" / "config.json").is_file() else model
     config = read_config(folder)
     run: Any
@@ -169,10 +170,3 @@ def _embedder(model: Path, *, seq_len: int | None, batch_size: int, threads: int
     length = seq_len or min(config.max_position_embeddings, max(3, config.reader_seq_len - 32))
     length = min(length, config.max_position_embeddings)
     return TextEmbedder(run, load_tokenizer(folder), max_length=length, batch_size=batch_size), length
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
