@@ -94,7 +94,7 @@ def verify(
             if missing:
                 faults = [f"the input {name} is missing (given: {', '.join(batch)})" for name in missing]
                 raise DataError(describe_faults("a batch of the proof", faults))
-            recorded, outputs = record_run(deployed, batch)
+            recorded, outputs = record_run(deployed, batch, per_token=[piece.slot for piece in cut.cuts])
             arrays = {name: array_of(value) for name, value in batch.items()}
             try:
                 found = whole(arrays)

@@ -19,6 +19,7 @@ from exporters.onnx.passes.quantize_after_transpose import QuantizeAfterTranspos
 from exporters.onnx.passes.residual_sum import ResidualSumPass
 from exporters.onnx.passes.scale_query import ScaleQueryPass
 from exporters.onnx.passes.signed_activations import SignedActivationsPass
+from exporters.onnx.passes.token_scales import TokenScalesPass
 from exporters.onnx.passes.transpose_before_dequantize import TransposeBeforeDequantizePass
 from exporters.onnx.passes.transpose_weights import TransposeWeightsPass
 from exporters.onnx.passes.unsigned_activations import UnsignedActivationsPass
@@ -132,6 +133,7 @@ def _onnxruntime(isa: Isa = ANY) -> list[ir_passes.InPlacePass]:
     """Integer products written out, so that nothing is left to the runtime's pattern matching."""
     return [
         *_folded(),
+        TokenScalesPass(),
         SignedActivationsPass() if isa.signed_activations else UnsignedActivationsPass(),
         GatherBeforeDequantizePass(),
         TransposeBeforeDequantizePass(),

@@ -18,7 +18,7 @@ from qdq.quantizer import Mode, Quantizer, quantizers, set_mode
 from qdq.spec import FLOAT8_MAX, PerTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from torch import Tensor, nn
 
@@ -84,8 +84,17 @@ Call = tuple[Quantizer, int]
 """A quantizer, and which of its calls in one run of the model it is: REALM's scorer calls its embedder twice."""
 
 
-def record_run(deployed: Deployed, batch: Mapping[str, Tensor]) -> tuple[dict[Call, Record], dict[str, np.ndarray]]:
-    """Run torch and keep the integers of every call of a quantizer, and the outputs."""
+def record_run(
+    deployed: Deployed, batch: Mapping[str, Tensor], *, per_token: Collection[str] = ()
+) -> tuple[dict[Call, Record], dict[str, np.ndarray]]:
+    """Run torch and keep the integers of every call of a quantizer, and the outputs.
+
+    Args:
+        deployed: the model in its form.
+        batch: its inputs.
+        per_token: the slots whose scales per token a file has beside integers; where it computes in float there is
+            nothing to compare them with.
+    """
     records: dict[Call, Record] = {}
     calls: Counter[Quantizer] = Counter()
     scores: dict[Quantizer, float] = {}
@@ -111,14 +120,14 @@ def record_run(deployed: Deployed, batch: Mapping[str, Tensor]) -> tuple[dict[Ca
 
         return record
 
-    # Weights are constants of the file, and a scale per token is computed there in float.
+    # Weights are constants of the file.
     active = [
         quantizer
         for slot, quantizer in named_slots(deployed.model)
         if slot.name != "weight"
         and quantizer.mode is Mode.QUANTIZE
         and quantizer.spec is not None
-        and quantizer.spec.granularity == PerTensor()
+        and (quantizer.spec.granularity == PerTensor() or f"{slot.module}.{slot.name}_quantizer" in per_token)
     ]
     hooks = [
         attention.scores.register_forward_hook(score_of(weights, attention.head_size))

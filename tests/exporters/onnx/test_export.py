@@ -221,6 +221,23 @@ def test_fewer_bits_and_narrow_ranges_run_optimized(workshop: Any, rules: Any, t
     assert kinds["MatMulIntegerToFloat"] == (len(LINEARS) if target == "onnxruntime" else 0)
 
 
+@pytest.mark.parametrize("bits", [8, pytest.param(5, marks=pytest.mark.slow)])
+def test_tokens_with_scales_of_their_own_are_multiplied_as_integers(
+    workshop: Any, rules: Any, bits: int, tmp_path: Path
+) -> None:
+    model = workshop.calibrated(
+        rules({"bits": bits, "dynamic": True, "granularity": "per-token"}, {"granularity": "per-axis(0)"})
+    )
+    path = tmp_path / "model.onnx"
+    export_model(model, path, target="onnxruntime")
+    assert Counter(node.op_type for node in onnx.load(path).graph.node)["MatMulIntegerToFloat"] == len(LINEARS)
+    report = verify(model, path, workshop.batches(model))
+    assert report.faults == []
+    assert {f"encoder.layers.0.{name}.input_quantizer" for name in ("attention.query", "feed_forward.down")} <= {
+        row.name for row in report.segments
+    }
+
+
 def test_repeated_layers_share_their_weights_and_keep_their_own_ranges(workshop: Any, tmp_path: Path) -> None:
     model = workshop.calibrated("onnxruntime", "albert", num_hidden_layers=2, embedding_size=16)
     path = tmp_path / "model.onnx"

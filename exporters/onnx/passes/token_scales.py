@@ -1,0 +1,88 @@
+"""Let products read integers where every token has a scale of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.onnx.passes.graph import constant, initializer, is_op, producer, stored_transposed
+
+__all__ = ["TokenScalesPass"]
+
+
+class TokenScalesPass(ir.passes.InPlacePass):
+    """Multiply by the scales of tokens behind a product with a stored weight instead of in front of it.
+
+    A row of a product has one scale, so it makes no difference where it is multiplied; what the product reads then are
+    integers with one grid, which other passes make an integer product of.
+
+    Case 1: ``MatMul(Mul(Clip(Round(Div(x, s)), low, high), s), DequantizeLinear(W))``, ``s`` with a last axis of 1 and
+    ``W`` a constant matrix: ``Mul(MatMul(DequantizeLinear(QuantizeLinear(Div(x, s), 1, 0)), ...), s)``. No bounds are
+    needed, as ``s`` follows from the largest magnitude of the token.
+    Case 2: several products read the tensor: it is quantized once.
+    Case 3: somebody else reads it, too: for those it stays as it is.
+    Case 4: anything else, zero points of tokens among it: left alone.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Move."""
+        modified = False
+        for node in list(model.graph):
+            if is_op(node, "MatMul"):
+                modified |= _try_move(model.graph, node)
+        return ir.passes.PassResult(model, modified)
+
+
+def _try_move(graph: ir.Graph, product: ir.Node) -> bool:
+    scaled, weight = (producer(value, kind) for value, kind in zip(product.inputs, _OPERANDS, strict=True))
+    clip = producer(scaled.inputs[0], "Clip") if scaled is not None else None
+    rounded = producer(clip.inputs[0], "Round") if clip is not None else None
+    divided = producer(rounded.inputs[0], "Div") if rounded is not None else None
+    if scaled is None or clip is None or divided is None or weight is None:
+        return False  # case 4
+    scale = scaled.inputs[1]
+    if scale is None or scale is not divided.inputs[1] or not scale.shape or scale.shape[-1] != 1:
+        return False  # case 4
+    bounds = [constant(value) for value in clip.inputs[1:]]
+    if len(bounds) != 2 or any(b is None or abs(float(b)) > 128 for b in bounds) or not _is_matrix(weight.inputs[0]):
+        return False  # case 4
+    product.replace_input_with(0, _integers(graph, divided, before=scaled))
+    result = product.outputs[0]
+    behind = ir.node("Mul", [result, scale], name=f"{product.name}/token_scales")
+    moved = behind.outputs[0]
+    result.replace_all_uses_with(moved, replace_graph_outputs=True)
+    behind.replace_input_with(0, result)
+    moved.name, result.name = result.name, f"{result.name}_unscaled"
+    moved.shape, moved.type = result.shape, result.type
+    graph.insert_after(product, behind)
+    return True
+
+
+_OPERANDS = ("Mul", "DequantizeLinear")
+
+
+def _is_matrix(stored: ir.Value | None) -> bool:
+    array = constant(stored)
+    array = stored_transposed(stored) if array is None else array
+    return array is not None and array.ndim == 2
+
+
+def _integers(graph: ir.Graph, divided: ir.Node, *, before: ir.Node) -> ir.Value:
+    """What ``divided`` rounds to, as integers that are dequantized again with the scale 1."""
+    found = next((use.node for use in divided.outputs[0].uses() if is_op(use.node, "QuantizeLinear")), None)
+    if found is not None:  # case 2
+        return next(use.node for use in found.outputs[0].uses()).outputs[0]
+    slot = str(divided.name).rpartition("/")[0]
+    grid = [
+        initializer(graph, f"{slot}.token_step", np.array(1, np.float32)),
+        initializer(graph, f"{slot}.token_zero_point", np.array(0, np.int8)),
+    ]
+    x = divided.outputs[0]
+    quantize = ir.node("QuantizeLinear", [x, *grid], name=f"{slot}/QuantizeLinear")
+    q = quantize.outputs[0]
+    q.name, q.shape, q.type = f"{slot}/QuantizeLinear_output_0", x.shape, ir.TensorType(ir.DataType.INT8)
+    dequantize = ir.node("DequantizeLinear", [q, *grid], name=f"{slot}/DequantizeLinear")
+    back = dequantize.outputs[0]
+    back.name, back.shape, back.type = f"{slot}/DequantizeLinear_output_0", x.shape, x.type
+    graph.insert_before(before, [quantize, dequantize])
+    return back
