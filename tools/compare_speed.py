@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SAMPLES = 128  # sentences that everybody calibrates with
+FEW = 16  # with random weights, whose accuracy says nothing
 BASELINES = ("float", "float, optimized")
 
 
@@ -83,6 +84,11 @@ BASE: dict[str, Any] = {
 SIZES: dict[str, dict[str, Any]] = {"bert-base": BASE, "albert-base": {**BASE, "embedding_size": 128}}
 
 
+def samples_for(model: Path) -> int:
+    """How many sentences everybody calibrates this model with."""
+    return FEW if model.name == "source" else SAMPLES
+
+
 def fresh(folder: Path) -> Path:
     """An empty folder."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -95,7 +101,7 @@ def batches(model: Path, *, which: str, rows: int) -> Iterator[dict[str, np.ndar
     from qdq.data.text import read_samples, sample_text
     from qdq.data.tokenize import encode_batches, load_tokenizer
 
-    texts = list(read_samples(sample_text(which)))[:SAMPLES]  # type: ignore[arg-type]
+    texts = list(read_samples(sample_text(which)))[: samples_for(model)]  # type: ignore[arg-type]
     for batch in encode_batches(texts, load_tokenizer(model), batch_size=rows, seq_len=128):
         yield {name: tensor.numpy() for name, tensor in batch.items()}
 
@@ -120,7 +126,8 @@ def ours(target: str) -> Callable[[Path, Path], Path]:
         from qdq.data.text import sample_text
 
         text = out / "calibration.txt"
-        text.write_text("\n".join(sample_text("calibration").read_text().splitlines()[:SAMPLES]) + "\n")
+        lines = sample_text("calibration").read_text().splitlines()[: samples_for(model)]
+        text.write_text("\n".join(lines) + "\n")
         request = ["calibrate", "-m", str(model), "-o", str(out / "checkpoint"), "--recipe", target, "-q"]
         try:
             qdq([*request, "--calib-data", str(text)])
