@@ -203,27 +203,19 @@ def _add(
 
 
 def _run_part(run_own: Callable[[], Seen], watched: Sequence[_Watched], part: Part, journal: Journal | None) -> Seen:
-    """Run what is for this process, and add what the others saw; an error of one becomes an error of all."""
-    if part.count == 1:
-        return run_own()
-    seen, fault = None, None
-    try:
-        seen = run_own()
-    except CalibrationError as error:
-        fault = str(error)
-    if journal is not None:
-        journal.flush()  # the others may take long, or fail
-    held = {slot.name: (slot.collector.state(), slot.growth.rises) for slot in watched}
-    everybody = part.gather((fault, held))
-    if faults := dict.fromkeys(fault for fault, _ in everybody if fault):
-        raise CalibrationError("\n".join(faults))
-    assert seen is not None
-    for rank, (_, others) in enumerate(everybody):
+    """Run what is for this process, and add what the others saw."""
+
+    def held() -> dict[str, Any]:
+        if journal is not None:
+            journal.flush()  # the others may take long, or fail
+        return {slot.name: (slot.collector.state(), slot.growth.rises) for slot in watched}
+
+    seen, others = part.together(run_own, held)
+    for theirs in others.values():
         for slot in watched:
-            if rank != part.rank:
-                state, rises = others[slot.name]
-                slot.collector.merge(state)
-                slot.growth.merge(rises)
+            state, rises = theirs[slot.name]
+            slot.collector.merge(state)
+            slot.growth.merge(rises)
     return seen
 
 

@@ -110,23 +110,25 @@ def channel_ranges(
         if progress is not None:
             progress(seen.batches)
 
+    def run_own() -> Seen:
+        done = None
+        if journal is not None:
+            identity = {"model": model_digest(model), "slots": slots_digest(model)}
+            entry = journal.begin(_STAGE, identity)
+            done = None if entry is None else _restored(named, entry)
+        return run(model, batches, (mask,), after, part, done)
+
+    def held() -> list[tuple[Tensor, Tensor] | None]:
+        if journal is not None:
+            journal.flush()  # the others may take long, or fail
+        return [channels.bounds for channels in watched.values()]
+
     try:
         set_mode(model, Mode.OFF)
         for quantizer, channels in watched.items():
             quantizer.mode, quantizer.observer = Mode.COLLECT, channels
-        done = None
-        if journal is not None:
-            identity = {"model": model_digest(model), "slots": slots_digest(model)}
-            if entry := journal.begin(_STAGE, identity):
-                done = _restored(named, entry)
-        fault = None
         with in_eval(model), nullcontext() if journal is None else journal.guard():
-            try:
-                run(model, batches, (mask,), after, part, done)
-            except CalibrationError as error:
-                if part.count == 1:
-                    raise
-                fault = str(error)  # the other processes wait to hear of it
+            _, others = part.together(run_own, held)
             if journal is not None:
                 journal.flush()
     finally:
@@ -134,13 +136,9 @@ def channel_ranges(
             quantizer.mode = mode
         for quantizer in watched:
             quantizer.observer = None
-    if part.count > 1:
-        everybody = part.gather((fault, [channels.bounds for channels in watched.values()]))
-        if faults := list(dict.fromkeys(fault for fault, _ in everybody if fault)):
-            raise CalibrationError("\n".join(faults))
-        for _, held in everybody:
-            for channels, bounds in zip(watched.values(), held, strict=True):
-                channels.merge(bounds)
+    for theirs in others.values():
+        for channels, bounds in zip(watched.values(), theirs, strict=True):
+            channels.merge(bounds)
     found = {quantizer: channels.bounds for quantizer, channels in watched.items()}
     _check_values(named, "in the part of another process")
     faults = [f"{wanted[quantizer]} saw no data" for quantizer, bounds in found.items() if bounds is None]

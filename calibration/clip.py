@@ -35,8 +35,8 @@ _GAIN = 0.99  # a cut has to be better by more than chance
 
 def clipped_range(
     x: Tensor, wanted: Tensor, weights: Sequence[Tensor], spec: QuantSpec, whole: Range, *, centred: bool
-) -> tuple[Range, float]:
-    """The range with the least squared error of the outputs, and the share of the tokens that it holds.
+) -> Range:
+    """The range with the least squared error of the outputs: ``whole``, or what holds a share of the tokens.
 
     Args:
         x: ``(tokens, in)``, what is quantized.
@@ -49,10 +49,10 @@ def clipped_range(
     A range of float8 stays whole: its small numbers lose nothing to the large ones.
     """
     if spec.is_float8:
-        return whole, 1.0
+        return whole
     step = -(-len(x) // _TOKENS)  # evenly from all samples
     x, wanted = x[::step], wanted[::step]
-    best, share_of_best, least = whole, 1.0, float("inf")
+    best, least = whole, float("inf")
     for share in SHARES:
         range_ = whole if share == 1 else _of_tokens(x, share, whole)
         bounds = range_.bounds(symmetric=spec.symmetric)
@@ -61,8 +61,8 @@ def clipped_range(
             error -= error.mean(0)
         power = sum(float((error @ weight.T).double().square().sum()) for weight in weights)
         if power < least * _GAIN:
-            best, share_of_best, least = range_, share, power
-    return best, share_of_best
+            best, least = range_, power
+    return best
 
 
 def _of_tokens(x: Tensor, share: float, whole: Range) -> Range:

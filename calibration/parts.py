@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.distributed as dist
 
+from qdq.errors import CalibrationError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["WHOLE", "Part", "is_under_torchrun", "part_of_process"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,31 @@ class Part:
         gathered: list[Any] = [None] * self.count
         dist.all_gather_object(gathered, value)
         return gathered
+
+    def together(self, work: Callable[[], T], held: Callable[[], Any]) -> tuple[T, dict[int, Any]]:
+        """Do this process's ``work``, then exchange what is held; all processes have to call it.
+
+        Args:
+            work: of this process.
+            held: gives what the others are to hear, once the work is done or has failed.
+
+        Returns:
+            What ``work`` gave, and by rank what the other processes hold.
+
+        Raises:
+            CalibrationError: when the work of any process failed: the others would wait for it.
+        """
+        if self.count == 1:
+            return work(), {}
+        done, fault = [], None
+        try:
+            done.append(work())
+        except CalibrationError as error:
+            fault = str(error)
+        everybody = self.gather((fault, held()))
+        if faults := dict.fromkeys(fault for fault, _ in everybody if fault):
+            raise CalibrationError("\n".join(faults))
+        return done[0], {rank: theirs for rank, (_, theirs) in enumerate(everybody) if rank != self.rank}
 
 
 WHOLE = Part()

@@ -175,7 +175,7 @@ class _Refiner:
         if transform is not None:
             x, q = transform(x), transform(q)
         weights = [_transformed_weight(linear) for linear in linears]
-        range_, _ = clipped_range(q.float(), x.float(), weights, spec, whole, centred=self.corrects)
+        range_ = clipped_range(q.float(), x.float(), weights, spec, whole, centred=self.corrects)
         for own in dict.fromkeys(linear.input_quantizer for linear in linears):
             own.set_range(range_)
 
