@@ -18,7 +18,7 @@ from calibration.passes import Seen, in_eval, run
 from calibration.snapshot import restored, snapshot
 from calibration.state import CalibrationState, add_up
 from calibration.token_mask import TokenMask
-from calibration.warn import clipped, too_little_data, unrest
+from calibration.warn import clipped, idle_in_float8, too_little_data, unrest
 from qdq.errors import CalibrationError, describe_faults
 from qdq.models.ops import MatMul
 from qdq.prepare import named_slots
@@ -178,6 +178,9 @@ def calibrate(
     warnings += unrest({slot.name: slot.growth.at_the_end(seen.samples) for slot in watched})
     saturated = _saturated(watched)
     warnings += clipped(saturated, method.name)
+    if method.name == "entropy":
+        float8 = [slot.name for slot in watched if slot.quantizer.spec is not None and slot.quantizer.spec.is_float8]
+        warnings += idle_in_float8("--calibrator entropy", float8)
     return CalibrationSummary(
         method=method.to_dict(), **vars(seen), added=added, saturated=saturated, choices=choices, warnings=warnings
     )

@@ -9,6 +9,8 @@ from calibration.calibrate import calibrate
 from calibration.parts import WHOLE
 from calibration.refine import refine
 from calibration.smoothing import smooth
+from calibration.warn import idle_in_float8
+from qdq.prepare import named_slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -102,7 +104,20 @@ def calibrate_and_refine(
             progress=begin("layers"),
         )
         done |= {"refined": len(changed), "samples": sum(len(next(iter(batch.values()))) for batch in few)}
-    return replace(summary, refinement={**refinement.to_dict(), **done} if refinement else {})
+    warnings = [*summary.warnings, *_idle(model, refinement)]
+    return replace(summary, warnings=warnings, refinement={**refinement.to_dict(), **done} if refinement else {})
+
+
+def _idle(model: nn.Module, refinement: Refinement) -> list[str]:
+    """What of the refinement has nothing to do for slots in float8."""
+    float8 = [slot for slot, quantizer in named_slots(model) if quantizer.spec is not None and quantizer.spec.is_float8]
+    linear = {name: [str(s) for s in float8 if (s.kind, s.name) == ("linear", name)] for name in ("weight", "input")}
+    idle = []
+    if refinement.rounding == "gptq":
+        idle += idle_in_float8("rounding: gptq", linear["weight"])
+    if refinement.clipping == "token-wise":
+        idle += idle_in_float8("clipping: token-wise", linear["input"])
+    return idle
 
 
 def _few(batches: Iterable[Mapping[str, Tensor]]) -> list[Mapping[str, Tensor]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["ENOUGH_SAMPLES", "ENOUGH_TOKENS", "clipped", "too_little_data", "unrest"]
+__all__ = ["ENOUGH_SAMPLES", "ENOUGH_TOKENS", "clipped", "idle_in_float8", "too_little_data", "unrest"]
 
 ENOUGH_SAMPLES = 32
 ENOUGH_TOKENS = 512
@@ -58,3 +58,15 @@ def clipped(saturated: Mapping[str, float], method: str) -> list[str]:
         f"{method} clips more than {_MUCH:.0%} of the values in {len(much)} slots (the most: {worst}, "
         f"{much[worst]:.1%}); compare with --calibrator max"
     ]
+
+
+def idle_in_float8(what: str, slots: Sequence[str]) -> list[str]:
+    """A line about what counts the steps of integers, and so does nothing for float8.
+
+    Args:
+        what: the option with its value.
+        slots: that it is for and that are in float8.
+    """
+    if not slots:
+        return []
+    return [f"{what} is for integers and leaves {len(slots)} slots in float8 as they are ({slots[0]}, ...)"]

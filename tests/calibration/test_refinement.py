@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calibration import calibrate, calibrate_and_refine, refine, smooth
+from calibration import Entropy, calibrate, calibrate_and_refine, refine, smooth
 from qdq.bake import baked, without_transforms
 from qdq.checkpoint import load, save
 from qdq.errors import CalibrationError
@@ -375,3 +375,23 @@ class TestOnDisk:
         transform = model.encoder.layers[0].feed_forward.up.input_quantizer.transform
         assert transform.factor.dtype == torch.float32
         assert model.encoder.layers[0].feed_forward.up.weight.dtype == torch.float16
+
+
+class TestFloat8:
+    """What counts the steps of integers has nothing to do for float8, and that is said."""
+
+    def test_what_is_idle_is_a_warning(self) -> None:
+        refinement = Refinement(rounding="gptq", clipping="token-wise")
+        summary = calibrate_and_refine(model_of("bert", "fp8"), batches(), refinement, method=Entropy())
+        said = [line for line in summary.warnings if "float8" in line]
+        assert [line.partition(" is for integers")[0] for line in said] == [
+            "--calibrator entropy",
+            "rounding: gptq",
+            "clipping: token-wise",
+        ]
+        assert "leaves 12 slots in float8 as they are (encoder.layers.0.attention.query.weight, ...)" in said[1]
+
+    def test_integers_are_not_idle(self) -> None:
+        refinement = Refinement(rounding="gptq", clipping="token-wise")
+        summary = calibrate_and_refine(model_of("bert", "linear"), batches(), refinement, method=Entropy())
+        assert not any("float8" in line for line in summary.warnings)

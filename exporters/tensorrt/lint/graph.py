@@ -61,9 +61,15 @@ def modes(facts: Facts, settings: Settings) -> Iterator[Finding]:  # noqa: ARG00
     types = types_of(facts.nodes)
     for node in facts.of("Attention"):
         value = node.inputs[0]
-        rank = len(value.shape) if value is not None and value.shape is not None else None
-        if value is not None and rank == 4 and types.get(value) is ir.DataType.FLOAT:
+        if value is not None and _rank(value) == 4 and types.get(value) is ir.DataType.FLOAT:
             yield found("E10", node, "it has inputs of rank 4 in float32")
+    for node in facts.of("ArgMax", "ArgMin"):
+        if _rank(node.inputs[0]) == 1:
+            yield found("E10", node, "it reads a tensor of one axis")
+
+
+def _rank(value: ir.Value | None) -> int | None:
+    return None if value is None or value.shape is None else len(value.shape)
 
 
 def opset(facts: Facts, settings: Settings) -> Iterator[Finding]:

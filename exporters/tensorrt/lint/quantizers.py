@@ -26,6 +26,11 @@ _QUANTIZED = (
     ir.DataType.INT4,
     ir.DataType.FLOAT4E2M1,
 )
+_SINCE = {
+    ir.DataType.FLOAT8E4M3FN: (9, 0),
+    ir.DataType.INT4: (10, 0),
+    ir.DataType.FLOAT4E2M1: (10, 8),
+}
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 _LEAST_HALF = 6e-8  # the smallest float16 above 0
 
@@ -70,7 +75,7 @@ def scales(facts: Facts, settings: Settings) -> Iterator[Finding]:
             yield found("W16", node, f"its scales go from {numbers.min():.1e} to {numbers.max():.1e}")
 
 
-def zero_points(facts: Facts, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
+def zero_points(facts: Facts, settings: Settings) -> Iterator[Finding]:
     """E3 and E4: zero points and quantized types."""
     for node in facts.of(*_PAIR):
         value = _zero_point(node)
@@ -95,6 +100,10 @@ def zero_points(facts: Facts, settings: Settings) -> Iterator[Finding]:  # noqa:
             yield found("E4", node, fault, "warning")
         elif kind is not None and kind not in _QUANTIZED:
             yield found("E4", node, f"{kind.name.lower()} is no type that TensorRT quantizes to")
+        elif kind is not None and settings.version < _SINCE.get(kind, (0, 0)):
+            least, given = (".".join(map(str, version)) for version in (_SINCE[kind], settings.version))
+            fault = f"{kind.name.lower()} needs TensorRT {least} or newer, this is {given}"
+            yield found("E4", node, fault, "warning")
 
 
 def operands(facts: Facts, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001

@@ -126,8 +126,9 @@ RULES: Mapping[str, Rule] = {
         ),
         Rule(
             "E10",
-            "normalizations have one output, Dropout does not train, Attention is not of rank 4 in float32",
-            "export in eval mode, with attention written as products and softmax",
+            "normalizations have one output, Dropout does not train, Attention is not of rank 4 in float32, ArgMax has "
+            "two axes or more to read",
+            "export in eval mode, with attention written as products and softmax, and a second axis of 1 for ArgMax",
             f"onnx-tensorrt, onnxOpCheckers.cpp; {_TRIED}",
         ),
         Rule(

@@ -211,6 +211,15 @@ def attention_operator(model: ir.Model) -> None:
     model.graph.opset_imports[""] = 23
 
 
+def largest_of_a_vector(model: ir.Model) -> None:
+    tanh = node(model, "pooler/Tanh")
+    flat = add(model, tanh, "Reshape", [tanh.inputs[0], constant(model, "flat", np.array([-1]))], "flat/Reshape")
+    flat.type, flat.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([None])
+    result = add(model, tanh, "ArgMax", [flat], "flat/ArgMax", axis=0)
+    result.name, result.type, result.shape = "largest", ir.TensorType(ir.DataType.INT64), ir.Shape([1])
+    model.graph.outputs.append(result)
+
+
 def opset(version: int) -> Plant:
     def plant(model: ir.Model) -> None:
         model.graph.opset_imports[""] = version
@@ -487,6 +496,7 @@ DEFECTS = (
     Defect("E10", "mean of a LayerNormalization", second_output, f"{ATTENTION}.norm", "parse"),
     Defect("E10", "Dropout that trains", training_dropout, "gelu/Dropout", "parse"),
     Defect("E10", "Attention of rank 4 in float32", attention_operator, "attention/Attention", "build"),
+    Defect("E10", "ArgMax of a vector", largest_of_a_vector, "flat/ArgMax", "parse"),
     Defect("E11", "opset 25", opset(25), "the file", why=_NEWER),
     Defect("E12", "no profile", nothing, "the profiles", "build", options={"shapes": None}),
     Defect(

@@ -106,6 +106,14 @@ def test_a_computed_scale_is_an_error_before_10_13(bench: Any) -> None:
     assert {f.severity for f in report.findings if f.id == "W12"} == {"error"}
 
 
+@pytest.mark.parametrize(("target", "count"), [("tensorrt:8.6", 1), ("tensorrt:9.0", 0), ("tensorrt:10.16", 0)])
+def test_float8_is_for_tensorrt_9_and_newer(bench: Any, target: str, count: int) -> None:
+    report = lint(bench.planted(_MODULE.mixed), target=target)
+    faults = {f.fault for f in report.findings if f.id == "E4" and f.severity == "warning"}
+    assert len(faults) == count
+    assert all("float8e4m3fn needs TensorRT 9.0 or newer" in fault for fault in faults)
+
+
 def test_strict_counts_warnings(bench: Any) -> None:
     report = lint(bench.planted(_MODULE.dangling))
     assert report.holds()
