@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.parts import WHOLE
 from calibration.tensor_file import read_tensors, unreadable, write_tensors
-from qdq.errors import CalibrationError, QDQError, StorageError, describe_faults
+from qdq.errors import CalibrationError, QDQError, StorageError
+from qdq.storage import other_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -235,14 +236,5 @@ class Journal:
         return entry if own in there else None
 
     def _check(self, entry: Entry, mine: Mapping[str, str]) -> None:
-        theirs = entry.identity
-        faults = [
-            f"{key}: {theirs.get(key, 'nothing')} there, {mine.get(key, 'nothing')} here"
-            for key in dict.fromkeys([*mine, *theirs])
-            if mine.get(key) != theirs.get(key)
-        ]
-        if faults:
-            raise CalibrationError(
-                describe_faults(f"{self.folder}: what was interrupted there is another calibration", faults)
-                + "\nresume with what it was begun with, or begin anew without resuming"
-            )
+        if fault := other_work(self.folder, entry.identity, mine, what="calibration"):
+            raise CalibrationError(fault)

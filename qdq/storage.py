@@ -31,12 +31,12 @@ from typing import TYPE_CHECKING, Any
 from qdq.errors import ConfigError, QDQError, StorageError, describe_faults
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["MANIFEST", "atomic_directory", "write_bytes_atomic", "write_json", "write_text_atomic"]
+__all__ = ["MANIFEST", "atomic_directory", "other_work", "write_bytes_atomic", "write_json", "write_text_atomic"]
 
 MANIFEST = ".qdq.json"
 FORMAT = 1
@@ -107,6 +107,28 @@ def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON for people and machines: indented, in the given order, without NaN, with a last line end."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def other_work(folder: Path, theirs: Mapping[str, str], mine: Mapping[str, str], *, what: str) -> str | None:
+    """Why work that was interrupted in ``folder`` is not what is asked for now, everything that differs; None if it is.
+
+    Args:
+        folder: with the state of the work.
+        theirs: what that belongs to, by name.
+        mine: what is asked for, likewise.
+        what: the work: ``training``, ``calibration``.
+    """
+    faults = [
+        f"{name}: {theirs.get(name, 'nothing')} there, {mine.get(name, 'nothing')} here"
+        for name in dict.fromkeys([*mine, *theirs])
+        if mine.get(name) != theirs.get(name)
+    ]
+    if not faults:
+        return None
+    return (
+        describe_faults(f"{folder}: what was interrupted there is another {what}", faults)
+        + "\nresume with what it was begun with, or begin anew without resuming"
+    )
 
 
 # What a directory holds, and whose it is

@@ -1,6 +1,6 @@
 """What a step of QAT costs against a float step of the same loop, both in one process, taking turns.
 
-    python tools/bench_qat_step.py --recipe linear --recipe tensorrt
+    python tools/bench_qat_step.py --recipe linear --recipe tensorrt --ranges fixed --ranges learned
 
 Each round times some steps of every model (forward, backward, AdamW, scales that follow); the ratio is the median of
 the rounds' ratios. The model is all-MiniLM-L6-v2 with a head for two labels unless --model says otherwise.
@@ -28,14 +28,14 @@ from qdq.prepare import quantize
 from qdq.training.objective import model_loss
 from qdq.training.optimizer import groups, make_optimizer, parameters_of
 from qdq.training.quantization import QuantizerSchedule, ready_for_training
-from qdq.training.settings import TrainingSettings
+from qdq.training.settings import RANGES, TrainingSettings
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path)
     parser.add_argument("--recipe", action="append")
-    parser.add_argument("--ranges", default="fixed", choices=["fixed", "moving", "learned"])
+    parser.add_argument("--ranges", action="append", choices=RANGES, help="repeatable; fixed if not given")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seq-len", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
@@ -45,9 +45,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    recipes = options.recipe or ["linear"]
     batch = a_batch(options)
-    steppers = {"float": Stepper(options, None, batch), **{name: Stepper(options, name, batch) for name in recipes}}
+    steppers = {"float": Stepper(options, None, "fixed", batch)}
+    for recipe in options.recipe or ["linear"]:
+        for ranges in options.ranges or ["fixed"]:
+            steppers[f"{recipe} {ranges}"] = Stepper(options, recipe, ranges, batch)
     for stepper in steppers.values():
         stepper()
     times: dict[str, list[float]] = {name: [] for name in steppers}
@@ -65,10 +67,10 @@ def main() -> None:
         print(json.dumps(document, indent=2))
     else:
         for name, figures in document.items():
-            print(f"{name:16s} {figures['ms']:8.1f} ms  {figures['ratio']:.3f} x float")
+            print(f"{name:20s} {figures['ms']:8.1f} ms  {figures['ratio']:.3f} x float")
     if options.profile:
         with torch.profiler.profile() as profile:
-            steppers[recipes[-1]]()
+            list(steppers.values())[-1]()
         print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
 
 
@@ -86,15 +88,17 @@ def a_batch(options: argparse.Namespace) -> dict[str, torch.Tensor]:
 class Stepper:
     """Steps of one model."""
 
-    def __init__(self, options: argparse.Namespace, recipe: str | None, batch: dict[str, torch.Tensor]) -> None:
+    def __init__(
+        self, options: argparse.Namespace, recipe: str | None, ranges: str, batch: dict[str, torch.Tensor]
+    ) -> None:
         self.model = a_model(options.model or minilm()).to(options.device)
         self.batch = batch
         self.is_on_gpu = options.device != "cpu"
-        settings = TrainingSettings(ranges=options.ranges, freeze_ranges=1.0)
+        settings = TrainingSettings(ranges=ranges, freeze_ranges=1.0)
         if recipe is not None:
             quantize(self.model, recipe)
             calibration.calibrate(self.model, [{k: v for k, v in batch.items() if k != "labels"}])
-            ready_for_training(self.model, learned=options.ranges == "learned")
+            ready_for_training(self.model, learned=ranges == "learned")
         found = groups(self.model, settings)
         self.parameters = parameters_of(self.model, found)
         self.optimizer = make_optimizer(found, self.parameters)

@@ -237,10 +237,17 @@ def _keep_weights(model: nn.Module, specs: Mapping[Slot, QuantSpec | None]) -> N
 
 
 def _check_ranges(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], recipe: Recipe, target: str) -> None:
-    """A checkpoint that was made without data has no ranges for another recipe."""
+    """A checkpoint that was made without data has no ranges for another recipe, a trained one those of its own."""
     known = dict(named_slots(model))
     wanted = needing_data(specs)
-    if wanted and all(known[slot].range is None for slot in wanted):
+    missing = [slot for slot in wanted if known[slot].range is None]
+    if missing and len(missing) < len(wanted):
+        shown = ", ".join(map(str, missing[:3])) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise ExportError(
+            f"target {target} needs the recipe {recipe.name!r} here, and the checkpoint, trained for another one, has "
+            f"no ranges for {shown}: train with that recipe, or choose a target that runs the checkpoint's own"
+        )
+    if missing:
         raise ExportError(
             f"target {target} needs the recipe {recipe.name!r} here, and the checkpoint, made without data, has no "
             "ranges for it: calibrate with --calib-data, or choose a target that runs the checkpoint's own recipe"

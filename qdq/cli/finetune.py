@@ -77,7 +77,8 @@ def finetune(
         ),
     ] = False,
     eval_steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Between evaluations; an epoch if not given.", min=1)
+        int | None,
+        typer.Option(metavar="N", help="Between evaluations; if not given an epoch, in QAT a quarter.", min=1),
     ] = None,
     metric: Annotated[
         str | None, typer.Option(metavar="NAME", help="That decides; the first that qdq evaluate shows if not given.")
@@ -87,6 +88,9 @@ def finetune(
     ] = None,
     new_head: Annotated[
         bool, typer.Option("--new-head", metavar="", help="Begin with a new head although there is one.")
+    ] = False,
+    multi_label: Annotated[
+        bool, typer.Option("--multi-label", metavar="", help="A text can have any number of labels.")
     ] = False,
     ranges: Annotated[
         str,
@@ -230,6 +234,7 @@ def finetune(
                 teacher=teacher,
                 distillation=distillation,
                 new_head=new_head,
+                multi_label=multi_label,
                 tensorboard=tensorboard,
                 resume=resume,
                 say=session.say,

@@ -137,13 +137,22 @@ def is_unlabelled(value: Any, *, score: bool) -> bool:
     return not score and (value in (-1, "-1", "-") if isinstance(value, str | int | float) else False)
 
 
-def find_labels(source: SourceLike, task: str, *, columns: Columns | None = None, split: str | None = None) -> Labels:
+def find_labels(
+    source: SourceLike,
+    task: str,
+    *,
+    columns: Columns | None = None,
+    split: str | None = None,
+    multi_label: bool = False,
+) -> Labels:
     """The labels that a source uses, found in one pass: what a new head for it has to give.
 
     1. A score (``sts``, or numbers with a fraction): a single one.
     2. Whole numbers from 0: as many as the largest says, called as the file calls them (``ClassLabel``), or
        ``LABEL_0``, ...
     3. Names: by the alphabet, ``O`` (no entity) first.
+    4. With ``multi_label`` a row has a list of such names or numbers, or a vector: lists of 0 and 1 of one length, in
+       all rows, some of them with a number that comes twice.
 
     Raises:
         DataError: There is no label, both names and numbers, or more than 10000 different ones.
@@ -152,6 +161,7 @@ def find_labels(source: SourceLike, task: str, *, columns: Columns | None = None
     opened = open_source(source, split=split, header=lambda first: headerless(columns, task, first))
     column = ""
     seen: set[str | float] = set()
+    vectors = _Vectors() if multi_label else None
     for record in opened:
         if not column:
             layout = settle(columns, task, tuple(record.values), name=opened.name)
@@ -161,6 +171,8 @@ def find_labels(source: SourceLike, task: str, *, columns: Columns | None = None
                     f"{opened.name}: no column of labels for {task}; its columns are {listing(list(record.values))}"
                 )
         value = record.values.get(column)
+        if vectors is not None:
+            vectors.add(value)
         for one in value if isinstance(value, list | tuple) else (value,):
             if not is_unlabelled(one, score=task == "sts"):
                 number = number_of(one)
@@ -181,6 +193,8 @@ def find_labels(source: SourceLike, task: str, *, columns: Columns | None = None
         raise DataError(
             f"{opened.name}: {column!r} holds both names ({names[0]!r}) and numbers ({numbers[0]:g}); keep one"
         )
+    if vectors is not None:
+        return _of_several(names, numbers, vectors.width, opened.name)
     if task == "sts" or any(not number.is_integer() for number in numbers):
         return Labels.of(1)
     if numbers:
@@ -189,3 +203,34 @@ def find_labels(source: SourceLike, task: str, *, columns: Columns | None = None
             raise DataError(f"{opened.name}: {column!r} holds {numbers[0]:g} to {numbers[-1]:g}; classes count from 0")
         return Labels(tuple(known)) if numbers[-1] < len(known) else Labels.of(max(2, int(numbers[-1]) + 1))
     return Labels(tuple(sorted(names, key=lambda name: (name != "O", name))))
+
+
+class _Vectors:
+    """Whether the labels of all rows are vectors of 0 and 1."""
+
+    def __init__(self) -> None:
+        self._widths: set[int] = set()
+        self._repeats = False
+
+    def add(self, value: Any) -> None:
+        """Take the labels of a row."""
+        if is_unlabelled(value, score=False):
+            return
+        is_vector = isinstance(value, list | tuple) and all(not isinstance(one, str) and one in {0, 1} for one in value)
+        self._widths.add(len(value) if is_vector else -1)
+        self._repeats |= is_vector and len(set(value)) < len(value)
+
+    @property
+    def width(self) -> int | None:
+        """Their length; None where they are lists of labels."""
+        if len(self._widths) != 1 or not self._repeats:
+            return None
+        return max(self._widths) if max(self._widths) > 0 else None
+
+
+def _of_several(names: list[str], numbers: list[float], width: int | None, source: str) -> Labels:
+    if names:
+        return Labels(tuple(names), multi_label=True)
+    if not all(number.is_integer() and 0 <= number < _MOST for number in numbers):
+        raise DataError(f"{source}: labels are {numbers[0]:g} to {numbers[-1]:g}; classes count from 0")
+    return Labels.of(width or int(numbers[-1]) + 1, multi_label=True)

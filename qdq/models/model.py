@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any, ClassVar, cast, get_args
 
 import torch
@@ -18,6 +19,7 @@ from qdq.models.inputs import InputError
 from qdq.models.losses import cross_entropy
 from qdq.models.masks import attention_bias, head_mask_rows, memory_bias
 from qdq.models.outputs import BaseOutput, Cache, Output, TaskOutput
+from qdq.models.signature import spelled_out
 
 Names = tuple[str, ...]
 TEXTS: Names = ("input_ids", "attention_mask", "token_type_ids")
@@ -45,6 +47,22 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.task = task
+
+    def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
+        """As of any module, but that no two names share a tensor: a safetensors file could not hold them.
+
+        Models inside others, and parameters asked for as they are (``keep_vars``), are not copied.
+        """
+        state: dict[str, Any] = super().state_dict(*args, **options)
+        if args or options.get("prefix") or options.get("keep_vars"):
+            return state
+        held = chain(self.named_parameters(remove_duplicate=False), self.named_buffers(remove_duplicate=False))
+        seen: set[int] = set()
+        for name, tensor in held:
+            if id(tensor) in seen and name in state:
+                state[name] = state[name].clone()
+            seen.add(id(tensor))
+        return state
 
     def forward(
         self,
@@ -102,6 +120,10 @@ class EncoderModel(Model):
     """
 
     targets: ClassVar[Names] = ()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.forward = spelled_out(Model.forward, cls.encode, cls.targets)  # type: ignore[method-assign]
 
     def __init__(
         self,

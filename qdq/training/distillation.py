@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from qdq.data.features import IGNORED
 from qdq.errors import ConfigError, describe_faults
@@ -26,7 +27,8 @@ class Distillation:
 
     Args:
         task: the loss of the labels.
-        logits: the divergence of the two distributions of answers; of scores their mean squared difference.
+        logits: the divergence of the two distributions of answers, of each label by itself where a text can have
+            several; of scores their mean squared difference.
         hidden: the mean squared difference of hidden states, embeddings included.
         attention: the mean squared difference of attention weights.
         temperature: that softens the distributions of answers.
@@ -62,6 +64,8 @@ def misfits(student: Any, teacher: Any, wanted: Distillation) -> list[str]:
         faults.append(f"its head has {teacher.num_labels} labels, the model's {student.num_labels}")
     if wanted.logits and (names := [dict(c.id2label or {}) for c in (student, teacher)])[0] != names[1] and all(names):
         faults.append("the labels of its head have other names, or another order, than the model's")
+    if wanted.logits and {student.problem_type, teacher.problem_type} - {None, student.problem_type}:
+        faults.append(f"its head is made for {teacher.problem_type}, the model's for {student.problem_type}")
     if wanted.hidden and student.hidden_size != teacher.hidden_size:
         faults.append(
             f"its hidden states are {teacher.hidden_size} wide, the model's {student.hidden_size}: they cannot be "
@@ -81,7 +85,9 @@ def misfits(student: Any, teacher: Any, wanted: Distillation) -> list[str]:
     return faults
 
 
-def logits_loss(student: Tensor, teacher: Tensor, temperature: float, counts: Tensor | None = None) -> Tensor:
+def logits_loss(
+    student: Tensor, teacher: Tensor, temperature: float, counts: Tensor | None = None, *, independent: bool = False
+) -> Tensor:
     """``T**2`` times the divergence of softmax(teacher / T) and softmax(student / T), a mean over the rows.
 
     With a single output, a score, the mean squared difference.
@@ -91,9 +97,15 @@ def logits_loss(student: Tensor, teacher: Tensor, temperature: float, counts: Te
         teacher: the same shape.
         temperature: T.
         counts: ``(...)``, which rows count; all when None.
+        independent: every class is there or not: the divergences of their sigmoids, a mean over the classes.
     """
     student, teacher = student.to(torch.float32), teacher.to(torch.float32)
-    if student.shape[-1] == 1:
+    if independent:
+        softened = [logits / temperature for logits in (teacher, student)]
+        present, absent = ([logsigmoid(sign * logits) for logits in softened] for sign in (1, -1))
+        parts = [of_teacher.exp() * (of_teacher - of_student) for of_teacher, of_student in (present, absent)]
+        each = (parts[0] + parts[1]).mean(-1) * temperature**2
+    elif student.shape[-1] == 1:
         each = (student - teacher).square().squeeze(-1)
     else:
         log_p, log_q = ((logits / temperature).log_softmax(-1) for logits in (teacher, student))
@@ -132,6 +144,8 @@ class DistilledLoss:
     def __init__(self, teacher: nn.Module, wanted: Distillation) -> None:
         self.teacher = teacher.eval().requires_grad_(requires_grad=False)
         self.wanted = wanted
+        kind = getattr(getattr(teacher, "config", None), "problem_type", None)
+        self._independent = kind == "multi_label_classification"
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Their weighted sum, ``()``."""
@@ -169,7 +183,7 @@ class DistilledLoss:
             elif a.dim() == 3:
                 labels = batch.get("labels")
                 counts = mask if labels is None or labels.shape != mask.shape else labels != IGNORED
-            losses.append(logits_loss(a, b, self.wanted.temperature, counts))
+            losses.append(logits_loss(a, b, self.wanted.temperature, counts, independent=self._independent))
         return torch.stack(losses).mean()
 
 

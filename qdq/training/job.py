@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Job", "state_folder"]
 
 RECORD_FILE = "training.json"
+_LONG_EPOCH = 40  # steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,7 @@ class Job:
         teacher: directory of a float model to learn from.
         distillation: how.
         new_head: begin with a new head although there is one.
+        multi_label: a text can have any number of labels.
         tensorboard: folder for TensorBoard's files.
         resume: go on with what was interrupted.
         say: told what people should know.
@@ -90,6 +92,7 @@ class Job:
     teacher: Path | None = None
     distillation: Distillation = field(default_factory=Distillation)
     new_head: bool = False
+    multi_label: bool = False
     tensorboard: Path | None = None
     resume: bool = False
     say: Callable[[str], None] = print
@@ -104,7 +107,13 @@ class Job:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size is {self.batch_size}, must be at least 1")
         start = look(
-            self.model, self.task, self.train_data, columns=self.columns, split=self.split, new_head=self.new_head
+            self.model,
+            self.task,
+            self.train_data,
+            columns=self.columns,
+            split=self.split,
+            new_head=self.new_head,
+            multi_label=self.multi_label,
         )
         self._check(start)
         log = Log(self.tensorboard)
@@ -153,7 +162,7 @@ class Job:
             loss=loss,
             evaluate=evaluate,
             better=better,
-            settings=self.settings,
+            settings=self._evaluated_often(loader) if recipe is not None else self.settings,
             state=state_folder(self.output),
             identity=self._identity(start, loader, model),
             resume=self.resume,
@@ -172,6 +181,17 @@ class Job:
             Store(state_folder(self.output), {}).remove()
         launch.wait_for_everyone()
         return {"checkpoint": str(self.output), "quantized": recipe is not None, **writer.record(result)}
+
+    def _evaluated_often(self, loader: EpochLoader) -> TrainingSettings:
+        """Settings with four evaluations an epoch, where nothing is said and an epoch is long.
+
+        The weights of a trained model hardly change in QAT, but go to and fro across the borders of its grids: how good
+        it is differs from one moment to the next, and the best one is kept.
+        """
+        per_epoch = -(-len(loader) // self.settings.accumulation)
+        if self.settings.eval_steps is not None or self.eval_data is None or per_epoch < _LONG_EPOCH:
+            return self.settings
+        return replace(self.settings, eval_steps=-(-per_epoch // 4))
 
     def _finetuned(self, writer: _Writer, *arguments: Any, **options: Any) -> TrainingResult:
         """The loop; where it cannot go on, the error says what there is to go back to."""

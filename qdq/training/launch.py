@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import ConfigError, MissingPackageError
+from qdq.quantizer import quantizers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +29,10 @@ class Launch:
         if kind not in {DistributedType.NO, DistributedType.FSDP} and not kind.startswith("MULTI_"):
             raise ConfigError(f"accelerate is set up for {kind}: one process, several (DDP) and FSDP are supported")
         self.is_sharded = kind == DistributedType.FSDP
+        if self.is_sharded and accelerator.state.fsdp_plugin.fsdp_version != 1:
+            raise ConfigError(
+                "FSDP 2 is not supported: set fsdp_version 1 in accelerate's configuration (FSDP_VERSION=1)"
+            )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.accelerator, name)
@@ -69,7 +74,8 @@ def prepare(
     1. Several processes: torch's DDP. Parameters may go without a gradient in some steps: those that a loss of one's
        own does not reach, and scales before their quantizer is switched on.
     2. FSDP: each layer is a unit, unless accelerate's configuration says otherwise. A model whose layers share weights
-       (ALBERT) is refused: the weights of a unit are gathered and freed together, and other units would miss them.
+       (ALBERT) is one unit: the weights of a unit are gathered and freed together, and other units would miss them.
+       Quantizers are whole in every process.
     """
     import copy
     import functools
@@ -84,13 +90,11 @@ def prepare(
         plugin = launch.state.fsdp_plugin
         shares = any(set(e.first_depth) != set(range(len(e.layers))) for e in model.modules() if isinstance(e, Encoder))
         if shares:
-            raise ConfigError(
-                "the layers of this model share their weights (ALBERT), which FSDP would shard once for each of them: "
-                "train it with several processes without FSDP"
-            )
-        if plugin.auto_wrap_policy is transformer_auto_wrap_policy and not plugin.transformer_cls_names_to_wrap:
+            plugin.auto_wrap_policy = None
+        elif plugin.auto_wrap_policy is transformer_auto_wrap_policy and not plugin.transformer_cls_names_to_wrap:
             plugin.auto_wrap_policy = functools.partial(transformer_auto_wrap_policy, transformer_layer_cls={Layer})
         plugin.use_orig_params = True  # weights and scales are trained at different rates
+        plugin.ignored_modules = [q for _, q in quantizers(model)]
     elif launch.num_processes > 1:
         from accelerate.utils import DistributedDataParallelKwargs
 

@@ -222,6 +222,7 @@ class _Run:
         self.wrapped, self.twin = prepare(launch, model, is_own_loss=loss is not model_loss, settings=settings)
         parameters = parameters_of(self.wrapped, found)
         self.weights = [p for g, own in zip(found, parameters, strict=True) if not g.is_scales for p in own]
+        self.scales = [p for g, own in zip(found, parameters, strict=True) if g.is_scales for p in own]
         plain = make_optimizer(found, parameters)
         self.optimizer = launch.prepare(plain)
         self.scheduler = make_scheduler(plain, found, self.total, settings)
@@ -330,9 +331,7 @@ class _Run:
         figure = float(value)
         if not math.isfinite(figure):
             raise TrainingError(self._not_finite(figure))
-        if self.settings.max_grad_norm:
-            weights = self.wrapped.parameters() if self.launch.is_sharded else self.weights
-            self.launch.clip_grad_norm_(weights, self.settings.max_grad_norm)
+        self._clip()
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
@@ -340,6 +339,22 @@ class _Run:
         losses, count = self.position.losses
         self.position.losses = (losses + figure, count + 1)
         self._tell(f"loss {(losses + figure) / (count + 1):.4f}")
+
+    def _clip(self) -> None:
+        """Shorten the gradient of the weights; that of scales is averaged here where FSDP leaves it alone."""
+        longest = self.settings.max_grad_norm
+        if not self.launch.is_sharded:
+            if longest:
+                self.launch.clip_grad_norm_(self.weights, longest)
+            return
+        averaged = [None if p.grad is None else self.launch.reduce(p.grad, "mean") for p in self.scales]
+        if longest:
+            for parameter in self.scales:  # out of sight: FSDP clips all that there is
+                parameter.grad = None
+            self.launch.unscale_gradients()
+            self.wrapped.clip_grad_norm_(longest)  # by the norm over all processes
+        for parameter, gradient in zip(self.scales, averaged, strict=True):
+            parameter.grad = gradient
 
     def _part(self, batch: Mapping[str, Any], weight: int, total: float) -> Tensor:
         """The loss of one batch, scaled so that the sum over all batches and processes is their mean."""
@@ -447,7 +462,7 @@ class _Run:
             scaler = getattr(self.launch, "scaler", None)
             state = {
                 "position": asdict(self.position),
-                "model": self.model.state_dict(),
+                "model": {name: t.detach() for name, t in self.model.state_dict(keep_vars=True).items()},
                 "ranges": ranges_of(self.model),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict()["last_epoch"],

@@ -104,9 +104,14 @@ def _learn(quantizer: Quantizer) -> bool:
 
 
 def keep_ranges(model: nn.Module) -> None:
-    """Let every range say what its scale came to, so that another recipe starts from there."""
+    """Let every range say what its scale came to, so that another recipe starts from there.
+
+    Slots that stay float lose theirs: it was found with weights that are no more, and nobody looked since.
+    """
     for _, quantizer in quantizers(model):
         spec = quantizer.spec
+        if spec is None:
+            quantizer.range = None
         if spec is None or spec.dynamic or spec.is_float8 or spec.arithmetic != "onnx" or quantizer.range is None:
             continue
         scale, zero_point = (part.detach() for part in quantizer.grid(quantizer.scale))

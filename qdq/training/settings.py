@@ -34,7 +34,7 @@ class TrainingSettings:
         mixed_precision: ``no``, ``bf16`` or ``fp16``; None: what ``accelerate launch`` says.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         seed: of dropout, of the order of the data, and of new heads.
-        eval_steps: steps between two evaluations; None: one after every epoch.
+        eval_steps: steps between two evaluations; None: one after every epoch (``qdq finetune``: in QAT four an epoch).
         patience: stop after so many evaluations without a better one; None: never.
         save_steps: steps between two states to resume from, besides one at each evaluation.
         ranges: of quantizers, until they are frozen. ``fixed``: activations keep what calibration found, the scales of

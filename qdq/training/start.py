@@ -86,7 +86,14 @@ def chosen_task(path: Path, task: str | None) -> str:
 
 
 def look(
-    path: Path, task: str | None, data: Any, *, columns: Columns | None, split: str | None, new_head: bool = False
+    path: Path,
+    task: str | None,
+    data: Any,
+    *,
+    columns: Columns | None,
+    split: str | None,
+    new_head: bool = False,
+    multi_label: bool = False,
 ) -> Start:
     """What a training of ``task`` on ``data`` begins with; no weights are read.
 
@@ -94,6 +101,7 @@ def look(
     2. A bare encoder or a language model gets a new head, for the labels that the data holds.
     3. A head for another task is replaced only if ``new_head`` says so.
     4. A quantized checkpoint needs its head: what was calibrated belongs to it.
+    5. With ``multi_label`` a text can have any number of labels: a new head is made so, another one must be so.
 
     Raises:
         CheckpointError: there is no such model.
@@ -110,6 +118,8 @@ def look(
     quantized = checkpoint.is_quantized(path)
     head = task_of(config)[0] if config.architectures else "feature-extraction"
     fits = task in {head, "sts"} or (task == "masked-lm" and head == "pre-training")
+    if multi_label:
+        _check_multi_label(path, config, task, is_kept=fits and not new_head)
     if fits and not new_head:
         return Start(path, task, config, labels_of(config) if task in _LABELLED else None, False, quantized)
     if task == "sts":
@@ -126,8 +136,19 @@ def look(
             "choose that task, or ask for a new head"
         )
     task_of(config, task)  # a family may not have it
-    labels = find_labels(data, task, columns=columns, split=split) if task in _LABELLED else None
+    labels = None
+    if task in _LABELLED:
+        labels = find_labels(data, task, columns=columns, split=split, multi_label=multi_label)
     return Start(path, task, _configured(config, task, labels), labels, True, False)
+
+
+def _check_multi_label(path: Path, config: ModelConfig, task: str, *, is_kept: bool) -> None:
+    """Refuse several labels a text where the head is for something else."""
+    if task != "sequence-classification":
+        raise ConfigError(f"several labels are for sequence-classification, not for {task}")
+    if is_kept and config.problem_type != "multi_label_classification":
+        kind = config.problem_type or "single_label_classification"
+        raise ConfigError(f"{path} has a head for {kind}: ask for a new head to train several labels a text")
 
 
 def _configured(config: ModelConfig, task: str, labels: Labels | None) -> ModelConfig:
@@ -136,6 +157,8 @@ def _configured(config: ModelConfig, task: str, labels: Labels | None) -> ModelC
     if labels is None:
         return config
     kind = "regression" if labels.is_regression else "single_label_classification"
+    if labels.multi_label:
+        kind = "multi_label_classification"
     return replace(
         config,
         num_labels=len(labels.names),

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from qdq.errors import CheckpointError, StorageError, TrainingError, describe_faults
+from qdq.errors import CheckpointError, StorageError, TrainingError
 from qdq.quantizer import Range, quantizers
-from qdq.storage import atomic_directory
+from qdq.storage import atomic_directory, other_work
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,17 +102,8 @@ class Store:
             raise StorageError(f"{path}: {error.strerror or error}") from error
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: damaged or of another version ({error}); train without resuming") from error
-        mine = self.identity
-        faults = [
-            f"{name}: {theirs.get(name, 'nothing')} there, {mine.get(name, 'nothing')} here"
-            for name in dict.fromkeys([*mine, *theirs])
-            if mine.get(name) != theirs.get(name)
-        ]
-        if faults:
-            raise TrainingError(
-                describe_faults(f"{self.folder}: what was interrupted there is another training", faults)
-                + "\nresume with what it was begun with, or begin anew without resuming"
-            )
+        if fault := other_work(self.folder, theirs, self.identity, what="training"):
+            raise TrainingError(fault)
         return dict(state)
 
     def read_log(self) -> str:

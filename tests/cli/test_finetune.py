@@ -168,7 +168,40 @@ def test_every_task(run: Any, model: Path, tmp_path: Path, task: str, rows: list
     assert load(tmp_path / "out").task in {task, "feature-extraction"}
 
 
+def test_several_labels_a_text(run: Any, model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    rows = [{"text": "the good man", "label": ["kind", "male"]}, {"text": "she was there", "label": []}] * 8
+    data.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    fit = ("--train-data", data, "--eval-data", data, "--task", "sequence-classification", *QUICK, "--json")
+    ended = run("finetune", "-m", model, "-o", tmp_path / "float", *fit, "--multi-label")
+    assert ended.code == 0, ended.err
+    assert set(ended.document["metrics"]) == {"f1", "precision", "recall", "exact_match"}
+    config = json.loads((tmp_path / "float" / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    assert config["label2id"] == {"kind": 0, "male": 1}
+    more = ("--teacher", tmp_path / "float", "--recipe", "linear", "--multi-label")
+    ended = run("finetune", "-m", tmp_path / "float", "-o", tmp_path / "qat", *fit, *more)
+    assert ended.code == 0, ended.err
+    assert load(tmp_path / "qat").config.problem_type == "multi_label_classification"
+
+
 class TestRefusals:
+    def test_several_labels_for_a_head_of_one(
+        self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path
+    ) -> None:
+        message = refused(*request(classifier, tmp_path / "out", labelled, "--multi-label"))
+        assert "has a head for single_label_classification" in message
+        assert "new head" in message
+
+    def test_a_checkpoint_trained_for_another_recipe(
+        self, refused: Any, run: Any, classifier: Path, labelled: Path, tmp_path: Path
+    ) -> None:
+        trained = tmp_path / "trained"
+        assert run(*request(classifier, trained, labelled, "--recipe", "linear")).code == 0
+        message = refused("export", "-m", trained, "-o", tmp_path / "out", "--target", "onnxruntime", "--recipe",
+                          "tensorrt")  # fmt: skip
+        assert "trained for another one, has no ranges for" in message
+
     def test_a_head_for_another_task(self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
         folders = ("-m", classifier, "-o", tmp_path / "out")
         message = refused("finetune", *folders, "--train-data", labelled, "--task", "token-classification")
@@ -205,12 +238,13 @@ class TestRefusals:
         assert "hidden states are 64 wide, the model's 32" in message
 
     def test_a_loss_that_is_no_number(self, run: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
-        ended = run(
-            *request(classifier, tmp_path / "out", labelled, "--lr", "1e30", "--max-grad-norm", "0", "--warmup", "0")
-        )
+        wild = ("--lr", "1e30", "--max-grad-norm", "0", "--warmup", "0", "--recipe", "linear")
+        ended = run(*request(classifier, tmp_path / "out", labelled, *wild))
         assert ended.code == 2
         assert "the loss is " in ended.err
         assert "step " in ended.err
+        assert f"The last good checkpoint is {tmp_path / 'out'}" in ended.err
+        assert load(tmp_path / "out").task == "sequence-classification"
         assert "Traceback" not in ended.err
 
     def test_settings(self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:

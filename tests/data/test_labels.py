@@ -122,3 +122,24 @@ class TestFinding:
         with pytest.raises(DataError) as caught:
             find_labels(rows, "sequence-classification")
         assert expected in str(caught.value)
+
+
+class TestSeveralLabels:
+    @pytest.mark.parametrize(
+        ("labels", "names"),
+        [
+            ((["red", "blue"], ["blue"], []), ("blue", "red")),
+            (([0, 2], [1]), ("LABEL_0", "LABEL_1", "LABEL_2")),
+            (([0, 1, 0, 0], [1, 0, 0, 1]), ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3")),
+            (([0, 1], [1]), ("LABEL_0", "LABEL_1")),
+            (("red", "blue"), ("blue", "red")),
+        ],
+        ids=["names", "numbers", "vectors", "short lists", "one each"],
+    )
+    def test_what_a_source_uses(self, labels, names):
+        found = find_labels(labelled(*labels), "sequence-classification", multi_label=True)
+        assert found == Labels(names, multi_label=True)
+
+    def test_numbers_that_are_no_classes(self):
+        with pytest.raises(DataError, match="classes count from 0"):
+            find_labels(labelled([0.5, 1]), "sequence-classification", multi_label=True)

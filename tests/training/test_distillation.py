@@ -36,6 +36,25 @@ def test_scores_are_compared_by_their_squares() -> None:
     torch.testing.assert_close(logits_loss(student, teacher, 2.0), want)
 
 
+def test_labels_by_themselves_are_divergences_of_bernoulli_as_torch_has_them() -> None:
+    student, teacher = torch.randn(6, 3), torch.randn(6, 3)
+    two = [torch.distributions.Bernoulli(logits=logits / 2) for logits in (teacher, student)]
+    want = 4 * torch.distributions.kl_divergence(*two).mean()
+    torch.testing.assert_close(logits_loss(student, teacher, 2.0, independent=True), want)
+
+
+def test_a_teacher_of_several_labels_teaches_them_one_by_one(kit: Any) -> None:
+    several = {"problem_type": "multi_label_classification", "num_labels": 3}
+    teacher, student = kit.model(**several), kit.model(**several, initializer_range=0.1).eval()
+    batch = {name: t for name, t in kit.batches(1)[0].items() if name != "labels"}
+    loss = DistilledLoss(teacher, Distillation(task=0))(student, batch)
+    with torch.no_grad():
+        want = logits_loss(student(**batch).logits, teacher.eval()(**batch).logits, 2.0, independent=True)
+    torch.testing.assert_close(loss.detach(), want)
+    found = misfits(student.config, replace(teacher.config, problem_type="single_label_classification"), Distillation())
+    assert found == ["its head is made for single_label_classification, the model's for multi_label_classification"]
+
+
 def test_only_what_counts_is_learned() -> None:
     student, teacher = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     counts = torch.tensor([[1, 1, 0], [1, 0, 0]]) != 0

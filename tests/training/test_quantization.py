@@ -143,6 +143,16 @@ def test_ranges_say_what_the_scales_came_to(kit: Any) -> None:
         assert torch.equal(quantizer.zero_point, zero)
 
 
+def test_slots_in_float_lose_the_ranges_of_old_weights(kit: Any) -> None:
+    model = kit.quantized()
+    idle = [q for s, q in named_slots(model) if q.spec is None and s.name != "weight"]
+    assert idle
+    assert all(q.range is not None for q in idle)
+    finetune(model, kit.batches(), evaluate=kit.accuracy, epochs=1, lr=1e-3)
+    assert all(q.range is None for q in idle)
+    assert all(q.range is not None for q in activations(model))
+
+
 def test_a_refined_model_becomes_trainable(kit: Any) -> None:
     recipe = load_recipe("linear")
     model = kit.model().eval()

@@ -37,6 +37,28 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def sharding() -> Any:
+    """An accelerator that shards weights on CPUs: torch can, accelerate itself does so on other devices only."""
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+    from accelerate.utils import DistributedType
+    from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
+
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=1)
+    made = Accelerator(fsdp_plugin=plugin)
+    changes = {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin, "device": torch.device("cpu")}
+    for state in (made.state, PartialState):
+        state._shared_state.update(changes)
+
+    def whole(wrapped: Any, *, unwrap: bool = True) -> dict[str, torch.Tensor]:
+        # accelerate's moves weights to the CPU, which copies nothing here: they are gone when FSDP frees its own
+        where = FullStateDictConfig(offload_to_cpu=False)
+        with FullyShardedDataParallel.state_dict_type(wrapped, StateDictType.FULL_STATE_DICT, where):
+            return {name: tensor.clone() for name, tensor in wrapped.state_dict().items()}
+
+    made.get_state_dict = whole
+    return made
+
+
 def main() -> None:
     folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(1)
@@ -87,9 +109,10 @@ def main() -> None:
         resume=options.get("resume", False),
         progress=progress,
         on_best=take,
+        accelerator=sharding() if options.get("shards") else None,
         **settings,
     )
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    weights = {} if options.get("shards") else {name: t.clone() for name, t in model.state_dict().items()}
     found = {"weights": weights, "best": best, "history": result.history, "log": result.log}
     torch.save(found, folder / f"result.{rank}.pt")
 
