@@ -61,23 +61,33 @@ def build(
         typer.Option(metavar="NAME", help="none, ampere-plus or same-compute-capability.", rich_help_panel=_PANEL),
     ] = "none",
     version_compatible: Annotated[
-        bool, typer.Option(metavar="", help="Later versions of TensorRT can load it.", rich_help_panel=_PANEL)
+        bool,
+        typer.Option(
+            "--version-compatible", metavar="", help="Later versions of TensorRT can load it.", rich_help_panel=_PANEL
+        ),
     ] = False,
     refit: Annotated[
-        bool, typer.Option(metavar="", help="Weights can be exchanged later; float models.", rich_help_panel=_PANEL)
+        bool,
+        typer.Option(
+            "--refit", metavar="", help="Weights can be exchanged later; float models.", rich_help_panel=_PANEL
+        ),
     ] = False,
     strip: Annotated[
-        bool, typer.Option(metavar="", help="Leave the weights out, to be refitted.", rich_help_panel=_PANEL)
+        bool, typer.Option("--strip", metavar="", help="Leave the weights out, to be refitted.", rich_help_panel=_PANEL)
     ] = False,
     tf32: Annotated[
-        bool, typer.Option(metavar="", help="Let float32 products round to tf32.", rich_help_panel=_PANEL)
+        bool, typer.Option("--tf32", metavar="", help="Let float32 products round to tf32.", rich_help_panel=_PANEL)
     ] = False,
     print_trtexec: Annotated[
-        bool, typer.Option(metavar="", help="Print the same build for trtexec, and build nothing.")
+        bool, typer.Option("--print-trtexec", metavar="", help="Print the same build for trtexec, and build nothing.")
     ] = False,
     print_polygraphy: Annotated[
         bool,
-        typer.Option(metavar="", help="Print the same build and a comparison with ONNX Runtime for polygraphy."),
+        typer.Option(
+            "--print-polygraphy",
+            metavar="",
+            help="Print the same build and a comparison with ONNX Runtime for polygraphy.",
+        ),
     ] = False,
     json: JsonOption = False,
     verbose: VerboseOption = 0,

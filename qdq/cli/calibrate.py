@@ -37,8 +37,9 @@ def calibrate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Sample text: .txt (a sentence a line), .jsonl, .csv or .tsv. Not needed for recipes without static "
-            "activations: dynamic, weight-only-int8, weight-only-int4.",
+            help="Sample text: .txt (a sentence a line), .jsonl, .csv, .tsv, .parquet, SQuAD's .json, ...; best a few "
+            "hundred like those to come. Not needed for recipes without static activations: dynamic, "
+            "weight-only-int8, weight-only-int4.",
         ),
     ] = None,
     recipe: Annotated[

@@ -31,12 +31,14 @@ def lint(
             metavar="NAME", help="tensorrt:VERSION, as in tensorrt:10.16; tensorrt alone is the newest known."
         ),
     ] = "tensorrt",
-    strict: Annotated[bool, typer.Option(metavar="", help="Warnings, too, end with exit code 1.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", metavar="", help="Warnings, too, end with exit code 1.")] = False,
     fix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a copy with everything repaired that can be.")
     ] = None,
-    parse: Annotated[bool, typer.Option(metavar="", help="Ask the parser of an installed TensorRT, too.")] = False,
-    refit: Annotated[bool, typer.Option(metavar="", help="The engine is to be refitted.")] = False,
+    parse: Annotated[
+        bool, typer.Option("--parse", metavar="", help="Ask the parser of an installed TensorRT, too.")
+    ] = False,
+    refit: Annotated[bool, typer.Option("--refit", metavar="", help="The engine is to be refitted.")] = False,
     min_shapes: MinShapesOption = None,
     opt_shapes: OptShapesOption = None,
     max_shapes: MaxShapesOption = None,

@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from qdq.cli.crash import FAILED, OUT_OF_MEMORY, describe, is_out_of_memory
 from qdq.cli.option_groups import with_groups
 from qdq.errors import QDQError, StorageError
 
@@ -115,6 +116,7 @@ class Session:
 def command(function: Callable[P, None]) -> Callable[P, None]:
     """Turn the errors of ``function``, which takes ``json``, into one clear message and their exit code.
 
+    Mistakes of ours are no user's: they end with 70, and with a file to report them with.
     Its parameters may be groups of options; see :func:`qdq.cli.option_groups.with_groups`.
     """
     function = with_groups(function)
@@ -132,6 +134,12 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         except OSError as error:
             message = f"{error.filename or 'input/output'}: {error.strerror or error}"
             end_with(message, kind=type(error).__name__, exit_code=StorageError.exit_code, json=json)
+        except typer.Exit:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                end_with(OUT_OF_MEMORY, kind="MemoryError", exit_code=StorageError.exit_code, json=json)
+            end_with(describe(error), kind=type(error).__name__, exit_code=FAILED, json=json)
 
     return run
 

@@ -9,6 +9,8 @@ import os
 import pty
 import subprocess
 import sys
+import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +111,56 @@ class TestErrors:
         else:
             assert out == ""
 
-    def test_a_mistake_of_ours_is_not_hidden(self) -> None:
+    def test_a_mistake_of_ours_is_told_apart_and_kept_for_a_report(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
         @command
         def fail(*, json: bool) -> None:
-            raise ZeroDivisionError
+            {}["a key"]
 
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(typer.Exit) as ended:
             fail(json=True)
+        assert ended.value.exit_code == 70
+        (kept,) = tmp_path.iterdir()
+        out, err = capsys.readouterr()
+        message = f"a mistake of qdq itself, please report it with the file {kept}: KeyError: 'a key'"
+        assert err == f"error: {message}\n"
+        assert json.loads(out) == {"error": message, "kind": "KeyError", "exit_code": 70}
+        report = kept.read_text(encoding="utf-8")
+        assert '{}["a key"]' in report  # the line of the traceback
+        assert f"torch {version('torch')}" in report
+
+    def test_a_mistake_of_ours_on_a_full_disk(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+
+        @command
+        def fail(*, json: bool) -> None:
+            {}["a key"]
+
+        with pytest.raises(typer.Exit):
+            fail(json=False)
+        assert "Traceback" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "fault",
+        [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")],
+        ids=["Python's", "torch's"],
+    )
+    def test_too_little_memory_is_no_mistake_of_ours(
+        self, fault: Exception, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        @command
+        def fail(*, json: bool) -> None:
+            raise fault
+
+        with pytest.raises(typer.Exit) as ended:
+            fail(json=False)
+        assert ended.value.exit_code == 4
+        assert capsys.readouterr().err.startswith("error: out of memory; a smaller --batch-size")
 
 
 class TestLogging:
