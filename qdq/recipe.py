@@ -11,7 +11,8 @@
 
 A rule names modules by a shell pattern, optionally of one kind or a list of them (``linear``, ``embedding``,
 ``matmul``, ``add``), and a slot (``input``, ``weight``, ``other``, or ``*``). The last rule that matches a slot
-decides; a slot that no rule matches stays float. ``include`` and ``exclude`` patterns have the last word.
+decides; a slot that no rule matches stays float. A rule that matches nothing is an error, unless it says
+``optional: true``: not every model has a head with a decoder. ``include`` and ``exclude`` patterns have the last word.
 ``refinement: {smoothing: 0.9, shift: true, bias_correction: true, rounding: gptq}`` says what calibration does beyond
 finding ranges (:class:`qdq.refinement.Refinement`).
 """
@@ -56,12 +57,13 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Gives ``spec`` (None: stay float) to the slots that match."""
+    """Gives ``spec`` (None: stay float) to the slots that match; an ``optional`` one may match none."""
 
     module: str
     slot: str
     spec: QuantSpec | None
     kind: str | tuple[str, ...] | None = None
+    optional: bool = False
 
     def matches(self, slot: Slot) -> bool:
         """Whether the rule speaks of ``slot``."""
@@ -81,7 +83,8 @@ class Rule:
         """Plain values; the spec stands in the rule itself."""
         spec = "off" if self.spec is None else self.spec.to_dict()
         kind = {} if self.kind is None else {"kind": list(self.kind) if isinstance(self.kind, tuple) else self.kind}
-        return {"module": self.module, **kind, "slot": self.slot, "spec": spec}
+        optional = {"optional": True} if self.optional else {}
+        return {"module": self.module, **kind, "slot": self.slot, "spec": spec, **optional}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +113,7 @@ class Recipe:
         faults = [
             f"rule {rule} matches nothing; {_hint(rule.module, slots)}"
             for rule in self.rules
-            if not any(map(rule.matches, slots))
+            if not rule.optional and not any(map(rule.matches, slots))
         ]
         for option in ("include", "exclude"):
             for pattern in getattr(self, option):
@@ -272,7 +275,7 @@ class _Reader:
             self._fault(within, f"rule {_brief.repr(values)} is not a mapping", key=index)
             return None
         before = len(self.faults)
-        self._check_keys(values, ("module", "kind", "slot", "spec"), where="rule")
+        self._check_keys(values, ("module", "kind", "slot", "spec", "optional"), where="rule")
         for key in ("module", "slot", "spec"):
             if key not in values:
                 self._fault(values, f"a rule needs the key {key!r}")
@@ -285,6 +288,9 @@ class _Reader:
         if not (kind and all(one in KINDS for one in kind) if isinstance(kind, list) else kind in KINDS):
             text = f"kind is {_brief.repr(kind)}, must be one of {', '.join(KINDS)}, or a list of them"
             self._fault(values, text, key="kind")
+        optional = values.get("optional", False)
+        if not isinstance(optional, bool):
+            self._fault(values, f"optional is {_brief.repr(optional)}, must be true or false", key="optional")
         spec = values.get("spec", "off")
         resolved = None
         if isinstance(spec, Mapping):
@@ -298,7 +304,7 @@ class _Reader:
             return None
         kind = values.get("kind")
         kind = tuple(kind) if isinstance(kind, list) else kind
-        return Rule(module=values["module"], kind=kind, slot=values["slot"], spec=resolved)
+        return Rule(module=values["module"], kind=kind, slot=values["slot"], spec=resolved, optional=optional)
 
     def _spec(self, values: Any, name: str, *, within: Mapping[Any, Any], key: Any) -> QuantSpec | None:
         if not isinstance(values, Mapping):

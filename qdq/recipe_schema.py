@@ -105,6 +105,7 @@ def recipe_schema() -> dict[str, Any]:
                         "description": "The name of a spec, off, or a spec.",
                         "anyOf": [{"type": "string"}, {"$ref": "#/definitions/spec"}],
                     },
+                    "optional": {"type": "boolean", "default": False, "description": "May match nothing."},
                 },
             },
             "spec": {

@@ -210,7 +210,11 @@ def test_tied_weights_share_the_weight_quantizer() -> None:
     model = quantize(tiny(task="masked-lm"), everywhere(QuantSpec(granularity=PerAxis(0)), slot="weight"))
     assert model.head.decoder.weight is model.embeddings.word.weight
     assert model.head.decoder.weight_quantizer is model.embeddings.word.weight_quantizer
-    untied = quantize(tiny(task="masked-lm"), load_recipe("onnxruntime"))
+    for preset in ("onnxruntime", "openvino", "dynamic", "weight-only-int8", "weight-only-int4"):
+        tied = quantize(tiny(task="masked-lm"), preset)
+        assert tied.head.decoder.weight_quantizer is tied.embeddings.word.weight_quantizer, preset
+        assert tied.head.decoder.weight_quantizer.spec is not None, preset
+    untied = quantize(tiny(task="masked-lm"), load_recipe("onnxruntime").restrict(exclude=["head.decoder"]))
     assert untied.head.decoder.weight_quantizer is not untied.embeddings.word.weight_quantizer, "other specs"
     assert untied.head.decoder.weight_quantizer.spec is None
 

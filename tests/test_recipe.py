@@ -94,7 +94,8 @@ def test_presets_for_the_runtimes_keep_to_their_limits() -> None:
         assert rule.spec.symmetric
         assert rule.spec.signed, "TensorRT takes symmetric int8 alone"
     for name in ("onnxruntime", "openvino"):
-        specs = {rule.slot: rule.spec for rule in load_recipe(name).rules if rule.kind == "linear"}
+        rules = [rule for rule in load_recipe(name).rules if rule.kind == "linear" and not rule.optional]
+        specs = {rule.slot: rule.spec for rule in rules}
         assert specs["input"] == QuantSpec(signed=False, symmetric=False)
         assert specs["weight"] == QuantSpec(granularity=PerAxis(0), overflow_safe=True)
 
@@ -134,6 +135,17 @@ def test_kind_and_slot_narrow_a_rule() -> None:
 def test_patterns_mind_upper_and_lower_case() -> None:
     with pytest.raises(RecipeError, match="matches nothing"):
         recipe(rule("Encoder.*")).assign(SLOTS)
+
+
+def test_an_optional_rule_may_match_nothing() -> None:
+    optional = rule("head.decoder", optional=True)
+    assert chosen(recipe(rule("pooler.*", slot="weight"), optional)) == ["pooler.dense.weight"]
+    assert chosen(recipe(rule("pooler.*", slot="weight", optional=True))) == ["pooler.dense.weight"]
+    again = Recipe.from_dict(recipe(rule(), optional).to_dict())
+    assert [one.optional for one in again.rules] == [False, True]
+    assert "optional" not in rule().to_dict()
+    with pytest.raises(RecipeError, match=r"optional is 'yes', must be true or false"):
+        Recipe.from_dict({"name": "x", "rules": [{**rule().to_dict(), "optional": "yes"}]})
 
 
 def test_include_and_exclude_have_the_last_word() -> None:

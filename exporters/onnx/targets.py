@@ -23,6 +23,7 @@ from exporters.onnx.passes.token_scales import TokenScalesPass
 from exporters.onnx.passes.transpose_before_dequantize import TransposeBeforeDequantizePass
 from exporters.onnx.passes.transpose_weights import TransposeWeightsPass
 from exporters.onnx.passes.unsigned_activations import UnsignedActivationsPass
+from exporters.onnx.passes.unsigned_tables import UnsignedTablesPass
 from exporters.onnx.passes.unsigned_weights import UnsignedWeightsPass
 from exporters.onnx.passes.weight_only_gemm import WeightOnlyGemmPass
 from qdq.errors import ExportError
@@ -135,6 +136,7 @@ def _onnxruntime(isa: Isa = ANY) -> list[ir_passes.InPlacePass]:
         *_folded(),
         TokenScalesPass(),
         SignedActivationsPass() if isa.signed_activations else UnsignedActivationsPass(),
+        UnsignedTablesPass(isa),
         GatherBeforeDequantizePass(),
         TransposeBeforeDequantizePass(),
         IntegerGemmPass(isa),

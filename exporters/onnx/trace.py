@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 
 from exporters.onnx.passes.name_after_modules import NameAfterModulesPass
+from exporters.onnx.passes.tie_tables import TieTablesPass
 from exporters.onnx.translation import translations
 from exporters.signature import PAST_AND_SEQ, Input, example_inputs
 from qdq.errors import ExportError
@@ -60,6 +61,7 @@ def trace(deployed: Deployed, *, opset: int = 21) -> ir.Model:
     assert program is not None
     exported: ir.Model = program.model
     NameAfterModulesPass(prefix="model")(exported)
+    TieTablesPass()(exported)
     _name_axes(exported, signature.inputs)
     return exported
 

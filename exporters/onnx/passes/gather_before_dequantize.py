@@ -16,6 +16,7 @@ class GatherBeforeDequantizePass(ir.passes.InPlacePass):
     Case 1: one scale: ``DequantizeLinear(table) -> Gather`` becomes ``Gather(table) -> DequantizeLinear``.
     Case 2: a scale for each row and zero points of 0: the scales are looked up too, and
     ``Cast(Gather(table)) * Gather(scales)`` is the dequantized row.
+    Case 4: as case 2, with one zero point for all rows: it is subtracted from the integers.
     Case 3: other axes, other zero points, a computed table: left alone.
     """
 
@@ -41,12 +42,16 @@ def _try_move(graph: ir.Graph, gather: ir.Node) -> bool:
     new = [rows]
     if scales.ndim == 0:  # case 1
         new.append(ir.node("DequantizeLinear", [rows.outputs[0], scale, zero_point], name=dequantize.name))
-    elif dequantize.attributes.get_int("axis", 1) == 0 and not zeros.any():  # case 2
+    elif dequantize.attributes.get_int("axis", 1) == 0 and (zeros == zeros[0]).all():  # case 2
         assert scale is not None
         column = initializer(graph, f"{scale.name}_column", scales[:, np.newaxis])
         values = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{name}_values")
         row_scales = ir.node("Gather", [column, indices], {"axis": 0}, name=f"{name}_scales")
         new += [values, row_scales]
+        if zeros[0]:  # case 4
+            zero = initializer(graph, f"{scale.name}_zero", np.array(zeros[0], np.float32))
+            values = ir.node("Sub", [values.outputs[0], zero], name=f"{name}_steps")
+            new.append(values)
         new.append(ir.node("Mul", [values.outputs[0], row_scales.outputs[0]], name=dequantize.name))
     else:
         return False  # case 3

@@ -34,8 +34,8 @@ class IntegerGemmPass(ir.passes.InPlacePass):
     for): the weights are stored as uint8 with the zero point 128, for which kernels are exact on every CPU.
     Case 3: a bias is added right after: it becomes an input of the product.
     Case 4: anything else: left as it is, in float.
-    Case 5: as case 1, with a weight that a Transpose reads from a table that is stored for others, too. A second table
-    for a CPU without VNNI is not worth it: there it stays in float.
+    Case 5: as case 1, with a weight that a Transpose reads from a table that is stored for others, too. For a CPU
+    without VNNI it is in uint8 already (:mod:`exporters.onnx.passes.unsigned_tables`), or the product stays in float.
     Case 6: a CPU that never saturates: int8 weights, whatever their pairs; on Arm with activations in int8, too.
 
     Args:
@@ -67,10 +67,13 @@ def _try_fuse(graph: ir.Graph, matmul: ir.Node, isa: Isa) -> bool:
     if weight is None or zeros is None or scales is None or weight.ndim != 2 or not _is_one_grid(x.inputs[2], isa):
         return False  # case 4
     per_column = scales.ndim == 0 or (scales.ndim == 1 and w.attributes.get_int("axis", 1) % 2 == 1)
-    if weight.dtype != np.int8 or zeros.any() or not per_column:
+    is_shifted = is_shared and weight.dtype == np.uint8 and bool((zeros == 128).all())
+    if not is_shifted and (weight.dtype != np.int8 or zeros.any()):
         return False  # case 4
-    stored, w_zero = w.inputs[0], None
-    if isa.saturates and may_saturate(weight):  # case 2; else case 6
+    if not per_column:
+        return False  # case 4
+    stored, w_zero = w.inputs[0], w.inputs[2] if is_shifted else None
+    if not is_shifted and isa.saturates and may_saturate(weight):  # case 2; else case 6
         if is_shared:
             return False  # case 5
         assert stored is not None

@@ -15,7 +15,8 @@ class UnsignedWeightsPass(ir.passes.InPlacePass):
     """Add 128 to integers and zero points: the same weights, held in uint8, for which kernels are exact on every CPU.
 
     Case 1: an int8 weight ``(in, out)`` behind a product, on which sums of pairs could saturate in 16 bits
-    (``QuantSpec.overflow_safe`` was not asked for).
+    (``QuantSpec.overflow_safe`` was not asked for); or a table ``(out, in)`` that the product reads transposed, which
+    is shifted for all of its readers.
     Case 2: no pair can: left alone, int8 is the faster form.
     Case 3: anything else: left alone.
     """
@@ -31,12 +32,15 @@ class UnsignedWeightsPass(ir.passes.InPlacePass):
 
 def _try_shift(graph: ir.Graph, product: ir.Node) -> bool:
     x, w = (producer(value, "DequantizeLinear") for value in product.inputs[:2])
+    transpose = producer(product.inputs[1], "Transpose")
+    w = producer(transpose.inputs[0], "DequantizeLinear") if transpose is not None else w
     if x is None or w is None or len(w.inputs) < 3:
         return False  # case 3
     weight, zeros = constant(w.inputs[0]), constant(w.inputs[2])
     if weight is None or zeros is None or weight.dtype != np.int8 or weight.ndim != 2:
         return False  # case 3
-    if not may_saturate(weight.T if product.attributes.get_int("transB", 0) else weight):
+    is_turned = transpose is not None or bool(product.attributes.get_int("transB", 0))
+    if not may_saturate(weight.T if is_turned else weight):
         return False  # case 2
     for index, array in ((0, weight), (2, zeros)):  # case 1
         value = w.inputs[index]

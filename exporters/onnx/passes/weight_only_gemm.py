@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from exporters.onnx.passes.graph import bias_behind, constant, initializer, is_op, producer, put_in_place
 
-__all__ = ["WeightOnlyGemmPass"]
+__all__ = ["WeightOnlyGemmPass", "block_of"]
 
 _SMALLEST_BLOCK = 16  # of the kernels; a power of two
 _BLOCK = 128  # for weights whose columns have one scale each
@@ -23,7 +23,9 @@ class WeightOnlyGemmPass(ir.passes.InPlacePass):
     Case 1: a weight ``(in, out)`` with a scale for every block of values on the first axis. Case 2: with a scale for
     each column, or one: every block of a column gets it. Case 3: all integers fit 4 bits: two are stored in a byte.
     Case 4: a bias is added right after: it becomes an input of the product. Case 5: an activation that is quantized, a
-    block that the kernels do not have, or anything else: left as it is.
+    block that the kernels do not have, or anything else: left as it is. Case 6: a uint8 table ``(out, in)`` with a
+    scale for each row, which a Transpose turns around and others read as it is: stored in blocks, which a Reshape
+    undoes for the others when the file is loaded.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -41,6 +43,8 @@ def _try_fuse(graph: ir.Graph, matmul: ir.Node) -> bool:
     x, w = matmul.inputs[0], producer(matmul.inputs[1], "DequantizeLinear")
     if w is None or len(w.inputs) < 3 or producer(x, "DequantizeLinear") is not None:
         return False  # case 5
+    if producer(w.inputs[0], "Transpose") is not None:
+        return _try_share(graph, matmul, w)
     weight, scale, zero = (constant(value) for value in w.inputs[:3])
     if weight is None or scale is None or zero is None or weight.ndim != 2:
         return False  # case 5
@@ -61,19 +65,59 @@ def _try_fuse(graph: ir.Graph, matmul: ir.Node) -> bool:
     elif not shift and _fits_four_bits(weight.astype(np.int16) - 8, zero.astype(np.int16) - 8):  # case 3
         bits = 4
     name = matmul.name
-    inputs = [
+    inputs: list[ir.Value | None] = [
         x,
         initializer(graph, f"{name}_weight", _packed(_blocks(integers, block, fill=1 << (bits - 1)), bits)),
         initializer(graph, f"{name}_scale", np.ascontiguousarray(scale.T, dtype=np.float32)),
         initializer(graph, f"{name}_zero_point", _packed(_even(zeros.T, bits), bits)),
     ]
-    last, bias = bias_behind(matmul, columns)
+    _fuse(graph, matmul, w, inputs, {"K": rows, "N": columns, "bits": bits, "block_size": block})
+    return True
+
+
+def _fuse(
+    graph: ir.Graph, matmul: ir.Node, w: ir.Node, inputs: list[ir.Value | None], attributes: dict[str, int]
+) -> None:
+    last, bias = bias_behind(matmul, attributes["N"])
     inputs += [None, bias] if bias is not None else []  # case 4
-    attributes = {"K": rows, "N": columns, "bits": bits, "block_size": block, "accuracy_level": _IN_FLOAT32}
-    fused = ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", name=name)
+    attributes["accuracy_level"] = _IN_FLOAT32
+    fused = ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", name=matmul.name)
     put_in_place(graph, fused, matmul, last)
     if not w.outputs[0].uses() and not w.outputs[0].is_graph_output():
         graph.remove(w, safe=True)
+
+
+def block_of(width: int) -> int:
+    """The largest block of the kernels that leaves no rest of ``width``, 0 when there is none."""
+    return next((block for block in (_BLOCK, 64, 32, _SMALLEST_BLOCK) if width % block == 0), 0)
+
+
+def _try_share(graph: ir.Graph, matmul: ir.Node, w: ir.Node) -> bool:
+    """Case 6."""
+    transpose = producer(w.inputs[0], "Transpose")
+    assert transpose is not None
+    table, (scales, zeros) = transpose.inputs[0], (constant(value) for value in w.inputs[1:3])
+    array = constant(table)
+    if table is None or array is None or array.dtype != np.uint8 or array.ndim != 2 or scales is None or zeros is None:
+        return False  # case 5
+    (columns, rows), block = array.shape, block_of(array.shape[-1])
+    if not block or (scales.ndim and w.attributes.get_int("axis", 1) % 2 != 1):
+        return False  # case 5
+    blocks = initializer(graph, f"{table.name}_blocks", array.reshape(columns, -1, block))
+    shape = initializer(graph, f"{table.name}_shape", np.array(array.shape, np.int64))
+    reshape = ir.node("Reshape", [blocks, shape], name=f"{table.name}/Reshape")
+    whole = reshape.outputs[0]
+    whole.name, whole.shape, whole.type = f"{reshape.name}_output_0", table.shape, table.type
+    graph.insert_before(next(iter(graph)), reshape)
+    table.replace_all_uses_with(whole)
+    spread = (
+        np.ascontiguousarray(np.broadcast_to(grid, (rows // block, columns)).T).astype(dtype)
+        for grid, dtype in ((scales, np.float32), (zeros, np.uint8))
+    )
+    names = (f"{matmul.name}_scale", f"{matmul.name}_zero_point")
+    grid = [initializer(graph, name, values) for name, values in zip(names, spread, strict=True)]
+    inputs = [matmul.inputs[0], blocks, *grid]
+    _fuse(graph, matmul, w, inputs, {"K": rows, "N": columns, "bits": 8, "block_size": block})
     return True
 
 

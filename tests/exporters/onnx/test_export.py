@@ -551,6 +551,49 @@ def test_an_embedding_that_is_the_output_layer_too_is_one_table(workshop: Any, t
     assert verify(model, path, workshop.batches(model)).faults == []
 
 
+PRESETS = {"onnxruntime": ("onnxruntime", "dynamic", "weight-only-int8"), "openvino": ("openvino", "weight-only-int8")}
+TIED = [
+    (family, target, recipe)
+    for family in ("bert", "qdqbert", "albert", "roberta-prelayernorm", "megatron-bert")
+    for target in (None, *TARGETS)
+    for recipe in PRESETS.get(str(target), (target,))
+]
+TIED_SAMPLE = [
+    ("bert", None, None),
+    ("albert", "onnxruntime", "onnxruntime"),
+    ("megatron-bert", "openvino", "openvino"),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "target", "recipe"),
+    [pytest.param(*case, marks=[] if case in TIED_SAMPLE else pytest.mark.slow) for case in TIED],
+)
+def test_the_presets_store_a_tied_table_once(
+    workshop: Any, family: str, target: str | None, recipe: str | None, tmp_path: Path
+) -> None:
+    changes = {"embedding_size": 16} if family == "albert" else {}
+    arguments = (family, "masked-lm")
+    model = workshop.calibrated(recipe, *arguments, **changes) if recipe else workshop.model(*arguments, **changes)
+    path = tmp_path / "model.onnx"
+    notes = export_model(model, path, target=target).notes
+    assert not [note for note in notes if "one weight" in note]
+    size = model.embeddings.word.weight.numel()
+    (table,) = [array for array in stored(path).values() if array.size == size]
+    assert table.itemsize == (4 if target in (None, "tensorrt") else 1)
+    runtime = {None: "onnxruntime", "tensorrt": "reference"}.get(target, target)
+    report = verify(model, path, workshop.batches(model), runtime=runtime)
+    assert [row.name for row in report.segments if row.wrong] == []
+
+
+def test_a_tied_table_for_another_recipe_and_cpu(workshop: Any, tmp_path: Path) -> None:
+    model, path = workshop.calibrated("tensorrt", task="masked-lm"), tmp_path / "model.onnx"
+    export_model(model, path, target="onnxruntime", recipe="onnxruntime", isa="vnni")
+    (table,) = [array for array in stored(path).values() if array.size == 83 * 32]
+    assert table.dtype == np.int8
+    assert verify(model, path, workshop.batches(model)[:1]).first_wrong is None
+
+
 def test_a_table_that_is_stored_twice_is_told(workshop: Any, tmp_path: Path) -> None:
     model = workshop.calibrated(tied(decoder=False), task="masked-lm")
     (note,) = export_model(model, tmp_path / "model.onnx", target="onnxruntime").notes

@@ -40,6 +40,19 @@ def test_case_2_a_scale_for_each_row(graphs: Any) -> None:
     np.testing.assert_array_equal(graphs.run(model, i=ROWS)["y"], expected)
 
 
+def test_case_4_one_zero_point_for_all_rows(graphs: Any) -> None:
+    model = graphs.parse("""
+        g (int64[n,2] i) => (float[n,2,3] y) <uint8[4,3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 255},
+          float[4] s = {0.5, 1.0, 2.0, 0.25}, uint8[4] z = {128, 128, 128, 128}> {
+            [slot] d = DequantizeLinear<axis=0>(w, s, z)
+            [word] y = Gather<axis=0>(d, i)
+        }""")
+    expected = graphs.run(model, i=ROWS)["y"]
+    assert graphs.apply(GatherBeforeDequantizePass(), model, i=ROWS)
+    assert graphs.operators(model) == ["Gather", "Cast", "Gather", "Sub", "Mul"]
+    np.testing.assert_array_equal(graphs.run(model, i=ROWS)["y"], expected)
+
+
 def test_two_look_ups_on_one_table_share_it(graphs: Any) -> None:
     model = graphs.parse(f"""
         g (int64[n,2] i, int64[n,2] j) => (float[n,2,3] y, float[n,2,3] z1) <{TABLE}, {PER_ROW}> {{

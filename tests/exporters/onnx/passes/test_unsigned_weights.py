@@ -43,6 +43,23 @@ def test_case_1_a_gemm_with_the_weight_transposed(graphs: Any) -> None:
     assert not graphs.apply(UnsignedWeightsPass(), model, x=X)
 
 
+def test_case_1_a_table_that_the_product_reads_transposed(graphs: Any) -> None:
+    model = graphs.parse("""
+        g (int64[n] i, float[n,4] x) => (float[n,2] y, float[n,4] e)
+        <float a = {1.0}, uint8 b = {3}, int8[2,4] w = {64, 65, 2, 3, 1, 1, -1, -1},
+         float[2] s = {0.5, 1.0}, int8[2] z = {0, 1}> {
+            q = QuantizeLinear(x, a, b)
+            p = DequantizeLinear(q, a, b)
+            d = DequantizeLinear<axis=0>(w, s, z)
+            e = Gather(d, i)
+            t = Transpose(d)
+            y = MatMul(p, t)
+        }""")
+    assert graphs.apply(UnsignedWeightsPass(), model, x=X, i=np.int64([1]))
+    assert graphs.operators(model).count("DequantizeLinear") == 2, "one for all readers of the table"
+    assert model.graph[2].inputs[0].const_value.numpy().dtype == np.uint8
+
+
 def test_case_2_no_pair_can_saturate(graphs: Any) -> None:
     model = graphs.parse(LINEAR.format(rows=4, columns=2, weight=SAFE, axis=1, product="MatMul"))
     assert not graphs.apply(UnsignedWeightsPass(), model, x=X)

@@ -1,0 +1,56 @@
+"""Undo what torch's exporter does to a small table that a look-up and a product share: a second, transposed copy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from exporters.onnx.passes.graph import constant, is_op
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["TieTablesPass"]
+
+
+class TieTablesPass(ir.passes.InPlacePass):
+    """Let a product read the table of a look-up, transposed, instead of a transposed copy of it.
+
+    The exporter folds the transpositions of small constants. Of a linear layer's weight that is all there is; of a word
+    embedding that is the weight of the linear layer to the vocabulary, too, it makes two.
+
+    Case 1: ``MatMul(x, A)`` and ``Gather(B, ids)`` with ``A == B.T``: ``A`` becomes ``Transpose(B)``.
+    Case 2: anything else: left alone.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Tie."""
+        tables = _stored(model.graph, "Gather", 0)
+        copies = _stored(model.graph, "MatMul", 1)
+        modified = False
+        for copy, array in copies.items():
+            for table, rows in tables.items():
+                if array.shape == rows.shape[::-1] and array.dtype == rows.dtype and (array == rows.T).all():
+                    _tie(model.graph, copy, table)
+                    modified = True
+                    break
+        return ir.passes.PassResult(model, modified)
+
+
+def _stored(graph: ir.Graph, op_type: str, index: int) -> dict[ir.Value, np.ndarray]:
+    """The stored matrices that operators of a type read as their input ``index``."""
+    values = dict.fromkeys(node.inputs[index] for node in graph if is_op(node, op_type))
+    found = {value: array for value in values if value is not None and (array := constant(value)) is not None}
+    return {value: array for value, array in found.items() if array.ndim == 2 and value.name in graph.initializers}
+
+
+def _tie(graph: ir.Graph, copy: ir.Value, table: ir.Value) -> None:
+    first = next(node for node in graph if copy in node.inputs)
+    module = str(first.name).rpartition("/")[0] or first.name
+    transpose = ir.node("Transpose", [table], {"perm": [1, 0]}, name=f"{module}/Transpose")
+    result = transpose.outputs[0]
+    result.name, result.shape, result.type = f"{transpose.name}_output_0", copy.shape, copy.type
+    graph.insert_before(first, transpose)
+    copy.replace_all_uses_with(result)
+    del graph.initializers[str(copy.name)]
