@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of the float model, instead of the set's")
     parser.add_argument("--lr", type=float, help="of the float model, instead of the set's")
     parser.add_argument("--qat-epochs", type=int, default=1)
-    parser.add_argument("--qat-lr", type=float, default=2e-5)
+    parser.add_argument("--qat-lr", type=float, help="instead of what qdq finetune takes")
     parser.add_argument("--ranges", default="learned")
     parser.add_argument("--no-teacher", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
@@ -102,7 +102,7 @@ def one_seed(options: argparse.Namespace, name: str, seed: int) -> None:
          "--recipe", options.recipe, "--seq-len", chosen.seq_len, "--seed", seed)  # fmt: skip
     make(options, models["qat"], "finetune", "-m", models["float"], "-o", models["qat"], *fit, *teacher,
          "--recipe", options.recipe, "--ranges", options.ranges,
-         "--epochs", options.qat_epochs, "--lr", options.qat_lr)  # fmt: skip
+         "--epochs", options.qat_epochs, *(("--lr", options.qat_lr) if options.qat_lr else ()))  # fmt: skip
     for kind, model in models.items():
         places = {"torch": model}
         for runtime in RUNTIMES[1:]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["finetune"]
 
+#: A trained model that is quantized loses more by large steps than it gains: it is close to where it should be.
+FLOAT_LR, QAT_LR = 5e-5, 5e-6
+
 _TASKS = "sequence-classification, token-classification, question-answering, multiple-choice, masked-lm or sts; "
 _STEPS = "Steps"
 _QAT = "Quantizers in training"
@@ -48,7 +51,14 @@ def finetune(
     max_steps: Annotated[
         int | None, typer.Option(metavar="N", help="End after so many steps.", min=1, rich_help_panel=_STEPS)
     ] = None,
-    lr: Annotated[float, typer.Option(metavar="X", help="Highest learning rate.", rich_help_panel=_STEPS)] = 5e-5,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help=f"Highest learning rate; {FLOAT_LR:g} if not given, in QAT {QAT_LR:g}.",
+            rich_help_panel=_STEPS,
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(metavar="B", help="Rows in a batch of a process.", min=1)] = 32,
     seq_len: Annotated[
         int | None, typer.Option(metavar="L", help="Longest row in tokens; what the model takes if not given.", min=3)
@@ -182,7 +192,7 @@ def finetune(
     settings = TrainingSettings(
         epochs=epochs,
         max_steps=max_steps,
-        lr=lr,
+        lr=_rate(model, is_quantizing=recipe is not None) if lr is None else lr,
         weight_decay=weight_decay,
         schedule=schedule,
         warmup=warmup,
@@ -249,6 +259,13 @@ def finetune(
         ) from None
     if is_speaking:
         session.result(document, *_shown(output, document))
+
+
+def _rate(model: Path, *, is_quantizing: bool) -> float:
+    """The learning rate where none is given."""
+    from qdq.checkpoint import is_quantized
+
+    return QAT_LR if is_quantizing or is_quantized(model) else FLOAT_LR
 
 
 def _recipe(choice: RecipeChoice, model: Path, task: str | None, *, is_wanted: bool) -> Recipe | None:

@@ -74,7 +74,7 @@ def prepare(
     1. Several processes: torch's DDP. Parameters may go without a gradient in some steps: those that a loss of one's
        own does not reach, and scales before their quantizer is switched on.
     2. FSDP: each layer is a unit, unless accelerate's configuration says otherwise. A model whose layers share weights
-       (ALBERT) is one unit: the weights of a unit are gathered and freed together, and other units would miss them.
+       (ALBERT) is refused: the weights of a unit are gathered and freed together, and other units would miss them.
        Quantizers are whole in every process.
     """
     import copy
@@ -90,8 +90,11 @@ def prepare(
         plugin = launch.state.fsdp_plugin
         shares = any(set(e.first_depth) != set(range(len(e.layers))) for e in model.modules() if isinstance(e, Encoder))
         if shares:
-            plugin.auto_wrap_policy = None
-        elif plugin.auto_wrap_policy is transformer_auto_wrap_policy and not plugin.transformer_cls_names_to_wrap:
+            raise ConfigError(
+                "the layers of this model share their weights (ALBERT), which FSDP would shard once for each of them: "
+                "train it with several processes without FSDP"
+            )
+        if plugin.auto_wrap_policy is transformer_auto_wrap_policy and not plugin.transformer_cls_names_to_wrap:
             plugin.auto_wrap_policy = functools.partial(transformer_auto_wrap_policy, transformer_layer_cls={Layer})
         plugin.use_orig_params = True  # weights and scales are trained at different rates
         plugin.ignored_modules = [q for _, q in quantizers(model)]
