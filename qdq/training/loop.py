@@ -347,12 +347,14 @@ class _Run:
             if longest:
                 self.launch.clip_grad_norm_(self.weights, longest)
             return
+        if longest:
+            self.launch.unscale_gradients()
         averaged = [None if p.grad is None else self.launch.reduce(p.grad, "mean") for p in self.scales]
         if longest:
             for parameter in self.scales:  # out of sight: FSDP clips all that there is
                 parameter.grad = None
-            self.launch.unscale_gradients()
-            self.wrapped.clip_grad_norm_(longest)  # by the norm over all processes
+            sharded: Any = self.wrapped
+            sharded.clip_grad_norm_(longest)  # by the norm over all processes
         for parameter, gradient in zip(self.scales, averaged, strict=True):
             parameter.grad = gradient
 

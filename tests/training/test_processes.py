@@ -32,7 +32,7 @@ def together(folder: Path, count: int, **options: Any) -> None:
     for rank in range(count):
         own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else shared
         workers.append(subprocess.Popen(command, env=own, stderr=subprocess.PIPE, text=True))
-    said = [worker.communicate(timeout=240)[1] for worker in workers]
+    said = [worker.communicate(timeout=900)[1] for worker in workers]
     for worker, text in zip(workers, said, strict=True):
         assert worker.returncode == 0, text
 

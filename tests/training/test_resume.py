@@ -23,7 +23,7 @@ KILLED = -signal.SIGKILL
 def train(folder: Path, *, code: int = 0, **options: Any) -> None:
     """Run the worker; it must end with ``code``."""
     command = [sys.executable, str(WORKER), str(folder), json.dumps({"settings": SETTINGS, **options})]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == code, done.stderr
 
 
