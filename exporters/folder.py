@@ -18,7 +18,7 @@ from qdq.models.huggingface import config_to_json
 from qdq.prepare import apply_recipe
 from qdq.quantizer import Mode, quantizers, set_mode
 from qdq.recipe import Recipe
-from qdq.storage import atomic_directory, write_json
+from qdq.storage import atomic_directory, no_directory, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -88,10 +88,13 @@ def read_export(folder: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: when the directory is not an export of ours, or of a newer format.
     """
-    file = Path(folder) / EXPORT_FILE
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(no_directory(folder, "give one that qdq export wrote"))
+    file = folder / EXPORT_FILE
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except FileNotFoundError as error:
         raise CheckpointError(f"{folder} is not an export of qdq: it has no {EXPORT_FILE}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file}: not JSON ({error})") from error
@@ -100,7 +103,7 @@ def read_export(folder: str | Path) -> dict[str, Any]:
     missing = [f"{key} is missing" for key in ("target", "recipe", "inputs") if key not in document]
     if missing:
         raise CheckpointError(describe_faults(str(file), missing))
-    if not (Path(folder) / MODEL_FILE).is_file():
+    if not (folder / MODEL_FILE).is_file():
         raise CheckpointError(f"{folder}: {MODEL_FILE} is missing")
     return document
 

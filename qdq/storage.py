@@ -36,7 +36,15 @@ if TYPE_CHECKING:
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["MANIFEST", "atomic_directory", "other_work", "write_bytes_atomic", "write_json", "write_text_atomic"]
+__all__ = [
+    "MANIFEST",
+    "atomic_directory",
+    "no_directory",
+    "other_work",
+    "write_bytes_atomic",
+    "write_json",
+    "write_text_atomic",
+]
 
 MANIFEST = ".qdq.json"
 FORMAT = 1
@@ -107,6 +115,11 @@ def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON for people and machines: indented, in the given order, without NaN, with a last line end."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def no_directory(path: Path, cure: str) -> str:
+    """The message for a path where a directory should be: nothing is there, or a file; and ``cure``, what to give."""
+    return f"{path}: {'is a file, no directory' if path.exists() else 'no such directory'}; {cure}"
 
 
 def other_work(folder: Path, theirs: Mapping[str, str], mine: Mapping[str, str], *, what: str) -> str | None:

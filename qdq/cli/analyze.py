@@ -165,10 +165,11 @@ def _open(path: Path, task: str | None) -> Subject:
     from exporters.runners import TorchRunner
     from qdq.checkpoint import is_quantized, load
     from qdq.errors import CheckpointError
+    from qdq.storage import no_directory
     from qdq.tasks.subject import Subject, open_subject
 
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such directory; give a checkpoint that qdq calibrate wrote")
+        raise CheckpointError(no_directory(path, "give a checkpoint that qdq calibrate wrote"))
     if not is_quantized(path):
         raise CheckpointError(
             f"{path} is no quantized checkpoint: there is nothing to switch off in a float model or an export; give "

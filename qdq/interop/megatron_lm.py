@@ -161,9 +161,11 @@ def _load(name: str, file: Path | io.BytesIO) -> Mapping[str, Any]:
             document = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)|global ([\w.]+)", str(error))
-        what = f" ({next(filter(None, wanted.groups()))})" if wanted else ""
+        if wanted is None:
+            raise CheckpointError(f"{name}: no file of PyTorch, or a damaged one") from error
+        what = next(filter(None, wanted.groups()))
         raise CheckpointError(
-            f"{name}: refused, the pickle holds more than tensors and arguments{what} and could run code: where you "
+            f"{name}: refused, the pickle holds more than tensors and arguments ({what}) and could run code: where you "
             "trust it, load it with Megatron-LM and save its 'model', 'args' as a dict and 'checkpoint_version' alone"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:

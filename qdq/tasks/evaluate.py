@@ -167,8 +167,10 @@ def evaluate(
     elif options:
         raise ConfigError(f"give settings, or {', '.join(options)} by name, not both")
     limit = None if max_drop is None else MaxDrop.parse(max_drop)
-    if against is None and (limit is not None or metric is not None):
-        raise ConfigError("a largest drop needs a model to drop from: give the baseline, too")
+    if against is None and limit is not None:
+        raise ConfigError("a largest drop needs a model to drop from: give the baseline (--against), too")
+    if against is None and metric is not None:
+        raise ConfigError("a metric is chosen for a comparison: give the baseline (--against), too")
     if resamples < 0:
         raise ConfigError(f"resamples is {resamples}, must be at least 0")
     if not isinstance(data, str | Path) and against is not None and iter(data) is data:

@@ -221,6 +221,14 @@ def test_what_is_no_export_of_ours_is_said(tmp_path: Path, content: str | None, 
         read_export(tmp_path)
 
 
+def test_an_export_that_is_nowhere_or_a_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere: no such directory; give one that qdq export wrote"):
+        read_export(tmp_path / "nowhere")
+    (tmp_path / MODEL_FILE).touch()
+    with pytest.raises(CheckpointError, match=f"{MODEL_FILE}: is a file, no directory"):
+        read_export(tmp_path / MODEL_FILE)
+
+
 def test_an_export_without_its_model_is_incomplete(exports: Path, tmp_path: Path) -> None:
     shutil.copy(exports / "float" / EXPORT_FILE, tmp_path)
     with pytest.raises(CheckpointError, match=f"{MODEL_FILE} is missing"):

@@ -251,6 +251,12 @@ def test_what_cannot_be_converted_is_refused(kind: str, message: str, one: Golde
     assert not (tmp_path / "ours").exists()
 
 
+def test_a_text_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("A cat sits on a mat.\n")
+    with pytest.raises(CheckpointError, match=r"notes\.txt: no file of PyTorch"):
+        convert(tmp_path / "notes.txt", tmp_path / "ours", format="megatron-lm")
+
+
 def test_nothing_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         convert(tmp_path / "nothing.pt", tmp_path / "ours", format="megatron-lm")

@@ -239,6 +239,12 @@ def test_missing_directory(tmp_path: Path) -> None:
         load_model(tmp_path / "nowhere")
 
 
+def test_a_file_for_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "weights").touch()
+    with pytest.raises(CheckpointError, match="weights: is a file, no directory; give the directory of"):
+        load_model(tmp_path / "weights")
+
+
 def test_missing_config(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json: no such file"):
         load_model(tmp_path)

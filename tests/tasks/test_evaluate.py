@@ -216,7 +216,7 @@ def test_a_checkpoint_with_a_head_still_embeds(folders: dict[str, Path]) -> None
     ("options", "culprit"),
     [
         ({"max_drop": "1%"}, "a largest drop needs a model to drop from"),
-        ({"metric": "accuracy"}, "a largest drop needs a model to drop from"),
+        ({"metric": "accuracy"}, "a metric is chosen for a comparison: give the baseline"),
         ({"runtime": "tflite"}, "no runtime 'tflite': it must be onnxruntime or openvino"),
         ({"runtime": "openvino"}, "a runtime goes with an exported directory"),
         ({"resamples": -1}, "resamples is -1"),
