@@ -38,7 +38,8 @@ class Record:
     """What one quantizer saw: the tensor in steps, its integers counted from the zero point, and the grid.
 
     Of float8 the steps are its units, and the integers its numbers. ``score`` is, of what comes out of a softmax, the
-    largest magnitude of what went in; 0 of everything else.
+    largest magnitude of what went in; 0 of everything else. ``largest`` is, of a tensor that was transformed, what its
+    largest magnitude before that would be in the steps of each channel: it was rounded as that tensor is.
     """
 
     steps: np.ndarray
@@ -47,6 +48,7 @@ class Record:
     zero_point: np.ndarray
     float8: bool = False
     score: float = 0.0
+    largest: np.ndarray | None = None
 
     def near(self, integers: np.ndarray, rounding: float) -> np.ndarray:
         """Which of the file's ``integers`` are what a value rounds to that torch's noise could have made.
@@ -56,6 +58,8 @@ class Record:
             rounding: of what precedes, relative to the largest value.
         """
         zone: Any = rounding * float(np.abs(self.integers).max(initial=0))
+        if self.largest is not None and rounding:
+            zone = zone + rounding * self.largest  # there are roundings before the transform and behind it
         if self.score and rounding:
             # By as much as scores are off, relative to 1, is a probability p off relative to 1 - p.
             share = np.clip(self.steps * self.scale, 0, 1)
@@ -72,7 +76,9 @@ class Record:
         """The same with its axes in the file's order; None: as they are."""
         if perm is None:
             return self
-        return replace(self, steps=self.steps.transpose(perm), integers=self.integers.transpose(perm))
+        steps, integers = self.steps.transpose(perm), self.integers.transpose(perm)
+        largest = None if self.largest is None else np.broadcast_to(self.largest, self.steps.shape).transpose(perm)
+        return replace(self, steps=steps, integers=integers, largest=largest)
 
 
 def _float8(steps: np.ndarray) -> np.ndarray:
@@ -115,6 +121,7 @@ def record_run(
                 zero_point.detach().numpy(),
                 float8=quantizer.spec is not None and quantizer.spec.is_float8,
                 score=scores.get(quantizer, 0.0),
+                largest=_largest(quantizer, x, scale),
             )
             calls[quantizer] += 1
 
@@ -145,6 +152,19 @@ def record_run(
         for hook in hooks:
             hook.remove()
     return records, {name: wide(array_of(value)) for name, value in outputs.items()}
+
+
+def _largest(quantizer: Quantizer, x: Tensor, scale: Tensor) -> np.ndarray | None:
+    """The largest magnitude of what the transform of ``quantizer`` made ``x`` of, in the steps of each channel."""
+    transform = quantizer.transform
+    if transform is None or (transform.shift is None and transform.factor is None):
+        return None
+    factor = torch.ones(x.shape[-1]) if transform.factor is None else transform.factor.float()
+    before = x.detach().float() / factor
+    if transform.shift is not None:
+        before = before + transform.shift.float()
+    largest: np.ndarray = (before.abs().max() * factor / scale.float()).detach().numpy()
+    return largest
 
 
 def float_outputs(deployed: Deployed, batch: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
