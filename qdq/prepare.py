@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from qdq.errors import CalibrationError, RecipeError, describe_faults
+from qdq.models.architectures import task_of
+from qdq.models.model import Model
 from qdq.modules import WRAPPED, QuantLinear, set_weight_scale
 from qdq.modules.wrapped import Wrapped
 from qdq.quantizer import Mode, Quantizer, Range, quantizers
@@ -62,12 +64,15 @@ def quantize(model: nn.Module, recipe: Recipe | str | Path) -> nn.Module:
 def wrap(model: nn.Module) -> dict[str, nn.Module]:
     """Replace the modules that ``qdq.modules.WRAPPED`` knows by their wrapped twins, every slot empty.
 
+    What a checkpoint carries along and no call reaches stays as it is: nobody could calibrate it.
+
     Returns:
         The float modules that were replaced, by name.
     """
-    replaced = {
-        name: module for name, module in model.named_modules(remove_duplicate=False) if name and type(module) in WRAPPED
-    }
+    named = list(model.named_modules(remove_duplicate=False))  # REALM's two embedders are one
+    idle = task_of(model.config, model.task)[1].unused if isinstance(model, Model) else ()
+    unused = {module for name, module in named if name.startswith(idle)}
+    replaced = {name: module for name, module in named if name and type(module) in WRAPPED and module not in unused}
     for name, module in replaced.items():
         _replace(model, name, WRAPPED[type(module)].from_float(module))
     return replaced

@@ -17,7 +17,7 @@ from exporters.onnx.targets import Target, target_named, tidy
 from exporters.onnx.trace import OPSETS, trace
 from exporters.onnx.translation import BLOCKS_SINCE, FLOAT8_SINCE
 from qdq.bake import baked, without_transforms
-from qdq.errors import ExportError, describe_faults
+from qdq.errors import CalibrationError, ExportError, describe_faults
 from qdq.models.model import Model
 from qdq.plan import needing_data
 from qdq.prepare import apply_specs, named_slots, same_tensor, unshared_slots
@@ -242,11 +242,11 @@ def _check_ranges(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], reci
     wanted = needing_data(specs)
     missing = [slot for slot in wanted if known[slot].range is None]
     if missing and len(missing) < len(wanted):
-        shown = ", ".join(map(str, missing[:3])) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise ExportError(
-            f"target {target} needs the recipe {recipe.name!r} here, and the checkpoint, trained for another one, has "
-            f"no ranges for {shown}: train with that recipe, or choose a target that runs the checkpoint's own"
+        subject = (
+            f"target {target} needs the recipe {recipe.name!r} here, and the checkpoint lacks ranges (a training for "
+            "another recipe drops them): calibrate or train with it, or choose a target that runs the checkpoint's own"
         )
+        raise CalibrationError(describe_faults(subject, (f"no range for {slot}_quantizer" for slot in missing)))
     if missing:
         raise ExportError(
             f"target {target} needs the recipe {recipe.name!r} here, and the checkpoint, made without data, has no "

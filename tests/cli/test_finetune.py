@@ -200,7 +200,7 @@ class TestRefusals:
         assert run(*request(classifier, trained, labelled, "--recipe", "linear")).code == 0
         message = refused("export", "-m", trained, "-o", tmp_path / "out", "--target", "onnxruntime", "--recipe",
                           "tensorrt")  # fmt: skip
-        assert "trained for another one, has no ranges for" in message
+        assert "a training for another recipe drops them" in message
 
     def test_a_head_for_another_task(self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
         folders = ("-m", classifier, "-o", tmp_path / "out")

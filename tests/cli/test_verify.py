@@ -152,4 +152,6 @@ def test_export_json_that_lacks_what_it_should_say(
 
 
 def test_a_folder_that_is_none(refused: Any, checkpoint: Path, tmp_path: Path) -> None:
-    assert "is not an export" in refused("verify", "-m", checkpoint, tmp_path / "nothing")
+    assert "nothing: no such directory" in refused("verify", "-m", checkpoint, tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    assert "is not an export" in refused("verify", "-m", checkpoint, tmp_path / "empty")
