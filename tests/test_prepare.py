@@ -348,3 +348,13 @@ def test_recipe_by_name_by_path_and_as_an_object() -> None:
         assert layer_places(quantize(tiny(), given)) == (12, 10)
     with pytest.raises(RecipeError, match="no recipe 'lineal'"):
         quantize(tiny(), "lineal")
+
+
+def test_what_no_call_reaches_stays_as_it_is() -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    model = build(configure("realm", vocab_size=30, max_position_embeddings=20, **sizes), "scoring")
+    heads = [name for name, _ in model.named_modules(remove_duplicate=False) if name.endswith("predictions.decoder")]
+    assert len(heads) == 2  # two names of one module
+    quantize(model, "onnxruntime")
+    assert not [slot for slot in slots(model) if "predictions" in slot.module]
+    assert {type(model.get_submodule(name)) for name in heads} == {nn.Linear}
