@@ -69,7 +69,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Milliseconds over length, milliseconds over batch size, memory over both as tokens."""
+    """Milliseconds over length, milliseconds over batch size, memory over the batch size."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -85,10 +85,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             lambda r: (r["batch_size"], 1e3 * r["median_s"]),
         ),
         (
-            "tokens in the batch",
+            f"texts of {TOKENS} tokens",
             "MB, peak",
-            lambda r: True,  # noqa: ARG005
-            lambda r: (r["batch_size"] * r["seq_len"], r["peak_rss_bytes"] / 1e6),
+            lambda r: r["seq_len"] == TOKENS,
+            lambda r: (r["batch_size"], r["peak_rss_bytes"] / 1e6),
         ),
     )
     for axis, (x, y, belongs, point) in zip(axes, panels, strict=True):
@@ -96,6 +96,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             points = sorted(point(row) for row in rows if row["name"] == name and belongs(row))
             axis.plot(*zip(*points, strict=True), marker="o", label=name)
         axis.set(xlabel=x, ylabel=y, xscale="log", yscale="log")
+        sizes = sorted({point(row)[0] for row in rows if belongs(row)})
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.savefig(path)
