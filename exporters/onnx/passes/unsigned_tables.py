@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.onnx.isa import ANY, Isa
-from exporters.onnx.passes.graph import constant, initializer, is_op, producer
+from exporters.onnx.passes.graph import constant, is_op, producer
 from exporters.onnx.passes.integer_gemm import may_saturate
+from exporters.onnx.passes.unsigned_weights import hold_unsigned
 from exporters.onnx.passes.weight_only_gemm import block_of
 
 __all__ = ["UnsignedTablesPass"]
@@ -55,9 +56,5 @@ class UnsignedTablesPass(ir.passes.InPlacePass):
             not any(integers) and block_of(table.shape[1])  # case 2
         ):
             return False
-        for index, array in ((0, table), (2, zeros)):
-            value = dequantize.inputs[index]
-            assert value is not None
-            shifted = (array.astype(np.int16) + 128).astype(np.uint8)
-            dequantize.replace_input_with(index, initializer(graph, f"{value.name}_unsigned", shifted))
+        hold_unsigned(graph, dequantize, table, zeros)
         return True

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from exporters.onnx.passes.graph import constant, initializer, is_op, producer
 from exporters.onnx.passes.integer_gemm import may_saturate
 
-__all__ = ["UnsignedWeightsPass"]
+__all__ = ["UnsignedWeightsPass", "hold_unsigned"]
 
 
 class UnsignedWeightsPass(ir.passes.InPlacePass):
@@ -42,10 +42,14 @@ def _try_shift(graph: ir.Graph, product: ir.Node) -> bool:
     is_turned = transpose is not None or bool(product.attributes.get_int("transB", 0))
     if not may_saturate(weight.T if is_turned else weight):
         return False  # case 2
-    for index, array in ((0, weight), (2, zeros)):  # case 1
-        value = w.inputs[index]
-        assert value is not None
-        w.replace_input_with(
-            index, initializer(graph, f"{value.name}_unsigned", (array.astype(np.int16) + 128).astype(np.uint8))
-        )
+    hold_unsigned(graph, w, weight, zeros)  # case 1
     return True
+
+
+def hold_unsigned(graph: ir.Graph, dequantize: ir.Node, integers: np.ndarray, zeros: np.ndarray) -> None:
+    """Let ``dequantize`` read its stored int8 ``integers`` and ``zeros`` in uint8, shifted by 128."""
+    for index, array in ((0, integers), (2, zeros)):
+        value = dequantize.inputs[index]
+        assert value is not None
+        shifted = (array.astype(np.int16) + 128).astype(np.uint8)
+        dequantize.replace_input_with(index, initializer(graph, f"{value.name}_unsigned", shifted))
