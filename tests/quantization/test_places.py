@@ -30,6 +30,12 @@ LAYER = [*(f"attention.{place}" for place in ATTENTION), *(f"feed_forward.{place
 CROSS = [f"cross_attention.{place}" for place in ATTENTION]
 
 EVERY = [pytest.param(name, task, id=f"{name}/{task}") for name, family in FAMILIES.items() for task in family.tasks]
+IDLE: dict[str, tuple[str, ...]] = {  # what REALM's checkpoints carry and its calls never reach
+    "realm/retrieval": ("head.predictions",),
+    "realm/scoring": ("embedder.head.predictions",),
+    "realm/masked-lm": ("pooler",),
+    "realm/question-answering": ("pooler", "head.predictions"),
+}
 DECODERS = [name for name, family in FAMILIES.items() if family.switches.decoder]
 
 
@@ -78,8 +84,10 @@ def test_wrapping_goes_by_type_alone(model_type: str, task: str, workshop: Any) 
     before = {name: type(module) for name, module in model.named_modules()}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     wrap(model)
+    idle = IDLE.get(f"{model_type}/{task}", ())
     for name, kind in before.items():
-        assert type(model.get_submodule(name)) is WRAPPED.get(kind, kind), name
+        expected = kind if name.startswith(idle) else WRAPPED.get(kind, kind)
+        assert type(model.get_submodule(name)) is expected, name
     added = {name for name, _ in model.named_modules()} - set(before)
     assert all(name.endswith("_quantizer") for name in added)
     after = dict(model.named_parameters(remove_duplicate=False))
