@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,35 +11,36 @@ from qdq import checkpoint
 from qdq.data.encoder import load_encoder
 from qdq.data.examples import read_examples
 from qdq.errors import ConfigError, TrainingError, describe_faults
-from qdq.models.huggingface import read_config, save_model
-from qdq.recipe import Recipe
-from qdq.storage import atomic_directory, write_json, write_text_atomic
+from qdq.models.huggingface import read_config
+from qdq.training.calibrated import calibrate_on, recorded
 from qdq.training.data import EpochLoader
 from qdq.training.distillation import Distillation, DistilledLoss, misfits
 from qdq.training.launch import launched
 from qdq.training.log import Log
 from qdq.training.loop import finetune
+from qdq.training.measurement import Measurement
 from qdq.training.objective import model_loss, sts_loss
 from qdq.training.quantization import keep_ranges, ready_for_training
 from qdq.training.settings import TrainingSettings
 from qdq.training.start import look
 from qdq.training.state import Position, Store
+from qdq.training.writer import Writer, check_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
     from torch import nn
 
     from qdq.data.columns import Columns
     from qdq.data.encoder import TextEncoder
     from qdq.models.model import Model
-    from qdq.training.loop import TrainingResult
+    from qdq.recipe import Recipe
     from qdq.training.objective import Loss
+    from qdq.training.result import TrainingResult
     from qdq.training.start import Start
 
 __all__ = ["Job", "state_folder"]
 
-RECORD_FILE = "training.json"
 _LONG_EPOCH = 40  # steps
 
 
@@ -117,7 +117,7 @@ class Job:
         )
         self._check(start)
         log = Log(self.tensorboard)
-        _check_target(self.output)
+        check_target(self.output)
         encoder = _encoder(start)
         examples = read_examples(
             self.train_data,
@@ -152,16 +152,16 @@ class Job:
             for note in ready_for_training(model, learned=self.settings.ranges == "learned"):
                 say(note)
         loss = self._loss(start, launch)
-        evaluate, better = self._evaluation(start)
+        measurement = self._measurement(start)
         _seed(self.settings.seed + launch.process_index)
-        writer = _Writer(self, start, recipe, record)
+        writer = Writer(self, start, recipe, record)
         result = self._finetuned(
             writer,
             model,
             loader,
             loss=loss,
-            evaluate=evaluate,
-            better=better,
+            evaluate=measurement,
+            better="higher" if measurement is None else measurement.better,
             settings=self._evaluated_often(loader) if recipe is not None else self.settings,
             state=state_folder(self.output),
             identity=self._identity(start, loader, model),
@@ -174,7 +174,7 @@ class Job:
             accelerator=launch.accelerator,
         )
         if launch.is_main_process:
-            if evaluate is None:
+            if measurement is None:
                 keep_ranges(model)
                 writer.write(model, Position(step=result.steps))
             writer.finish(result)
@@ -193,7 +193,7 @@ class Job:
             return self.settings
         return replace(self.settings, eval_steps=-(-per_epoch // 4))
 
-    def _finetuned(self, writer: _Writer, *arguments: Any, **options: Any) -> TrainingResult:
+    def _finetuned(self, writer: Writer, *arguments: Any, **options: Any) -> TrainingResult:
         """The loop; where it cannot go on, the error says what there is to go back to."""
         try:
             return finetune(*arguments, **options)
@@ -224,32 +224,10 @@ class Job:
     ) -> tuple[Recipe | None, dict[str, Any]]:
         """The recipe of the model, which quantizes from here on, and the record of its calibration; None: float."""
         if start.is_quantized:
-            if not (self.model / checkpoint.QUANTIZATION_FILE).is_file():
-                raise ConfigError(f"{self.model}: a QDQBERT checkpoint is to be calibrated first: qdq calibrate")
-            document = checkpoint.read_quantization(self.model)
-            return Recipe.from_dict(document["recipe"], source=str(self.model)), dict(document["calibration"])
+            return recorded(self.model)
         if self.recipe is None:
             return None, {}
-        import calibration
-        from qdq.prepare import quantize
-
-        quantize(model, self.recipe)
-        batches = self._calibration_batches(loader)
-        kept = self.recipe.refinement if self.refine else type(self.recipe.refinement)()
-        kept = replace(kept, rounding="nearest", bias_correction=False)  # the training itself does more
-        summary = calibration.calibrate_and_refine(model.eval(), batches, kept)
-        say(f"calibrated on {summary.samples} samples, {summary.tokens} tokens")
-        return replace(self.recipe, refinement=kept), summary.to_dict()
-
-    def _calibration_batches(self, loader: EpochLoader) -> list[dict[str, Any]]:
-        wanted = -(-self.calibration_samples // loader.batch_size)
-        batches = []
-        for _, batch in zip(range(wanted), loader(0), strict=False):
-            inputs = {name: tensor for name, tensor in batch.items() if name in _INPUTS}
-            if loader.task == "sts":
-                inputs = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()}
-            batches.append(inputs)
-        return batches
+        return calibrate_on(loader, model, self.recipe, samples=self.calibration_samples, refine=self.refine, say=say)
 
     def _loss(self, start: Start, launch: Any) -> Loss:
         if start.task == "sts":
@@ -263,49 +241,24 @@ class Job:
         teacher = checkpoint.load(self.teacher, start.task)
         return DistilledLoss(teacher.to(launch.device), self.distillation)
 
-    def _evaluation(self, start: Start) -> tuple[Callable[[Any], Mapping[str, float]] | None, str]:
-        """What measures the model, the deciding metric first, and which way that gets better."""
+    def _measurement(self, start: Start) -> Measurement | None:
+        """What measures the model; None: nothing does."""
         if self.eval_data is None:
             if self.metric is not None:
                 raise ConfigError(f"the metric {self.metric} needs data to be measured on")
-            return None, "higher"
-        from qdq.tasks.evaluate import evaluate_subject
-        from qdq.tasks.settings import Settings
-        from qdq.tasks.subject import subject_of
-
-        settings = Settings(
+            return None
+        measurement = Measurement(
+            start=start,
+            data=self.eval_data,
+            metric=self.metric,
             batch_size=self.batch_size,
             seq_len=self.seq_len,
             columns=self.columns,
             split=self.eval_split,
             seed=self.settings.seed,
         )
-
-        def measured(current: nn.Module) -> list[Any]:
-            # a wrapper of accelerate knows neither task nor configuration
-            subject = replace(subject_of(current, self.model, start.task), config=start.config)
-            scores = evaluate_subject(subject, start.task, self.eval_data, settings)
-            found = [(metric, metric.value(scores.table)) for metric in scores.metrics]
-            if self.metric is None:
-                return found
-            chosen = [pair for pair in found if pair[0].name == self.metric]
-            if not chosen:
-                names = ", ".join(metric.name for metric, _ in found)
-                raise ConfigError(f"no metric {self.metric!r} for the task {start.task}: it has {names}")
-            return [*chosen, *(pair for pair in found if pair[0].name != self.metric)]
-
-        # read through once, so that its faults come before the work
-        examples = read_examples(
-            self.eval_data,
-            start.task,
-            columns=self.columns,
-            labels=start.labels,
-            need_labels=start.task != "masked-lm",
-            split=self.eval_split,
-        )
-        examples.check()
-        better = "lower" if (self.metric or _FIRST_METRIC.get(start.task)) in _LOWER else "higher"
-        return (lambda current: {metric.name: value for metric, value in measured(current)}), better
+        measurement.check()
+        return measurement
 
     def _identity(self, start: Start, loader: EpochLoader, model: nn.Module) -> dict[str, str]:
         from calibration.identity import model_digest
@@ -323,73 +276,10 @@ class Job:
         }
 
 
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-_LOWER = ("perplexity", "mse")
-_FIRST_METRIC = {"masked-lm": "perplexity"}
-
-
 def state_folder(output: Path) -> Path:
     """Where the state of a training lies, beside its output."""
     output = Path(output).absolute()
     return output.with_name(f"{output.name}.training")
-
-
-class _Writer:
-    """Writes the checkpoint, each time that a better one comes."""
-
-    def __init__(self, job: Job, start: Start, recipe: Recipe | None, calibration: dict[str, Any]) -> None:
-        self.has_written = False
-        self._job, self._start, self._recipe, self._calibration = job, start, recipe, calibration
-
-    def write(self, model: Model, position: Position) -> None:
-        """The model as it is now, in the place of an earlier one."""
-        job = self._job
-        record = self._about(position.history, position.step)
-        with atomic_directory(job.output, kind="checkpoint") as folder:
-            if self._recipe is None:
-                save_model(model, folder)
-                checkpoint.copy_companions(job.model, folder)
-            else:
-                checkpoint.write(model, folder, recipe=self._recipe, calibration=self._calibration, source=job.model)
-            write_json(folder / RECORD_FILE, record)
-        self.has_written = True
-
-    def finish(self, result: TrainingResult) -> None:
-        """The log of the whole training, beside the checkpoint."""
-        output = self._job.output.absolute()
-        write_text_atomic(output.with_name(f"{output.name}.training.csv"), result.log)
-
-    def record(self, result: TrainingResult) -> dict[str, Any]:
-        """What came of it, for machines."""
-        return {
-            **self._about(result.history, result.steps if result.metric is None else result.best_step),
-            **result.to_dict(),
-        }
-
-    def _about(self, history: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
-        job = self._job
-        figures = next((dict(row) for row in history if row["step"] == step), {})
-        figures.pop("step", None)
-        return {
-            "task": self._start.task,
-            "step": step,
-            "metrics": figures,
-            "recipe": None if self._recipe is None else self._recipe.name,
-            "batch_size": job.batch_size,
-            "seq_len": job.seq_len,
-            "settings": job.settings.to_dict(),
-            "teacher": None if job.teacher is None else {"model": str(job.teacher), **asdict(job.distillation)},
-        }
-
-
-class _Untouched(Exception):  # noqa: N818 (no error)
-    """Leaves a directory as it was."""
-
-
-def _check_target(output: Path) -> None:
-    """Refuse an output that cannot be written, before hours of work."""
-    with suppress(_Untouched), atomic_directory(output, kind="checkpoint"):
-        raise _Untouched
 
 
 def _encoder(start: Start) -> TextEncoder:
