@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.runners import TensorInfo, _feed
+from exporters.runners.feed import TensorInfo, feed
 from exporters.tensorrt.backend import find_backend, messages
 from exporters.tensorrt.driver import require_driver
 from exporters.tensorrt.record import read_record, record_path
@@ -179,7 +179,7 @@ class TensorRTRunner:
         """Outputs by name, on the CPU; see :class:`exporters.runners.Runner`."""
         tensors = {
             name: self._torch.tensor(array).to(self._device, self._types[name])
-            for name, array in _feed(self._name, self.inputs, inputs).items()
+            for name, array in feed(self._name, self.inputs, inputs).items()
         }
         found = self.run(tensors)
         return {name: (y.float() if y.dtype == self._torch.bfloat16 else y).cpu().numpy() for name, y in found.items()}

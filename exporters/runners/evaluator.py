@@ -1,0 +1,68 @@
+"""Files in the evaluator of onnx."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporters.runners.feed import TensorInfo, feed
+from exporters.runners.file import FileRunner, existing, one_line
+from exporters.runners.float32_sums import float32_sums
+from qdq.errors import CheckpointError, ExportError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = ["EvaluatorRunner"]
+
+
+class EvaluatorRunner(FileRunner):
+    """Runs an ONNX model in the reference evaluator of onnx: slowly, but with every type that ONNX has.
+
+    In half precision sums are made in float32: see :func:`exporters.runners.float32_sums.float32_sums`.
+
+    Args:
+        path: The model file, or its bytes (only for a model without external data).
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+        ExportError: The evaluator cannot run the model.
+    """
+
+    def __init__(self, path: Path | bytes) -> None:
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        self._name = "the model in memory" if isinstance(path, bytes) else str(existing(path))
+        try:
+            proto = onnx.load_from_string(path) if isinstance(path, bytes) else onnx.load(path)
+        except Exception as error:  # protobuf has its own tree of errors
+            raise CheckpointError(f"{self._name}: not an ONNX file ({error})") from error
+        self.inputs = tuple(_info(value) for value in proto.graph.input)
+        self._output_names = tuple(value.name for value in proto.graph.output)
+        try:
+            opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+            self._evaluator = ReferenceEvaluator(proto, new_ops=float32_sums(opset))
+        except Exception as error:  # whatever an operator that it does not have raises
+            raise ExportError(f"{self._name}: onnx's evaluator cannot run it: {one_line(error)}") from error
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Outputs by name; see :class:`Runner`."""
+        fed = feed(self._name, self.inputs, inputs)
+        try:
+            arrays = self._evaluator.run(None, fed)
+        except Exception as error:  # numpy's and the operators' own
+            raise ExportError(f"{self._name}: onnx's evaluator failed: {one_line(error)}") from error
+        return dict(zip(self._output_names, arrays, strict=True))
+
+
+def _info(value: Any) -> TensorInfo:
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    kind = value.type.tensor_type
+    shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim)
+    return TensorInfo(value.name, np.dtype(tensor_dtype_to_np_dtype(kind.elem_type)), shape)

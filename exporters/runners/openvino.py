@@ -1,0 +1,79 @@
+"""Files in OpenVINO."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporters.runners.feed import TensorInfo, feed
+from exporters.runners.file import FileRunner, existing, one_line
+from qdq.errors import CheckpointError, ExportError, MissingPackageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = ["OpenVINORunner"]
+
+
+class OpenVINORunner(FileRunner):
+    """Runs an ONNX model (or OpenVINO's own ``.xml``) in OpenVINO on the CPU.
+
+    Args:
+        path: The model file.
+        threads: Threads of the inference; None leaves the choice to the runtime.
+        precision_hint: Arithmetic of what is not quantized. OpenVINO alone would take bf16 where the CPU has it, which
+            makes figures of two machines incomparable; f32 is what the model says.
+
+    Raises:
+        MissingPackageError: OpenVINO is not installed.
+        CheckpointError: The file is missing or OpenVINO cannot read it.
+        ExportError: OpenVINO cannot run the model.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None, precision_hint: str = "f32") -> None:
+        try:
+            import openvino as ov
+        except ModuleNotFoundError as error:
+            raise MissingPackageError("openvino", extra="openvino", purpose="running a model in OpenVINO") from error
+
+        self._name = str(existing(path))
+        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision_hint}
+        if threads is not None:
+            config["INFERENCE_NUM_THREADS"] = threads
+        core = ov.Core()
+        try:
+            model = core.read_model(str(path))
+        except RuntimeError as error:
+            raise CheckpointError(f"{self._name}: OpenVINO cannot read it: {one_line(error)}") from error
+        # Names are taken before compiling, which adds aliases to them.
+        self.inputs = tuple(_info(port) for port in model.inputs)
+        self._output_names = tuple(_output_name(port) for port in model.outputs)
+        try:
+            self._model = core.compile_model(model, "CPU", config)
+        except RuntimeError as error:
+            raise ExportError(f"{self._name}: OpenVINO cannot run it: {one_line(error)}") from error
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Outputs by name; see :class:`Runner`."""
+        fed = feed(self._name, self.inputs, inputs)
+        try:
+            arrays = self._model(fed)
+        except RuntimeError as error:
+            raise ExportError(f"{self._name}: OpenVINO failed: {one_line(error)}") from error
+        return {name: arrays[index] for index, name in enumerate(self._output_names)}
+
+
+def _info(port: Any) -> TensorInfo:
+    shape = tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
+    return TensorInfo(port.get_any_name(), np.dtype(port.get_element_type().to_dtype()), shape)
+
+
+def _output_name(port: Any) -> str:
+    """The output's name in the ONNX file. A tensor may have several; the result node carries the one of the output."""
+    names: set[str] = port.get_names()
+    own: str = port.get_node().get_friendly_name().removesuffix("/sink_port_0")
+    return own if own in names or not names else min(names)
