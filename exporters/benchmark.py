@@ -43,6 +43,14 @@ class Candidate:
     path: Path
     runtime: Runtime = "onnxruntime"
 
+    @property
+    def fault(self) -> str | None:
+        """Why there is nothing to time; None where there is."""
+        if self.path.is_file():
+            return None
+        where = "" if self.name == str(self.path) else f": {self.path}"
+        return f"{self.name}: no such model file{where}"
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -232,7 +240,7 @@ def _check(
     ]
     if faults := [fault for holds, fault in rules if not holds]:
         raise ConfigError(describe_faults("benchmark", faults))
-    if faults := [f"{c.name}: no such model file: {c.path}" for c in candidates if not c.path.is_file()]:
+    if faults := [candidate.fault for candidate in candidates if candidate.fault is not None]:
         raise CheckpointError(describe_faults("benchmark", faults))
     if any(c.runtime == "openvino" for c in candidates) and find_spec("openvino") is None:
         raise MissingPackageError("openvino", extra="openvino", purpose="timing a model in OpenVINO")

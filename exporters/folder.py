@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from qdq.models.huggingface import config_to_json
 from qdq.prepare import apply_recipe
 from qdq.quantizer import Mode, quantizers, set_mode
 from qdq.recipe import Recipe
-from qdq.storage import atomic_directory, no_directory, write_json
+from qdq.storage import atomic_directory, no_directory, read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -92,13 +91,8 @@ def read_export(folder: str | Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(no_directory(folder, "give one that qdq export wrote"))
     file = folder / EXPORT_FILE
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} is not an export of qdq: it has no {EXPORT_FILE}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file}: not JSON ({error})") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+    document = read_json(file, missing=f"{folder} is not an export of qdq: it has no {EXPORT_FILE}")
+    if document.get("format") != FORMAT:
         raise CheckpointError(f"{file}: not a format that this version reads ({FORMAT})")
     missing = [f"{key} is missing" for key in ("target", "recipe", "inputs") if key not in document]
     if missing:

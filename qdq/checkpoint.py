@@ -41,7 +41,7 @@ from qdq.modules import QuantAdd, QuantLinear
 from qdq.prepare import apply_specs, named_slots, slots, unshared_slots, wrap
 from qdq.quantizer import Mode, Quantizer, Range, quantizers, set_mode
 from qdq.spec import QuantSpec
-from qdq.storage import atomic_directory, write_json
+from qdq.storage import atomic_directory, read_json, write_json
 from qdq.transform import Transform
 
 if TYPE_CHECKING:
@@ -209,18 +209,8 @@ def read_quantization(path: str | Path) -> dict[str, Any]:
         StorageError: when it cannot be read.
     """
     file = Path(path) / QUANTIZATION_FILE
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path} has no {QUANTIZATION_FILE}: not a quantized checkpoint, or an incomplete one"
-        ) from error
-    except OSError as error:
-        raise StorageError(f"cannot read {file}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers or nesting beyond all bounds
-        raise CheckpointError(f"{file}: not JSON ({error})") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{file}: expected a JSON object")
+    missing = f"{path} has no {QUANTIZATION_FILE}: not a quantized checkpoint, or an incomplete one"
+    document = read_json(file, missing=missing)
     if document.get("format") not in READABLE:
         raise CheckpointError(
             f"{file}: format {document.get('format')!r} is not supported, this version reads {READABLE[-1]} and older"

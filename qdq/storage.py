@@ -28,7 +28,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from qdq.errors import ConfigError, QDQError, StorageError, describe_faults
+from qdq.errors import CheckpointError, ConfigError, QDQError, StorageError, describe_faults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -41,6 +41,7 @@ __all__ = [
     "atomic_directory",
     "no_directory",
     "other_work",
+    "read_json",
     "write_bytes_atomic",
     "write_json",
     "write_text_atomic",
@@ -115,6 +116,33 @@ def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON for people and machines: indented, in the given order, without NaN, with a last line end."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(
+    path: Path, *, error: type[CheckpointError | ConfigError] = CheckpointError, missing: str | None = None
+) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Args:
+        path: of the file.
+        error: what is raised where it is missing or damaged.
+        missing: the message for a file that is not there.
+
+    Raises:
+        CheckpointError: it is missing, not UTF-8, not JSON, or holds something else than an object; or ``error``.
+        StorageError: it cannot be read.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as cause:
+        raise error(missing or f"{path}: no such file") from cause
+    except OSError as cause:
+        raise StorageError(f"cannot read {path}: {cause.strerror or cause}") from cause
+    except (ValueError, RecursionError) as cause:  # not UTF-8, not JSON, numbers or nesting beyond all bounds
+        raise error(f"{path}: not valid JSON ({cause})") from cause
+    if not isinstance(found, dict):
+        raise error(f"{path}: must hold a JSON object, not a {type(found).__name__}")
+    return found
 
 
 def no_directory(path: Path, cure: str) -> str:

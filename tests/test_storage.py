@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 
 from qdq import storage
-from qdq.errors import ConfigError, StorageError
-from qdq.storage import MANIFEST, atomic_directory, write_json, write_text_atomic
+from qdq.errors import CheckpointError, ConfigError, StorageError
+from qdq.storage import MANIFEST, atomic_directory, read_json, write_json, write_text_atomic
 
 OLD = {"config.json": "old config", "weights/a.bin": "old a", "weights/b.bin": "old b"}
 NEW = {"config.json": "new config", "weights/a.bin": "new a", "plots/c.png": "new c"}
@@ -567,6 +567,36 @@ class TestFiles:
         with pytest.raises(ValueError, match="not JSON compliant"):
             write_json(tmp_path / "a.json", {"a": float("nan")})
         assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+
+    def test_json_is_read_as_it_was_written(self, tmp_path):
+        write_json(tmp_path / "a.json", {"b": 1, "a": ["é"]})
+        assert read_json(tmp_path / "a.json") == {"b": 1, "a": ["é"]}
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (b"{", "not valid JSON"),
+            (b"\xff\xfe", "not valid JSON"),
+            (b"[" * 100_000, "not valid JSON"),
+            (b"[1]", "must hold a JSON object, not a list"),
+            (None, "no such file"),
+        ],
+        ids=["torn", "no UTF-8", "too deep", "a list", "missing"],
+    )
+    @pytest.mark.parametrize("kind", [CheckpointError, ConfigError])
+    def test_json_that_is_none_is_the_error_asked_for(self, tmp_path, content, said, kind):
+        if content is not None:
+            (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(kind, match=rf"a\.json: {said}"):
+            read_json(tmp_path / "a.json", error=kind)
+
+    def test_missing_json_has_a_message_of_its_own(self, tmp_path):
+        with pytest.raises(CheckpointError, match=r"^no index here$"):
+            read_json(tmp_path / "a.json", missing="no index here")
+
+    def test_json_that_cannot_be_read_is_no_fault_of_its_content(self, tmp_path):
+        with pytest.raises(StorageError, match=r"cannot read .*: Is a directory"):
+            read_json(tmp_path)
 
     def test_text_is_replaced_whole_or_not(self, small_disk):
         write_text_atomic(small_disk / "a.txt", "old")

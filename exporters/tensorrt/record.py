@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import TYPE_CHECKING, Any
 
 from exporters.tensorrt.layers import Kernel
 from exporters.tensorrt.report import EngineReport
 from qdq.errors import CheckpointError
-from qdq.storage import write_json
+from qdq.storage import read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,15 +63,9 @@ def read_record(plan: Path) -> dict[str, Any]:
     path = record_path(plan)
     if not plan.is_file():
         raise CheckpointError(f"{plan}: no such file")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{plan}: what it computes is told by {path.name}, which qdq build writes beside it and which is missing"
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not JSON ({error})") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+    missing = f"{plan}: what it computes is told by {path.name}, which qdq build writes beside it and which is missing"
+    document = read_json(path, missing=missing)
+    if document.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a format that this version reads ({FORMAT})")
     if document.get("sha256") != _digest(plan):
         raise CheckpointError(f"{path} is of another engine than {plan}: build it again")

@@ -115,8 +115,8 @@ def _optimized(baseline: Candidate, folder: Path) -> Candidate:
     from exporters.best_float import optimized_float
     from qdq.errors import CheckpointError
 
-    if not baseline.path.is_file():
-        raise CheckpointError(f"{baseline.name}: no such model file: {baseline.path}")
+    if baseline.fault is not None:
+        raise CheckpointError(baseline.fault)
     path = optimized_float(baseline.path, folder / "optimized.onnx")
     return Candidate(f"{baseline.name}, optimized", path)
 

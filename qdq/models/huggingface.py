@@ -11,7 +11,6 @@ strict: every tensor that the model needs must be there in its shape, and nothin
 5. the ranges of quantizers in a QDQBERT checkpoint, which are no weights.
 """
 
-import json
 import os
 import pickle
 import re
@@ -34,7 +33,7 @@ from qdq.models.attention import AttentionImplementation
 from qdq.models.config import ModelConfig
 from qdq.models.keymap import translate
 from qdq.models.model import Model, fresh_parameter
-from qdq.storage import no_directory, write_json
+from qdq.storage import no_directory, read_json, write_json
 
 _WEIGHT_FILES = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
 _OLD_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
@@ -54,7 +53,7 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
         path = path / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; a model directory needs a config.json")
-    values = _read_json(path, ConfigError)
+    values = read_json(path, error=ConfigError)
     try:
         return configure(values.pop("model_type", None), **values)
     except ConfigError as error:
@@ -98,7 +97,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def _shards(index: Path) -> list[str]:
     """The shard files that ``index`` names, all of them present."""
-    weight_map = _read_json(index, CheckpointError).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index}: no weight_map from tensor names to files")
     names = sorted(set(weight_map.values()))
@@ -128,16 +127,6 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: not a state dict of tensors")
     return state
-
-
-def _read_json(path: Path, error: type[CheckpointError | ConfigError]) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as cause:
-        raise error(f"{path}: not valid JSON ({cause})") from cause
-    if not isinstance(values, dict):
-        raise error(f"{path}: must hold a JSON object, not a {type(values).__name__}")
-    return values
 
 
 # --- weights: names ---

@@ -24,7 +24,7 @@ import numpy as np
 from qdq.errors import CheckpointError, ConfigError, DataError, StorageError, describe_faults
 from qdq.retrieval.records import OFFSETS_FILE, TEXTS_FILE, Records, write_records
 from qdq.retrieval.search import ExactSearcher, FaissSearcher
-from qdq.storage import atomic_directory, write_json
+from qdq.storage import atomic_directory, read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -89,7 +89,9 @@ class Index:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.about = _read_json(self.folder / INDEX_FILE)
+        self.about = read_json(
+            self.folder / INDEX_FILE, missing=f"{self.folder} is not an index of qdq: it has no {INDEX_FILE}"
+        )
         self.records = Records(self.folder)
         self.embeddings = open_embeddings(self.folder / EMBEDDINGS_FILE)
         faults = []
@@ -204,7 +206,7 @@ def _prepare(
 ) -> None:
     """The texts and a file of embeddings still to be filled, unless an earlier run left both."""
     ready = work / _READY
-    if resume and ready.is_file() and _read_json(ready) == {**request, "processes": world}:
+    if resume and ready.is_file() and read_json(ready) == {**request, "processes": world}:
         return
     if work.exists():
         shutil.rmtree(work)
@@ -245,7 +247,7 @@ def _embed_rows(
         work / EMBEDDINGS_FILE, dtype="<f4", mode="r+", offset=int(getattr(target, "offset", 0)), shape=target.shape
     )
     note = _note(work, shard)
-    done = _read_json(note)["done"] if note.is_file() else 0
+    done = read_json(note)["done"] if note.is_file() else 0
     progress(done, len(rows))
     for begin in range(rows.start + done, rows.stop, batch):
         end = min(begin + batch, rows.stop)
@@ -275,13 +277,13 @@ def _note(work: Path, shard: Shard) -> Path:
 
 
 def _wait_for(ready: Path, request: Mapping[str, Any]) -> None:
-    while not (ready.is_file() and {**_read_json(ready), "processes": None} == {**request, "processes": None}):
+    while not (ready.is_file() and {**read_json(ready), "processes": None} == {**request, "processes": None}):
         time.sleep(_WAIT)
 
 
 def _wait_until_done(work: Path, shard: Shard, count: int) -> None:
     note = _note(work, shard)
-    while not (note.is_file() and _read_json(note)["done"] == len(shard.rows(count))):
+    while not (note.is_file() and read_json(note)["done"] == len(shard.rows(count))):
         time.sleep(_WAIT)
 
 
@@ -302,18 +304,6 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # not every file system can
         shutil.copyfile(source, target)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} is not an index of qdq: it has no {path.name}") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read, or is damaged ({error})") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: must hold a JSON object")
-    return values
 
 
 def digest_of(folder: Path) -> str:

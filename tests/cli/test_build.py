@@ -59,7 +59,7 @@ def test_a_plan_without_record_or_with_another(refused: Any, plan: Path, tmp_pat
     other.write_bytes(plan.read_bytes()[:-1])
     assert "is of another engine" in refused("inspect", other)
     (tmp_path / "m.plan.json").write_text("{")
-    assert "not JSON" in refused("inspect", other)
+    assert "not valid JSON" in refused("inspect", other)
 
 
 def test_the_same_build_for_trtexec(run: Any, exports: dict[str, Path], tmp_path: Path) -> None:

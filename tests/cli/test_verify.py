@@ -121,7 +121,7 @@ def test_a_float_checkpoint_has_no_int8_export(refused: Any, model: Path, export
 
 EXPORTS: dict[str, tuple[str, bytes | None, tuple[str, ...]]] = {
     "no export.json": ("export.json", None, ("is not an export", "export.json")),
-    "export.json is no JSON": ("export.json", b"{", ("export.json", "not JSON")),
+    "export.json is no JSON": ("export.json", b"{", ("export.json", "not valid JSON")),
     "export.json of another version": ("export.json", b'{"format": 99}', ("export.json", "format")),
     "no model.onnx": ("model.onnx", None, ("model.onnx", "missing")),
     "model.onnx is empty": ("model.onnx", b"", ("model.onnx",)),

@@ -207,7 +207,7 @@ def test_a_float_checkpoint_does_not_prove_a_quantized_export(checkpoints: Path,
     ("content", "words"),
     [
         (None, "is not an export of qdq"),
-        ("{", "not JSON"),
+        ("{", "not valid JSON"),
         ("[]", "not a format that this version reads"),
         ('{"format": 2}', "not a format that this version reads"),
         ('{"format": 1, "target": "float"}', "2 faults\n  - recipe is missing\n  - inputs is missing"),

@@ -162,7 +162,7 @@ def fewer_texts(folder: Path) -> None:
         (lambda f: save_file({"other": torch.ones(3)}, f / "block_embeddings.safetensors"), "none with block_emb"),
         (lambda f: cut(f / "texts.bin", 30), "do not belong together"),
         (lambda f: cut(f / "offsets.bin", 12), "no records, or damaged ones"),
-        (lambda f: (f / "index.json").write_text("{"), "is damaged"),
+        (lambda f: (f / "index.json").write_text("{"), r"index\.json: not valid JSON"),
         (lambda f: (f / "index.json").unlink(), "is not an index of qdq"),
         (fewer_texts, "20 records, but 50 embeddings"),
         (another_count, r"(?s)format 9.*speaks of 3 blocks, there are 50"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from qdq.interop.conversion import Conversion, Converted, Mapped, Skipped, build
 from qdq.interop.tensorflow.names import NOT_A_WEIGHT, key_of, needs_transposing
 from qdq.interop.tensorflow.reader import checkpoint_prefix, read_variables
 from qdq.models.architectures import FAMILIES, configure, family_of
+from qdq.storage import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -64,15 +64,7 @@ def _read_config(place: Path) -> dict[str, Any]:
                 f"{place}: none of {', '.join(_CONFIGS)} is there: name the configuration (--config FILE)"
             )
         place = found[0]
-    try:
-        values = json.loads(place.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{place}: no such file") from error
-    except ValueError as error:
-        raise ConfigError(f"{place}: not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{place}: must hold a JSON object, not a {type(values).__name__}")
-    return values
+    return read_json(place, error=ConfigError)
 
 
 def from_variables(
