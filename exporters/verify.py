@@ -11,33 +11,41 @@ bounds.
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 from exporters.deployed import deploy
-from exporters.onnx.segments import CutModel, cut_at_quantizers
+from exporters.onnx.segments import cut_at_quantizers
 from exporters.proving.arrays import array_of
 from exporters.proving.end_to_end import compare_end_to_end, end_to_end_faults
 from exporters.proving.measures import cosine, sqnr_db
 from exporters.proving.pair_sums import PairSums
-from exporters.proving.recording import float_outputs, record_run
+from exporters.proving.recording import float_outputs, outputs_of, record_run
 from exporters.proving.report import Bounds, EndToEnd, Segment, Verification
 from exporters.proving.segments import Tally, compare_segments
-from exporters.proving.structure import structure_faults
+from exporters.proving.structure import output_faults, quantizer_faults
 from exporters.runners import EvaluatorRunner, OnnxRuntimeRunner, OpenVINORunner, Runner
 from qdq.errors import DataError, ExportError, MissingPackageError, describe_faults
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import nn
 
+    from exporters.deployed import Deployed
     from exporters.form import Form
 
 __all__ = ["Bounds", "EndToEnd", "Segment", "Verification", "cosine", "sqnr_db", "verify"]
+
+_Batch = Mapping[str, Tensor]
+
+_RUNTIMES = ("onnxruntime", "openvino", "reference", "evaluator")
 
 _HALF_LOSS_DB = {"fp16": 3.0, "bf16": 6.0}  # two runs in half precision differ from each other as well
 
@@ -75,41 +83,85 @@ def verify(
         DataError: for batches that lack an input.
         ExportError: for a runtime that does not exist.
     """
+    if runtime not in _RUNTIMES:
+        raise ExportError(f"no runtime {runtime!r} to verify in: it must be one of {', '.join(_RUNTIMES)}")
     deployed = deploy(model, form)
-    plain = Bounds()
-    half = deployed.form.dtype in _HALF_LOSS_DB
     if bounds is None:
-        loss = _HALF_LOSS_DB.get(deployed.form.dtype, plain.float_loss_db)
-        bounds = replace(plain, float_loss_db=loss, independent=half)
-    cut = cut_at_quantizers(path)
-    pieces = _pieces(cut, path, runtime)
-    whole, runtime = _runner(path, runtime) if engine is None else (engine, "the engine")
+        plain, dtype = Bounds(), deployed.form.dtype
+        loss = _HALF_LOSS_DB.get(dtype, plain.float_loss_db)
+        bounds = replace(plain, float_loss_db=loss, independent=dtype in _HALF_LOSS_DB)
+    batches = list(batches)
+    missing = [name for name in deployed.signature.input_names if any(name not in batch for batch in batches)]
+    if missing:
+        given = ", ".join(dict.fromkeys(name for batch in batches for name in batch))
+        faults = [f"the input {name} is missing (given: {given})" for name in missing]
+        raise DataError(describe_faults("a batch of the proof", faults))
     tally = Tally(deployed.form.dtype)
-    saturation = PairSums(path if sums_in_16_bits else None)
-    rows: list[EndToEnd] = []
-    faults = ["nothing was compared: there is no batch"]
+    faults = [] if batches else ["nothing was compared: there is no batch"]
+    evaluate = runtime == "evaluator"
     with np.errstate(all="ignore"):  # NaN and infinity are counted, not warned about
-        for batch in batches:
-            missing = [name for name in deployed.signature.input_names if name not in batch]
-            if missing:
-                faults = [f"the input {name} is missing (given: {', '.join(batch)})" for name in missing]
-                raise DataError(describe_faults("a batch of the proof", faults))
-            recorded, outputs = record_run(deployed, batch, per_token=[piece.slot for piece in cut.cuts])
-            arrays = {name: array_of(value) for name, value in batch.items()}
-            try:
-                found = whole(arrays)
-                faults = structure_faults(model, cut, recorded, outputs, found)
-                if faults:
-                    break
-                fed = compare_segments(tally, cut, pieces, model, recorded, arrays, outputs)
-                saturation.add(cut, fed)
-            except ExportError as error:
-                faults = [f"the file cannot be run with the checkpoint's tensors: {error}"]
-                break
-            rows += compare_end_to_end(float_outputs(deployed, batch), outputs, found, arrays)
-    faults += [*tally.faults(), *saturation.faults()]
+        # One runtime after the other, for each holds the weights.
+        whole, runtime = _runner(path, runtime) if engine is None else (engine, "the engine")
+        rows, different = _end_to_end(deployed, batches, whole)
+        del whole
+        saturation = PairSums(path if sums_in_16_bits and not different else None)
+        if not different:
+            different = _by_segment(deployed, batches, path, tally, saturation, evaluate=evaluate)
+    if different:  # then how far the outputs are apart says nothing more
+        rows = []
+    faults += [*different, *tally.faults(), *saturation.faults()]
     faults += [fault for row in rows for fault in end_to_end_faults(row, bounds, runtime)]
     return Verification(tally.segments(), rows, bounds, runtime, faults, saturation.rows())
+
+
+def _end_to_end(deployed: Deployed, batches: list[_Batch], whole: Runner) -> tuple[list[EndToEnd], list[str]]:
+    """The outputs of the file as it is deployed, and what keeps them from being compared."""
+    rows: list[EndToEnd] = []
+    for batch in batches:
+        arrays = _arrays(batch)
+        try:
+            found = whole(arrays)
+        except ExportError as error:
+            return rows, [_cannot_run(error)]
+        expected = outputs_of(deployed, batch)
+        if faults := output_faults(expected, found):
+            return rows, faults
+        rows += compare_end_to_end(float_outputs(deployed, batch), expected, found, arrays)
+    return rows, []
+
+
+def _by_segment(
+    deployed: Deployed, batches: list[_Batch], path: Path, tally: Tally, saturation: PairSums, *, evaluate: bool
+) -> list[str]:
+    """Add up the segments of the file; what keeps them from being compared."""
+    cut = cut_at_quantizers(path)
+    gc.collect()  # graphs refer to themselves, and those that were read have all weights
+    if evaluate:
+        pieces: Runner = EvaluatorRunner(cut.model)
+    else:
+        weights = {"session.model_external_initializers_file_folder_path": str(path.parent.resolve())}  # of large ones
+        pieces = OnnxRuntimeRunner(cut.model, optimize=False, session_config=weights)
+    cuts = cut.cuts
+    del cut
+    for batch in batches:
+        recorded, outputs = record_run(deployed, batch, per_token=[piece.slot for piece in cuts])
+        if faults := quantizer_faults(deployed.model, cuts, recorded):
+            return faults
+        try:
+            fed = compare_segments(tally, cuts, pieces, deployed.model, recorded, _arrays(batch), outputs)
+        except ExportError as error:
+            return [_cannot_run(error)]
+        saturation.add(cuts, fed)
+        del recorded, fed  # before those of the next batch
+    return []
+
+
+def _cannot_run(error: ExportError) -> str:
+    return f"the file cannot be run with the checkpoint's tensors: {error}"
+
+
+def _arrays(batch: _Batch) -> dict[str, np.ndarray]:
+    return {name: array_of(value) for name, value in batch.items()}
 
 
 def _runner(path: Path, runtime: str) -> tuple[Runner, str]:
@@ -122,14 +174,4 @@ def _runner(path: Path, runtime: str) -> tuple[Runner, str]:
         return OnnxRuntimeRunner(path, optimize=False), "onnxruntime, optimizations off"
     if runtime == "evaluator":
         return EvaluatorRunner(path), "onnx's reference evaluator"
-    if runtime != "onnxruntime":
-        known = "onnxruntime, openvino, reference, evaluator"
-        raise ExportError(f"no runtime {runtime!r} to verify in: it must be one of {known}")
     return OnnxRuntimeRunner(path), "onnxruntime"
-
-
-def _pieces(cut: CutModel, path: Path, runtime: str) -> Runner:
-    if runtime == "evaluator":
-        return EvaluatorRunner(cut.model)
-    weights = {"session.model_external_initializers_file_folder_path": str(path.parent.resolve())}  # of large models
-    return OnnxRuntimeRunner(cut.model, optimize=False, session_config=weights)

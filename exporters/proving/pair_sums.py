@@ -9,12 +9,12 @@ from exporters.onnx.load import load_onnx
 from exporters.onnx.saturation import Saturated, at_risk, saturated_pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     import numpy as np
 
-    from exporters.onnx.segments import CutModel
+    from exporters.onnx.segments import Cut
 
 __all__ = ["PairSums"]
 
@@ -26,9 +26,9 @@ class PairSums:
         self._products = [] if path is None else at_risk(load_onnx(path).graph)
         self._found: dict[str, Saturated] = {}
 
-    def add(self, cut: CutModel, fed: Mapping[str, np.ndarray]) -> None:
+    def add(self, cuts: Iterable[Cut], fed: Mapping[str, np.ndarray]) -> None:
         """Count one batch; ``fed`` are the integers by name of the graph's input."""
-        integers = {piece.output: fed[piece.input] for piece in cut.cuts if piece.input in fed}
+        integers = {piece.output: fed[piece.input] for piece in cuts if piece.input in fed}
         for product in self._products:
             if product.activations not in integers:
                 continue

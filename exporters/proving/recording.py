@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from exporters.deployed import Deployed
 
-__all__ = ["TIE", "Call", "Record", "float_outputs", "record_run"]
+__all__ = ["TIE", "Call", "Record", "float_outputs", "outputs_of", "record_run"]
 
 TIE = 1e-3
 """Width, in quantization steps, of the zone around a tie in which float32 noise may decide the rounding.
@@ -35,20 +35,45 @@ Noise grows with the largest value of a tensor, for which int8 has 127 steps, fl
 
 @dataclass(frozen=True)
 class Record:
-    """What one quantizer saw: the tensor in steps, its integers counted from the zero point, and the grid.
+    """What one quantizer saw: its integers ``q``, what rounding took from the tensor in steps, and the grid.
 
     Of float8 the steps are its units, and the integers its numbers. ``score`` is, of what comes out of a softmax, the
     largest magnitude of what went in; 0 of everything else. ``largest`` is, of a tensor that was transformed, what its
     largest magnitude before that would be in the steps of each channel: it was rounded as that tensor is.
+
+    All records of a batch are held at once, so they are small: ``rest`` is known in float16 to an eighth of ``TIE``.
     """
 
-    steps: np.ndarray
-    integers: np.ndarray
+    q: np.ndarray
+    rest: np.ndarray
     scale: np.ndarray
     zero_point: np.ndarray
     float8: bool = False
     score: float = 0.0
     largest: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, steps: np.ndarray, q: np.ndarray, scale: Any, zero_point: Any, **more: Any) -> Record:
+        """A record of ``steps`` and ``q`` in float32; NaN, which ``q`` cannot hold, is in ``rest``."""
+        rest = steps - (q - zero_point)
+        if more.get("float8"):  # whose steps are too wide for a smaller rest
+            return cls(q, rest, scale, zero_point, **more)
+        whole = np.nan_to_num(q).astype(np.int8 if q.min(initial=0) < 0 else np.uint8)
+        return cls(whole, rest.astype(np.float16), scale, zero_point, **more)
+
+    @property
+    def integers(self) -> np.ndarray:
+        """Counted from the zero point, float32."""
+        found: np.ndarray = np.where(
+            np.isnan(self.rest), np.float32(np.nan), self.q - self.zero_point.astype(np.float32)
+        )
+        return found
+
+    @property
+    def steps(self) -> np.ndarray:
+        """The tensor in steps, float32."""
+        found: np.ndarray = self.integers + self.rest
+        return found
 
     def near(self, integers: np.ndarray, rounding: float) -> np.ndarray:
         """Which of the file's ``integers`` are what a value rounds to that torch's noise could have made.
@@ -57,28 +82,29 @@ class Record:
             integers: the shape of ``steps``.
             rounding: of what precedes, relative to the largest value.
         """
-        zone: Any = rounding * float(np.abs(self.integers).max(initial=0))
+        whole, steps = self.integers, self.steps
+        zone: Any = rounding * float(np.abs(whole).max(initial=0))
         if self.largest is not None and rounding:
             zone = zone + rounding * self.largest  # there are roundings before the transform and behind it
         if self.score and rounding:
             # By as much as scores are off, relative to 1, is a probability p off relative to 1 - p.
-            share = np.clip(self.steps * self.scale, 0, 1)
-            zone = zone + rounding * self.score * np.abs(self.steps) * (1 - share)
+            share = np.clip(steps * self.scale, 0, 1)
+            zone = zone + rounding * self.score * np.abs(steps) * (1 - share)
         if not self.float8:
-            near: np.ndarray = np.abs(integers - self.steps) <= 0.5 + TIE + zone
+            near: np.ndarray = np.abs(integers - steps) <= 0.5 + TIE + zone
             return near
         zone += TIE * FLOAT8_MAX / 127
         # Rounding never turns an order around, whatever the distance of the neighbours.
-        low, high = (_float8(self.steps + side * zone) for side in (-1, 1))
+        low, high = (_float8(steps + side * zone) for side in (-1, 1))
         return (low <= integers) & (integers <= high)
 
     def transposed(self, perm: tuple[int, ...] | None) -> Record:
         """The same with its axes in the file's order; None: as they are."""
         if perm is None:
             return self
-        steps, integers = self.steps.transpose(perm), self.integers.transpose(perm)
-        largest = None if self.largest is None else np.broadcast_to(self.largest, self.steps.shape).transpose(perm)
-        return replace(self, steps=steps, integers=integers, largest=largest)
+        q, rest = self.q.transpose(perm), self.rest.transpose(perm)
+        largest = None if self.largest is None else np.broadcast_to(self.largest, rest.shape).transpose(perm)
+        return replace(self, q=q, rest=rest, largest=largest)
 
 
 def _float8(steps: np.ndarray) -> np.ndarray:
@@ -114,9 +140,9 @@ def record_run(
     def recorder_of(quantizer: Quantizer) -> Any:
         def record(x: Tensor, q: Tensor) -> None:
             scale, zero_point = quantizer.grid(x)
-            records[quantizer, calls[quantizer]] = Record(
+            records[quantizer, calls[quantizer]] = Record.of(
                 (x.float() / scale).detach().numpy(),
-                (q - zero_point).detach().numpy(),
+                q.detach().numpy(),
                 scale.detach().numpy(),
                 zero_point.detach().numpy(),
                 float8=quantizer.spec is not None and quantizer.spec.is_float8,
@@ -151,7 +177,7 @@ def record_run(
             quantizer.recorder = None
         for hook in hooks:
             hook.remove()
-    return records, {name: wide(array_of(value)) for name, value in outputs.items()}
+    return records, _as_arrays(outputs)
 
 
 def _largest(quantizer: Quantizer, x: Tensor, scale: Tensor) -> np.ndarray | None:
@@ -167,14 +193,22 @@ def _largest(quantizer: Quantizer, x: Tensor, scale: Tensor) -> np.ndarray | Non
     return largest
 
 
+def outputs_of(deployed: Deployed, batch: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """What torch finds, in float32 or whole numbers."""
+    return _as_arrays(deployed.run(batch))
+
+
 def float_outputs(deployed: Deployed, batch: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """The same model with its quantizers off."""
     model = deployed.model
     modes = {quantizer: quantizer.mode for _, quantizer in quantizers(model)}
     try:
         set_mode(model, Mode.OFF)
-        outputs = deployed.run(batch)
+        return outputs_of(deployed, batch)
     finally:
         for quantizer, mode in modes.items():
             quantizer.mode = mode
+
+
+def _as_arrays(outputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: wide(array_of(value)) for name, value in outputs.items()}

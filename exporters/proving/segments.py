@@ -13,11 +13,11 @@ from exporters.proving.structure import calls_of
 from qdq.errors import DataError, ExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import nn
 
-    from exporters.onnx.segments import CutModel
+    from exporters.onnx.segments import Cut
     from exporters.proving.recording import Call, Record
     from exporters.runners import Runner
 
@@ -45,14 +45,15 @@ class Tally:
 
     def add_integers(self, name: str, record: Record, integers: np.ndarray) -> None:
         """Compare the ``integers`` that a piece found with those of torch; a tie is not wrong."""
-        difference = np.abs(record.integers - integers)
+        expected = record.integers
+        difference = np.abs(expected - integers)
         off = ~(difference == 0)  # NaN is wrong
         # Near enough to what torch rounded, so that a difference within the zone explains it.
         tie = off & record.near(integers, self._rounding)
         wrong = int((off & ~tie).sum())
         largest = float(difference.max(initial=0))
         row = Segment(name, difference.size, int(tie.sum()), wrong, largest, "steps")
-        self._add(row, record.integers, difference)
+        self._add(row, expected, difference)
 
     def add_floats(self, name: str, expected: np.ndarray, actual: np.ndarray) -> None:
         """Compare floats relative to the largest magnitude, whole numbers by value."""
@@ -101,7 +102,7 @@ class Tally:
 
 def compare_segments(
     tally: Tally,
-    cut: CutModel,
+    cuts: Iterable[Cut],
     pieces: Runner,
     model: nn.Module,
     recorded: Mapping[Call, Record],
@@ -109,11 +110,13 @@ def compare_segments(
     outputs: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """Add up what the pieces find; the integers that they were fed, by name of the graph's input."""
-    torch_side = {piece: recorded[call].transposed(piece.perm) for piece, call in calls_of(model, cut).items()}
+    torch_side = {piece: recorded[call].transposed(piece.perm) for piece, call in calls_of(model, cuts).items()}
     fed: dict[str, np.ndarray] = {}
     for piece, record in torch_side.items():
-        zero = record.zero_point if piece.zero_point is None else piece.zero_point
-        fed[piece.input] = (record.integers + zero).astype(piece.dtype)
+        if piece.zero_point is None or np.all(piece.zero_point == record.zero_point):
+            fed[piece.input] = record.q.astype(piece.dtype, copy=False)
+        else:
+            fed[piece.input] = (record.integers + np.float32(piece.zero_point)).astype(piece.dtype)
         grid = {"scale": record.scale, "zero_point": record.zero_point.astype(piece.dtype)}
         fed |= {name: grid[part] for part, _, name in piece.computed}
     try:

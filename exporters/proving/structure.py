@@ -10,24 +10,24 @@ import numpy as np
 from qdq.quantizer import Quantizer, quantizers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import nn
 
-    from exporters.onnx.segments import Cut, CutModel
+    from exporters.onnx.segments import Cut
     from exporters.proving.recording import Call, Record
 
-__all__ = ["calls_of", "structure_faults"]
+__all__ = ["calls_of", "output_faults", "quantizer_faults"]
 
 
-def calls_of(model: nn.Module, cut: CutModel) -> dict[Cut, Call]:
+def calls_of(model: nn.Module, cuts: Iterable[Cut]) -> dict[Cut, Call]:
     """For every cut at a quantizer that the checkpoint has: that quantizer, and which of its calls it is.
 
     A module may have several names, and the file those of its calls; the order is that of the graph.
     """
     found: dict[Cut, Call] = {}
     calls: Counter[Quantizer] = Counter()
-    for piece in cut.cuts:
+    for piece in cuts:
         try:
             module = model.get_submodule(piece.slot)
         except AttributeError:
@@ -38,23 +38,16 @@ def calls_of(model: nn.Module, cut: CutModel) -> dict[Cut, Call]:
     return found
 
 
-def structure_faults(
-    model: nn.Module,
-    cut: CutModel,
-    recorded: Mapping[Call, Record],
-    outputs: Mapping[str, np.ndarray],
-    found: Mapping[str, np.ndarray],
-) -> list[str]:
+def quantizer_faults(model: nn.Module, cuts: Sequence[Cut], recorded: Mapping[Call, Record]) -> list[str]:
     """What keeps the file from being compared with the checkpoint piece by piece.
 
     Case 1: it lacks a quantizer. Two of the checkpoint that read one tensor on one grid may be one in the file.
     Case 2: it has a quantizer that the checkpoint has not.
     Case 3: a quantizer has another zero point; int8 may be held as uint8, shifted by 128.
-    Case 4: an output is missing, surplus or of another shape.
     """
-    if recorded and not cut.cuts:
+    if recorded and not cuts:
         return ["the checkpoint is quantized, but the file has no quantizers"]  # case 1, all of them
-    calls = calls_of(model, cut)
+    calls = calls_of(model, cuts)
     present = {call: piece for piece, call in calls.items() if call in recorded}
     names = {quantizer: name for name, quantizer in quantizers(model)}
     faults = [
@@ -64,7 +57,7 @@ def structure_faults(
     ]
     faults += [
         f"{piece.slot}: the file quantizes here, the checkpoint does not"  # case 2
-        for piece in cut.cuts
+        for piece in cuts
         if calls.get(piece) not in present
     ]
     for call, piece in present.items():
@@ -75,7 +68,13 @@ def structure_faults(
             faults.append(
                 f"{piece.slot}: the zero point is {piece.zero_point - shift} in the file, {expected} in the checkpoint"
             )
-    for name in dict.fromkeys((*outputs, *found)):  # case 4
+    return faults
+
+
+def output_faults(outputs: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> list[str]:
+    """Outputs of the checkpoint or the file that the other has not, or in another shape."""
+    faults = []
+    for name in dict.fromkeys((*outputs, *found)):
         ours, theirs = (tuple(side[name].shape) if name in side else None for side in (outputs, found))
         if ours != theirs:
             faults.append(f"{name}: the shape is {theirs} in the file, {ours} in the checkpoint (None: no such output)")
@@ -87,5 +86,5 @@ def _is_same(ours: Record, theirs: Record) -> bool:
     return (
         np.array_equal(ours.scale, theirs.scale)
         and np.array_equal(ours.zero_point, theirs.zero_point)
-        and np.array_equal(ours.integers, theirs.integers)
+        and np.array_equal(ours.q, theirs.q)
     )

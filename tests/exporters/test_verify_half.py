@@ -52,7 +52,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 def record(p: np.ndarray, score: float) -> Record:
     steps = p * 127
-    return Record(steps, np.rint(steps), np.float32(1 / 127), np.int32(0), score=score)
+    return Record.of(steps, np.rint(steps), np.float32(1 / 127), np.int32(0), score=score)
 
 
 def test_a_softmax_passes_on_what_large_scores_were_rounded_by() -> None:

@@ -19,7 +19,7 @@ ONE = np.float32(1)
 )
 def test_what_was_rounded_before_a_transform_counts(largest: np.ndarray | None, near: list[bool]) -> None:
     """Two steps off: 1 % of 11 steps does not explain that, of 300 steps it does."""
-    record = Record(np.float32([[10.9, 10.9]]), np.float32([[11, 11]]), ONE, ONE, largest=largest)
+    record = Record.of(np.float32([[10.9, 10.9]]), np.float32([[11, 11]]), ONE, np.int32(0), largest=largest)
     assert record.near(np.float32([[13, 13]]), 0.01).tolist() == [near]
     assert not record.near(np.float32([[13, 13]]), 0.0).any(), "in float32 there is nothing to explain"
 
