@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from exporters.onnx.saturation import pair_sums, pairs_note
 from exporters.onnx.targets import Target, target_named, tidy
 from exporters.onnx.trace import OPSETS, trace
 from exporters.onnx.translation import BLOCKS_SINCE, FLOAT8_SINCE
+from exporters.onnx.write import write_onnx
 from qdq.bake import baked, without_transforms
 from qdq.errors import CalibrationError, ExportError, describe_faults
 from qdq.models.model import Model
@@ -25,7 +27,7 @@ from qdq.quantizer import Mode, quantizers, set_mode
 from qdq.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from torch import nn
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_OPSET", "Exported", "check_options", "export_model"]
 
 DEFAULT_OPSET = 21
-
-_EXTERNAL_ABOVE = 1_900_000_000  # protobuf holds less than 2 GiB
 
 
 @dataclass(frozen=True)
@@ -87,19 +87,34 @@ def check_options(target: str | None, opset: int, form: Form | None = None, isa:
         ExportError: for a target, an opset, a type or an instruction set that does not exist, or that a target or an
             opset has not.
     """
-    chosen = None if target is None else target_named(target)
-    wanted = isa if isinstance(isa, Isa) else isa_named(isa)
-    if wanted != ANY and (chosen is None or not chosen.takes_isa):
-        raise ExportError(f"an instruction set is for the target onnxruntime, not for {target or 'a float file'}")
+    faults: list[str] = []
+    chosen, wanted = None, ANY
+    with _noted(faults):
+        chosen = None if target is None else target_named(target)
+    with _noted(faults):
+        wanted = isa if isinstance(isa, Isa) else isa_named(isa)
+    if wanted != ANY and not faults and (chosen is None or not chosen.takes_isa):
+        faults.append(f"an instruction set is for the target onnxruntime, not for {target or 'a float file'}")
     if opset not in OPSETS:
-        raise ExportError(f"opset {opset} is not supported: it must be from {OPSETS.start} to {OPSETS.stop - 1}")
+        faults.append(f"opset {opset} is not supported: it must be from {OPSETS.start} to {OPSETS.stop - 1}")
     dtype = "fp32" if form is None else form.dtype
     if dtype not in DTYPES:
-        raise ExportError(f"no type {dtype!r}: it must be one of {', '.join(DTYPES)}")
-    if chosen is not None and dtype not in chosen.dtypes:
-        raise ExportError(f"target {chosen.name} has no {dtype}: {chosen.dtypes_why}")
-    if dtype != "fp32" and opset < HALF_SINCE:
-        raise ExportError(f"{dtype} needs opset {HALF_SINCE} or above, this is {opset}")
+        faults.append(f"no type {dtype!r}: it must be one of {', '.join(DTYPES)}")
+    elif chosen is not None and dtype not in chosen.dtypes:
+        faults.append(f"target {chosen.name} has no {dtype}: {chosen.dtypes_why}")
+    elif dtype != "fp32" and opset in OPSETS and opset < HALF_SINCE:
+        faults.append(f"{dtype} needs opset {HALF_SINCE} or above, this is {opset}")
+    if faults:
+        raise ExportError(faults[0] if len(faults) == 1 else describe_faults("no such export", faults))
+
+
+@contextmanager
+def _noted(faults: list[str]) -> Iterator[None]:
+    """An error of what is inside becomes one of ``faults``."""
+    try:
+        yield
+    except ExportError as error:
+        faults.append(str(error))
 
 
 def export_model(
@@ -191,7 +206,7 @@ def export_model(
         graph.metadata_props["qdq.isa"] = isa.name
         sums = pair_sums(graph.graph)
         notes += pairs_note(sums, isa)
-    _write(graph, path)
+    write_onnx(graph, path)
     return Exported(name, changed, opset, deployed.signature, form, tuple(notes), isa.name, sums)
 
 
@@ -248,15 +263,8 @@ def _check_ranges(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], reci
         )
         raise CalibrationError(describe_faults(subject, (f"no range for {slot}_quantizer" for slot in missing)))
     if missing:
-        raise ExportError(
+        subject = (
             f"target {target} needs the recipe {recipe.name!r} here, and the checkpoint, made without data, has no "
             "ranges for it: calibrate with --calib-data, or choose a target that runs the checkpoint's own recipe"
         )
-
-
-def _write(graph: ir.Model, path: Path) -> None:
-    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
-    if size > _EXTERNAL_ABOVE:
-        ir.save(graph, path, external_data=f"{path.name}.data")
-    else:
-        ir.save(graph, path)
+        raise ExportError(describe_faults(subject, (f"no range for {slot}_quantizer" for slot in missing)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,6 +62,7 @@ class OnnxRuntimeRunner(FileRunner):
         session_config: Mapping[str, str] | None = None,
         profile_to: Path | None = None,
     ) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # which would leave a file in the temporary folder
         import onnxruntime as ort
 
         self._name = "the model in memory" if isinstance(path, bytes) else str(existing(path))

@@ -448,6 +448,7 @@ def test_a_target_that_needs_ranges_says_how_to_get_them(workshop: Any, target: 
     with pytest.raises(ExportError, match=r"no ranges.*calibrate with --calib-data") as caught:
         export_model(model, tmp_path / "model.onnx", target=target)
     assert target in str(caught.value)
+    assert "  - no range for encoder.layers.0.attention.query.input_quantizer" in str(caught.value)
     assert not (tmp_path / "model.onnx").exists()
 
 
@@ -500,6 +501,13 @@ def test_targets_and_opsets_that_do_not_exist(target: str | None, opset: int, wo
     with pytest.raises(ExportError, match=words):
         export_model(torch.nn.Linear(2, 2), tmp_path / "model.onnx", target=target, opset=opset)
     assert not list(tmp_path.iterdir())
+
+
+def test_all_that_is_wrong_with_the_options_is_told_at_once() -> None:
+    with pytest.raises(ExportError) as caught:
+        check_options("tensor-rt", 17, Form(dtype="fp8"), "sse")  # type: ignore[arg-type]
+    phrases = ("4 faults", "no target 'tensor-rt'", "opset 17 is not", "no type 'fp8'", "no instruction set 'sse'")
+    assert [phrase for phrase in phrases if phrase not in str(caught.value)] == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +106,16 @@ def test_every_fault_of_the_inputs_is_named_at_once(runner_class: type, path: Pa
     assert "attention_mask is missing (given: input_ids, positions)" in message
     assert "input_ids is int32, the model takes int64" in message
     assert "input_ids has the shape (2, 3, 1), the model takes (" in message
+
+
+def test_onnxruntime_leaves_nothing_in_the_temporary_folder(path: Path, tmp_path: Path) -> None:
+    """Where it would keep the number of a session for its telemetry."""
+    (tmp_path / "temporary").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    code = f"from pathlib import Path\nfrom exporters.runners import OnnxRuntimeRunner as R\nR(Path({str(path)!r}))"
+    environment["TMPDIR"] = str(tmp_path / "temporary")
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=300)
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_ids_are_narrowed_for_a_model_that_declares_int32(tmp_path: Path, inputs: dict[str, Any]) -> None:
