@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PROOF_SHAPES", "proof_batches"]
 
-PROOF_SHAPES = ((1, 24), (4, 64), (2, 128))
+PROOF_SHAPES = ((1, 24), (8, 64), (3, 128))
 """Batch sizes and longest lengths that a verification runs by default; shorter texts give it padding."""
 
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +36,6 @@ from qdq.errors import DataError, ExportError, MissingPackageError, describe_fau
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from torch import nn
 
@@ -82,6 +83,7 @@ def verify(
         CheckpointError: for a file that cannot be read or is not of ours.
         DataError: for batches that lack an input.
         ExportError: for a runtime that does not exist.
+        OSError: when the temporary directory cannot hold the weights of the file once more.
     """
     if runtime not in _RUNTIMES:
         raise ExportError(f"no runtime {runtime!r} to verify in: it must be one of {', '.join(_RUNTIMES)}")
@@ -134,26 +136,22 @@ def _by_segment(
     deployed: Deployed, batches: list[_Batch], path: Path, tally: Tally, saturation: PairSums, *, evaluate: bool
 ) -> list[str]:
     """Add up the segments of the file; what keeps them from being compared."""
-    cut = cut_at_quantizers(path)
-    gc.collect()  # graphs refer to themselves, and those that were read have all weights
-    if evaluate:
-        pieces: Runner = EvaluatorRunner(cut.model)
-    else:
-        weights = {"session.model_external_initializers_file_folder_path": str(path.parent.resolve())}  # of large ones
-        pieces = OnnxRuntimeRunner(cut.model, optimize=False, session_config=weights)
-    cuts = cut.cuts
-    del cut
-    for batch in batches:
-        recorded, outputs = record_run(deployed, batch, per_token=[piece.slot for piece in cuts])
-        if faults := quantizer_faults(deployed.model, cuts, recorded):
-            return faults
-        try:
-            fed = compare_segments(tally, cuts, pieces, deployed.model, recorded, _arrays(batch), outputs)
-        except ExportError as error:
-            return [_cannot_run(error)]
-        saturation.add(cuts, fed)
-        del recorded, fed  # before those of the next batch
-    return []
+    with TemporaryDirectory(prefix="qdq-verify-") as folder:
+        file = Path(folder) / "pieces.onnx"
+        cuts = cut_at_quantizers(path, file)
+        gc.collect()  # graphs refer to themselves, and those that were read have all weights
+        pieces: Runner = EvaluatorRunner(file) if evaluate else OnnxRuntimeRunner(file, optimize=False)
+        for batch in batches:
+            recorded, outputs = record_run(deployed, batch, per_token=[piece.slot for piece in cuts])
+            if faults := quantizer_faults(deployed.model, cuts, recorded):
+                return faults
+            try:
+                fed = compare_segments(tally, cuts, pieces, deployed.model, recorded, _arrays(batch), outputs)
+            except ExportError as error:
+                return [_cannot_run(error)]
+            saturation.add(cuts, fed)
+            del recorded, fed  # before those of the next batch
+        return []
 
 
 def _cannot_run(error: ExportError) -> str:

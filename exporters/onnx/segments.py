@@ -19,7 +19,7 @@ from qdq.errors import CheckpointError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Cut", "CutModel", "cut_at_quantizers"]
+__all__ = ["Cut", "cut_at_quantizers"]
 
 
 @dataclass(frozen=True)
@@ -46,22 +46,25 @@ class Cut:
     computed: tuple[tuple[str, str, str], ...] = ()
 
 
-@dataclass(frozen=True)
-class CutModel:
-    """A serialized model with all its cuts; its own inputs and outputs are still there."""
+def cut_at_quantizers(path: Path, into: Path) -> tuple[Cut, ...]:
+    """Cut a model behind every quantizer of a computed tensor (or the Clip that follows it).
 
-    model: bytes
-    cuts: tuple[Cut, ...]
-
-
-def cut_at_quantizers(path: Path) -> CutModel:
-    """Load a model and cut it behind every quantizer of a computed tensor (or the Clip that follows it).
+    What is cut has the inputs and outputs of the model and those of its cuts. Its weights lie in a file of their own,
+    which runtimes map into memory.
 
     Case 1: QuantizeLinear with constants. Case 2: QuantizeLinear with a scale, and maybe a zero point, that the graph
     computes: cut as well. Case 3: DynamicQuantizeLinear: likewise. Case 4: float8, given and taken as float32.
 
+    Args:
+        path: of the model.
+        into: the file to write.
+
+    Returns:
+        The cuts in the order of the graph.
+
     Raises:
         CheckpointError: when it is not an ONNX file, or has quantizers that are not of our making.
+        OSError: when ``into`` cannot be written.
     """
     model = load_onnx(path)
     graph = model.graph
@@ -85,7 +88,8 @@ def cut_at_quantizers(path: Path) -> CutModel:
         )
         zero = None if zero_point is None else int(zero_point)
         cuts.append(Cut(slot, q, fed, zero, dtype, perm, computed))
-    return CutModel(ir.to_proto(model).SerializeToString(), tuple(cuts))
+    ir.save(model, into, external_data=f"{into.name}.data")
+    return tuple(cuts)
 
 
 def _grid(graph: ir.Graph, node: ir.Node, path: Path) -> tuple[np.ndarray | None, tuple[tuple[str, str, str], ...]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import qdq
-from exporters.onnx import export as export_module
+from exporters.onnx import write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +91,7 @@ class TestAFullDisk:
         out = kit.copy(exports["float"], tmp_path / "out")
         before = kit.contents(tmp_path)
         if external:
-            monkeypatch.setattr(export_module, "_EXTERNAL_ABOVE", 1000)
+            monkeypatch.setattr(write, "EXTERNAL_ABOVE", 1000)
         with files_of_at_most(20_000):
             ended = run("export", "-m", checkpoint, "-o", out, "--target", "onnxruntime", "--json")
         assert kit.contents(tmp_path) == before

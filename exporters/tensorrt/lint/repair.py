@@ -15,6 +15,7 @@ from onnx_ir.passes import common
 
 from exporters.onnx.load import load_onnx
 from exporters.onnx.passes.graph import constant, initializer, is_op
+from exporters.onnx.write import EXTERNAL_ABOVE
 from exporters.tensorrt.facts import Facts, array, consumers, quantized_type, title
 from qdq.errors import ConfigError
 from qdq.storage import write_bytes_atomic
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["REPAIRS", "repair", "repair_model"]
 
-_EXTERNAL_ABOVE = 1_900_000_000  # protobuf holds less than 2 GiB
 _TINY = 2.0**-23  # also above 0 in float16
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 
@@ -45,7 +45,7 @@ def repair(path: Path, target: Path) -> list[str]:
     model = load_onnx(path)
     done = repair_model(model)
     tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
-    if sum(tensor.nbytes for tensor in tensors) > _EXTERNAL_ABOVE:
+    if sum(tensor.nbytes for tensor in tensors) > EXTERNAL_ABOVE:
         ir.save(model, target, external_data=f"{target.name}.data")
     else:
         ir.external_data.load_to_model(model)

@@ -39,21 +39,26 @@ def chain(graphs: Any, tmp_path: Path) -> Path:
     return tmp_path / "model.onnx"
 
 
-def test_one_cut_for_each_quantizer_of_a_computed_tensor(chain: Path) -> None:
-    cut = cut_at_quantizers(chain)
-    assert [(piece.slot, piece.output, piece.zero_point, piece.dtype, piece.perm) for piece in cut.cuts] == [
+@pytest.fixture
+def pieces(tmp_path: Path) -> Path:
+    return tmp_path / "pieces.onnx"
+
+
+def test_one_cut_for_each_quantizer_of_a_computed_tensor(chain: Path, pieces: Path) -> None:
+    cuts = cut_at_quantizers(chain, pieces)
+    assert [(piece.slot, piece.output, piece.zero_point, piece.dtype, piece.perm) for piece in cuts] == [
         ("a.first", "q", 3, np.int8, None),
         ("b.second", "c", 128, np.uint8, None),  # behind the Clip
     ]
-    proto = onnx.load_from_string(cut.model)
+    proto = onnx.load(pieces)
     onnx.checker.check_model(proto, full_check=True)
     assert [value.name for value in proto.graph.input] == ["x", "q__fed", "c__fed"]
     assert [value.name for value in proto.graph.output] == ["y", "q", "c"]
 
 
-def test_every_piece_is_on_its_own(chain: Path) -> None:
-    cut = cut_at_quantizers(chain)
-    run = OnnxRuntimeRunner(cut.model, optimize=False)
+def test_every_piece_is_on_its_own(chain: Path, pieces: Path) -> None:
+    cut_at_quantizers(chain, pieces)
+    run = OnnxRuntimeRunner(pieces, optimize=False)
     nothing = {"q__fed": np.full(X.shape, 3, np.int8), "c__fed": np.full(X.shape, 128, np.uint8)}
     found = run({"x": X, **nothing})
     np.testing.assert_array_equal(found["q"], np.int8([[[5, -1, 9], [4, 3, 21]]]))  # of x
@@ -63,25 +68,25 @@ def test_every_piece_is_on_its_own(chain: Path) -> None:
     np.testing.assert_allclose(found["y"], 0.2, rtol=1e-6)
 
 
-def test_fed_with_its_own_integers_it_computes_what_it_did(chain: Path) -> None:
-    cut = cut_at_quantizers(chain)
-    run = OnnxRuntimeRunner(cut.model, optimize=False)
+def test_fed_with_its_own_integers_it_computes_what_it_did(chain: Path, pieces: Path) -> None:
+    cuts = cut_at_quantizers(chain, pieces)
+    run = OnnxRuntimeRunner(pieces, optimize=False)
     fed = {"q__fed": np.zeros(X.shape, np.int8), "c__fed": np.zeros(X.shape, np.uint8)}
-    for _ in cut.cuts:  # each round carries the integers one piece further
+    for _ in cuts:  # each round carries the integers one piece further
         found = run({"x": X, **fed})
         fed = {"q__fed": found["q"], "c__fed": found["c"]}
     expected = OnnxRuntimeRunner(chain, optimize=False)({"x": X})["y"]
     np.testing.assert_array_equal(run({"x": X, **fed})["y"], expected)
 
 
-def test_a_tensor_that_is_transposed_before_it_is_quantized_says_how(workshop: Any) -> None:
+def test_a_tensor_that_is_transposed_before_it_is_quantized_says_how(workshop: Any, pieces: Path) -> None:
     _, path, _ = workshop.exported("tensorrt")
-    moved = {piece.slot: piece.perm for piece in cut_at_quantizers(path).cuts if piece.perm is not None}
+    moved = {piece.slot: piece.perm for piece in cut_at_quantizers(path, pieces) if piece.perm is not None}
     assert moved == {"encoder.layers.0.attention.scores.other_quantizer": (0, 1, 3, 2)}
 
 
-def test_a_float_file_has_no_cuts(workshop: Any) -> None:
-    assert cut_at_quantizers(workshop.exported(None)[1]).cuts == ()
+def test_a_float_file_has_no_cuts(workshop: Any, pieces: Path) -> None:
+    assert cut_at_quantizers(workshop.exported(None)[1], pieces) == ()
 
 
 @pytest.mark.parametrize("damage", ["garbage", "missing"])
@@ -90,7 +95,7 @@ def test_what_is_no_onnx_file_is_said_in_one_sentence(tmp_path: Path, damage: st
     if damage == "garbage":
         path.write_bytes(b"garbage")
     with pytest.raises(CheckpointError, match="not an ONNX file"):
-        cut_at_quantizers(path)
+        cut_at_quantizers(path, tmp_path / "pieces.onnx")
 
 
 def test_a_quantizer_that_is_not_of_our_making_is_named(graphs: Any, tmp_path: Path) -> None:
@@ -101,4 +106,4 @@ def test_a_quantizer_that_is_not_of_our_making_is_named(graphs: Any, tmp_path: P
         }""")
     ir.save(model, tmp_path / "model.onnx")
     with pytest.raises(CheckpointError, match="foreign has no zero point"):
-        cut_at_quantizers(tmp_path / "model.onnx")
+        cut_at_quantizers(tmp_path / "model.onnx", tmp_path / "pieces.onnx")

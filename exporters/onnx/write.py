@@ -1,0 +1,78 @@
+"""Write an ONNX file, one weight after the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["EXTERNAL_ABOVE", "write_onnx"]
+
+EXTERNAL_ABOVE = 1_900_000_000
+"""Bytes of weights that do not go into the file itself: protobuf holds less than 2 GiB."""
+
+_LARGE = 1 << 16
+
+_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
+"""Numbers of the fields in ModelProto, GraphProto and TensorProto."""
+
+
+def write_onnx(model: ir.Model, path: Path) -> None:
+    """Write ``model`` to ``path``; weights above 2 GB go to ``<path>.data`` beside it.
+
+    Protobuf would hold the whole file in memory, twice. Here large weights are no part of the message that it makes:
+    they follow as the last fields of the graph, which is where a message may have them.
+
+    Raises:
+        OSError: when the file cannot be written.
+    """
+    weights = model.graph.initializers
+    sizes = {name: value.const_value.nbytes for name, value in weights.items() if value.const_value is not None}
+    if sum(sizes.values()) > EXTERNAL_ABOVE:
+        ir.save(model, path, external_data=f"{path.name}.data")
+        return
+    large = [weights.pop(name) for name, size in sizes.items() if size >= _LARGE]
+    try:
+        proto = ir.to_proto(model)
+    finally:
+        for value in large:
+            weights.add(value)
+    graph = proto.graph.SerializeToString()
+    proto.ClearField("graph")
+    entries = [(_head(value), value.const_value) for value in large if value.const_value is not None]
+    begins = [_begin(_INITIALIZER, len(head) + tensor.nbytes) for head, tensor in entries]
+    rest = sum(len(begin) + len(head) + tensor.nbytes for begin, (head, tensor) in zip(begins, entries, strict=True))
+    with path.open("wb") as file:
+        file.write(proto.SerializeToString() + _begin(_GRAPH, len(graph) + rest) + graph)
+        for begin, (head, tensor) in zip(begins, entries, strict=True):
+            file.write(begin + head)
+            file.write(tensor.tobytes())
+
+
+def _head(weight: ir.Value) -> bytes:
+    """A TensorProto up to its numbers."""
+    import onnx
+
+    tensor = weight.const_value
+    assert tensor is not None
+    proto = onnx.TensorProto(name=weight.name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
+    head: bytes = proto.SerializeToString()
+    return head + _begin(_RAW_DATA, tensor.nbytes)
+
+
+def _begin(field: int, size: int) -> bytes:
+    """What stands in front of ``size`` bytes of a field: its number and wire type 2, and the size."""
+    return _varint(field << 3 | 2) + _varint(size)
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, the lowest first; all bytes but the last have their highest bit set."""
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    found.append(number)
+    return bytes(found)
