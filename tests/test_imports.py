@@ -26,7 +26,7 @@ PACKAGES = ("qdq", "calibration", "exporters")
 # The rooms from the ground up, each with the rooms it may know. A file belongs to the row with the longest name that
 # begins its own; within a row everybody knows everybody.
 
-BASE = ("qdq.errors", "qdq.storage")
+BASE = ("qdq.errors", "qdq.storage", "qdq.uninitialised")
 CORE = (
     *BASE,
     "qdq.spec",
@@ -52,6 +52,7 @@ EVERYTHING = (*CORE, *SIDES, "qdq.training", "qdq.conversion")
 ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.errors": (),
     "qdq.storage": ("qdq.errors",),
+    "qdq.uninitialised": (),
     "qdq.data": BASE,
     # the float reference knows nothing of quantization
     "qdq.models.ops": BASE,

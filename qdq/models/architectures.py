@@ -16,6 +16,7 @@ from qdq.models.megatron_bert import MEGATRON_BERT
 from qdq.models.model import Model, fresh_parameter
 from qdq.models.realm import REALM
 from qdq.models.roberta_prelayernorm import ROBERTA_PRELAYERNORM
+from qdq.uninitialised import Uninitialised
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family for family in (BERT, QDQBERT, ALBERT, ROBERTA_PRELAYERNORM, MEGATRON_BERT, REALM)
@@ -111,7 +112,7 @@ def construct(
     if config.switches != family_of(kind).switches:
         raise ConfigError(f"the configuration is not of '{kind}': make it with configure('{kind}')")
     name, entry = task_of(config, task)
-    with torch.device("meta"):
+    with torch.device("meta"), Uninitialised():
         head = None if entry.head is None else entry.head(config)
         model = entry.model(config, task=name, pooler=entry.pooler, head=head)
     model.set_attn_implementation(attn_implementation)

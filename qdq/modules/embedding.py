@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from qdq.modules.wrapped import add_slots
 from qdq.quantizer import Mode
+from qdq.uninitialised import Uninitialised
 
 if TYPE_CHECKING:
     from qdq.quantizer import Quantizer
@@ -27,7 +28,8 @@ class QuantEmbedding(nn.Embedding):
     def from_float(cls, module: nn.Module) -> Self:
         """Share the table of an ``nn.Embedding``."""
         assert isinstance(module, nn.Embedding)
-        wrapped = cls(module.num_embeddings, module.embedding_dim, module.padding_idx, device="meta")
+        with Uninitialised():
+            wrapped = cls(module.num_embeddings, module.embedding_dim, module.padding_idx, device="meta")
         wrapped.max_norm, wrapped.norm_type = module.max_norm, module.norm_type
         wrapped.scale_grad_by_freq, wrapped.sparse = module.scale_grad_by_freq, module.sparse
         wrapped.weight = module.weight

@@ -9,6 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from qdq.modules.wrapped import add_slots
 from qdq.quantizer import Mode
+from qdq.uninitialised import Uninitialised
 
 if TYPE_CHECKING:
     from qdq.quantizer import Quantizer
@@ -39,7 +40,8 @@ class QuantLinear(nn.Linear):
     def from_float(cls, module: nn.Module) -> Self:
         """Share the Parameters of an ``nn.Linear``: tied weights stay tied, optimizers keep what they hold."""
         assert isinstance(module, nn.Linear)
-        wrapped = cls(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
+        with Uninitialised():
+            wrapped = cls(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
         wrapped.weight, wrapped.bias = module.weight, module.bias
         wrapped.register_buffer("bias_correction", None)
         add_slots(wrapped, cls.slots, training=module.training)

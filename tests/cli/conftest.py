@@ -188,11 +188,21 @@ def checkpoint(root: Path, model: Path, text: Path) -> Path:
     return root / "quantized"
 
 
+@dataclass
+class Exports(dict[str, Path]):
+    """The folder of an export by its target, or ``float``; written when somebody first asks for it."""
+
+    root: Path
+    checkpoint: Path
+
+    def __missing__(self, name: str) -> Path:
+        assert name in {"float", *TARGETS}
+        what = ["--float"] if name == "float" else ["--target", name]
+        quietly("export", "-m", self.checkpoint, "-o", self.root / f"export-{name}", *what)
+        return self.setdefault(name, self.root / f"export-{name}")
+
+
 @pytest.fixture(scope="session")
 def exports(root: Path, checkpoint: Path) -> dict[str, Path]:
     """An export for every target, and one in float; read only."""
-    folders = {name: root / f"export-{name}" for name in ("float", *TARGETS)}
-    for name, folder in folders.items():
-        what = ["--float"] if name == "float" else ["--target", name]
-        quietly("export", "-m", checkpoint, "-o", folder, *what)
-    return folders
+    return Exports(root, checkpoint)
