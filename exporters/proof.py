@@ -11,7 +11,7 @@ import torch
 from exporters.deployed import cache_names, deploy
 from exporters.form import Form
 from exporters.signature import PAST_AND_SEQ, SIZES, TEXTS, Input, example_inputs
-from qdq.data.text import draw, read_samples, sample_text
+from qdq.data.text import TextSample, draw, read_samples, sample_text
 from qdq.data.tokenize import encode_batches, load_tokenizer
 from qdq.errors import CheckpointError
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["PROOF_SHAPES", "proof_batches"]
 
 PROOF_SHAPES = ((1, 24), (8, 64), (3, 128))
-"""Batch sizes and longest lengths that a verification runs by default; shorter texts give it padding."""
+"""Batch sizes and lengths that a verification runs by default; the first text is that long, shorter ones are padded."""
+
+_SENTENCES = 40  # together longer than any of the lengths
 
 
 def proof_batches(
@@ -76,7 +78,9 @@ def _encoder(checkpoint: str | Path, config: Any) -> Callable[[int, int, int], M
                 padding=seq_len // 4,
                 seed=seq_len + 1000 * seed,
             )
-        samples = draw(read_samples(sample_text("heldout")), rows, seed=seed)
+        texts = list(read_samples(sample_text("heldout")))
+        whole = TextSample(" ".join(sample.text for sample in draw(texts, _SENTENCES, seed=seed)))
+        samples = [whole, *(draw(texts, rows - 1, seed=seed) if rows > 1 else ())]
         pad = config.pad_token_id or 0
         (batch,) = encode_batches(samples, tokenizer, batch_size=rows, seq_len=seq_len, pad_token_id=pad)
         return batch

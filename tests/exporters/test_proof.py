@@ -61,6 +61,15 @@ def test_batches_have_the_shapes_and_types_of_the_signature(workshop: Any, token
             assert not value.is_floating_point() or bool(torch.isfinite(value).all()), output
 
 
+def test_the_first_text_fills_the_length_and_others_are_padded(workshop: Any, tokenizer_folder: Path) -> None:
+    model = workshop.model(max_position_embeddings=130)
+    for batch, (batch_size, seq_len) in zip(proof_batches(tokenizer_folder, deploy(model)), PROOF_SHAPES, strict=True):
+        mask = batch["attention_mask"]
+        assert tuple(mask.shape) == (batch_size, seq_len)
+        assert bool(mask[0].all()) or batch_size == 1
+        assert batch_size == 1 or not mask.all()
+
+
 def test_some_positions_are_padding(workshop: Any, tmp_path: Path) -> None:
     masks = [batch["attention_mask"] for batch in proof_batches(tmp_path, deploy(workshop.model()))]
     assert any(not mask.all() for mask in masks)
