@@ -1,7 +1,8 @@
 """Exported folders load unchanged in optimum-onnx and in sentence-transformers.
 
 Both pin an older transformers than ours, so they live in an environment of their own, whose interpreter the environment
-variable ``QDQ_OPTIMUM_PYTHON`` names (``pip install optimum-onnx[onnxruntime] sentence-transformers``).
+variable ``QDQ_OPTIMUM_PYTHON`` names (``pip install optimum-onnx[onnxruntime] sentence-transformers``). Without it the
+tests are skipped; with it they take minutes.
 """
 
 from __future__ import annotations
@@ -99,7 +100,6 @@ def folders(workshop: Any, tmp_path: Path) -> Any:
     return make
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("task", CLASSES)
 def test_optimum_loads_an_export_as_it_is(elsewhere: Any, folders: Any, workshop: Any, task: str) -> None:
     made = folders(task)
@@ -119,7 +119,6 @@ def test_optimum_loads_an_export_as_it_is(elsewhere: Any, folders: Any, workshop
         assert np.corrcoef(np.ravel(close[name]), reference.ravel())[0, 1] > 0.99, name
 
 
-@pytest.mark.slow
 def test_sentence_transformers_loads_an_export_as_it_is(elsewhere: Any, minilm_dir: Path, tmp_path: Path) -> None:
     export(minilm_dir, tmp_path / "float", target=None)
     texts = ["Quantized, and still the same.", "A second, somewhat longer text about nothing at all."]
