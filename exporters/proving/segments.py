@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from exporters.proving.arrays import wide
+from exporters.proving.gain import Gain
 from exporters.proving.measures import ratio_db
 from exporters.proving.report import Segment
 from exporters.proving.structure import calls_of
@@ -40,6 +42,7 @@ class Tally:
     def __init__(self, dtype: str = "fp32") -> None:
         self._rows: dict[str, Segment] = {}
         self._power: dict[str, list[float]] = {}  # of signal and difference
+        self._gains: dict[str, Gain] = {}
         self._rounding = _HALF_STEP.get(dtype, 0.0) * _HALF_ROUNDINGS
         self._tolerance = _HALF_TOLERANCE.get(dtype, FLOAT_TOLERANCE)
 
@@ -54,6 +57,8 @@ class Tally:
         largest = float(difference.max(initial=0))
         row = Segment(name, difference.size, int(tie.sum()), wrong, largest, "steps")
         self._add(row, expected, difference)
+        if self._rounding:
+            self._gains.setdefault(name, Gain()).add(expected, integers)
 
     def add_floats(self, name: str, expected: np.ndarray, actual: np.ndarray) -> None:
         """Compare floats relative to the largest magnitude, whole numbers by value."""
@@ -89,15 +94,22 @@ class Tally:
 
     def segments(self) -> list[Segment]:
         """In the order of the graph."""
-        return list(self._rows.values())
+        off = {name: gain.ratio for name, gain in self._gains.items() if not gain.is_explained}
+        return [replace(row, gain=off.get(row.name, 1.0)) for row in self._rows.values()]
 
     def faults(self) -> list[str]:
         """The segments that do not hold, in the order of the graph."""
-        return [
-            f"{row.name}: {row.wrong} of {row.values} values are wrong, by up to {row.largest:.3g} {row.unit}"
-            for row in self._rows.values()
-            if row.wrong
-        ]
+        faults = []
+        for row in self.segments():
+            if row.wrong:
+                faults.append(
+                    f"{row.name}: {row.wrong} of {row.values} values are wrong, by up to {row.largest:.3g} {row.unit}"
+                )
+            elif not row.holds:
+                faults.append(
+                    f"{row.name}: the values are {row.gain:.3g} times those of torch, which rounding does not explain"
+                )
+        return faults
 
 
 def compare_segments(

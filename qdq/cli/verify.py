@@ -67,7 +67,7 @@ def _by_segment(verification: Verification, *, full: bool) -> list[Table | str]:
     from exporters.proving.measures import EQUAL_DB
 
     rows = verification.segments
-    shown = rows if full else [row for row in rows if row.wrong] or sorted(rows, key=lambda row: -row.largest)[:5]
+    shown = rows if full else [row for row in rows if not row.holds] or sorted(rows, key=lambda row: -row.largest)[:5]
     table = new_table("in front of", "values", "at a\ntie", "wrong", "off by\nat most", "SQNR\ndB")
     for row in shown:
         slot = row.name.removesuffix("_quantizer")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from calibration import calibrate_and_refine
 from exporters.folder import export, verify
+from exporters.form import Form
 from qdq.checkpoint import save
 from qdq.models.architectures import FAMILIES, build, configure
 from qdq.models.huggingface import save_model
@@ -114,6 +117,26 @@ def test_float_export_of_a_refined_checkpoint_is_the_float_model(tmp_path: Path)
     export(source, tmp_path / "a", target=None)
     export(tmp_path / "plain", tmp_path / "b", target=None)
     assert (tmp_path / "a" / "model.onnx").read_bytes() == (tmp_path / "b" / "model.onnx").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "every"), [("fp16", 1), ("bf16", 4)])
+def test_in_half_precision_a_scale_that_is_off_by_5_percent_is_found(dtype: Any, every: int, tmp_path: Path) -> None:
+    """Also behind a transform, where a single value may be off by more than that."""
+    source = checkpoint(tmp_path / "c", "bert", "tensorrt")
+    export(source, tmp_path / "out", target="tensorrt", form=Form(dtype=dtype))
+    assert verify(source, tmp_path / "out").first_wrong is None
+    proto = onnx.load(tmp_path / "out" / "model.onnx")
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    quantizers = {node.name.rpartition("/")[0]: node for node in proto.graph.node if node.op_type == "QuantizeLinear"}
+    assert len(quantizers) == 20
+    for slot, node in list(quantizers.items())[::every]:
+        scale = constants[node.input[1]]
+        right = numpy_helper.to_array(scale)
+        scale.CopyFrom(numpy_helper.from_array((right.astype(np.float32) * 1.05).astype(right.dtype), scale.name))
+        onnx.save(proto, tmp_path / "out" / "model.onnx")
+        assert verify(source, tmp_path / "out").first_wrong == slot
+        scale.CopyFrom(numpy_helper.from_array(right, scale.name))
 
 
 @pytest.mark.slow
