@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -35,12 +36,13 @@ from exporters.runners import EvaluatorRunner, OnnxRuntimeRunner, OpenVINORunner
 from qdq.errors import DataError, ExportError, MissingPackageError, describe_faults
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from torch import nn
 
     from exporters.deployed import Deployed
     from exporters.form import Form
+    from exporters.onnx.segments import Cut
 
 __all__ = ["Bounds", "EndToEnd", "Segment", "Verification", "cosine", "sqnr_db", "verify"]
 
@@ -100,15 +102,18 @@ def verify(
         raise DataError(describe_faults("a batch of the proof", faults))
     tally = Tally(deployed.form.dtype)
     faults = [] if batches else ["nothing was compared: there is no batch"]
-    evaluate = runtime == "evaluator"
-    with np.errstate(all="ignore"):  # NaN and infinity are counted, not warned about
-        # One runtime after the other, for each holds the weights.
+    start_pieces = EvaluatorRunner if runtime == "evaluator" else partial(OnnxRuntimeRunner, optimize=False)
+    # NaN and infinity are counted, not warned about.
+    with TemporaryDirectory(prefix="qdq-verify-") as folder, np.errstate(all="ignore"):
+        pieces = Path(folder) / "pieces.onnx"
+        cuts = cut_at_quantizers(path, pieces)
+        saturation = PairSums(path if sums_in_16_bits else None)
+        gc.collect()  # graphs refer to themselves, and those that were read have all weights
+        # One runtime after the other: each holds the weights.
         whole, runtime = _runner(path, runtime) if engine is None else (engine, "the engine")
         rows, different = _end_to_end(deployed, batches, whole)
         del whole
-        saturation = PairSums(path if sums_in_16_bits and not different else None)
-        if not different:
-            different = _by_segment(deployed, batches, path, tally, saturation, evaluate=evaluate)
+        different = different or _by_segment(deployed, batches, cuts, start_pieces(pieces), tally, saturation)
     if different:  # then how far the outputs are apart says nothing more
         rows = []
     faults += [*different, *tally.faults(), *saturation.faults()]
@@ -133,25 +138,20 @@ def _end_to_end(deployed: Deployed, batches: list[_Batch], whole: Runner) -> tup
 
 
 def _by_segment(
-    deployed: Deployed, batches: list[_Batch], path: Path, tally: Tally, saturation: PairSums, *, evaluate: bool
+    deployed: Deployed, batches: list[_Batch], cuts: Sequence[Cut], pieces: Runner, tally: Tally, saturation: PairSums
 ) -> list[str]:
     """Add up the segments of the file; what keeps them from being compared."""
-    with TemporaryDirectory(prefix="qdq-verify-") as folder:
-        file = Path(folder) / "pieces.onnx"
-        cuts = cut_at_quantizers(path, file)
-        gc.collect()  # graphs refer to themselves, and those that were read have all weights
-        pieces: Runner = EvaluatorRunner(file) if evaluate else OnnxRuntimeRunner(file, optimize=False)
-        for batch in batches:
-            recorded, outputs = record_run(deployed, batch, per_token=[piece.slot for piece in cuts])
-            if faults := quantizer_faults(deployed.model, cuts, recorded):
-                return faults
-            try:
-                fed = compare_segments(tally, cuts, pieces, deployed.model, recorded, _arrays(batch), outputs)
-            except ExportError as error:
-                return [_cannot_run(error)]
-            saturation.add(cuts, fed)
-            del recorded, fed  # before those of the next batch
-        return []
+    for batch in batches:
+        recorded, outputs = record_run(deployed, batch, per_token=[piece.slot for piece in cuts])
+        if faults := quantizer_faults(deployed.model, cuts, recorded):
+            return faults
+        try:
+            fed = compare_segments(tally, cuts, pieces, deployed.model, recorded, _arrays(batch), outputs)
+        except ExportError as error:
+            return [_cannot_run(error)]
+        saturation.add(cuts, fed)
+        del recorded, fed  # before those of the next batch
+    return []
 
 
 def _cannot_run(error: ExportError) -> str:

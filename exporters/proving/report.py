@@ -90,6 +90,8 @@ class EndToEnd:
         float_sqnr_db: of the file against the float model.
         float_cosine: of the file against the float model.
         expected_float_sqnr_db: of the checkpoint in torch against the float model.
+        scatter_db: how much an SQNR of so few values may be off by chance; 0 for outputs of many. It is added to what
+            the bounds allow.
         agreement: of whole numbers (labels, positions), which have no SQNR: the share that the checkpoint finds, too.
     """
 
@@ -101,6 +103,7 @@ class EndToEnd:
     float_sqnr_db: float
     float_cosine: float
     expected_float_sqnr_db: float
+    scatter_db: float = 0.0
     agreement: float | None = None
 
 

@@ -132,4 +132,13 @@ def _end_to_end(verification: Verification) -> list[Table | str]:
         *whole,
         f"needed: SQNR {bounds.sqnr_db:g} dB and cosine {bounds.cosine:g} to the checkpoint in torch,",
         f"SQNR to float at most {bounds.float_loss_db:g} dB below the checkpoint's",
+        *_scatter(verification),
     ]
+
+
+def _scatter(verification: Verification) -> list[str]:
+    found = [row.scatter_db for row in verification.end_to_end if row.scatter_db]
+    if not found:
+        return []
+    low, high = (f"{value:.0f}" for value in (min(found), max(found)))
+    return [f"an SQNR of a few logits scatters: {low if low == high else f'{low} to {high}'} dB less is allowed for it"]

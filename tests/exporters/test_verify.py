@@ -376,7 +376,7 @@ def test_an_unknown_runtime_is_refused(workshop: Any) -> None:
 
 def test_a_file_that_cannot_be_read(workshop: Any, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"garbage")
-    with pytest.raises(CheckpointError, match=r"model\.onnx: ONNX Runtime cannot read it"):
+    with pytest.raises(CheckpointError, match="not an ONNX file"):
         verify(workshop.model(), tmp_path / "model.onnx", [])
 
 
