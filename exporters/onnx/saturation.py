@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.onnx.passes.graph import constant, producer, stored_transposed
+from exporters.onnx.passes.graph import constant, producer, stored_matrix
 from exporters.onnx.passes.integer_gemm import INT16_MAX, largest_pair
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def at_risk(graph: ir.Graph) -> list[AtRisk]:
             x, w, zero_point = _input(left, 0), _input(right, 0), _input(left, 2)
         else:
             continue
-        weight = _stored(w)
+        weight = stored_matrix(w)
         zero = constant(zero_point)  # none that is known: of DynamicQuantizeLinear, which makes uint8
         if x is None or weight is None or weight.dtype != np.int8 or (zero is not None and zero.dtype != np.uint8):
             continue
@@ -104,13 +104,6 @@ def _input(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if len(node.inputs) > index else None
 
 
-def _stored(value: ir.Value | None) -> np.ndarray | None:
-    """A stored matrix, maybe turned around on the way."""
-    weight = constant(value)
-    weight = stored_transposed(value) if weight is None else weight
-    return weight if weight is not None and weight.ndim == 2 else None
-
-
 def pair_sums(graph: ir.Graph) -> dict[str, int]:
     """Integer products whose int8 weights could saturate without VNNI: the largest sum of a pair, by module.
 
@@ -120,7 +113,7 @@ def pair_sums(graph: ir.Graph) -> dict[str, int]:
     for node in graph:
         if node.op_type != "MatMulIntegerToFloat":
             continue
-        weight = _stored(node.inputs[1])
+        weight = stored_matrix(node.inputs[1])
         if weight is None:
             continue
         sums = largest_pair(weight.astype(np.int16) - 128 if weight.dtype == np.uint8 else weight)

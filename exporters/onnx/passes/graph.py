@@ -17,7 +17,7 @@ __all__ = [
     "only_consumer",
     "producer",
     "put_in_place",
-    "stored_transposed",
+    "stored_matrix",
 ]
 
 
@@ -48,13 +48,13 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return None if tensor is None else tensor.numpy()
 
 
-def stored_transposed(value: ir.Value | None) -> np.ndarray | None:
-    """The array behind a constant that a Transpose turns around on the way, None when there is none."""
+def stored_matrix(value: ir.Value | None) -> np.ndarray | None:
+    """The matrix that ``value`` is, stored as it is or turned around by a Transpose on the way; None of all else."""
     transpose = producer(value, "Transpose")
-    array = None if transpose is None else constant(transpose.inputs[0])
-    if transpose is None or array is None:
+    array = constant(value if transpose is None else transpose.inputs[0])
+    if array is None or array.ndim != 2:
         return None
-    return array.transpose(transpose.attributes.get_ints("perm", tuple(reversed(range(array.ndim)))))
+    return array if transpose is None else array.transpose(transpose.attributes.get_ints("perm", (1, 0)))
 
 
 def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:

@@ -13,7 +13,7 @@ from exporters.onnx.passes.graph import (
     is_op,
     producer,
     put_in_place,
-    stored_transposed,
+    stored_matrix,
 )
 
 __all__ = ["INT16_MAX", "IntegerGemmPass", "largest_pair", "may_saturate"]
@@ -61,10 +61,9 @@ def _try_fuse(graph: ir.Graph, matmul: ir.Node, isa: Isa) -> bool:
     x, w = (producer(value, "DequantizeLinear") for value in matmul.inputs)
     if x is None or w is None or min(len(x.inputs), len(w.inputs)) < 3:
         return False  # case 4
-    weight, zeros, scales = constant(w.inputs[0]), constant(w.inputs[2]), constant(w.inputs[1])
-    is_shared = weight is None
-    weight = stored_transposed(w.inputs[0]) if is_shared else weight  # case 5
-    if weight is None or zeros is None or scales is None or weight.ndim != 2 or not _is_one_grid(x.inputs[2], isa):
+    weight, zeros, scales = stored_matrix(w.inputs[0]), constant(w.inputs[2]), constant(w.inputs[1])
+    is_shared = producer(w.inputs[0], "Transpose") is not None  # case 5
+    if weight is None or zeros is None or scales is None or not _is_one_grid(x.inputs[2], isa):
         return False  # case 4
     per_column = scales.ndim == 0 or (scales.ndim == 1 and w.attributes.get_int("axis", 1) % 2 == 1)
     is_shifted = is_shared and weight.dtype == np.uint8 and bool((zeros == 128).all())

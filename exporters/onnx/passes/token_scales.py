@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporters.onnx.passes.graph import constant, initializer, is_op, producer, stored_transposed
+from exporters.onnx.passes.graph import constant, initializer, is_op, producer, stored_matrix
 
 __all__ = ["TokenScalesPass"]
 
@@ -44,7 +44,9 @@ def _try_move(graph: ir.Graph, product: ir.Node) -> bool:
     if scale is None or scale is not divided.inputs[1] or not scale.shape or scale.shape[-1] != 1:
         return False  # case 4
     bounds = [constant(value) for value in clip.inputs[1:]]
-    if len(bounds) != 2 or any(b is None or abs(float(b)) > 128 for b in bounds) or not _is_matrix(weight.inputs[0]):
+    if len(bounds) != 2 or any(b is None or abs(float(b)) > 128 for b in bounds):
+        return False  # case 4
+    if stored_matrix(weight.inputs[0]) is None:
         return False  # case 4
     product.replace_input_with(0, _integers(graph, divided, before=scaled))
     result = product.outputs[0]
@@ -59,12 +61,6 @@ def _try_move(graph: ir.Graph, product: ir.Node) -> bool:
 
 
 _OPERANDS = ("Mul", "DequantizeLinear")
-
-
-def _is_matrix(stored: ir.Value | None) -> bool:
-    array = constant(stored)
-    array = stored_transposed(stored) if array is None else array
-    return array is not None and array.ndim == 2
 
 
 def _integers(graph: ir.Graph, divided: ir.Node, *, before: ir.Node) -> ir.Value:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from exporters.onnx.passes.graph import constant, initializer, is_op, only_consumer, producer
+from exporters.onnx.passes.graph import constant, initializer, is_op, only_consumer, producer, stored_matrix
 
 GRAPH = """
     g (float[n] x) => (float[n] y, float[n] out) <float w = {2.0}> {
@@ -43,6 +43,24 @@ def test_constants_are_initializers_and_constant_nodes(graphs: Any) -> None:
     assert constant(add.inputs[1]) == np.float32(1)
     assert constant(add.inputs[0]) is None
     assert constant(None) is None
+
+
+def test_a_stored_matrix_may_be_turned_around_on_the_way(graphs: Any) -> None:
+    graph = graphs.parse("""
+        g (float[2,2] x) => (float[2,2] y)
+        <float[2,3] w = {1.0, 2.0, 3.0, 4.0, 5.0, 6.0}, float[2] v = {1.0, 2.0}> {
+            t = Transpose<perm=[1, 0]>(w)
+            u = Transpose(w)
+            s = Transpose<perm=[0, 1]>(w)
+            c = Transpose(x)
+            y = Neg(c)
+        }""").graph
+    w, v = (graph.initializers[name] for name in ("w", "v"))
+    rows = np.float32([[1, 2, 3], [4, 5, 6]])
+    turned, turned_too, same, computed = (node.outputs[0] for node in list(graph)[:4])
+    for value, expected in ((w, rows), (turned, rows.T), (turned_too, rows.T), (same, rows)):
+        np.testing.assert_array_equal(stored_matrix(value), expected)
+    assert [stored_matrix(value) for value in (v, computed, graph.inputs[0], None)] == [None] * 4
 
 
 def test_equal_initializers_are_one_and_others_get_another_name(graphs: Any) -> None:

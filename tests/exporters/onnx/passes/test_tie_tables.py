@@ -10,6 +10,9 @@ from exporters.onnx.passes.tie_tables import TieTablesPass
 INPUTS = {"i": np.int64([2, 0]), "x": np.float32([[1, -2]])}
 
 
+LARGE = np.arange(60, dtype=np.float32).reshape(20, 3)
+
+
 def graph(copy: str, *, dims: str = "2,3", product: str = "MatMul(x, a)") -> str:
     return f"""
         g (int64[n] i, float[1,2] x) => (float[n,2] y, float[1,3] u)
@@ -39,6 +42,22 @@ def test_case_1_the_product_reads_the_table(graphs: Any) -> None:
 )
 def test_case_2_left_alone(graphs: Any, text: str) -> None:
     assert not graphs.apply(TieTablesPass(), graphs.parse(text), **INPUTS)
+
+
+@pytest.mark.parametrize("row", [0, 7, 8, 19])
+def test_a_table_that_differs_in_one_row_is_another(graphs: Any, row: int) -> None:
+    """Wherever that row is."""
+    other = LARGE.copy()
+    other[row, 1] += 1
+    for copy, is_tied in ((LARGE, True), (other, False)):
+        b, a = (", ".join(map(str, array.ravel())) for array in (LARGE, copy.T))
+        model = graphs.parse(f"""
+            g (int64[n] i, float[1,3] x) => (float[n,3] y, float[1,20] u)
+            <float[20,3] b = {{{b}}}, float[3,20] a = {{{a}}}> {{
+                y = Gather(b, i)
+                u = MatMul(x, a)
+            }}""")
+        assert TieTablesPass()(model).modified == is_tied
 
 
 def test_two_products_read_one_table(graphs: Any) -> None:
