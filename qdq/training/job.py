@@ -116,6 +116,7 @@ class Job:
             multi_label=self.multi_label,
         )
         self._check(start)
+        measurement = self._measurement(start)
         log = Log(self.tensorboard)
         check_target(self.output)
         encoder = _encoder(start)
@@ -138,9 +139,11 @@ class Job:
             )
             if examples.skipped and launch.is_main_process:
                 self.say(f"{examples.skipped} rows without label are left out")
-            return self._train(start, loader, log, launch)
+            return self._train(start, loader, measurement, log, launch)
 
-    def _train(self, start: Start, loader: EpochLoader, log: Log, launch: Any) -> dict[str, Any]:
+    def _train(
+        self, start: Start, loader: EpochLoader, measurement: Measurement | None, log: Log, launch: Any
+    ) -> dict[str, Any]:
         say = self.say if launch.is_main_process else _silent
         _seed(self.settings.seed + launch.process_index)
         model = start.load(seed=self.settings.seed)
@@ -152,7 +155,9 @@ class Job:
             for note in ready_for_training(model, learned=self.settings.ranges == "learned"):
                 say(note)
         loss = self._loss(start, launch)
-        measurement = self._measurement(start)
+        if measurement is not None and self.metric is not None:
+            measurement(model.to(launch.device).eval())  # a metric that the task has not is better told now
+            model.cpu()
         _seed(self.settings.seed + launch.process_index)
         writer = Writer(self, start, recipe, record)
         result = self._finetuned(

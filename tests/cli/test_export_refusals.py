@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import subprocess
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +12,6 @@ import qdq
 from exporters.onnx import write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 COMBINATIONS: dict[str, tuple[list[object], list[str]]] = {
@@ -64,17 +61,6 @@ def test_a_folder_of_somebody_else(refused: Any, checkpoint: Path, tmp_path: Pat
     assert message == f"{tmp_path / 'out'}: exists and was not made by qdq; choose another folder or remove it"
 
 
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """A disk on which larger ones do not fit."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 class TestAFullDisk:
     @pytest.mark.parametrize("external", [False, True], ids=["one file", "weights beside it"])
     def test_an_older_export_stays_and_nothing_else(
@@ -92,7 +78,7 @@ class TestAFullDisk:
         before = kit.contents(tmp_path)
         if external:
             monkeypatch.setattr(write, "EXTERNAL_ABOVE", 1000)
-        with files_of_at_most(20_000):
+        with kit.files_of_at_most(20_000):
             ended = run("export", "-m", checkpoint, "-o", out, "--target", "onnxruntime", "--json")
         assert kit.contents(tmp_path) == before
         assert ended.code == 4

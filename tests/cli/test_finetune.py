@@ -227,6 +227,19 @@ class TestRefusals:
         empty = root / "empty.tsv"
         empty.write_text("")
         assert "holds no row" in refused(*request(model, tmp_path / "out", empty), kind="DataError")
+        header = root / "header.tsv"
+        header.write_text("sentence\tlabel\n")
+        assert "header.tsv" in refused(*request(model, tmp_path / "out", header), kind="DataError")
+
+    def test_data_to_measure_on_that_does_not_fit(
+        self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path, root: Path
+    ) -> None:
+        """Before anything is trained: nothing is written."""
+        strange = root / "strange-eval.tsv"
+        strange.write_text("a sentence\t0\nanother\t5\n")
+        asked = request(classifier, tmp_path / "out", labelled, "--eval-data", strange)
+        assert "strange-eval.tsv" in (message := refused(*asked))
+        assert "'5' is none of the head's" in message
 
     def test_a_teacher_of_another_size(
         self, refused: Any, run: Any, kit: Any, classifier: Path, labelled: Path, tmp_path: Path, root: Path
@@ -237,6 +250,17 @@ class TestRefusals:
         )
         assert "hidden states are 64 wide, the model's 32" in message
 
+    def test_all_that_is_wrong_with_a_teacher(
+        self, refused: Any, kit: Any, classifier: Path, labelled: Path, tmp_path: Path, root: Path
+    ) -> None:
+        odd = {"vocab_size": 90, "num_labels": 3, "num_attention_heads": 2}
+        teacher = kit.model(root / "odd", task="sequence-classification", **odd)
+        message = refused(
+            *request(classifier, tmp_path / "out", labelled, "--teacher", teacher, "--attention-weight", "1")
+        )
+        for fault in ("a vocabulary of 90", "its head has 3 labels, the model's 2", "2 attention heads, the model 4"):
+            assert fault in message
+
     def test_a_loss_that_is_no_number(self, run: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
         wild = ("--lr", "1e30", "--max-grad-norm", "0", "--warmup", "0", "--recipe", "linear")
         ended = run(*request(classifier, tmp_path / "out", labelled, *wild))
@@ -246,6 +270,29 @@ class TestRefusals:
         assert f"The last good checkpoint is {tmp_path / 'out'}" in ended.err
         assert load(tmp_path / "out").task == "sequence-classification"
         assert "Traceback" not in ended.err
+
+    def test_a_disk_without_room_for_the_checkpoint(
+        self, run: Any, kit: Any, classifier: Path, labelled: Path, tmp_path: Path
+    ) -> None:
+        with kit.files_of_at_most((classifier / "model.safetensors").stat().st_size // 2):
+            ended = run(*request(classifier, tmp_path / "out", labelled, "--json"))
+        assert ended.code == 4
+        assert ended.document["kind"] == "StorageError"
+        assert ended.document["error"].startswith(f"{tmp_path / 'out'}: ")
+        assert "File too large" in ended.document["error"]
+        assert "Traceback" not in ended.err
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_disk_without_room_for_the_state(
+        self, run: Any, kit: Any, classifier: Path, labelled: Path, tmp_path: Path
+    ) -> None:
+        """Weights fit, weights with their moments do not: the checkpoint that was written before stays."""
+        with kit.files_of_at_most((classifier / "model.safetensors").stat().st_size * 3 // 2):
+            ended = run(*request(classifier, tmp_path / "out", labelled))
+        assert ended.code == 4
+        assert ended.err.splitlines()[-1] == f"error: {tmp_path / 'out.training'}: writing failed; is the disk full?"
+        assert load(tmp_path / "out").task == "sequence-classification"
+        assert files(tmp_path) == {"out"}
 
     def test_settings(self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
         message = refused(*request(classifier, tmp_path / "out", labelled, "--lr", "-1", "--ranges", "loose"))
