@@ -23,8 +23,9 @@ help:  ## list the targets
 quickstart: $(VENV)/.installed-demo  ## install, then quantize, export, verify and time a real model
 	$(BIN)/qdq quickstart -o quickstart/
 
+# In the order of the folders: sorted by size, as is xdist's habit, the files with few and long tests would come last.
 test: lint  ## install, lint, then the tests that take no GPU and no patience
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-$(DEV)  ## ruff and mypy
 	$(BIN)/ruff check
