@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from qdq.training.quantization import keep_ranges
 from qdq.training.state import get_random, ranges_of, set_random, set_ranges
 
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["Evaluate", "Evaluation"]
 
 Evaluate = Callable[[Any], Mapping[str, float] | float]
-"""The figures of a model that is in eval mode and quantizes as it will when deployed; the first one counts."""
+"""The figures of a model that is in eval mode and quantizes as it will when deployed; the first one counts.
+
+It is called without gradients."""
 
 
 class Evaluation:
@@ -83,7 +87,7 @@ class Evaluation:
         random = get_random(equipment.launch.device)
         equipment.quantization.deployed()
         equipment.wrapped.eval()
-        with _plain_forward(equipment.model):
+        with _plain_forward(equipment.model), torch.no_grad():
             found = self._evaluate(equipment.wrapped if equipment.launch.is_sharded else equipment.model)
         set_random(random, equipment.launch.device)
         return dict(found) if isinstance(found, Mapping) else {"metric": float(found)}
