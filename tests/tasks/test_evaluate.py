@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def folders(kit: Any, root: Path) -> dict[str, Path]:
     model = qdq.load(float_)
     qdq.quantize(model, "onnxruntime")
     batches = qdq.encode_batches(
-        qdq.read_samples(sample_text("calibration")), qdq.load_tokenizer(float_), batch_size=32, seq_len=64
+        islice(qdq.read_samples(sample_text("calibration")), 64), qdq.load_tokenizer(float_), batch_size=32, seq_len=64
     )
     summary = qdq.calibrate(model, batches)
     qdq.save(
