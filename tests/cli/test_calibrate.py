@@ -94,21 +94,20 @@ class TestResult:
         assert (shown.code, shown.err) == (0, "")
         assert f"method {calibrator}" in shown.out
 
-    def test_two_processes_find_what_one_finds(self, process: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_two_processes_find_what_one_finds(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
         request = ["calibrate", "-m", str(model), "--calib-data", str(text), "--calibrator", "mse", "--json"]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "qdq"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [*torchrun, *request, "-o", str(tmp_path / "two")],
             capture_output=True,
             text=True,
             check=False,
             timeout=300,
-            env=environment,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["calibration"]["samples"] == 40
-        assert process(*request, "-o", tmp_path / "one", env=environment).code == 0
+        assert run(*request, "-o", tmp_path / "one").code == 0
         for file in ("quantizers.safetensors", "quantization.json"):
             assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
@@ -566,12 +565,12 @@ class TestOutputThatIsNotOurs:
 
 
 class TestTheWorldOutside:
-    """Disks, permissions and impatience: a process each."""
+    """Disks, permissions and impatience: a process of their own where the limit is one of the process."""
 
     def leftovers(self, folder: Path) -> list[str]:
         return sorted(path.name for path in folder.iterdir())
 
-    def test_a_disk_that_fills_up(self, process: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_a_disk_that_fills_up(self, process: Any, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
         limit = (model / "model.safetensors").stat().st_size // 2
         ended = process(
             *("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, "--json"),
@@ -585,17 +584,17 @@ class TestTheWorldOutside:
         assert "Traceback" not in ended.err
         assert "out.calibration keeps what was collected" in ended.document["error"]
         assert self.leftovers(tmp_path) == ["out.calibration"]
-        again = process("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, "--resume")
+        again = run("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, "--resume")
         assert again.code == 0, again.err
         assert ": resumed after batch 5" in again.err
         assert self.leftovers(tmp_path) == ["out"]
 
-    def test_a_small_disk(self, process: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_a_small_disk(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
         mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
         if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
             pytest.skip("may not mount a small disk here")
         try:
-            ended = process("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text)
+            ended = run("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text)
             assert ended.code == 4, ended.err
             assert ended.err.startswith(f"error: {tmp_path / 'out'}")
             assert "No space left on device" in ended.err
