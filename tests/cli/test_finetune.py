@@ -36,9 +36,9 @@ def labelled(root: Path, text: Path) -> Path:
 def classifier(root: Path, model: Path, labelled: Path) -> Path:
     """A float checkpoint with a head for two labels; read only."""
     with pytest.raises(SystemExit) as ended:
-        main([*map(str, request(model, root / "classifier", labelled)), "-q"])
+        main([*map(str, request(model, root / "finetuned", labelled)), "-q"])
     assert not ended.value.code
-    return root / "classifier"
+    return root / "finetuned"
 
 
 def request(model: Path, output: Path, data: Path, *more: object) -> tuple[object, ...]:
