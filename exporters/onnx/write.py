@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from exporters.onnx.wire import GRAPH_INITIALIZER, MODEL_GRAPH, TENSOR_RAW_DATA, begin_of
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -15,9 +17,6 @@ EXTERNAL_ABOVE = 1_900_000_000
 """Bytes of weights that do not go into the file itself: protobuf holds less than 2 GiB."""
 
 _LARGE = 1 << 16
-
-_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
-"""Numbers of the fields in ModelProto, GraphProto and TensorProto."""
 
 
 def write_onnx(model: ir.Model, path: Path) -> None:
@@ -43,10 +42,10 @@ def write_onnx(model: ir.Model, path: Path) -> None:
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
     entries = [(_head(value), value.const_value) for value in large if value.const_value is not None]
-    begins = [_begin(_INITIALIZER, len(head) + tensor.nbytes) for head, tensor in entries]
+    begins = [begin_of(GRAPH_INITIALIZER, len(head) + tensor.nbytes) for head, tensor in entries]
     rest = sum(len(begin) + len(head) + tensor.nbytes for begin, (head, tensor) in zip(begins, entries, strict=True))
     with path.open("wb") as file:
-        file.write(proto.SerializeToString() + _begin(_GRAPH, len(graph) + rest) + graph)
+        file.write(proto.SerializeToString() + begin_of(MODEL_GRAPH, len(graph) + rest) + graph)
         for begin, (head, tensor) in zip(begins, entries, strict=True):
             file.write(begin + head)
             file.write(tensor.tobytes())
@@ -60,19 +59,4 @@ def _head(weight: ir.Value) -> bytes:
     assert tensor is not None
     proto = onnx.TensorProto(name=weight.name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
     head: bytes = proto.SerializeToString()
-    return head + _begin(_RAW_DATA, tensor.nbytes)
-
-
-def _begin(field: int, size: int) -> bytes:
-    """What stands in front of ``size`` bytes of a field: its number and wire type 2, and the size."""
-    return _varint(field << 3 | 2) + _varint(size)
-
-
-def _varint(number: int) -> bytes:
-    """Seven bits a byte, the lowest first; all bytes but the last have their highest bit set."""
-    found = bytearray()
-    while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
-        number >>= 7
-    found.append(number)
-    return bytes(found)
+    return head + begin_of(TENSOR_RAW_DATA, tensor.nbytes)

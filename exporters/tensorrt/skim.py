@@ -1,7 +1,7 @@
 """Read an ONNX file and leave its weights where they are.
 
 A file of a gigabyte is nearly all weights, and who looks at its graph needs none of them. The file is walked in its
-wire format (https://protobuf.dev/programming-guides/encoding): the bytes of a large initializer are not read, the
+wire format: the bytes of a large initializer are not read, the
 initializer becomes one of ONNX's external tensors that lies in the very same file.
 """
 
@@ -11,6 +11,16 @@ import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporters.onnx.wire import (
+    BYTES,
+    GRAPH_INITIALIZER,
+    MODEL_GRAPH,
+    TENSOR_RAW_DATA,
+    VARINT,
+    delimited,
+    fields,
+    key_of,
+)
 from qdq.errors import CheckpointError, describe_faults
 
 if TYPE_CHECKING:
@@ -22,18 +32,7 @@ __all__ = ["skim"]
 
 _LARGE = 1 << 16  # bytes; below it a weight is not worth the trouble
 
-# Field numbers of onnx.proto.
-_MODEL_GRAPH = 7
-_GRAPH_INITIALIZER = 5
-_TENSOR_RAW_DATA = 9
-_TENSOR_EXTERNAL_DATA = 13
-_TENSOR_DATA_LOCATION = 14
-
-# Wire types.
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-
-_Buffer = mmap.mmap
-_Field = tuple[int, int, int, int, int]  # number, wire type, start of the field, start and end of its content
+_TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14  # fields of onnx.proto
 
 
 def skim(path: Path) -> ir.Model:
@@ -82,82 +81,30 @@ def _check_data(model: ir.Model, path: Path) -> None:
         raise CheckpointError(describe_faults(str(path), faults))
 
 
-def _light_model(data: _Buffer, name: str) -> Iterator[bytes]:
+def _light_model(data: mmap.mmap, name: str) -> Iterator[bytes]:
     """The bytes of a ModelProto without its large weights."""
-    for number, wire, start, begin, end in _fields(data, 0, len(data)):
-        if number == _MODEL_GRAPH and wire == _BYTES:
+    for number, wire, start, begin, end in fields(data, 0, len(data)):
+        if number == MODEL_GRAPH and wire == BYTES:
             graph = b"".join(_light_graph(data, begin, end, name))
-            yield _delimited(_MODEL_GRAPH, graph)
+            yield delimited(MODEL_GRAPH, graph)
         else:
             yield data[start:end]
 
 
-def _light_graph(data: _Buffer, begin: int, end: int, name: str) -> Iterator[bytes]:
-    for number, wire, start, first, last in _fields(data, begin, end):
-        if number == _GRAPH_INITIALIZER and wire == _BYTES and last - first > _LARGE:
-            yield _delimited(_GRAPH_INITIALIZER, b"".join(_light_tensor(data, first, last, name)))
+def _light_graph(data: mmap.mmap, begin: int, end: int, name: str) -> Iterator[bytes]:
+    for number, wire, start, first, last in fields(data, begin, end):
+        if number == GRAPH_INITIALIZER and wire == BYTES and last - first > _LARGE:
+            yield delimited(GRAPH_INITIALIZER, b"".join(_light_tensor(data, first, last, name)))
         else:
             yield data[start:last]
 
 
-def _light_tensor(data: _Buffer, begin: int, end: int, name: str) -> Iterator[bytes]:
-    for number, wire, start, first, last in _fields(data, begin, end):
-        if number == _TENSOR_RAW_DATA and wire == _BYTES:
+def _light_tensor(data: mmap.mmap, begin: int, end: int, name: str) -> Iterator[bytes]:
+    for number, wire, start, first, last in fields(data, begin, end):
+        if number == TENSOR_RAW_DATA and wire == BYTES:
             for key, value in (("location", name), ("offset", str(first)), ("length", str(last - first))):
-                entry = _delimited(1, key.encode()) + _delimited(2, value.encode())
-                yield _delimited(_TENSOR_EXTERNAL_DATA, entry)
-            yield _key(_TENSOR_DATA_LOCATION, _VARINT) + b"\x01"
+                entry = delimited(1, key.encode()) + delimited(2, value.encode())
+                yield delimited(_TENSOR_EXTERNAL_DATA, entry)
+            yield key_of(_TENSOR_DATA_LOCATION, VARINT) + b"\x01"
         else:
             yield data[start:last]
-
-
-def _fields(data: _Buffer, begin: int, end: int) -> Iterator[_Field]:
-    position = begin
-    while position < end:
-        start = position
-        key, position = _varint(data, position, end)
-        number, wire = key >> 3, key & 7
-        first = position
-        if wire == _VARINT:
-            _, position = _varint(data, position, end)
-        elif wire == _FIXED64:
-            position += 8
-        elif wire == _FIXED32:
-            position += 4
-        elif wire == _BYTES:
-            length, first = _varint(data, position, end)
-            position = first + length
-        else:
-            raise ValueError(f"no such wire type: {wire}")
-        if position > end or not number:
-            raise ValueError("the file ends too early, or is no protobuf")
-        yield number, wire, start, first, position
-
-
-def _varint(data: _Buffer, position: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while position < end and shift < 70:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-    raise ValueError("the file ends too early, or is no protobuf")
-
-
-def _key(number: int, wire: int) -> bytes:
-    return _written(number << 3 | wire)
-
-
-def _delimited(number: int, content: bytes) -> bytes:
-    return _key(number, _BYTES) + _written(len(content)) + content
-
-
-def _written(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
