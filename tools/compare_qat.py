@@ -231,7 +231,7 @@ def start_of(options: argparse.Namespace) -> Path:
     ours, theirs = model.state_dict(), source.state_dict()
     fitting = {name: t for name, t in theirs.items() if name in ours and ours[name].shape == t.shape}
     model.load_state_dict(fitting, strict=False)
-    if not hasattr(model.embeddings, "norm"):
+    if model.embeddings.norm is None:
         # MiniLM's norm makes its tables 14 times larger; without one its layers would drown them.
         with torch.no_grad():
             for table in model.embeddings.parameters():
