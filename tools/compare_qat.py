@@ -229,13 +229,13 @@ def start_of(options: argparse.Namespace) -> Path:
                        max_position_embeddings=512)  # fmt: skip
     model = build(config)
     ours, theirs = model.state_dict(), source.state_dict()
-    fitting = {name: t for name, t in theirs.items() if name in ours and ours[name].shape == t.shape}
+    # Without a norm behind the tables, layers that were trained behind one drown them and learn nothing.
+    wanted = "" if model.embeddings.norm is not None else "embeddings."
+    fitting = {
+        name: t for name, t in theirs.items()
+        if name.startswith(wanted) and name in ours and ours[name].shape == t.shape
+    }  # fmt: skip
     model.load_state_dict(fitting, strict=False)
-    if model.embeddings.norm is None:
-        # MiniLM's norm makes its tables 14 times larger; without one its layers would drown them.
-        with torch.no_grad():
-            for table in model.embeddings.parameters():
-                table.mul_(14)
     if options.family == "albert":
         with torch.no_grad():
             model.get_parameter("embeddings.projection.weight").copy_(torch.eye(values["hidden_size"]))
