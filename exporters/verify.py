@@ -33,7 +33,8 @@ from exporters.proving.report import Bounds, EndToEnd, Segment, Verification
 from exporters.proving.segments import Tally, compare_segments
 from exporters.proving.structure import output_faults, quantizer_faults
 from exporters.runners import EvaluatorRunner, OnnxRuntimeRunner, OpenVINORunner, Runner
-from qdq.errors import DataError, ExportError, MissingPackageError, describe_faults
+from exporters.runners.feed import missing, raise_faults
+from qdq.errors import ExportError, MissingPackageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -95,11 +96,10 @@ def verify(
         loss = _HALF_LOSS_DB.get(dtype, plain.float_loss_db)
         bounds = replace(plain, float_loss_db=loss, independent=dtype in _HALF_LOSS_DB)
     batches = list(batches)
-    missing = [name for name in deployed.signature.input_names if any(name not in batch for batch in batches)]
-    if missing:
-        given = ", ".join(dict.fromkeys(name for batch in batches for name in batch))
-        faults = [f"the input {name} is missing (given: {given})" for name in missing]
-        raise DataError(describe_faults("a batch of the proof", faults))
+    names = deployed.signature.input_names
+    raise_faults(
+        "a batch of the proof", [*dict.fromkeys(fault for batch in batches for fault in missing(names, batch))]
+    )
     tally = Tally(deployed.form.dtype)
     faults = [] if batches else ["nothing was compared: there is no batch"]
     start_pieces = EvaluatorRunner if runtime == "evaluator" else partial(OnnxRuntimeRunner, optimize=False)
