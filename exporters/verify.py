@@ -108,7 +108,7 @@ def verify(
         pieces = Path(folder) / "pieces.onnx"
         cuts = cut_at_quantizers(path, pieces)
         saturation = PairSums(path if sums_in_16_bits else None)
-        gc.collect()  # graphs refer to themselves, and those that were read have all weights
+        gc.collect()  # graphs refer to themselves, and hold what was read of the weights
         # One runtime after the other: each holds the weights.
         whole, runtime = _runner(path, runtime) if engine is None else (engine, "the engine")
         rows, different = _end_to_end(deployed, batches, whole)

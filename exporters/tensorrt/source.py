@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporters.tensorrt.skim import skim
+from exporters.onnx.load import load_onnx
 from qdq.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def read_source(given: Path) -> Source:
             raise CheckpointError(f"{given} is not an export: it has no {_MODEL_FILE}")
     elif not given.is_file():
         raise CheckpointError(f"{given}: no such file or directory")
-    model = skim(path)
+    model = load_onnx(path)
     inputs = {
         str(value.name): tuple(
             size if isinstance(size, int) else (None if size.value is None else str(size.value))

@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from exporters.tensorrt.skim import skim
+from exporters.onnx.load import load_onnx
 from exporters.tensorrt.source import read_source
 from qdq.errors import CheckpointError
 
@@ -35,7 +35,7 @@ def write(path: Path, width: int, *, beside: bool = False) -> np.ndarray:
 def test_everything_is_there_and_weights_are_read_when_asked_for(tmp_path: Path, width: int, beside: bool) -> None:
     path = tmp_path / "model.onnx"
     weight = write(path, width, beside=beside)
-    model = skim(path)
+    model = load_onnx(path)
     tensor = model.graph.initializers["w"].const_value
     assert tensor is not None
     np.testing.assert_array_equal(tensor.numpy(), weight)
@@ -70,7 +70,7 @@ def test_a_file_that_ends_too_early_is_told(tmp_path: Path, length: int) -> None
     write(path, 300)
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(CheckpointError, match=r"model\.onnx"):
-        skim(path)
+        load_onnx(path)
 
 
 @pytest.mark.parametrize("content", [b"xx", b"\x00" * 100, b"{}", b"\xff" * 64, b"PK\x03\x04rest"])
@@ -78,7 +78,7 @@ def test_garbage_is_no_onnx(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="not an ONNX file"):
-        skim(path)
+        load_onnx(path)
 
 
 def test_flipped_bytes_give_an_error_of_ours_or_a_model(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_flipped_bytes_give_an_error_of_ours_or_a_model(tmp_path: Path) -> None:
         damaged[head if random.random() < 0.5 else -1 - head] ^= int(random.integers(1, 256))
         path.write_bytes(damaged)
         try:
-            skim(path)
+            load_onnx(path)
         except CheckpointError:
             refused += 1
     assert refused > 10
@@ -105,14 +105,14 @@ def test_weights_shorter_than_their_shape_are_told(tmp_path: Path) -> None:
     proto.graph.initializer[0].raw_data = proto.graph.initializer[0].raw_data[:100_000]
     onnx.save(proto, path)
     with pytest.raises(CheckpointError, match="w has 100000 bytes of data, its shape needs 360000"):
-        skim(path)
+        load_onnx(path)
 
 
 def test_missing_weights_are_told(tmp_path: Path) -> None:
     write(tmp_path / "model.onnx", 300, beside=True)
     (tmp_path / "model.data").unlink()
     with pytest.raises(CheckpointError, match=r"w lies in model\.data, which is missing or too short"):
-        skim(tmp_path / "model.onnx")
+        load_onnx(tmp_path / "model.onnx")
 
 
 def test_a_folder_without_model_and_a_path_without_file(tmp_path: Path) -> None:
