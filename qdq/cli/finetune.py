@@ -143,7 +143,7 @@ def finetune(
         float, typer.Option(metavar="X", help="Of the labels in the loss.", rich_help_panel=_TEACHER)
     ] = 1.0,
     logits_weight: Annotated[
-        float, typer.Option(metavar="X", help="Of the teacher's logits.", rich_help_panel=_TEACHER)
+        float, typer.Option(metavar="X", help="Of the teacher's logits, or embeddings.", rich_help_panel=_TEACHER)
     ] = 1.0,
     hidden_weight: Annotated[
         float, typer.Option(metavar="X", help="Of its hidden states.", rich_help_panel=_TEACHER)

@@ -11,6 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from qdq.data.features import IGNORED
 from qdq.errors import ConfigError, describe_faults
+from qdq.training.embeddings import embed, embedding_loss, pairs_loss, texts_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Distillation", "DistilledLoss", "attention_loss", "hidden_loss", "logits_loss", "misfits"]
 
 _LOGITS = ("logits", "start_logits", "end_logits", "prediction_logits", "seq_relationship_logits", "sop_logits")
+_LABELS = {"labels", "start_positions", "end_positions"}
 _SPAN = ("start_logits", "end_logits")  # over positions, padding among them
 
 
@@ -28,7 +30,7 @@ class Distillation:
     Args:
         task: the loss of the labels.
         logits: the divergence of the two distributions of answers, of each label by itself where a text can have
-            several; of scores their mean squared difference.
+            several; of scores their mean squared difference; of models that embed the distance of the embeddings.
         hidden: the mean squared difference of hidden states, embeddings included.
         attention: the mean squared difference of attention weights.
         temperature: that softens the distributions of answers.
@@ -55,17 +57,18 @@ class Distillation:
             raise ConfigError(describe_faults("distillation", faults))
 
 
-def misfits(student: Any, teacher: Any, wanted: Distillation) -> list[str]:
-    """Why the model with the configuration ``teacher`` cannot teach that with ``student``; nothing when it can."""
+def misfits(student: Any, teacher: Any, wanted: Distillation, *, embeds: bool = False) -> list[str]:
+    """Why the model with the configuration ``teacher`` cannot teach that with ``student``; nothing when it can.
+
+    Models that embed have no labels, but embeddings as wide as their hidden states.
+    """
     faults = []
     if student.vocab_size != teacher.vocab_size:
         faults.append(f"it has a vocabulary of {teacher.vocab_size}, the model one of {student.vocab_size}")
-    if wanted.logits and student.num_labels != teacher.num_labels:
-        faults.append(f"its head has {teacher.num_labels} labels, the model's {student.num_labels}")
-    if wanted.logits and (names := [dict(c.id2label or {}) for c in (student, teacher)])[0] != names[1] and all(names):
-        faults.append("the labels of its head have other names, or another order, than the model's")
-    if wanted.logits and {student.problem_type, teacher.problem_type} - {None, student.problem_type}:
-        faults.append(f"its head is made for {teacher.problem_type}, the model's for {student.problem_type}")
+    if wanted.logits and not embeds:
+        faults += _other_labels(student, teacher)
+    elif wanted.logits and student.hidden_size != teacher.hidden_size:
+        faults.append(f"its embeddings are {teacher.hidden_size} wide, the model's {student.hidden_size}")
     if wanted.hidden and student.hidden_size != teacher.hidden_size:
         faults.append(
             f"its hidden states are {teacher.hidden_size} wide, the model's {student.hidden_size}: they cannot be "
@@ -82,6 +85,17 @@ def misfits(student: Any, teacher: Any, wanted: Distillation) -> list[str]:
             f"it has {depths[1]} layers, which is no multiple of the model's {depths[0]}: give hidden states and "
             "attention the weight 0"
         )
+    return faults
+
+
+def _other_labels(student: Any, teacher: Any) -> list[str]:
+    faults = []
+    if student.num_labels != teacher.num_labels:
+        faults.append(f"its head has {teacher.num_labels} labels, the model's {student.num_labels}")
+    if (names := [dict(c.id2label or {}) for c in (student, teacher)])[0] != names[1] and all(names):
+        faults.append("the labels of its head have other names, or another order, than the model's")
+    if {student.problem_type, teacher.problem_type} - {None, student.problem_type}:
+        faults.append(f"its head is made for {teacher.problem_type}, the model's for {student.problem_type}")
     return faults
 
 
@@ -139,11 +153,14 @@ class DistilledLoss:
     Args:
         teacher: on the model's device; it is never trained.
         wanted: weights and temperature.
+        pooling: of models that embed, which learn from pairs of texts (:mod:`qdq.training.embeddings`); None: of models
+            with a head.
     """
 
-    def __init__(self, teacher: nn.Module, wanted: Distillation) -> None:
+    def __init__(self, teacher: nn.Module, wanted: Distillation, *, pooling: str | None = None) -> None:
         self.teacher = teacher.eval().requires_grad_(requires_grad=False)
         self.wanted = wanted
+        self._pooling = pooling
         kind = getattr(getattr(teacher, "config", None), "problem_type", None)
         self._independent = kind == "multi_label_classification"
 
@@ -151,19 +168,18 @@ class DistilledLoss:
         """Their weighted sum, ``()``."""
         wanted = self.wanted
         more = {"output_hidden_states": bool(wanted.hidden), "output_attentions": bool(wanted.attention)}
-        inputs = {name: t for name, t in batch.items() if name not in {"labels", "start_positions", "end_positions"}}
+        given = batch if self._pooling is None else texts_of(batch)
+        inputs = {name: tensor for name, tensor in given.items() if name not in _LABELS}
         device = next(iter(inputs.values())).device
         if next(self.teacher.parameters()).device != device:
             self.teacher.to(device)
         with torch.no_grad():
             theirs = self.teacher(**inputs, **more)
-        ours = model(**batch, **more)
+        ours = model(**given, **more)
         mask = batch["attention_mask"].flatten(0, -2) != 0
         parts: list[tuple[float, Tensor]] = []
         if wanted.task:
-            if ours.loss is None:
-                raise ConfigError("batches have no labels: give the task the weight 0 to learn from the teacher alone")
-            parts.append((wanted.task, ours.loss))
+            parts.append((wanted.task, self._of_task(ours, batch)))
         if wanted.logits:
             parts.append((wanted.logits, self._of_logits(ours, theirs, batch, mask)))
         if wanted.hidden:
@@ -172,7 +188,17 @@ class DistilledLoss:
             parts.append((wanted.attention, attention_loss(ours.attentions, theirs.attentions, mask)))
         return torch.stack([weight * part for weight, part in parts]).sum()
 
+    def _of_task(self, ours: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        if self._pooling is not None:
+            return pairs_loss(self._embedded(ours, batch), batch["labels"])
+        if ours.loss is None:
+            raise ConfigError("batches have no labels: give the task the weight 0 to learn from the teacher alone")
+        loss: Tensor = ours.loss
+        return loss
+
     def _of_logits(self, ours: Any, theirs: Any, batch: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+        if self._pooling is not None:
+            return embedding_loss(self._embedded(ours, batch), self._embedded(theirs, batch))
         names = [name for name in _LOGITS if getattr(ours, name, None) is not None]
         losses = []
         for name in names:
@@ -185,6 +211,9 @@ class DistilledLoss:
                 counts = mask if labels is None or labels.shape != mask.shape else labels != IGNORED
             losses.append(logits_loss(a, b, self.wanted.temperature, counts, independent=self._independent))
         return torch.stack(losses).mean()
+
+    def _embedded(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        return embed(output.last_hidden_state, batch["attention_mask"].flatten(0, 1), str(self._pooling))
 
 
 def _mean(each: Tensor, counts: Tensor) -> Tensor:

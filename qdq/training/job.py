@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,16 @@ from qdq.data.encoder import load_encoder
 from qdq.data.examples import read_examples
 from qdq.errors import ConfigError, TrainingError, describe_faults
 from qdq.models.huggingface import read_config
+from qdq.tasks.pooling import read_pooling
 from qdq.training.calibrated import calibrate_on, recorded
 from qdq.training.data import EpochLoader
 from qdq.training.distillation import Distillation, DistilledLoss, misfits
+from qdq.training.embeddings import sts_loss
 from qdq.training.launch import launched
 from qdq.training.log import Log
 from qdq.training.loop import finetune
 from qdq.training.measurement import Measurement
-from qdq.training.objective import model_loss, sts_loss
+from qdq.training.objective import model_loss
 from qdq.training.quantization import keep_ranges, ready_for_training
 from qdq.training.settings import TrainingSettings
 from qdq.training.start import look
@@ -213,14 +216,13 @@ class Job:
         if start.is_quantized and self.recipe is not None:
             faults.append(f"{self.model} is quantized already: leave the recipe out, or give the float model")
         if self.teacher is not None:
-            if start.task == "sts":
-                faults.append("a teacher is for tasks with a head, sts has none")
-            else:
-                theirs = read_config(self.teacher)
-                wrong = misfits(start.config, theirs, self.distillation)
-                if not wrong and _vocabulary(self.teacher) != _vocabulary(self.model):
-                    wrong.append("its tokenizer has another vocabulary")
-                faults += [f"the teacher {self.teacher}: {fault}" for fault in wrong]
+            embeds = start.task == "sts"
+            wrong = misfits(start.config, read_config(self.teacher), self.distillation, embeds=embeds)
+            if embeds and (theirs := read_pooling(self.teacher)) != (ours := read_pooling(self.model)):
+                wrong.append(f"its pooling is {theirs}, the model's {ours}")
+            if not wrong and _vocabulary(self.teacher) != _vocabulary(self.model):
+                wrong.append("its tokenizer has another vocabulary")
+            faults += [f"the teacher {self.teacher}: {fault}" for fault in wrong]
         if faults:
             raise ConfigError(describe_faults("training", faults))
 
@@ -235,16 +237,14 @@ class Job:
         return calibrate_on(loader, model, self.recipe, samples=self.calibration_samples, refine=self.refine, say=say)
 
     def _loss(self, start: Start, launch: Any) -> Loss:
-        if start.task == "sts":
-            from functools import partial
-
-            from qdq.tasks.pooling import read_pooling
-
-            return partial(sts_loss, pooling=read_pooling(self.model))
+        pooling = read_pooling(self.model) if start.task == "sts" else None
         if self.teacher is None:
-            return model_loss
-        teacher = checkpoint.load(self.teacher, start.task)
-        return DistilledLoss(teacher.to(launch.device), self.distillation)
+            return model_loss if pooling is None else partial(sts_loss, pooling=pooling)
+        if pooling is None:
+            teacher = checkpoint.load(self.teacher, start.task)
+        else:
+            teacher = checkpoint.load(self.teacher, "feature-extraction", allow_missing=("pooler",))
+        return DistilledLoss(teacher.to(launch.device), self.distillation, pooling=pooling)
 
     def _measurement(self, start: Start) -> Measurement | None:
         """What measures the model; None: nothing does."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +167,35 @@ def test_every_task(run: Any, model: Path, tmp_path: Path, task: str, rows: list
     assert next(iter(ended.document["metrics"])) == metric
     assert ended.document["metrics"][metric] is not None
     assert load(tmp_path / "out").task in {task, "feature-extraction"}
+
+
+def test_embeddings_with_a_teacher(run: Any, model: Path, tmp_path: Path) -> None:
+    def trained(name: str, scores: list[int], *more: object) -> Any:
+        data = tmp_path / f"{name}.tsv"
+        data.write_text("".join(f"{score}\ta\t{'a ' * n}man\n" for n, score in enumerate(scores)))
+        return run("finetune", "-m", model, "-o", tmp_path / name, *QUICK, "--task", "sts", "--train-data", data,
+                   "--recipe", "linear", *more)  # fmt: skip
+
+    logs = []
+    for name, scores in (("up", [1, 2, 3, 4, 5]), ("down", [5, 4, 3, 2, 1])):
+        ended = trained(name, scores, "--teacher", model, "--task-weight", "0")
+        assert ended.code == 0, ended.err
+        logs.append((tmp_path / f"{name}.training.csv").read_text())
+    assert logs[0] == logs[1], "without weight the scores count for nothing"
+    record = json.loads((tmp_path / "up" / "training.json").read_text())
+    assert record["teacher"]["model"] == str(model)
+
+    other = tmp_path / "cls"
+    shutil.copytree(model, other)
+    (other / "1_Pooling").mkdir()
+    (other / "modules.json").write_text(
+        json.dumps([{"path": "", "type": "models.Transformer"}, {"path": "1_Pooling", "type": "models.Pooling"}])
+    )
+    (other / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    refused = trained("no", [1, 2], "--teacher", other)
+    assert refused.code == 2
+    assert "its pooling is cls, the model's mean" in refused.err
+    assert not (tmp_path / "no").exists()
 
 
 def test_several_labels_a_text(run: Any, model: Path, tmp_path: Path) -> None:
