@@ -153,14 +153,14 @@ class Job:
         if start.has_new_head:
             names = "" if start.labels is None else f" for {', '.join(start.labels.names[:10])}"
             say(f"a new head{names}")
+        if measurement is not None and self.metric is not None:
+            measurement(model.to(launch.device).eval())  # a metric that the task has not is better told now
+            model.cpu()
         recipe, record = self._quantized(model, start, loader, say)
         if recipe is not None:
             for note in ready_for_training(model, learned=self.settings.ranges == "learned"):
                 say(note)
         loss = self._loss(start, launch)
-        if measurement is not None and self.metric is not None:
-            measurement(model.to(launch.device).eval())  # a metric that the task has not is better told now
-            model.cpu()
         _seed(self.settings.seed + launch.process_index)
         writer = Writer(self, start, recipe, record)
         result = self._finetuned(
