@@ -9,7 +9,7 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
-QUICK = ("--rounds", 1, "--threads", 1, "--batch-size", 1, "--batch_size", 2, "--seq-len", 8)
+QUICK = ("--rounds", 1, "--warmup", 0, "--threads", 1, "--batch-size", 1, "--batch_size", 2, "--seq-len", 8)
 
 
 def test_the_document(run: Any, exports: dict[str, Path]) -> None:

@@ -132,7 +132,7 @@ def test_without_a_tokenizer_the_proof_uses_random_tokens_with_padding(checkpoin
     names = ("input_ids", "attention_mask")
     deployed = deploy(load(checkpoints / "float"), Form(token_type_ids=False))
     first, again = (proof_batches(checkpoints / "float", deployed) for _ in range(2))
-    assert [tuple(batch["input_ids"].shape) for batch in first] == [(1, 24), (8, 38), (3, 38)]  # 40 positions
+    assert [tuple(batch["input_ids"].shape) for batch in first] == [(1, 38), (8, 32), (3, 38)]  # 40 positions
     assert all(tuple(batch) == names for batch in first)
     assert not all(batch["attention_mask"].all() for batch in first)
     for one, other in zip(first, again, strict=True):

@@ -78,7 +78,6 @@ def first_layers(source: Path, target: Path, count: int) -> Path:
 
 @pytest.fixture(scope="module", params=[2, pytest.param(6, marks=pytest.mark.slow)], ids=["2-layers", "6-layers"])
 def minilm(minilm_dir: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Files:
-    torch.set_num_threads(2)
     folder = tmp_path_factory.mktemp("minilm")
     source = first_layers(minilm_dir, folder / "model", request.param)
     tokenizer = load_tokenizer(source)

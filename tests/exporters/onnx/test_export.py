@@ -569,7 +569,6 @@ TIED = [
 TIED_SAMPLE = [
     ("bert", None, None),
     ("albert", "onnxruntime", "onnxruntime"),
-    ("megatron-bert", "openvino", "openvino"),
 ]
 
 

@@ -38,7 +38,7 @@ SAMPLE = {
     ("roberta-prelayernorm", "sequence-classification", "tensorrt"),
     ("megatron-bert", "pre-training", None),
 }
-DECODER_SAMPLE = {("bert", True, "step", "onnxruntime"), ("roberta-prelayernorm", False, "step", None)}
+DECODER_SAMPLE = {("bert", True, "step", "onnxruntime")}
 
 
 def _cases() -> list[Any]:
