@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from exporters.onnx.wire import (
     BYTES,
     GRAPH_INITIALIZER,
+    LARGE,
     MODEL_GRAPH,
     TENSOR_RAW_DATA,
     VARINT,
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = ["load_onnx"]
-
-_LARGE = 1 << 16  # bytes; below it a weight is not worth the trouble
 
 _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14  # fields of onnx.proto
 
@@ -91,7 +90,7 @@ def _light_model(data: mmap.mmap, name: str) -> Iterator[bytes]:
 
 def _light_graph(data: mmap.mmap, begin: int, end: int, name: str) -> Iterator[bytes]:
     for number, wire, start, first, last in fields(data, begin, end):
-        if number == GRAPH_INITIALIZER and wire == BYTES and last - first > _LARGE:
+        if number == GRAPH_INITIALIZER and wire == BYTES and last - first > LARGE:
             yield delimited(GRAPH_INITIALIZER, b"".join(_light_tensor(data, first, last, name)))
         else:
             yield data[start:last]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BYTES",
     "GRAPH_INITIALIZER",
+    "LARGE",
     "MODEL_GRAPH",
     "TENSOR_RAW_DATA",
     "VARINT",
@@ -26,6 +27,9 @@ MODEL_GRAPH, GRAPH_INITIALIZER, TENSOR_RAW_DATA = 7, 5, 9
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """Wire types."""
+
+LARGE = 1 << 16
+"""Bytes of a weight; a smaller one is not worth the trouble and stays in the message."""
 
 Field = tuple[int, int, int, int, int]
 """Number, wire type, start of the field, start and end of its content."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from exporters.onnx.wire import GRAPH_INITIALIZER, MODEL_GRAPH, TENSOR_RAW_DATA, begin_of
+from exporters.onnx.wire import GRAPH_INITIALIZER, LARGE, MODEL_GRAPH, TENSOR_RAW_DATA, begin_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,8 +15,6 @@ __all__ = ["EXTERNAL_ABOVE", "write_onnx"]
 
 EXTERNAL_ABOVE = 1_900_000_000
 """Bytes of weights that do not go into the file itself: protobuf holds less than 2 GiB."""
-
-_LARGE = 1 << 16
 
 
 def write_onnx(model: ir.Model, path: Path) -> None:
@@ -33,7 +31,7 @@ def write_onnx(model: ir.Model, path: Path) -> None:
     if sum(sizes.values()) > EXTERNAL_ABOVE:
         ir.save(model, path, external_data=f"{path.name}.data")
         return
-    large = [weights.pop(name) for name, size in sizes.items() if size >= _LARGE]
+    large = [weights.pop(name) for name, size in sizes.items() if size >= LARGE]
     try:
         proto = ir.to_proto(model)
     finally:

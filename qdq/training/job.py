@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq import checkpoint
 from qdq.data.encoder import load_encoder
 from qdq.data.examples import read_examples
 from qdq.errors import ConfigError, TrainingError, describe_faults
@@ -25,7 +24,7 @@ from qdq.training.measurement import Measurement
 from qdq.training.objective import model_loss
 from qdq.training.quantization import keep_ranges, ready_for_training
 from qdq.training.settings import TrainingSettings
-from qdq.training.start import look
+from qdq.training.start import load_for, look
 from qdq.training.state import Position, Store
 from qdq.training.writer import Writer, check_target
 
@@ -240,10 +239,7 @@ class Job:
         pooling = read_pooling(self.model) if start.task == "sts" else None
         if self.teacher is None:
             return model_loss if pooling is None else partial(sts_loss, pooling=pooling)
-        if pooling is None:
-            teacher = checkpoint.load(self.teacher, start.task)
-        else:
-            teacher = checkpoint.load(self.teacher, "feature-extraction", allow_missing=("pooler",))
+        teacher = load_for(self.teacher, start.task)
         return DistilledLoss(teacher.to(launch.device), self.distillation, pooling=pooling)
 
     def _measurement(self, start: Start) -> Measurement | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qdq.models.config import ModelConfig
     from qdq.models.model import Model
 
-__all__ = ["TASKS", "Start", "chosen_task", "look"]
+__all__ = ["TASKS", "Start", "chosen_task", "load_for", "look"]
 
 TASKS = (
     "sequence-classification",
@@ -60,16 +60,26 @@ class Start:
         Raises:
             CheckpointError: damaged, missing or left over tensors.
         """
-        task = "feature-extraction" if self.task == "sts" else self.task
         if not self.has_new_head:
-            return checkpoint.load(self.path, task, allow_missing=("pooler",) if self.task == "sts" else ())
+            return load_for(self.path, self.task)
         torch.manual_seed(seed)
-        model = build(self.config, task)
+        model = build(self.config, self.task)
         encoder = load_model(self.path, "feature-extraction", allow_missing=("pooler",))
         model.load_state_dict(
             {name: tensor for name, tensor in encoder.state_dict().items() if name in model.state_dict()}, strict=False
         )
         return model
+
+
+def load_for(path: Path, task: str) -> Model:
+    """The checkpoint as ``task`` trains it: sts trains the bare encoder, and needs no pooler.
+
+    Raises:
+        CheckpointError: damaged, missing or left over tensors.
+    """
+    if task == "sts":
+        return checkpoint.load(path, "feature-extraction", allow_missing=("pooler",))
+    return checkpoint.load(path, task)
 
 
 def chosen_task(path: Path, task: str | None) -> str:
