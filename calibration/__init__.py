@@ -1,14 +1,14 @@
 """From sample data to ranges: collectors gather, methods turn that into ranges, :func:`calibrate` runs both."""
 
-from calibration.auto import Auto, method_named
 from calibration.calibrate import CalibrationSummary, calibrate
-from calibration.collectors import Collector, HistogramCollector, MinMaxCollector
-from calibration.journal import Journal
-from calibration.methods import Entropy, Max, Method, Mse, Percentile
+from calibration.methods.auto import Auto, method_named
+from calibration.methods.method import Entropy, Max, Method, Mse, Percentile
 from calibration.pipeline import calibrate_and_refine
-from calibration.refine import refine
-from calibration.smoothing import smooth
-from calibration.token_mask import TokenMask
+from calibration.refinement.layerwise import refine
+from calibration.refinement.smoothing import smooth
+from calibration.resume_file import ResumeFile
+from calibration.statistics.collectors import Collector, HistogramCollector, MinMaxCollector
+from calibration.statistics.token_mask import TokenMask
 
 __all__ = [
     "Auto",
@@ -16,12 +16,12 @@ __all__ = [
     "Collector",
     "Entropy",
     "HistogramCollector",
-    "Journal",
     "Max",
     "Method",
     "MinMaxCollector",
     "Mse",
     "Percentile",
+    "ResumeFile",
     "TokenMask",
     "calibrate",
     "calibrate_and_refine",

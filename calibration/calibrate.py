@@ -7,22 +7,22 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from calibration.auto import Auto
-from calibration.collectors import HistogramCollector
-from calibration.growth import Growth
-from calibration.identity import model_digest, slots_digest
-from calibration.methods import Max
-from calibration.noise import share_outside
-from calibration.parts import WHOLE
-from calibration.passes import Seen, in_eval, run
-from calibration.snapshot import restored, snapshot
-from calibration.state import CalibrationState, add_up
-from calibration.token_mask import TokenMask
-from calibration.warn import clipped, idle_in_float8, too_little_data, unrest
-from qdq.errors import CalibrationError, describe_faults
+from calibration.digests import model_digest, slots_digest
+from calibration.distributed import WHOLE
+from calibration.forward import Seen, in_eval, run
+from calibration.methods.auto import Auto
+from calibration.methods.method import Max
+from calibration.methods.noise import share_outside
+from calibration.range_warnings import clipped, growing_ranges, idle_in_float8, too_little_data
+from calibration.statistics.collectors import HistogramCollector
+from calibration.statistics.growth import Growth
+from calibration.statistics.saved import CalibrationState, add_up
+from calibration.statistics.slot_tensors import restored, snapshot
+from calibration.statistics.token_mask import TokenMask
+from qdq.errors import CalibrationError, describe_problems
 from qdq.models.ops import MatMul
-from qdq.prepare import named_slots
-from qdq.quantizer import Mode, Quantizer, quantizers, set_mode
+from qdq.quantization.quantizer import Mode, Quantizer, quantizers, set_mode
+from qdq.quantization.wrap import named_slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from calibration.collectors import Collector
-    from calibration.journal import Journal
-    from calibration.methods import Method
-    from calibration.parts import Part
-    from qdq.quantizer import Range
-    from qdq.recipe import Slot
+    from calibration.distributed import Part
+    from calibration.methods.method import Method
+    from calibration.resume_file import ResumeFile
+    from calibration.statistics.collectors import Collector
+    from qdq.quantization.quantizer import Range
+    from qdq.quantization.slot import Slot
 
 __all__ = ["CalibrationSummary", "calibrate"]
 
@@ -100,7 +100,7 @@ def calibrate(
     method: Method | None = None,
     progress: Callable[[int], None] | None = None,
     part: Part = WHOLE,
-    journal: Journal | None = None,
+    resume_file: ResumeFile | None = None,
     statistics: Sequence[CalibrationState] = (),
     keep: Path | None = None,
 ) -> CalibrationSummary:
@@ -115,17 +115,17 @@ def calibrate(
         method: :class:`calibration.Max` when None.
         progress: called with the number of batches done.
         part: of several processes that are given the same batches, which of them this one runs; see
-            :mod:`calibration.parts`. All end with the same ranges, those of one process to the bit.
-        journal: keeps the statistics on disk, and gives those of an interrupted run to go on from, with the same
+            :mod:`calibration.distributed`. All end with the same ranges, those of one process to the bit.
+        resume_file: keeps the statistics on disk, and gives those of an interrupted run to go on from, with the same
             ranges to the bit. Who calls removes it when the ranges are safe.
         statistics: what other runs of the same model, recipe and method kept, on other data; the ranges are then those
             of one run over all of it, to the bit.
         keep: file to write the statistics to, with those that were added, for other runs.
 
     Raises:
-        CalibrationError: when there is no data, a slot with a spec saw none, values are NaN or infinite, or the journal
-            or statistics belong to another model, recipe, method or data. Modes and ranges of the model are then what
-            they were, as after any other exception.
+        CalibrationError: when there is no data, a slot with a spec saw none, values are NaN or infinite, or the resume
+            file or statistics belong to another model, recipe, method or data. Modes and ranges of the model are then
+            what they were, as after any other exception.
     """
     method = method or Max()
     masks = {keys: TokenMask(keys=keys) for keys in (False, True)}
@@ -136,15 +136,15 @@ def calibrate(
         _check_values(watched, seen)
         for slot in watched:
             slot.growth.note(seen.samples, slot.collector.amax)
-        if journal is not None:
-            journal.keep(_STAGE, vars(seen), snapshot(watched))
+        if resume_file is not None:
+            resume_file.keep(_STAGE, vars(seen), snapshot(watched))
         if progress is not None:
             progress(seen.batches)
 
     def run_own() -> Seen:
         done = None
-        if journal is not None:
-            entry = journal.begin(_STAGE, _identity(model, method))
+        if resume_file is not None:
+            entry = resume_file.begin(_STAGE, _identity(model, method))
             done = None if entry is None else restored(watched, entry)
         return run(model, batches, tuple(masks.values()), after, part, done)
 
@@ -152,8 +152,8 @@ def calibrate(
         for slot in watched:
             slot.quantizer.observer = slot.collector
         set_mode(model, Mode.COLLECT)
-        with in_eval(model), nullcontext() if journal is None else journal.guard():
-            seen = _run_part(run_own, watched, part, journal)
+        with in_eval(model), nullcontext() if resume_file is None else resume_file.guard():
+            seen = _run_part(run_own, watched, part, resume_file)
             added = 0
             if statistics or keep is not None:  # the digest of all weights takes its time
                 identity = _identity(model, method)
@@ -166,8 +166,8 @@ def calibrate(
     finally:
         for slot in watched:
             slot.quantizer.observer = None
-    if journal is not None:
-        journal.flush()
+    if resume_file is not None:
+        resume_file.flush()
     for slot in watched:
         if slot.name in ranges:
             slot.quantizer.set_range(ranges[slot.name])
@@ -175,7 +175,7 @@ def calibrate(
             slot.quantizer.range = None  # of a slot that stays float; what an earlier run found is out of date
     set_mode(model, Mode.QUANTIZE)
     warnings = too_little_data(seen.samples, seen.tokens)
-    warnings += unrest({slot.name: slot.growth.at_the_end(seen.samples) for slot in watched})
+    warnings += growing_ranges({slot.name: slot.growth.at_the_end(seen.samples) for slot in watched})
     saturated = _saturated(watched)
     warnings += clipped(saturated, method.name)
     if method.name == "entropy":
@@ -205,12 +205,14 @@ def _add(
     return total.samples - seen.samples
 
 
-def _run_part(run_own: Callable[[], Seen], watched: Sequence[_Watched], part: Part, journal: Journal | None) -> Seen:
+def _run_part(
+    run_own: Callable[[], Seen], watched: Sequence[_Watched], part: Part, resume_file: ResumeFile | None
+) -> Seen:
     """Run what is for this process, and add what the others saw."""
 
     def held() -> dict[str, Any]:
-        if journal is not None:
-            journal.flush()  # the others may take long, or fail
+        if resume_file is not None:
+            resume_file.flush()  # the others may take long, or fail
         return {slot.name: (slot.collector.state(), slot.growth.rises) for slot in watched}
 
     seen, others = part.together(run_own, held)
@@ -241,18 +243,18 @@ def _is_over_keys(model: nn.Module, slot: Slot) -> bool:
 
 def _check_values(watched: Iterable[_Watched], seen: Seen) -> None:
     """Refuse to go on with what can only fail in the end, while it is known which batch it came with."""
-    faults = [
+    problems = [
         f"{slot.name} saw NaN or infinite values in batch {seen.batches - 1} (the first is 0)"
         for slot in watched
         if slot.quantizer.spec is not None and not slot.collector.is_finite
     ]
-    if faults:
-        raise CalibrationError(describe_faults("calibration", faults))
+    if problems:
+        raise CalibrationError(describe_problems("calibration", problems))
 
 
 def _ranges(watched: Iterable[_Watched], method: Method) -> tuple[dict[str, Range], dict[str, dict[str, Any]]]:
     """All ranges and the reasons for them, or an error when a slot that needs one has none."""
-    faults, ranges, choices = [], {}, {}
+    problems, ranges, choices = [], {}, {}
     for slot in watched:
         spec, collector = slot.quantizer.spec, slot.collector
         if collector.count and collector.is_finite:
@@ -261,9 +263,9 @@ def _ranges(watched: Iterable[_Watched], method: Method) -> tuple[dict[str, Rang
             else:
                 ranges[slot.name] = method.range(collector, spec)
         elif spec is not None:
-            faults.append(f"{slot.name} saw {'NaN or infinite values' if collector.count else 'no data'}")
-    if faults:
-        raise CalibrationError(describe_faults("calibration", faults))
+            problems.append(f"{slot.name} saw {'NaN or infinite values' if collector.count else 'no data'}")
+    if problems:
+        raise CalibrationError(describe_problems("calibration", problems))
     return ranges, choices
 
 

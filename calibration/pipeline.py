@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from calibration.calibrate import calibrate
-from calibration.parts import WHOLE
-from calibration.refine import refine
-from calibration.smoothing import smooth
-from calibration.warn import idle_in_float8
-from qdq.prepare import named_slots
+from calibration.distributed import WHOLE
+from calibration.range_warnings import idle_in_float8
+from calibration.refinement.layerwise import refine
+from calibration.refinement.smoothing import smooth
+from qdq.quantization.wrap import named_slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from calibration.calibrate import CalibrationSummary
-    from calibration.journal import Journal
-    from calibration.methods import Method
-    from calibration.parts import Part
-    from qdq.refinement import Refinement
+    from calibration.distributed import Part
+    from calibration.methods.method import Method
+    from calibration.resume_file import ResumeFile
+    from qdq.recipes.refinement import Refinement
 
 __all__ = ["REFINEMENT_TOKENS", "calibrate_and_refine"]
 
@@ -38,7 +38,7 @@ def calibrate_and_refine(
     part: Part = WHOLE,
     adjust: Callable[[], object] | None = None,
     stage: Callable[[str], Callable[..., object] | None] | None = None,
-    journal: Journal | None = None,
+    resume_file: ResumeFile | None = None,
     **options: Any,
 ) -> CalibrationSummary:
     """Transform, find ranges, adjust them, then round and correct, as ``refinement`` says.
@@ -49,17 +49,17 @@ def calibrate_and_refine(
             time that it is called.
         refinement: of the recipe.
         method: :class:`calibration.Max` when None.
-        part: of several processes; see :mod:`calibration.parts`. Layer-by-layer work is done by each of them, on the
-            same samples, so that all end with the same model.
+        part: of several processes; see :mod:`calibration.distributed`. Layer-by-layer work is done by each of them, on
+            the same samples, so that all end with the same model.
         adjust: changes ranges before weights are rounded.
         stage: called with the name of each stage, gives what that stage reports its progress to.
-        journal: keeps what the passes over the data found, for an interrupted run to go on; see
-            :mod:`calibration.journal`. Layer-by-layer work begins anew.
+        resume_file: keeps what the passes over the data found, for an interrupted run to go on; see
+            :mod:`calibration.resume_file`. Layer-by-layer work begins anew.
         options: further arguments of :func:`calibration.calibrate`.
 
     Raises:
-        CalibrationError: as :func:`calibration.calibrate`, :func:`calibration.smoothing.smooth` and
-            :func:`calibration.refine.refine` say.
+        CalibrationError: as :func:`calibration.calibrate`, :func:`calibration.refinement.smoothing.smooth` and
+            :func:`calibration.refinement.layerwise.refine` say.
     """
 
     def again() -> Iterable[Mapping[str, Tensor]]:
@@ -78,7 +78,7 @@ def calibrate_and_refine(
             shift=refinement.shift,
             part=part,
             progress=progress,
-            journal=journal,
+            resume_file=resume_file,
         )
         done["transformed"] = len(changed)
     progress = begin("ranges")
@@ -88,7 +88,7 @@ def calibrate_and_refine(
         method=method,
         progress=progress,  # type: ignore[arg-type]
         part=part,
-        journal=journal,
+        resume_file=resume_file,
         **options,
     )
     if adjust is not None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from exporters.tensorrt.driver import require_driver
-from qdq.errors import CheckpointError, ConfigError, MissingPackageError, QDQError, describe_faults
+from qdq.errors import CheckpointError, ConfigError, MissingPackageError, QDQError, describe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +44,7 @@ class Candidate:
     runtime: Runtime = "onnxruntime"
 
     @property
-    def fault(self) -> str | None:
+    def problem(self) -> str | None:
         """Why there is nothing to time; None where there is."""
         if self.path.is_file():
             return None
@@ -238,10 +238,10 @@ def _check(
         (min_seconds >= 0, f"min_seconds = {min_seconds}, must not be negative"),
         (warmup >= 0, f"warmup = {warmup}, must not be negative"),
     ]
-    if faults := [fault for holds, fault in rules if not holds]:
-        raise ConfigError(describe_faults("benchmark", faults))
-    if faults := [candidate.fault for candidate in candidates if candidate.fault is not None]:
-        raise CheckpointError(describe_faults("benchmark", faults))
+    if problems := [problem for holds, problem in rules if not holds]:
+        raise ConfigError(describe_problems("benchmark", problems))
+    if problems := [candidate.problem for candidate in candidates if candidate.problem is not None]:
+        raise CheckpointError(describe_problems("benchmark", problems))
     if any(c.runtime == "openvino" for c in candidates) and find_spec("openvino") is None:
         raise MissingPackageError("openvino", extra="openvino", purpose="timing a model in OpenVINO")
     if any(c.runtime == "tensorrt" for c in candidates):

@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporters.benchmark import Candidate, Machine, Shape, benchmark
-from exporters.folder import MODEL_FILE, export
+from exporters.directory import MODEL_FILE, export
 from exporters.runners import OnnxRuntimeRunner
-from exporters.verify import cosine
-from qdq.errors import CalibrationError, ConfigError, ExportError, VerificationError, describe_faults
-from qdq.prepare import apply_recipe, named_slots
-from qdq.recipe import load_recipe
+from exporters.verification.verify import cosine
+from qdq.errors import CalibrationError, ConfigError, ExportError, VerificationError, describe_problems
+from qdq.quantization.wrap import named_slots
+from qdq.recipes.apply import apply_recipe
+from qdq.recipes.recipe import load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from exporters.form import Form
+    from exporters.interface import Form
 
 __all__ = ["MIN_COSINE", "Tuned", "Tuning", "choose", "text_vectors", "tune"]
 
@@ -109,7 +110,7 @@ def tune(
         threads: of the runtime.
         rounds: interleaved, each in fresh processes.
         recipe: preset or file to try instead of the checkpoint's own recipe.
-        opset: as for :func:`exporters.folder.export`.
+        opset: as for :func:`exporters.directory.export`.
         form: likewise.
         isa: likewise.
         progress: told what is done now.
@@ -172,7 +173,7 @@ def choose(rows: Sequence[Tuned], min_cosine: float) -> Tuned:
             f"{row.name}: {row.refused or 'its cosine to the float model is ' + format(row.cosine, '.4f')}"
             for row in rows
         ]
-        raise VerificationError(describe_faults(f"no form holds a cosine of {min_cosine:g}", found))
+        raise VerificationError(describe_problems(f"no form holds a cosine of {min_cosine:g}", found))
     return max(holding, key=lambda row: row.speedup or 0.0)
 
 
@@ -208,16 +209,16 @@ def _wanted(checkpoint: str | Path, recipe: str | None) -> list[tuple[str, str |
 
 def _cosines(checkpoint: str | Path, in_float: Path, files: Mapping[str, Path], form: Form | None) -> dict[str, float]:
     """Of the first output of every file to that of the float file, on text that ships with the package."""
-    from exporters.deployed import deploy
-    from exporters.proof import proof_batches
+    from exporters.export_model import deploy
+    from exporters.verification.inputs import verification_batches
     from qdq.checkpoint import load
-    from qdq.quantizer import Mode, set_mode
+    from qdq.quantization.quantizer import Mode, set_mode
 
     model = load(checkpoint)
     set_mode(model, Mode.OFF)
     batches = [
         {name: tensor.numpy() for name, tensor in batch.items()}
-        for batch in proof_batches(checkpoint, deploy(model, form))
+        for batch in verification_batches(checkpoint, deploy(model, form))
     ]
 
     def vectors(path: Path) -> list[np.ndarray]:

@@ -22,47 +22,47 @@ if TYPE_CHECKING:
     from calibration.calibrate import calibrate
     from calibration.pipeline import calibrate_and_refine
     from exporters.benchmark import benchmark
-    from exporters.folder import export, verify
-    from exporters.form import Form
+    from exporters.directory import export, verify
+    from exporters.interface import Form
     from qdq.checkpoint import load, save
     from qdq.data.text import read_samples
     from qdq.data.tokenize import encode_batches, load_tokenizer
     from qdq.errors import QDQError
     from qdq.interop.transformers import from_transformers, to_transformers
-    from qdq.models.architectures import build
-    from qdq.prepare import apply_recipe, quantize
-    from qdq.recipe import Recipe, load_recipe
-    from qdq.spec import PerAxis, PerTensor, QuantSpec
+    from qdq.models.registry import build
+    from qdq.quantization.spec import PerAxis, PerTensor, QuantSpec
+    from qdq.recipes.apply import apply_recipe, quantize
+    from qdq.recipes.recipe import Recipe, load_recipe
     from qdq.tasks.evaluate import evaluate
     from qdq.training.loop import finetune
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Form": "exporters.form",
-    "PerAxis": "qdq.spec",
-    "PerTensor": "qdq.spec",
+    "Form": "exporters.interface",
+    "PerAxis": "qdq.quantization.spec",
+    "PerTensor": "qdq.quantization.spec",
     "QDQError": "qdq.errors",
-    "QuantSpec": "qdq.spec",
-    "Recipe": "qdq.recipe",
-    "apply_recipe": "qdq.prepare",
+    "QuantSpec": "qdq.quantization.spec",
+    "Recipe": "qdq.recipes.recipe",
+    "apply_recipe": "qdq.recipes.apply",
     "benchmark": "exporters.benchmark",
-    "build": "qdq.models.architectures",
+    "build": "qdq.models.registry",
     "calibrate": "calibration",
     "calibrate_and_refine": "calibration",
     "encode_batches": "qdq.data.tokenize",
     "evaluate": "qdq.tasks.evaluate",
-    "export": "exporters.folder",
+    "export": "exporters.directory",
     "finetune": "qdq.training.loop",
     "from_transformers": "qdq.interop.transformers",
     "load": "qdq.checkpoint",
-    "load_recipe": "qdq.recipe",
+    "load_recipe": "qdq.recipes.recipe",
     "load_tokenizer": "qdq.data.tokenize",
-    "quantize": "qdq.prepare",
+    "quantize": "qdq.recipes.apply",
     "read_samples": "qdq.data.text",
     "save": "qdq.checkpoint",
     "to_transformers": "qdq.interop.transformers",
-    "verify": "exporters.folder",
+    "verify": "exporters.directory",
 }
 
 __all__ = [

@@ -33,16 +33,16 @@ from qdq.errors import (
     QDQError,
     RecipeError,
     StorageError,
-    describe_faults,
+    describe_problems,
 )
-from qdq.models.architectures import task_of
 from qdq.models.huggingface import load_model, read_config, read_tensors, save_model
-from qdq.modules import QuantAdd, QuantLinear
-from qdq.prepare import apply_specs, named_slots, slots, unshared_slots, wrap
-from qdq.quantizer import Mode, Quantizer, Range, quantizers, set_mode
-from qdq.spec import QuantSpec
+from qdq.models.registry import task_of
+from qdq.quantization.modules import QuantAdd, QuantLinear
+from qdq.quantization.quantizer import Mode, Quantizer, Range, quantizers, set_mode
+from qdq.quantization.spec import QuantSpec
+from qdq.quantization.transform import Transform
+from qdq.quantization.wrap import apply_specs, named_slots, slots, unshared_slots, wrap
 from qdq.storage import atomic_directory, read_json, write_json
-from qdq.transform import Transform
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 
     from qdq.models.attention import AttentionImplementation
     from qdq.models.model import Model
-    from qdq.recipe import Recipe, Slot
+    from qdq.quantization.slot import Slot
+    from qdq.recipes.recipe import Recipe
 
 __all__ = ["QUANTIZATION_FILE", "copy_companions", "is_quantized", "load", "read_quantization", "save", "write"]
 
@@ -111,7 +112,7 @@ def write(
     if not any(quantizers(model)):
         raise CalibrationError("the model has no quantizers: wrap it first with qdq.quantize(model, recipe)")
     if missing := [name for name, quantizer in quantizers(model) if not quantizer.is_calibrated]:
-        raise CalibrationError(describe_faults("not calibrated", missing))
+        raise CalibrationError(describe_problems("not calibrated", missing))
     save_model(model, folder)
     if source is not None:
         copy_companions(Path(source), folder)
@@ -170,7 +171,7 @@ def load(
         attn_implementation: ``eager``, or for float models ``sdpa``, torch's fused attention.
 
     Raises:
-        CheckpointError: for anything damaged, missing or left over, all faults at once.
+        CheckpointError: for anything damaged, missing or left over, all problems at once.
         ConfigError: for a configuration that cannot be followed, or fused attention in a quantized model, where its
             quantizers would have no place.
     """
@@ -215,11 +216,11 @@ def read_quantization(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file}: format {document.get('format')!r} is not supported, this version reads {READABLE[-1]} and older"
         )
-    faults = [
+    problems = [
         f"{key} is missing" for key in ("recipe", "slots", "calibration") if not isinstance(document.get(key), dict)
     ]
-    if faults:
-        raise CheckpointError(describe_faults(str(file), faults))
+    if problems:
+        raise CheckpointError(describe_problems(str(file), problems))
     return document
 
 
@@ -275,19 +276,19 @@ def _specs(
     """The spec of every slot; names that begin like one of ``elsewhere`` may be of another task's model."""
     specs: dict[Slot, QuantSpec | None] = dict.fromkeys(slots(model))
     known = {str(slot): slot for slot in specs}
-    faults: list[str] = []
+    problems: list[str] = []
     for name, values in document["slots"].items():
         if name not in known:
             if not name.startswith(elsewhere):
-                faults.append(f"slot {name!r} does not exist in this model")
+                problems.append(f"slot {name!r} does not exist in this model")
         elif not isinstance(values, dict):
-            faults.append(f"slot {name}: its spec is {values!r}, must be an object")
-        elif wrong := QuantSpec.faults_in(values):
-            faults += [f"slot {name}: {fault}" for fault in wrong]
+            problems.append(f"slot {name}: its spec is {values!r}, must be an object")
+        elif wrong := QuantSpec.problems_in(values):
+            problems += [f"slot {name}: {problem}" for problem in wrong]
         else:
             specs[known[name]] = QuantSpec.from_dict(values)
-    if faults:
-        raise CheckpointError(describe_faults(str(file), faults))
+    if problems:
+        raise CheckpointError(describe_problems(str(file), problems))
     return specs
 
 
@@ -299,7 +300,7 @@ def _unshared(model: Model, document: Mapping[str, Any], file: Path, elsewhere: 
     known = {str(slot): slot for slot in slots(model)}
     if unknown := [name for name in names if name not in known and not name.startswith(elsewhere)]:
         raise CheckpointError(
-            describe_faults(str(file), [f"slot {name!r} does not exist in this model" for name in unknown])
+            describe_problems(str(file), [f"slot {name!r} does not exist in this model" for name in unknown])
         )
     return [known[name] for name in names if name in known]
 
@@ -314,22 +315,22 @@ def _fill(model: Model, file: Path, elsewhere: tuple[str, ...]) -> None:
         raise StorageError(f"cannot read {file}: {error.strerror or error}") from error
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{file}: damaged or incomplete ({error})") from error
-    faults: list[str] = []
+    problems: list[str] = []
     for name, quantizer in quantizers(model):
         owner = model.get_submodule(name.rpartition(".")[0])
         wrong = _fill_transform(
             quantizer, _taken(tensors, f"{name}.transform"), owner, is_weight=name.endswith(_WEIGHT)
         )
         wrong += _fill_one(quantizer, _taken(tensors, name), owner, is_weight=name.endswith(_WEIGHT))
-        faults += [f"{name}: {fault}" for fault in wrong]
+        problems += [f"{name}: {problem}" for problem in wrong]
     for name, linear in _linears(model):
         correction = tensors.pop(f"{name}.{_CORRECTION}", None)
         if correction is not None and not _is_vector(correction, linear.out_features):
-            faults.append(f"{name}: {_CORRECTION} must be {linear.out_features} finite numbers in float32")
+            problems.append(f"{name}: {_CORRECTION} must be {linear.out_features} finite numbers in float32")
         linear.bias_correction = correction
-    faults += [f"{name} belongs to no slot" for name in tensors if not name.startswith(elsewhere)]
-    if faults:
-        raise CheckpointError(describe_faults(str(file), faults))
+    problems += [f"{name} belongs to no slot" for name in tensors if not name.startswith(elsewhere)]
+    if problems:
+        raise CheckpointError(describe_problems(str(file), problems))
 
 
 def _taken(tensors: dict[str, Tensor], owner: str) -> dict[str, Tensor]:
@@ -359,8 +360,8 @@ def _fill_transform(
     if isinstance(owner, QuantAdd) and transform.shift is not None and transform.factor is None:
         channels = transform.shift.numel()  # a residual may be shifted; how wide it is, an addition does not know
     rows = owner.out_features if is_weight and isinstance(owner, QuantLinear) else None
-    if faults := transform.faults(channels, rows):
-        return [f"transform.{fault}" for fault in faults]
+    if problems := transform.problems(channels, rows):
+        return [f"transform.{problem}" for problem in problems]
     quantizer.transform = transform
     return []
 
@@ -369,11 +370,11 @@ def _fill_one(quantizer: Quantizer, tensors: dict[str, Tensor], owner: nn.Module
     rounding = tensors.pop("rounding", None)
     expected = [key for key in quantizer.state_dict() if "." not in key]
     known = expected if is_weight else [*dict.fromkeys([*expected, *_RANGE])]
-    faults = [f"unexpected tensor {key!r}" for key in tensors if key not in known]
+    problems = [f"unexpected tensor {key!r}" for key in tensors if key not in known]
     for key in known:
         dtype = torch.int32 if key == "zero_point" else torch.float32
         if key in tensors and tensors[key].dtype != dtype:
-            faults.append(f"{key} is {tensors[key].dtype}, must be {dtype}")
+            problems.append(f"{key} is {tensors[key].dtype}, must be {dtype}")
     if not is_weight:
         bounds = [tensors[key] for key in _RANGE if key in tensors]
         if len(bounds) == len(_RANGE) and all(bound.shape == () for bound in bounds):
@@ -381,22 +382,22 @@ def _fill_one(quantizer: Quantizer, tensors: dict[str, Tensor], owner: nn.Module
             if bool(torch.isfinite(torch.stack(bounds)).all()) and lower <= upper and amax >= 0:
                 quantizer.range = Range(lower, upper, amax)
             else:
-                faults.append(f"no range: lower {lower:.6g}, upper {upper:.6g}, amax {amax:.6g}")
+                problems.append(f"no range: lower {lower:.6g}, upper {upper:.6g}, amax {amax:.6g}")
         elif bounds and {key for key in _RANGE if key in tensors} != {"amax"} & set(expected):
-            faults.append("lower, upper and amax must be three numbers")
+            problems.append("lower, upper and amax must be three numbers")
     missing = [key for key in expected if key not in tensors]
     if missing:
-        return [*faults, f"{' and '.join(missing)} missing"]
+        return [*problems, f"{' and '.join(missing)} missing"]
     try:
         if "amax" in expected:
             quantizer.set_amax(tensors["amax"])
         if "scale" in expected:
             quantizer.set_scale(tensors["scale"], tensors["zero_point"])
     except CalibrationError as error:
-        faults.append(str(error))
+        problems.append(str(error))
     if rounding is not None:
         shape = tuple(owner.weight.shape) if is_weight and quantizer.spec and isinstance(owner, QuantLinear) else None
         if rounding.dtype != torch.int8 or tuple(rounding.shape) != shape:
-            faults.append("rounding must be int8 steps in the shape of a quantized linear weight")
+            problems.append("rounding must be int8 steps in the shape of a quantized linear weight")
         quantizer.rounding = rounding
-    return faults
+    return problems

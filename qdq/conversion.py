@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qdq.checkpoint import copy_companions, save
 from qdq.errors import ConfigError
 from qdq.models.huggingface import save_model
-from qdq.recipe import load_recipe
+from qdq.recipes.recipe import load_recipe
 from qdq.storage import atomic_directory
 
 if TYPE_CHECKING:

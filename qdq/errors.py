@@ -13,7 +13,7 @@
     ├── MissingPackageError     3   an optional package that is not installed
     └── StorageError            4   disk full, no permission, other I/O
 
-A message names the culprit and the rule and says what to do; all faults of one input arrive together.
+A message names the culprit and the rule and says what to do; all problems of one input arrive together.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
     "StorageError",
     "TrainingError",
     "VerificationError",
-    "describe_faults",
+    "describe_problems",
 ]
 
 
@@ -99,12 +99,12 @@ class StorageError(QDQError):
     exit_code = 4
 
 
-def describe_faults(subject: str, faults: Iterable[str], *, limit: int = 20) -> str:
-    """One message for all ``faults`` of one input: the subject, then a line each, at most ``limit`` of them."""
-    faults = list(faults)
-    if len(faults) == 1:
-        return f"{subject}: {faults[0]}"
-    shown = [f"  - {fault}" for fault in faults[:limit]]
-    if len(faults) > limit:
-        shown.append(f"  - and {len(faults) - limit} more")
-    return "\n".join([f"{subject}: {len(faults)} faults", *shown])
+def describe_problems(subject: str, problems: Iterable[str], *, limit: int = 20) -> str:
+    """One message for all ``problems`` of one input: the subject, then a line each, at most ``limit`` of them."""
+    problems = list(problems)
+    if len(problems) == 1:
+        return f"{subject}: {problems[0]}"
+    shown = [f"  - {problem}" for problem in problems[:limit]]
+    if len(problems) > limit:
+        shown.append(f"  - and {len(problems) - limit} more")
+    return "\n".join([f"{subject}: {len(problems)} problems", *shown])

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qdq.errors import ConfigError, DataError, describe_faults
+from qdq.errors import ConfigError, DataError, describe_problems
 from qdq.models.cache import reorder_cache
 
 if TYPE_CHECKING:
@@ -66,13 +66,15 @@ class GenerationSettings:
 
     def __post_init__(self) -> None:
         counts = ("max_new_tokens", "num_beams", "num_return_sequences")
-        faults = [f"{name} is {getattr(self, name)}, must be at least 1" for name in counts if getattr(self, name) < 1]
+        problems = [
+            f"{name} is {getattr(self, name)}, must be at least 1" for name in counts if getattr(self, name) < 1
+        ]
         if self.num_return_sequences > self.num_beams >= 1:
-            faults.append(f"num_return_sequences is {self.num_return_sequences}, there are {self.num_beams} beams")
+            problems.append(f"num_return_sequences is {self.num_return_sequences}, there are {self.num_beams} beams")
         if self.early_stopping not in (True, False, "never"):
-            faults.append(f"early_stopping is {self.early_stopping!r}, must be true, false or 'never'")
-        if faults:
-            raise ConfigError(describe_faults("generation", faults))
+            problems.append(f"early_stopping is {self.early_stopping!r}, must be true, false or 'never'")
+        if problems:
+            raise ConfigError(describe_problems("generation", problems))
 
 
 class Decoder(Protocol):
@@ -275,13 +277,13 @@ class _Plan:
             own = config.pad_token_id
             first = own + 1 if config.switches.positions_from_padding and own is not None else 0
         named = [("eos_token_id", token) for token in eos] + ([] if pad is None else [("pad_token_id", pad)])
-        faults = [
+        problems = [
             f"{name} is {token}, the vocabulary has {config.vocab_size} tokens"
             for name, token in named
             if not 0 <= token < config.vocab_size
         ]
-        if faults:
-            raise ConfigError(describe_faults("generation", faults))
+        if problems:
+            raise ConfigError(describe_problems("generation", problems))
         return cls(eos, pad if pad is not None else eos[0] if eos else 0, pad is not None, first)
 
     def ends(self, tokens: Tensor) -> Tensor:
@@ -296,24 +298,24 @@ def _default_mask(input_ids: Tensor, plan: _Plan) -> Tensor:
 
 
 def _check(decoder: Decoder, ids: Tensor, mask: Tensor, settings: GenerationSettings, plan: _Plan) -> None:
-    config, faults = decoder.config, []
+    config, problems = decoder.config, []
     if ids.dim() != 2 or ids.shape[0] < 1 or ids.shape[1] < 1:
         raise DataError(f"prompts have shape {list(ids.shape)}, must be [batch, seq] with at least one token")
     if mask.shape != ids.shape:
         raise DataError(f"attention_mask has shape {list(mask.shape)}, the prompts have {list(ids.shape)}")
     if empty := [str(row) for row, visible in enumerate(mask.any(dim=1).tolist()) if not visible]:
-        faults.append(f"no visible token in row {', '.join(empty)}: give each prompt at least one")
+        problems.append(f"no visible token in row {', '.join(empty)}: give each prompt at least one")
     own_first = config.pad_token_id or 0 if config.switches.positions_from_padding else -1
     room = config.max_position_embeddings - max(plan.first, own_first + 1)
     longest = ids.shape[1] + settings.max_new_tokens
     # The last token is put out and never read.
     if longest - 1 > room:
-        faults.append(
+        problems.append(
             f"prompts of {ids.shape[1]} tokens and {settings.max_new_tokens} new ones are too long: "
             f"the model reads at most {room}"
         )
-    if faults:
-        raise DataError(describe_faults("generation", faults))
+    if problems:
+        raise DataError(describe_problems("generation", problems))
 
 
 def _positions(mask: Tensor, first: int) -> Tensor:

@@ -28,7 +28,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from qdq.errors import CheckpointError, ConfigError, QDQError, StorageError, describe_faults
+from qdq.errors import CheckpointError, ConfigError, QDQError, StorageError, describe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -159,15 +159,15 @@ def other_work(folder: Path, theirs: Mapping[str, str], mine: Mapping[str, str],
         mine: what is asked for, likewise.
         what: the work: ``training``, ``calibration``.
     """
-    faults = [
+    problems = [
         f"{name}: {theirs.get(name, 'nothing')} there, {mine.get(name, 'nothing')} here"
         for name in dict.fromkeys([*mine, *theirs])
         if mine.get(name) != theirs.get(name)
     ]
-    if not faults:
+    if not problems:
         return None
     return (
-        describe_faults(f"{folder}: what was interrupted there is another {what}", faults)
+        describe_problems(f"{folder}: what was interrupted there is another {what}", problems)
         + "\nresume with what it was begun with, or begin anew without resuming"
     )
 
@@ -195,8 +195,8 @@ def _check(target: Path, kind: str) -> None:
             "choose another folder or remove it"
         )
     if foreign := sorted(entries - {MANIFEST} - manifest["files"]):
-        faults = [f"{entry} was not made by qdq; move it elsewhere or choose another folder" for entry in foreign]
-        raise ConfigError(describe_faults(str(target), faults))
+        problems = [f"{entry} was not made by qdq; move it elsewhere or choose another folder" for entry in foreign]
+        raise ConfigError(describe_problems(str(target), problems))
 
 
 def _entries(directory: Path, prefix: str = "") -> set[str]:

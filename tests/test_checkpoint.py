@@ -15,12 +15,13 @@ from torch import Tensor
 import calibration
 from qdq.checkpoint import is_quantized, load, read_quantization, save
 from qdq.errors import CalibrationError, CheckpointError, ConfigError, QDQError, StorageError
-from qdq.models.architectures import FAMILIES, build, configure
 from qdq.models.huggingface import save_model
-from qdq.prepare import apply_recipe, named_slots, quantize
-from qdq.quantizer import Mode, quantizers, set_mode
-from qdq.recipe import Recipe, Rule, load_recipe, presets
-from qdq.spec import QuantSpec
+from qdq.models.registry import FAMILIES, build, configure
+from qdq.quantization.quantizer import Mode, quantizers, set_mode
+from qdq.quantization.spec import QuantSpec
+from qdq.quantization.wrap import named_slots
+from qdq.recipes.apply import apply_recipe, quantize
+from qdq.recipes.recipe import Recipe, Rule, load_recipe, presets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -209,7 +210,7 @@ def test_model_that_is_not_calibrated_is_not_saved(tmp_path: Path) -> None:
     recipe = load_recipe("linear")
     with pytest.raises(CalibrationError) as caught:
         save(quantize(tiny(), recipe), tmp_path / "c", recipe=recipe, calibration={})
-    assert "8 faults" in str(caught.value)
+    assert "8 problems" in str(caught.value)
     assert f"{DOWN}.input_quantizer" in str(caught.value)
     with pytest.raises(CalibrationError, match="no quantizers"):
         save(tiny(), tmp_path / "c", recipe=recipe, calibration={})
@@ -270,7 +271,7 @@ def edit_tensors(folder: Path, edit: Callable[[dict[str, Tensor]], Any]) -> None
     save_file(tensors, file)
 
 
-def expect_fault(folder: Path, *words: str) -> None:
+def expect_problem(folder: Path, *words: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         load(folder)
     for word in words:
@@ -354,13 +355,13 @@ NAN, INF = float("nan"), float("inf")
 )
 def test_damaged_tensors(folder: Path, edit: Callable[[dict[str, Tensor]], Any], words: list[str]) -> None:
     edit_tensors(folder, edit)
-    expect_fault(folder, "quantizers.safetensors", *words)
+    expect_problem(folder, "quantizers.safetensors", *words)
 
 
 def test_zero_point_out_of_the_integers_of_an_affine_slot(tmp_path: Path) -> None:
     saved(tmp_path / "c", "onnxruntime")
     edit_tensors(tmp_path / "c", put(f"{QUERY}.input_quantizer.zero_point", torch.tensor(256, dtype=torch.int32)))
-    expect_fault(tmp_path / "c", f"{QUERY}.input_quantizer", "zero_point must lie in [0, 255]")
+    expect_problem(tmp_path / "c", f"{QUERY}.input_quantizer", "zero_point must lie in [0, 255]")
 
 
 @pytest.mark.parametrize(
@@ -372,7 +373,7 @@ def test_zero_point_out_of_the_integers_of_an_affine_slot(tmp_path: Path) -> Non
         pytest.param(lambda d: d.pop("format"), ["format None"], id="no-format"),
         pytest.param(
             lambda d: d.clear() or d.update(format=1),
-            ["3 faults", "recipe is", "slots is", "calibration is"],
+            ["3 problems", "recipe is", "slots is", "calibration is"],
             id="nothing-in-it",
         ),
         pytest.param(lambda d: d.update(slots=[1]), ["slots is missing"], id="slots-is-a-list"),
@@ -422,10 +423,10 @@ def test_zero_point_out_of_the_integers_of_an_affine_slot(tmp_path: Path) -> Non
 )
 def test_damaged_record(folder: Path, edit: Callable[[dict[str, Any]], Any], words: list[str]) -> None:
     edit_document(folder, edit)
-    expect_fault(folder, str(folder), *words)
+    expect_problem(folder, str(folder), *words)
 
 
-def test_all_faults_of_the_tensors_come_together(folder: Path) -> None:
+def test_all_problems_of_the_tensors_come_together(folder: Path) -> None:
     def edit(tensors: dict[str, Tensor]) -> None:
         tensors[f"{QUERY}.input_quantizer.scale"] = torch.tensor(NAN)
         tensors[f"{QUERY}.input_quantizer.amax"] = torch.tensor(INF)
@@ -434,9 +435,9 @@ def test_all_faults_of_the_tensors_come_together(folder: Path) -> None:
         tensors["left.over"] = torch.ones(1)
 
     edit_tensors(folder, edit)
-    expect_fault(
+    expect_problem(
         folder,
-        "5 faults",
+        "5 problems",
         "finite and positive",
         "amax inf",
         "(2, 2)",
@@ -445,7 +446,7 @@ def test_all_faults_of_the_tensors_come_together(folder: Path) -> None:
     )
 
 
-def test_all_faults_of_the_record_come_together(folder: Path) -> None:
+def test_all_problems_of_the_record_come_together(folder: Path) -> None:
     def edit(document: dict[str, Any]) -> None:
         slots = document["slots"]
         slots["nowhere.input"] = {}
@@ -453,7 +454,7 @@ def test_all_faults_of_the_record_come_together(folder: Path) -> None:
         slots[f"{DOWN}.weight"] = None
 
     edit_document(folder, edit)
-    expect_fault(folder, "4 faults", "nowhere.input", "bits is 1", "'bitz'", "its spec is None")
+    expect_problem(folder, "4 problems", "nowhere.input", "bits is 1", "'bitz'", "its spec is None")
 
 
 @pytest.mark.parametrize(
@@ -474,18 +475,18 @@ def test_all_faults_of_the_record_come_together(folder: Path) -> None:
 )
 def test_record_that_is_no_json(folder: Path, content: bytes) -> None:
     (folder / "quantization.json").write_bytes(content)
-    expect_fault(folder, "quantization.json")
+    expect_problem(folder, "quantization.json")
 
 
 @pytest.mark.parametrize("name", ["quantization.json", "quantizers.safetensors", "model.safetensors", "config.json"])
 def test_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
     words = {"model.safetensors": "no weights"}.get(name, name)
-    expect_fault(folder, words)
+    expect_problem(folder, words)
 
 
 def test_missing_directory_is_named(tmp_path: Path) -> None:
-    expect_fault(tmp_path / "nowhere", "nowhere")
+    expect_problem(tmp_path / "nowhere", "nowhere")
 
 
 @pytest.mark.parametrize("name", ["quantizers.safetensors", "model.safetensors"])
@@ -494,11 +495,11 @@ def test_truncated_tensors(folder: Path, name: str) -> None:
     content = file.read_bytes()
     for length in (0, 1, 7, 8, 9, 100, len(content) // 2, len(content) - 1):
         file.write_bytes(content[:length])
-        expect_fault(folder, name, "damaged or incomplete")
+        expect_problem(folder, name, "damaged or incomplete")
     file.write_bytes(content + b"\0")
-    expect_fault(folder, name)
+    expect_problem(folder, name)
     file.write_bytes(b"\xff" * 500)
-    expect_fault(folder, name)
+    expect_problem(folder, name)
 
 
 def test_directory_in_place_of_a_file(folder: Path) -> None:
@@ -513,7 +514,7 @@ def test_weights_that_are_not_finite(folder: Path) -> None:
     tensors = load_file(file)
     tensors["encoder.layer.0.attention.self.query.weight"][0, 0] = NAN
     save_file(tensors, file, metadata={"format": "pt"})
-    expect_fault(folder, f"{QUERY}.weight", "NaN or infinite weights")
+    expect_problem(folder, f"{QUERY}.weight", "NaN or infinite weights")
 
 
 @pytest.mark.parametrize("name", ["quantization.json", "quantizers.safetensors"])

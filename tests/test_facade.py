@@ -58,7 +58,7 @@ def loaded_after(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "code", ["import qdq", "import qdq.errors", "import qdq.spec", "import qdq; dir(qdq); qdq.QuantSpec()"]
+    "code", ["import qdq", "import qdq.errors", "import qdq.quantization.spec", "import qdq; dir(qdq); qdq.QuantSpec()"]
 )
 def test_import_is_light(code: str) -> None:
     assert not loaded_after(code) & set(HEAVY)

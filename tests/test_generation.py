@@ -12,15 +12,15 @@ import torch
 import transformers
 
 from calibration import calibrate
-from exporters.form import Form
+from exporters.interface import Form
 from exporters.onnx.export import export_model
 from exporters.runners import OnnxRuntimeRunner
 from qdq.errors import ConfigError, DataError
 from qdq.generation import Decoder, GenerationSettings, RunnerDecoder, TorchDecoder, generate, visible_tokens
-from qdq.models.architectures import FAMILIES, build, configure
 from qdq.models.huggingface import load_model, save_model
 from qdq.models.model import Model
-from qdq.prepare import quantize
+from qdq.models.registry import FAMILIES, build, configure
+from qdq.recipes.apply import quantize
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -300,7 +300,7 @@ def test_other_models_are_refused(changes: dict[str, Any], task: str, message: s
         TorchDecoder(model)
 
 
-def test_settings_tell_all_their_faults() -> None:
+def test_settings_tell_all_their_problems() -> None:
     with pytest.raises(ConfigError) as raised:
         GenerationSettings(max_new_tokens=0, num_beams=2, num_return_sequences=3, early_stopping="soon")  # type: ignore[arg-type]
     assert all(name in str(raised.value) for name in ("max_new_tokens is 0", "there are 2 beams", "'soon'"))

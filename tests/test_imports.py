@@ -26,61 +26,43 @@ PACKAGES = ("qdq", "calibration", "exporters")
 # The rooms from the ground up, each with the rooms it may know. A file belongs to the row with the longest name that
 # begins its own; within a row everybody knows everybody.
 
-BASE = ("qdq.errors", "qdq.storage", "qdq.uninitialised")
-CORE = (
-    *BASE,
-    "qdq.spec",
-    "qdq.functional",
-    "qdq.transform",
-    "qdq.quantizer",
-    "qdq.modules",
-    "qdq.places",
-    "qdq.bake",
-    "qdq.recipe_file",
-    "qdq.refinement",
-    "qdq.recipe",
-    "qdq.recipe_edits",
-    "qdq.prepare",
-    "qdq.plan",
-    "qdq.checkpoint",
-    "qdq.models",
-    "qdq.data",
-)
+BASE = ("qdq.errors", "qdq.storage")
+FLOAT = (*BASE, "qdq.models.ops", "qdq.models.uninitialized")  # what float and wrapped modules have in common
+NUMBERS = tuple(f"qdq.quantization.{name}" for name in ("spec", "functional", "transform", "quantizer", "slot"))
+QUANTIZATION = (*NUMBERS, *(f"qdq.quantization.{name}" for name in ("modules", "wrap", "graph", "fold")))
+CORE = (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes", "qdq.checkpoint", "qdq.data")
 SIDES = ("calibration", "exporters", "qdq.tasks", "qdq.interop", "qdq.generation", "qdq.retrieval")
 EVERYTHING = (*CORE, *SIDES, "qdq.training", "qdq.conversion")
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.errors": (),
     "qdq.storage": ("qdq.errors",),
-    "qdq.uninitialised": (),
     "qdq.data": BASE,
     # the float reference knows nothing of quantization
     "qdq.models.ops": BASE,
-    "qdq.models": (*BASE, "qdq.models.ops"),
+    "qdq.models.uninitialized": (),
+    "qdq.models": FLOAT,
     # one quantizer, then modules with quantizers, then models with such modules
-    "qdq.spec": BASE,
-    "qdq.functional": (*BASE, "qdq.spec"),
-    "qdq.transform": BASE,
-    "qdq.quantizer": (*BASE, "qdq.spec", "qdq.functional", "qdq.transform"),
-    "qdq.modules": (*BASE, "qdq.spec", "qdq.functional", "qdq.transform", "qdq.quantizer", "qdq.models.ops"),
-    "qdq.places": (*BASE, "qdq.modules", "qdq.models"),
-    "qdq.bake": (*BASE, "qdq.transform", "qdq.quantizer", "qdq.modules", "qdq.places", "qdq.models"),
-    "qdq.recipe_file": BASE,
-    "qdq.refinement": BASE,
-    "qdq.recipe": (
-        *BASE,
-        "qdq.spec",
-        "qdq.functional",
-        "qdq.quantizer",
-        "qdq.modules",
-        "qdq.recipe_file",
-        "qdq.refinement",
-    ),
-    "qdq.recipe_edits": (*BASE, "qdq.spec", "qdq.recipe"),
-    "qdq.recipe_schema": (*BASE, "qdq.spec", "qdq.recipe", "qdq.refinement"),  # for editors
-    "qdq.recipes": (),  # presets, as files
-    "qdq.prepare": (*BASE, "qdq.spec", "qdq.functional", "qdq.quantizer", "qdq.modules", "qdq.recipe", "qdq.models"),
-    "qdq.plan": (*BASE, "qdq.spec", "qdq.quantizer", "qdq.recipe", "qdq.prepare", "qdq.models"),
+    "qdq.quantization": (),
+    "qdq.quantization.spec": BASE,
+    "qdq.quantization.slot": (),
+    "qdq.quantization.functional": (*BASE, "qdq.quantization.spec"),
+    "qdq.quantization.transform": BASE,
+    "qdq.quantization.quantizer": (*BASE, *NUMBERS[:3]),
+    "qdq.quantization.modules": (*FLOAT, *NUMBERS),
+    "qdq.quantization.wrap": (*BASE, "qdq.models", *NUMBERS, "qdq.quantization.modules"),
+    "qdq.quantization.graph": (*BASE, "qdq.models", *NUMBERS, "qdq.quantization.modules"),
+    "qdq.quantization.fold": (*BASE, "qdq.models", *NUMBERS, "qdq.quantization.modules", "qdq.quantization.graph"),
+    # rules for slots; only what applies them sees models
+    "qdq.recipes": (),
+    "qdq.recipes.presets": (),
+    "qdq.recipes.yaml_reader": BASE,
+    "qdq.recipes.refinement": BASE,
+    "qdq.recipes.recipe": (*BASE, *NUMBERS, "qdq.recipes.yaml_reader", "qdq.recipes.refinement"),
+    "qdq.recipes.edits": (*BASE, *NUMBERS, "qdq.recipes.recipe"),
+    "qdq.recipes.schema": (*BASE, *NUMBERS, "qdq.recipes.recipe", "qdq.recipes.refinement"),
+    "qdq.recipes.apply": (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes.recipe"),
+    "qdq.recipes.plan": (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes.recipe"),
     # loading takes over what another package left in a checkpoint; interop therefore knows nothing of ours
     "qdq.checkpoint": (*(room for room in CORE if room != "qdq.checkpoint"), "qdq.interop"),
     "qdq.interop": tuple(room for room in CORE if room != "qdq.checkpoint"),
@@ -112,7 +94,7 @@ MODEL_STEPS: tuple[frozenset[str], ...] = tuple(
         "family",
         "bert",  # the others may begin from it
         "albert megatron_bert realm roberta_prelayernorm",
-        "architectures",
+        "registry",
         "huggingface",
     )
 )
@@ -136,7 +118,7 @@ class Import:
 
 
 def imports_of(path: Path, root: Path) -> Iterator[Import]:
-    """Every import of a file. ``from qdq import spec`` imports qdq.spec, ``from qdq import load`` imports qdq."""
+    """Every import of a file. ``from qdq import errors`` imports qdq.errors, ``from qdq import load`` imports qdq."""
     package = path.relative_to(root).with_suffix("").parts[:-1]
 
     def resolve(node: ast.Import | ast.ImportFrom) -> Iterable[str]:
@@ -185,11 +167,11 @@ def step_of(module: str) -> int | None:
 
 def arrows_the_wrong_way(root: Path) -> list[str]:
     """What the rooms and the steps forbid, one line each; an empty list when all is well."""
-    faults = []
+    problems = []
     for path, module in files_of(root):
         room, step = room_of(module), step_of(module)
         if room is None:
-            faults.append(f"{path.relative_to(root)}: stands in no room; give it a row in {Path(__file__).name}")
+            problems.append(f"{path.relative_to(root)}: stands in no room; give it a row in {Path(__file__).name}")
             continue
         for found in imports_of(path, root):
             if found.module.split(".")[0] not in PACKAGES:
@@ -197,25 +179,25 @@ def arrows_the_wrong_way(root: Path) -> list[str]:
             other, other_step = room_of(found.module), step_of(found.module)
             place = f"{path.relative_to(root)}:{found.line}: imports {found.module}"
             if other not in {room, *ROOMS[room]} and not (other or "").startswith(tuple(f"{r}." for r in ROOMS[room])):
-                faults.append(f"{place}, {room} may know {', '.join(ROOMS[room]) or 'nothing'}")
+                problems.append(f"{place}, {room} may know {', '.join(ROOMS[room]) or 'nothing'}")
             elif step is not None and other_step is not None and found.module != module and other_step >= step:
-                faults.append(f"{place}, which stands on no lower step of qdq.models")
-    return faults
+                problems.append(f"{place}, which stands on no lower step of qdq.models")
+    return problems
 
 
 def heavy_at_the_top(root: Path) -> list[str]:
     """Heavy packages that importing a module would load at once, one line each."""
-    faults = []
+    problems = []
     for path, module in files_of(root):
         banned = HEAVY_FOR_COMMANDS if module == "qdq" or module.startswith("qdq.cli") else HEAVY
         if module.startswith(("exporters.onnx", "exporters.tensorrt")):
             banned = banned - ONNX
-        faults += [
+        problems += [
             f"{path.relative_to(root)}:{found.line}: {found.module} belongs inside the function that needs it"
             for found in imports_of(path, root)
             if found.where == "top" and (found.module.split(".")[0] in banned or found.module.startswith("tensorrt"))
         ]
-    return faults
+    return problems
 
 
 def test_no_arrow_points_the_wrong_way() -> None:
@@ -233,11 +215,15 @@ def test_the_table_has_an_order() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The checks themselves: a planted fault is found, and its neighbours that are allowed are not.
+# The checks themselves: a planted problem is found, and its neighbours that are allowed are not.
 
 
 def plant(root: Path, files: dict[str, str]) -> Path:
-    for name in ("spec", "quantizer", "models/feed_forward"):  # so that `from qdq import spec` names a file
+    for name in (
+        "quantization/spec",
+        "quantization/quantizer",
+        "models/feed_forward",
+    ):  # so that `from qdq import errors` names a file
         files.setdefault(f"qdq/{name}.py", "")
     for name, source in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -248,19 +234,27 @@ def plant(root: Path, files: dict[str, str]) -> Path:
 @pytest.mark.parametrize(
     ("file", "source", "culprit"),
     [
-        ("qdq/models/heads.py", "from qdq.quantizer import Quantizer", "qdq.quantizer"),
-        ("qdq/models/heads.py", "from qdq import quantizer", "qdq.quantizer"),
-        ("qdq/models/heads.py", "import qdq.spec as s", "qdq.spec"),
-        ("qdq/models/heads.py", "from ..spec import QuantSpec", "qdq.spec"),
+        ("qdq/models/heads.py", "from qdq.quantization.quantizer import Quantizer", "qdq.quantization.quantizer"),
+        ("qdq/models/heads.py", "from qdq.quantization import quantizer", "qdq.quantization.quantizer"),
+        ("qdq/models/heads.py", "import qdq.quantization.spec as s", "qdq.quantization.spec"),
+        ("qdq/models/heads.py", "from ..quantization.spec import QuantSpec", "qdq.quantization.spec"),
         ("qdq/models/config.py", "from qdq.models.attention import Attention", "qdq.models.attention"),
         ("qdq/models/attention.py", "from qdq.models import feed_forward", "qdq.models.feed_forward"),
         ("qdq/models/ops.py", "from qdq.models.masks import bias", "qdq.models.masks"),
-        ("qdq/errors.py", "def f():\n    from qdq.spec import QuantSpec", "qdq.spec"),
-        ("qdq/storage.py", "if TYPE_CHECKING:\n    from qdq.spec import QuantSpec", "qdq.spec"),
-        ("qdq/spec.py", "import typing\nif typing.TYPE_CHECKING:\n    import qdq.recipe", "qdq.recipe"),
+        ("qdq/errors.py", "def f():\n    from qdq.quantization.spec import QuantSpec", "qdq.quantization.spec"),
+        (
+            "qdq/storage.py",
+            "if TYPE_CHECKING:\n    from qdq.quantization.spec import QuantSpec",
+            "qdq.quantization.spec",
+        ),
+        (
+            "qdq/quantization/spec.py",
+            "import typing\nif typing.TYPE_CHECKING:\n    import qdq.recipes.recipe",
+            "qdq.recipes.recipe",
+        ),
         ("qdq/data/batches.py", "from qdq.models.config import ModelConfig", "qdq.models.config"),
-        ("qdq/modules/linear.py", "from qdq.models.attention import Attention", "qdq.models.attention"),
-        ("qdq/quantizer.py", "from qdq import load", "qdq"),
+        ("qdq/quantization/modules/linear.py", "from qdq.models.attention import Attention", "qdq.models.attention"),
+        ("qdq/quantization/quantizer.py", "from qdq import load", "qdq"),
         ("qdq/tasks/sts.py", "from qdq.training.loop import train", "qdq.training.loop"),
         ("qdq/interop/live.py", "from qdq.checkpoint import load", "qdq.checkpoint"),
         ("qdq/training/qat.py", "from qdq.cli.main import main", "qdq.cli.main"),
@@ -269,13 +263,13 @@ def plant(root: Path, files: dict[str, str]) -> Path:
     ],
 )
 def test_a_planted_arrow_is_found(file: str, source: str, culprit: str, tmp_path: Path) -> None:
-    (fault,) = arrows_the_wrong_way(plant(tmp_path, {file: source}))
-    assert fault.startswith(f"{file}:{len(source.splitlines())}: imports {culprit},")
+    (problem,) = arrows_the_wrong_way(plant(tmp_path, {file: source}))
+    assert problem.startswith(f"{file}:{len(source.splitlines())}: imports {culprit},")
 
 
 def test_a_file_in_no_room_is_found(tmp_path: Path) -> None:
-    (fault,) = arrows_the_wrong_way(plant(tmp_path, {"qdq/helpers.py": ""}))
-    assert fault.startswith("qdq/helpers.py: stands in no room")
+    (problem,) = arrows_the_wrong_way(plant(tmp_path, {"qdq/helpers.py": ""}))
+    assert problem.startswith("qdq/helpers.py: stands in no room")
 
 
 def test_arrows_the_right_way_are_left_alone(tmp_path: Path) -> None:
@@ -283,11 +277,11 @@ def test_arrows_the_right_way_are_left_alone(tmp_path: Path) -> None:
         "qdq/__init__.py": "def __getattr__(name):\n    from exporters.runners import Runner",
         "qdq/models/attention.py": "from qdq.models.config import ModelConfig\nfrom qdq.models.ops import MatMul",
         "qdq/models/novelty.py": "from qdq.models.attention import Attention",
-        "qdq/modules/linear.py": "import torch\nfrom qdq.models.ops import MatMul\nfrom qdq import quantizer",
+        "qdq/quantization/modules/linear.py": "import torch\nfrom qdq.models.ops import MatMul\nfrom qdq.quantization import quantizer",
         "qdq/tasks/sts.py": "from exporters.runners import Runner",
         "qdq/training/qat.py": "from calibration import calibrate\nfrom qdq.tasks.sts import evaluate",
         "qdq/cli/export.py": "import qdq\nfrom qdq.training.loop import train\nfrom calibration import calibrate",
-        "exporters/verify.py": "from qdq.prepare import named_slots\nfrom exporters.runners import Runner",
+        "exporters/verify.py": "from qdq.quantization.wrap import named_slots\nfrom exporters.runners import Runner",
     }
     assert arrows_the_wrong_way(plant(tmp_path, files)) == []
 
@@ -311,9 +305,9 @@ def test_arrows_the_right_way_are_left_alone(tmp_path: Path) -> None:
     ],
 )
 def test_a_planted_heavy_import_is_found(file: str, source: str, banned: bool, tmp_path: Path) -> None:
-    faults = heavy_at_the_top(plant(tmp_path, {file: source}))
-    assert len(faults) == banned
-    assert all(fault.startswith(f"{file}:") for fault in faults)
+    problems = heavy_at_the_top(plant(tmp_path, {file: source}))
+    assert len(problems) == banned
+    assert all(problem.startswith(f"{file}:") for problem in problems)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import qdq
-from qdq.models.architectures import build, configure
 from qdq.models.huggingface import save_model
+from qdq.models.registry import build, configure
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)

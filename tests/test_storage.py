@@ -201,7 +201,7 @@ class TestRefusals:
         make(target, OLD)
         fill(target, {"notes.txt": "mine", "weights/mine.bin": "mine"})
         (target / "folder").mkdir()
-        self.refused(target, r"(?s)3 faults.*folder/.*notes\.txt.*weights/mine\.bin")
+        self.refused(target, r"(?s)3 problems.*folder/.*notes\.txt.*weights/mine\.bin")
 
     def test_another_kind(self, target):
         make(target, OLD, kind="checkpoint")
@@ -594,7 +594,7 @@ class TestFiles:
         with pytest.raises(CheckpointError, match=r"^no index here$"):
             read_json(tmp_path / "a.json", missing="no index here")
 
-    def test_json_that_cannot_be_read_is_no_fault_of_its_content(self, tmp_path):
+    def test_json_that_cannot_be_read_is_no_problem_of_its_content(self, tmp_path):
         with pytest.raises(StorageError, match=r"cannot read .*: Is a directory"):
             read_json(tmp_path)
 

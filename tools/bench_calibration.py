@@ -101,9 +101,9 @@ def seconds(work: Callable[[], object]) -> float:
 def ours(model_dir: Path) -> tuple[Callable[[Any], None], Callable[[str], None], Callable[[], int]]:
     import calibration
     import qdq
-    from calibration.passes import run
-    from qdq.prepare import named_slots
-    from qdq.quantizer import Mode, set_mode
+    from calibration.forward import run
+    from qdq.quantization.quantizer import Mode, set_mode
+    from qdq.quantization.wrap import named_slots
 
     model = qdq.quantize(qdq.load(model_dir), "linear").eval()
     masks = {keys: calibration.TokenMask(keys=keys) for keys in (False, True)}

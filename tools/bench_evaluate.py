@@ -47,8 +47,8 @@ def main() -> None:
 
     from exporters.runners import OnnxRuntimeRunner
     from qdq.tasks.evaluate import evaluate_subject
+    from qdq.tasks.model_under_test import open_subject, subject_of
     from qdq.tasks.settings import Settings
-    from qdq.tasks.subject import open_subject, subject_of
 
     settings = Settings(batch_size=options.batch_size)
     model = options.folder / "model.onnx"

@@ -37,7 +37,7 @@ def build(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
     import calibration
     import qdq
-    from qdq.quantizer import Mode, set_mode
+    from qdq.quantization.quantizer import Mode, set_mode
 
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)

@@ -22,9 +22,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import calibration
-from qdq.models.architectures import build
 from qdq.models.huggingface import load_model, read_config
-from qdq.prepare import quantize
+from qdq.models.registry import build
+from qdq.recipes.apply import quantize
 from qdq.training.objective import model_loss
 from qdq.training.optimizer import groups, make_optimizer, parameters_of
 from qdq.training.quantization import QuantizerSchedule, ready_for_training

@@ -19,9 +19,9 @@ import torch
 
 import calibration
 import qdq
-from calibration.auto import METHODS
+from calibration.methods.auto import METHODS
 from qdq.data.text import sample_text
-from qdq.prepare import named_slots
+from qdq.quantization.wrap import named_slots
 
 
 def pooled(model: Any, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:

@@ -23,7 +23,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from exporters.benchmark import Candidate, Shape, benchmark
 from exporters.runners import OnnxRuntimeRunner
-from exporters.verify import cosine
+from exporters.verification.verify import cosine
 from qdq.data.text import read_samples, sample_text
 from qdq.data.tokenize import encode_batches, load_tokenizer
 

@@ -224,8 +224,8 @@ def start_of(options: argparse.Namespace) -> Path:
         return folder
     import torch
 
-    from qdq.models.architectures import build, configure
     from qdq.models.huggingface import load_model, save_model
+    from qdq.models.registry import build, configure
 
     source = load_model(minilm)
     fields = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "hidden_act", "pad_token_id")

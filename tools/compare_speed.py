@@ -1,4 +1,4 @@
-"""Our files beside everybody else's int8 files of the same model: latency, size, closeness; in one run, resumable.
+"""Our files beside everybody else's int8 files of the same model: latency, size, similarity; in one run, resumable.
 
     python tools/compare_speed.py [WORK_DIR] [--model minilm bert-base albert-base] [--method ...] [--shape 1x128 8x128]
         [--rounds 5] [--threads 2] [--json speed.json]
@@ -29,7 +29,7 @@ import numpy as np
 from exporters.benchmark import Candidate, Machine, Shape, benchmark
 from exporters.runners import OnnxRuntimeRunner, OpenVINORunner
 from exporters.tune import text_vectors
-from exporters.verify import cosine
+from exporters.verification.verify import cosine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,8 +59,8 @@ def source(name: str, folder: Path) -> Path:
     if not target.is_dir():
         import torch
 
-        from qdq.models.architectures import build, configure
         from qdq.models.huggingface import save_model
+        from qdq.models.registry import build, configure
 
         torch.manual_seed(0)
         scratch = fresh(folder / "source.part")
@@ -107,21 +107,21 @@ def batches(model: Path, *, which: str, rows: int) -> Iterator[dict[str, np.ndar
 
 
 def in_float(model: Path, out: Path) -> Path:
-    from exporters.folder import export
+    from exporters.directory import export
 
     export(model, out / "export", target=None)
     return out / "export/model.onnx"
 
 
 def optimized(model: Path, out: Path) -> Path:
-    from exporters.best_float import optimized_float
+    from exporters.optimized_float import optimized_float
 
     return optimized_float(in_float(model, out), out / "optimized.onnx")
 
 
 def ours(target: str) -> Callable[[Path, Path], Path]:
     def make(model: Path, out: Path) -> Path:
-        from exporters.folder import export
+        from exporters.directory import export
         from qdq.cli.main import main as qdq
         from qdq.data.text import sample_text
 

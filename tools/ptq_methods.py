@@ -54,7 +54,7 @@ class Job:
     @property
     def float_file(self) -> Path:
         """The float model as ONNX, which the first to ask for it exports."""
-        from exporters.folder import export
+        from exporters.directory import export
 
         if not (self.folder / "float").exists():
             export(self.model_dir, self.folder / "float", target=None)
@@ -120,10 +120,10 @@ def method_named(name: str) -> Callable[[Job], Quantized]:
 def _ours(job: Job, recipe: str, target: str, options: list[str]) -> Quantized:
     """``qdq calibrate`` with these options, then the file in its runtime; with ``@torch`` the checkpoint."""
     import qdq
-    from exporters.folder import export
+    from exporters.directory import export
     from exporters.runners import OnnxRuntimeRunner, OpenVINORunner, TorchRunner
     from qdq.cli.main import main
-    from qdq.quantizer import quantizers
+    from qdq.quantization.quantizer import quantizers
 
     checkpoint = job.output / "checkpoint"
     request = ["calibrate", "-m", str(job.model_dir), "-o", str(checkpoint), "--recipe", recipe, "--json"]

@@ -22,15 +22,15 @@ from rich.console import Console
 from rich.table import Table
 
 from calibration import calibrate
-from exporters.deployed import deploy
+from exporters.export_model import deploy
+from exporters.io_signature import example_inputs
 from exporters.onnx.export import export_model
-from exporters.signature import example_inputs
 from exporters.tensorrt.backend import find_backend, messages
 from exporters.tensorrt.lint.lint import lint
 from exporters.tensorrt.profiles import Profile, default_profile
 from exporters.tensorrt.source import read_source
-from qdq.models.architectures import build, configure
-from qdq.prepare import quantize
+from qdq.models.registry import build, configure
+from qdq.recipes.apply import quantize
 
 HERE = Path(__file__).resolve().parent
 SIZES = {
@@ -111,7 +111,7 @@ def main() -> int:
             found = [finding for finding in report.findings if finding.id == defect.id]
             said, words = verdict(backend, planted, profiles)
             wrong += not found or said != defect.parser
-            ours = f"{found[0].severity}: {found[0].fault}" if found else "NOTHING"
+            ours = f"{found[0].severity}: {found[0].problem}" if found else "NOTHING"
             table.add_row(defect.id, defect.name, ours, said, " ".join((words or defect.why).split())[:width])
     Console(width=None if sys.stdout.isatty() else 220).print(table)
     print(f"{wrong} rows are not as the tests expect them")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from exporters.deployed import deploy
-from exporters.form import DTYPES, Form, check_form
+from exporters.export_model import deploy
+from exporters.interface import DTYPES, Form, check_form
 from exporters.onnx.isa import ANY, Isa, isa_named
 from exporters.onnx.precision import HALF_SINCE, check_scales, to_dtype
 from exporters.onnx.refusal import unchanged_when_refused
@@ -18,13 +18,13 @@ from exporters.onnx.targets import Target, target_named, tidy
 from exporters.onnx.trace import OPSETS, trace
 from exporters.onnx.translation import BLOCKS_SINCE, FLOAT8_SINCE
 from exporters.onnx.write import write_onnx
-from qdq.bake import baked, without_transforms
-from qdq.errors import CalibrationError, ExportError, describe_faults
+from qdq.errors import CalibrationError, ExportError, describe_problems
 from qdq.models.model import Model
-from qdq.plan import needing_data
-from qdq.prepare import apply_specs, named_slots, same_tensor, unshared_slots
-from qdq.quantizer import Mode, quantizers, set_mode
-from qdq.recipe import Recipe, load_recipe
+from qdq.quantization.fold import folded, without_transforms
+from qdq.quantization.quantizer import Mode, quantizers, set_mode
+from qdq.quantization.wrap import apply_specs, named_slots, same_tensor, unshared_slots
+from qdq.recipes.plan import needing_data
+from qdq.recipes.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from exporters.signature import Signature
-    from qdq.recipe import Slot
-    from qdq.spec import QuantSpec
+    from exporters.io_signature import Signature
+    from qdq.quantization.slot import Slot
+    from qdq.quantization.spec import QuantSpec
 
 __all__ = ["DEFAULT_OPSET", "Exported", "check_options", "export_model"]
 
@@ -87,34 +87,34 @@ def check_options(target: str | None, opset: int, form: Form | None = None, isa:
         ExportError: for a target, an opset, a type or an instruction set that does not exist, or that a target or an
             opset has not.
     """
-    faults: list[str] = []
+    problems: list[str] = []
     chosen, wanted = None, ANY
-    with _noted(faults):
+    with _noted(problems):
         chosen = None if target is None else target_named(target)
-    with _noted(faults):
+    with _noted(problems):
         wanted = isa if isinstance(isa, Isa) else isa_named(isa)
-    if wanted != ANY and not faults and (chosen is None or not chosen.takes_isa):
-        faults.append(f"an instruction set is for the target onnxruntime, not for {target or 'a float file'}")
+    if wanted != ANY and not problems and (chosen is None or not chosen.takes_isa):
+        problems.append(f"an instruction set is for the target onnxruntime, not for {target or 'a float file'}")
     if opset not in OPSETS:
-        faults.append(f"opset {opset} is not supported: it must be from {OPSETS.start} to {OPSETS.stop - 1}")
+        problems.append(f"opset {opset} is not supported: it must be from {OPSETS.start} to {OPSETS.stop - 1}")
     dtype = "fp32" if form is None else form.dtype
     if dtype not in DTYPES:
-        faults.append(f"no type {dtype!r}: it must be one of {', '.join(DTYPES)}")
+        problems.append(f"no type {dtype!r}: it must be one of {', '.join(DTYPES)}")
     elif chosen is not None and dtype not in chosen.dtypes:
-        faults.append(f"target {chosen.name} has no {dtype}: {chosen.dtypes_why}")
+        problems.append(f"target {chosen.name} has no {dtype}: {chosen.dtypes_why}")
     elif dtype != "fp32" and opset in OPSETS and opset < HALF_SINCE:
-        faults.append(f"{dtype} needs opset {HALF_SINCE} or above, this is {opset}")
-    if faults:
-        raise ExportError(faults[0] if len(faults) == 1 else describe_faults("no such export", faults))
+        problems.append(f"{dtype} needs opset {HALF_SINCE} or above, this is {opset}")
+    if problems:
+        raise ExportError(problems[0] if len(problems) == 1 else describe_problems("no such export", problems))
 
 
 @contextmanager
-def _noted(faults: list[str]) -> Iterator[None]:
-    """An error of what is inside becomes one of ``faults``."""
+def _noted(problems: list[str]) -> Iterator[None]:
+    """An error of what is inside becomes one of ``problems``."""
     try:
         yield
     except ExportError as error:
-        faults.append(str(error))
+        problems.append(str(error))
 
 
 def export_model(
@@ -140,7 +140,7 @@ def export_model(
         target: ``onnxruntime``, ``openvino``, ``tensorrt``; None exports a float model as it is.
         recipe: a recipe or the name of a preset to change to first.
         opset: of the standard operators, 18 to 25.
-        form: inputs, outputs and types of choice, :class:`~exporters.form.Form` when None. With half precision the
+        form: inputs, outputs and types of choice, :class:`~exporters.interface.Form` when None. With half precision the
             weights and scales of ``model`` are rounded to it, and it computes in it afterwards.
         isa: that integer products are written for: ``any`` (exact on every CPU), ``avx2``, ``avx512``, ``vnni``,
             ``arm``, or ``auto`` for that of this machine. Of the target onnxruntime.
@@ -164,7 +164,7 @@ def export_model(
             raise ExportError("the model is not quantized: calibrate it first (qdq calibrate), or export it in float")
         if recipe is not None:
             changed = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-        elif chosen.faults(specs):
+        elif chosen.problems(specs):
             changed = load_recipe(chosen.recipe)
             notes.append(
                 f"The checkpoint's recipe cannot run on {chosen.name}: its ranges were used with the preset "
@@ -172,9 +172,9 @@ def export_model(
             )
         if changed is not None:
             specs = changed.assign(specs)
-        faults = chosen.faults(specs)
-        if faults:
-            raise ExportError(describe_faults(f"target {chosen.name} cannot run this recipe", faults))
+        problems = chosen.problems(specs)
+        if problems:
+            raise ExportError(describe_problems(f"target {chosen.name} cannot run this recipe", problems))
         _check_forms(model, specs, chosen, opset)
         with unchanged_when_refused(model):
             if changed is not None:
@@ -194,7 +194,7 @@ def export_model(
     to_dtype(model, form.dtype)
     training = model.training
     try:
-        with without_transforms(model) if chosen is None else baked(model):
+        with without_transforms(model) if chosen is None else folded(model):
             deployed = deploy(model.eval(), form)
             graph = trace(deployed, opset=opset)
     finally:
@@ -223,7 +223,7 @@ def _check_forms(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], targe
         if target.whole_groups and widths[slot] % size
     ]
     if rests:
-        raise ExportError(describe_faults(f"target {target.name} takes groups that divide the width", rests))
+        raise ExportError(describe_problems(f"target {target.name} takes groups that divide the width", rests))
 
 
 def _stored_twice(model: nn.Module, specs: Mapping[Slot, QuantSpec | None]) -> list[str]:
@@ -261,10 +261,10 @@ def _check_ranges(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], reci
             f"target {target} needs the recipe {recipe.name!r} here, and the checkpoint lacks ranges (a training for "
             "another recipe drops them): calibrate or train with it, or choose a target that runs the checkpoint's own"
         )
-        raise CalibrationError(describe_faults(subject, (f"no range for {slot}_quantizer" for slot in missing)))
+        raise CalibrationError(describe_problems(subject, (f"no range for {slot}_quantizer" for slot in missing)))
     if missing:
         subject = (
             f"target {target} needs the recipe {recipe.name!r} here, and the checkpoint, made without data, has no "
             "ranges for it: calibrate with --calib-data, or choose a target that runs the checkpoint's own recipe"
         )
-        raise ExportError(describe_faults(subject, (f"no range for {slot}_quantizer" for slot in missing)))
+        raise ExportError(describe_problems(subject, (f"no range for {slot}_quantizer" for slot in missing)))

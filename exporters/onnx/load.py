@@ -22,7 +22,7 @@ from exporters.onnx.wire import (
     fields,
     key_of,
 )
-from qdq.errors import CheckpointError, describe_faults
+from qdq.errors import CheckpointError, describe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +63,7 @@ def _check_data(model: ir.Model, path: Path) -> None:
     """Weights must be as long as their shapes say: nobody reads them here, so nobody would stumble."""
     import onnx_ir as ir
 
-    faults = []
+    problems = []
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor):
@@ -71,11 +71,11 @@ def _check_data(model: ir.Model, path: Path) -> None:
         file = Path(tensor.path)
         have = file.stat().st_size if file.is_file() else 0
         if tensor.length is not None and tensor.length != tensor.nbytes:
-            faults.append(f"{value.name} has {tensor.length} bytes of data, its shape needs {tensor.nbytes}")
+            problems.append(f"{value.name} has {tensor.length} bytes of data, its shape needs {tensor.nbytes}")
         elif (tensor.offset or 0) + tensor.nbytes > have:
-            faults.append(f"{value.name} lies in {file.name}, which is missing or too short")
-    if faults:
-        raise CheckpointError(describe_faults(str(path), faults))
+            problems.append(f"{value.name} lies in {file.name}, which is missing or too short")
+    if problems:
+        raise CheckpointError(describe_problems(str(path), problems))
 
 
 def _light_model(data: mmap.mmap, name: str) -> Iterator[bytes]:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qdq.errors import ExportError, describe_faults
-from qdq.prepare import named_slots
-from qdq.quantizer import quantizers
+from qdq.errors import ExportError, describe_problems
+from qdq.quantization.quantizer import quantizers
+from qdq.quantization.wrap import named_slots
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,17 +30,19 @@ def check_scales(model: nn.Module, dtype: str) -> None:
     if dtype == "fp32":
         return
     limits = torch.finfo(TORCH_DTYPES[dtype])
-    faults = []
+    problems = []
     for slot, quantizer in named_slots(model):
         if quantizer.spec is None or quantizer.spec.dynamic or not quantizer.is_calibrated:
             continue
         scale = quantizer.scale.detach().abs()
         low, high = float(scale.min()), float(scale.max())
         if low < limits.tiny or high > limits.max:
-            faults.append(f"{slot}: its scale {low if low < limits.tiny else high:.3g} is out of range")
-    if faults:
+            problems.append(f"{slot}: its scale {low if low < limits.tiny else high:.3g} is out of range")
+    if problems:
         raise ExportError(
-            describe_faults(f"{dtype} holds scales from {limits.tiny:.3g} to {limits.max:.3g}: export in fp32", faults)
+            describe_problems(
+                f"{dtype} holds scales from {limits.tiny:.3g} to {limits.max:.3g}: export in fp32", problems
+            )
         )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from qdq.modules import QuantLinear
-from qdq.prepare import named_slots
+from qdq.quantization.modules import QuantLinear
+from qdq.quantization.wrap import named_slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -27,15 +27,15 @@ from exporters.onnx.passes.unsigned_tables import UnsignedTablesPass
 from exporters.onnx.passes.unsigned_weights import UnsignedWeightsPass
 from exporters.onnx.passes.weight_only_gemm import WeightOnlyGemmPass
 from qdq.errors import ExportError
-from qdq.spec import PerTensor
+from qdq.quantization.spec import PerTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import onnx_ir.passes as ir_passes
 
-    from qdq.recipe import Slot
-    from qdq.spec import QuantSpec
+    from qdq.quantization.slot import Slot
+    from qdq.quantization.spec import QuantSpec
 
 __all__ = ["TARGETS", "Target", "target_named", "tidy"]
 
@@ -47,7 +47,7 @@ class Target:
     Args:
         name: as on the command line.
         recipe: the preset that serves it best.
-        runtime: that verification runs the file in, end to end; see :func:`exporters.verify.verify`.
+        runtime: that verification runs the file in, end to end; see :func:`exporters.verification.verify.verify`.
         passes: made afresh for each export, for an instruction set; run in order on the traced graph.
         refuses: a reason why the target cannot run a slot with this spec, None when it can.
         whole_groups: scales per group must not leave a rest.
@@ -66,7 +66,7 @@ class Target:
     dtypes_why: str = ""
     takes_isa: bool = False
 
-    def faults(self, specs: Mapping[Slot, QuantSpec | None]) -> list[str]:
+    def problems(self, specs: Mapping[Slot, QuantSpec | None]) -> list[str]:
         """What the target cannot run, one line for each slot."""
         reasons = ((slot, spec and self.refuses(slot, spec)) for slot, spec in specs.items())
         return [f"{slot}: {reason}" for slot, reason in reasons if reason]

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import torch
 
+from exporters.io_signature import PAST_AND_SEQ, Input, example_inputs
 from exporters.onnx.passes.name_after_modules import NameAfterModulesPass
 from exporters.onnx.passes.tie_tables import TieTablesPass
 from exporters.onnx.translation import translations
-from exporters.signature import PAST_AND_SEQ, Input, example_inputs
 from qdq.errors import ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from exporters.deployed import Deployed
+    from exporters.export_model import Deployed
 
 __all__ = ["OPSETS", "trace"]
 
@@ -31,8 +31,8 @@ def trace(deployed: Deployed, *, opset: int = 21) -> ir.Model:
     """Export with every free axis of the inputs free. Quantizers come out as QuantizeLinear and DequantizeLinear.
 
     Args:
-        deployed: a float or wrapped model in a form, from :func:`exporters.deployed.deploy`; in mode QUANTIZE where its
-            quantizers are to be in the graph.
+        deployed: a float or wrapped model in a form, from :func:`exporters.export_model.deploy`; in mode QUANTIZE where
+            its quantizers are to be in the graph.
         opset: of the standard operators, 18 to 25.
 
     Raises:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qdq.errors import DataError, describe_faults
+from qdq.errors import DataError, describe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["TensorInfo", "feed", "missing", "raise_faults"]
+__all__ = ["TensorInfo", "feed", "missing", "raise_problems"]
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,20 @@ class TensorInfo:
 
 
 def missing(names: Sequence[str], inputs: Mapping[str, Any]) -> list[str]:
-    """A fault for each of ``names`` that is not given."""
+    """A problem for each of ``names`` that is not given."""
     return [
         f"the input {name} is missing (given: {', '.join(inputs) or 'none'})" for name in names if name not in inputs
     ]
 
 
-def raise_faults(name: str, faults: Sequence[str]) -> None:
-    """Nothing where there are no faults.
+def raise_problems(name: str, problems: Sequence[str]) -> None:
+    """Nothing where there are no problems.
 
     Raises:
         DataError: with all of them, and the name of the model.
     """
-    if faults:
-        raise DataError(describe_faults(name, faults))
+    if problems:
+        raise DataError(describe_problems(name, problems))
 
 
 def feed(name: str, infos: Sequence[TensorInfo], inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -55,7 +55,7 @@ def feed(name: str, infos: Sequence[TensorInfo], inputs: Mapping[str, NDArray[An
         DataError: with everything that does not fit.
     """
     fed = {info.name: np.asarray(inputs[info.name]) for info in infos if info.name in inputs}
-    faults = missing([info.name for info in infos], inputs)
+    problems = missing([info.name for info in infos], inputs)
     for info in infos:
         array = fed.get(info.name)
         if array is None:
@@ -63,11 +63,11 @@ def feed(name: str, infos: Sequence[TensorInfo], inputs: Mapping[str, NDArray[An
         if str(array.dtype) == "int64" and str(info.dtype) == "int32" and np.array_equal(array, array.astype(np.int32)):
             array = fed[info.name] = array.astype(np.int32)
         if array.dtype != info.dtype:
-            faults.append(f"the input {info.name} is {array.dtype}, the model takes {info.dtype}")
+            problems.append(f"the input {info.name} is {array.dtype}, the model takes {info.dtype}")
         if array.ndim != len(info.shape) or any(
             isinstance(size, int) and size != given for size, given in zip(info.shape, array.shape, strict=True)
         ):
             declared = ", ".join("?" if size is None else str(size) for size in info.shape)
-            faults.append(f"the input {info.name} has the shape {array.shape}, the model takes ({declared})")
-    raise_faults(name, faults)
+            problems.append(f"the input {info.name} has the shape {array.shape}, the model takes ({declared})")
+    raise_problems(name, problems)
     return fed

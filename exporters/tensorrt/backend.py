@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from exporters.tensorrt.driver import driver_fault, require_driver
+from exporters.tensorrt.driver import driver_problem, require_driver
 from qdq.errors import ConfigError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def find_backend(name: str = "auto") -> Backend:
     if name not in ("auto", *BACKENDS):
         raise ConfigError(f"no backend {name!r}: it must be one of auto, {', '.join(BACKENDS)}")
     names = [name] if name != "auto" else ["tensorrt", "tensorrt-rtx"]
-    if name == "auto" and driver_fault() is not None:
+    if name == "auto" and driver_problem() is not None:
         names.reverse()
     for candidate in names:
         module = _imported(BACKENDS[candidate])

@@ -19,7 +19,7 @@ from exporters.tensorrt.backend import Backend, find_backend, messages
 from exporters.tensorrt.layers import Kernel, parse_inspector, parse_layers
 from exporters.tensorrt.profiles import check_profiles, default_profile
 from exporters.tensorrt.source import read_source
-from qdq.errors import BuildError, describe_faults
+from qdq.errors import BuildError, describe_problems
 from qdq.storage import write_bytes_atomic
 
 if TYPE_CHECKING:
@@ -109,28 +109,28 @@ class Built:
 
 def check_options(options: BuildOptions, *, backend: Backend | None = None, quantized: bool = False) -> list[str]:
     """What does not go together, a line each."""
-    faults = []
+    problems = []
     if options.hardware not in HARDWARE:
-        faults.append(f"no hardware compatibility {options.hardware!r}: it must be one of {', '.join(HARDWARE)}")
+        problems.append(f"no hardware compatibility {options.hardware!r}: it must be one of {', '.join(HARDWARE)}")
     if options.optimization_level is not None and not 0 <= options.optimization_level <= 5:
-        faults.append(f"optimization level {options.optimization_level}: it must be from 0 to 5")
+        problems.append(f"optimization level {options.optimization_level}: it must be from 0 to 5")
     if options.workspace_mb is not None and options.workspace_mb < 1:
-        faults.append(f"a workspace of {options.workspace_mb} MiB: it must be 1 or more")
+        problems.append(f"a workspace of {options.workspace_mb} MiB: it must be 1 or more")
     if (options.refit or options.strip) and quantized:
-        faults.append(
+        problems.append(
             "an int8 engine cannot be refitted or stripped: scales are folded into its kernels (build the float "
             "export, or leave --refit and --strip out)"
         )
     if backend is not None and backend.is_rtx:
         if options.refit or options.strip:
-            faults.append("TensorRT-RTX cannot build refittable or stripped engines without a GPU")
+            problems.append("TensorRT-RTX cannot build refittable or stripped engines without a GPU")
         if options.timing_cache is not None:
-            faults.append("TensorRT-RTX has no timing cache: leave --timing-cache out")
+            problems.append("TensorRT-RTX has no timing cache: leave --timing-cache out")
         if options.version_compatible:
-            faults.append("TensorRT-RTX has no lean runtime: leave --version-compatible out")
+            problems.append("TensorRT-RTX has no lean runtime: leave --version-compatible out")
         if options.hardware != "none":
-            faults.append("TensorRT-RTX engines run on every GPU it knows: leave --hardware-compatibility out")
-    return faults
+            problems.append("TensorRT-RTX engines run on every GPU it knows: leave --hardware-compatibility out")
+    return problems
 
 
 def build(
@@ -163,13 +163,13 @@ def build(
     model = read_source(source)
     if profiles is None:
         profiles = [default_profile(model.inputs, longest=model.longest or 512)]
-    faults = check_profiles(profiles, model.inputs, longest=model.longest)
-    faults += check_options(options, quantized=model.is_quantized)
-    if not faults:  # what the user wrote comes before what is installed
+    problems = check_profiles(profiles, model.inputs, longest=model.longest)
+    problems += check_options(options, quantized=model.is_quantized)
+    if not problems:  # what the user wrote comes before what is installed
         backend = find_backend(backend) if isinstance(backend, str) else backend
-        faults += check_options(options, backend=backend)
-    if faults:
-        raise BuildError(describe_faults(f"{source} cannot be built like this", dict.fromkeys(faults)))
+        problems += check_options(options, backend=backend)
+    if problems:
+        raise BuildError(describe_problems(f"{source} cannot be built like this", dict.fromkeys(problems)))
     assert isinstance(backend, Backend)
 
     start = time.perf_counter()
@@ -181,7 +181,7 @@ def build(
         if interrupted():
             raise KeyboardInterrupt
     if plan is None:
-        raise BuildError(describe_faults(f"{backend.name} {backend.version} cannot build {model.path}", _told(heard)))
+        raise BuildError(describe_problems(f"{backend.name} {backend.version} cannot build {model.path}", _told(heard)))
     seconds = time.perf_counter() - start
     data = memoryview(plan)
     kernels = parse_layers(heard.layers) if heard.layers else _inspected(backend, logger, data)
@@ -212,7 +212,7 @@ def _serialized(
     network: Network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser: Parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(path)):
-        raise BuildError(describe_faults(f"TensorRT cannot read {path}", _parser_faults(parser)))
+        raise BuildError(describe_problems(f"TensorRT cannot read {path}", _parser_problems(parser)))
     if interrupted():
         return None
     config = builder.create_builder_config()
@@ -248,13 +248,13 @@ def _configure(trt: TensorRT, config: Config, options: BuildOptions) -> None:
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, HARDWARE[options.hardware])
 
 
-def _parser_faults(parser: Parser) -> list[str]:
-    faults = []
+def _parser_problems(parser: Parser) -> list[str]:
+    problems = []
     for index in range(parser.num_errors):
-        fault = parser.get_error(index)
-        where = " ".join(part for part in (fault.node_name(), f"({fault.node_operator()})") if part.strip("()"))
-        faults.append(f"{where}: {_one_line(fault.desc())}" if where else _one_line(fault.desc()))
-    return list(dict.fromkeys(faults)) or ["its parser gives no reason"]
+        problem = parser.get_error(index)
+        where = " ".join(part for part in (problem.node_name(), f"({problem.node_operator()})") if part.strip("()"))
+        problems.append(f"{where}: {_one_line(problem.desc())}" if where else _one_line(problem.desc()))
+    return list(dict.fromkeys(problems)) or ["its parser gives no reason"]
 
 
 def _told(heard: Any) -> list[str]:
@@ -267,9 +267,9 @@ def _one_line(text: str) -> str:
 
 def _inspected(backend: Backend, logger: Any, plan: memoryview) -> list[Kernel]:
     """From the finished engine, where a GPU can load it."""
-    from exporters.tensorrt.driver import driver_fault
+    from exporters.tensorrt.driver import driver_problem
 
-    if driver_fault() is not None:
+    if driver_problem() is not None:
         return []
     trt = backend.trt
     runtime = trt.Runtime(logger)

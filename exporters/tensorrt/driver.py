@@ -7,12 +7,12 @@ import sys
 
 from qdq.errors import BuildError
 
-__all__ = ["driver_fault", "require_driver"]
+__all__ = ["driver_problem", "require_driver"]
 
 _NAMES = ("nvcuda.dll",) if sys.platform == "win32" else ("libcuda.so.1", "libcuda.so")
 
 
-def driver_fault() -> str | None:
+def driver_problem() -> str | None:
     """Why no engine can run here; None when one can."""
     for name in _NAMES:
         try:
@@ -36,6 +36,6 @@ def require_driver(purpose: str) -> None:
     Raises:
         BuildError: when there is no driver, or no device.
     """
-    fault = driver_fault()
-    if fault is not None:
-        raise BuildError(f"{purpose} needs an NVIDIA GPU, and {fault}")
+    problem = driver_problem()
+    if problem is not None:
+        raise BuildError(f"{purpose} needs an NVIDIA GPU, and {problem}")

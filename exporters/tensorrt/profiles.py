@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from qdq.errors import BuildError, describe_faults
+from qdq.errors import BuildError, describe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,25 +80,25 @@ def parse_profiles(
     """The profiles that the options name; the first of each makes the first profile, and so on.
 
     Raises:
-        BuildError: for text that is no shape, or options that do not come together; all faults at once.
+        BuildError: for text that is no shape, or options that do not come together; all problems at once.
     """
-    faults: list[str] = []
+    problems: list[str] = []
     profiles = []
     for index, texts in enumerate(zip_longest(min_, opt, max_)):
         parts: list[dict[str, Shape]] = []
         for bound, text in zip(_BOUNDS, texts, strict=True):
             if text is None:
-                faults.append(f"profile {index} has no --{bound}-shapes: give all three of them for every profile")
+                problems.append(f"profile {index} has no --{bound}-shapes: give all three of them for every profile")
                 parts.append({})
             else:
-                parts.append(_parsed(text, inputs, f"--{bound}-shapes {text}", faults))
+                parts.append(_parsed(text, inputs, f"--{bound}-shapes {text}", problems))
         profiles.append(Profile(*parts))
-    if faults:
-        raise BuildError(describe_faults("the shapes cannot be read", faults))
+    if problems:
+        raise BuildError(describe_problems("the shapes cannot be read", problems))
     return profiles
 
 
-def _parsed(text: str, inputs: Mapping[str, Declared], where: str, faults: list[str]) -> dict[str, Shape]:
+def _parsed(text: str, inputs: Mapping[str, Declared], where: str, problems: list[str]) -> dict[str, Shape]:
     if _SHAPE.fullmatch(text.strip()):
         return dict.fromkeys(inputs, _sizes(text.strip()))
     shapes: dict[str, Shape] = {}
@@ -106,9 +106,9 @@ def _parsed(text: str, inputs: Mapping[str, Declared], where: str, faults: list[
         name, colon, sizes = part.strip().rpartition(":")
         name = name.strip("'\"")
         if not colon or not name or not _SHAPE.fullmatch(sizes):
-            faults.append(f"{where}: {part!r} is not of the form input_ids:8x128")
+            problems.append(f"{where}: {part!r} is not of the form input_ids:8x128")
         elif name in shapes:
-            faults.append(f"{where}: {name} is there twice")
+            problems.append(f"{where}: {name} is there twice")
         else:
             shapes[name] = _sizes(sizes)
     return shapes
@@ -129,36 +129,36 @@ def check_profiles(
     4. dimensions of one name are equal in all inputs of a profile;
     5. no sequence is longer than the model has positions.
     """
-    faults = []
+    problems = []
     if not profiles and any(_is_free(shape) for shape in inputs.values()):
-        faults.append("there is no profile, and the inputs have free dimensions")
+        problems.append("there is no profile, and the inputs have free dimensions")
     for index, profile in enumerate(profiles):
         for bound in _BOUNDS:
             shapes: Mapping[str, Shape] = getattr(profile, bound)
             where = f"profile {index}, {bound}"
-            faults += [
+            problems += [
                 f"{where}: the input {name} is missing"
                 for name, declared in inputs.items()
                 if name not in shapes and _is_free(declared)
             ]
-            faults += [
+            problems += [
                 f"{where}: the file has no input {name}; it has {', '.join(inputs)}"
                 for name in shapes
                 if name not in inputs
             ]
-            faults += _shape_faults(where, shapes, inputs)
-            faults += _symbol_faults(where, shapes, inputs)
-        faults += _order_faults(index, profile)
-        faults += _length_faults(index, profile, inputs, longest)
-    return faults
+            problems += _shape_problems(where, shapes, inputs)
+            problems += _symbol_problems(where, shapes, inputs)
+        problems += _order_problems(index, profile)
+        problems += _length_problems(index, profile, inputs, longest)
+    return problems
 
 
 def _is_free(declared: Declared) -> bool:
     return not all(isinstance(size, int) for size in declared)
 
 
-def _shape_faults(where: str, shapes: Mapping[str, Shape], inputs: Mapping[str, Declared]) -> list[str]:
-    faults = []
+def _shape_problems(where: str, shapes: Mapping[str, Shape], inputs: Mapping[str, Declared]) -> list[str]:
+    problems = []
     for name, shape in shapes.items():
         declared = inputs.get(name)
         if declared is None:
@@ -167,13 +167,13 @@ def _shape_faults(where: str, shapes: Mapping[str, Shape], inputs: Mapping[str, 
         if len(shape) != len(declared) or any(
             isinstance(size, int) and size != given for size, given in zip(declared, shape, strict=True)
         ):
-            faults.append(f"{where}: {name} is {shown_shape(shape)}, the file has {wanted}")
+            problems.append(f"{where}: {name} is {shown_shape(shape)}, the file has {wanted}")
         elif any(size == 0 and "past" not in str(axis) for size, axis in zip(shape, declared, strict=True)):
-            faults.append(f"{where}: {name} is {shown_shape(shape)}, but no length can be 0")
-    return faults
+            problems.append(f"{where}: {name} is {shown_shape(shape)}, but no length can be 0")
+    return problems
 
 
-def _symbol_faults(where: str, shapes: Mapping[str, Shape], inputs: Mapping[str, Declared]) -> list[str]:
+def _symbol_problems(where: str, shapes: Mapping[str, Shape], inputs: Mapping[str, Declared]) -> list[str]:
     found: dict[str, dict[str, int]] = {}
     for name, shape in shapes.items():
         declared = inputs.get(name, ())
@@ -189,18 +189,18 @@ def _symbol_faults(where: str, shapes: Mapping[str, Shape], inputs: Mapping[str,
     ]
 
 
-def _order_faults(index: int, profile: Profile) -> list[str]:
-    faults = []
+def _order_problems(index: int, profile: Profile) -> list[str]:
+    problems = []
     for name in profile.opt:
         low, best, high = (part.get(name) for part in (profile.min, profile.opt, profile.max))
         if low is None or best is None or high is None or not len(low) == len(best) == len(high):
             continue
         if not all(a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
-            faults.append(
+            problems.append(
                 f"profile {index}: {name} must grow from min to max, "
                 f"it is {shown_shape(low)}, {shown_shape(best)}, {shown_shape(high)}"
             )
-    return faults
+    return problems
 
 
 def longest_sequence(profile: Profile, inputs: Mapping[str, Declared]) -> int:
@@ -216,7 +216,7 @@ def longest_sequence(profile: Profile, inputs: Mapping[str, Declared]) -> int:
     return max(found)
 
 
-def _length_faults(index: int, profile: Profile, inputs: Mapping[str, Declared], longest: int | None) -> list[str]:
+def _length_problems(index: int, profile: Profile, inputs: Mapping[str, Declared], longest: int | None) -> list[str]:
     length = longest_sequence(profile, inputs)
     if longest is None or length <= longest:
         return []

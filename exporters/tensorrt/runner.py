@@ -11,7 +11,7 @@ from exporters.runners.feed import TensorInfo, feed
 from exporters.tensorrt.backend import find_backend, messages
 from exporters.tensorrt.driver import require_driver
 from exporters.tensorrt.record import read_record, record_path
-from qdq.errors import BuildError, CheckpointError, DataError, describe_faults
+from qdq.errors import BuildError, CheckpointError, DataError, describe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,7 +63,7 @@ def choose_profile(spans: Sequence[Mapping[str, Span]], shapes: Mapping[str, tup
         + ", ".join(f"{name} {_shown(low)} to {_shown(high)}" for name, (low, high) in span.items())
         for index, span in enumerate(spans)
     ]
-    raise DataError(describe_faults(f"no profile of the engine allows {asked}", allowed))
+    raise DataError(describe_problems(f"no profile of the engine allows {asked}", allowed))
 
 
 def _recorded(plan: Path) -> tuple[str, bool]:
@@ -141,7 +141,7 @@ class TensorRTRunner:
         if engine is None:
             reasons = heard.errors or ["it gives no reason"]
             raise BuildError(
-                describe_faults(
+                describe_problems(
                     f"{found.name} {found.version} cannot load {plan}: build it on this machine, or with "
                     "--version-compatible and --hardware-compatibility",
                     dict.fromkeys(" ".join(reason.split()) for reason in reasons),
@@ -151,14 +151,14 @@ class TensorRTRunner:
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         kinds = {name: str(engine.get_tensor_dtype(name).name) for name in names}
-        faults = [f"{name} is {kind}, which torch has not" for name, kind in kinds.items() if kind not in _DTYPES]
-        faults += [
+        problems = [f"{name} is {kind}, which torch has not" for name, kind in kinds.items() if kind not in _DTYPES]
+        problems += [
             f"{name} is a shape, read or written on the CPU"
             for name in names
             if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE
         ]
-        if faults:
-            raise BuildError(describe_faults(f"{plan} has inputs or outputs that cannot be given or taken", faults))
+        if problems:
+            raise BuildError(describe_problems(f"{plan} has inputs or outputs that cannot be given or taken", problems))
         self._types = {name: getattr(torch, _DTYPES[kind]) for name, kind in kinds.items()}
         self.inputs = tuple(self._info(name) for name in inputs)
         self._output_names = tuple(name for name in names if name not in inputs)
@@ -287,16 +287,16 @@ class TensorRTRunner:
         return found
 
     def _check(self, given: Mapping[str, tuple[str, int]]) -> None:
-        faults = []
+        problems = []
         for info in self.inputs:
             if info.name not in given:
-                faults.append(f"the input {info.name} is missing (given: {', '.join(given) or 'none'})")
+                problems.append(f"the input {info.name} is missing (given: {', '.join(given) or 'none'})")
                 continue
             kind, rank = given[info.name]
             wanted = str(self._types[info.name]).removeprefix("torch.")
             if kind != wanted:
-                faults.append(f"the input {info.name} is {kind}, the engine takes {wanted}")
+                problems.append(f"the input {info.name} is {kind}, the engine takes {wanted}")
             if rank != len(info.shape):
-                faults.append(f"the input {info.name} has {rank} dimensions, the engine takes {len(info.shape)}")
-        if faults:
-            raise DataError(describe_faults(self._name, faults))
+                problems.append(f"the input {info.name} has {rank} dimensions, the engine takes {len(info.shape)}")
+        if problems:
+            raise DataError(describe_problems(self._name, problems))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Source", "read_source"]
 
-_MODEL_FILE = "model.onnx"  # as exporters.folder writes it, which knows torch, and this should start in no time
+_MODEL_FILE = "model.onnx"  # as exporters.directory writes it, which knows torch, and this should start in no time
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from calibration.closeness import Closeness
-    from calibration.groups import Group
+    from calibration.sensitivity.groups import Group
+    from calibration.sensitivity.similarity import Similarity
     from exporters.runners import Runner
-    from qdq.quantizer import Quantizer
-    from qdq.tasks.subject import Subject
+    from qdq.quantization.quantizer import Quantizer
+    from qdq.tasks.model_under_test import Subject
 
 __all__ = ["analyze"]
 
@@ -90,9 +90,9 @@ def analyze(
     Example: qdq analyze quantized/ --data text.txt --target-cosine 0.998
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
-    from calibration.groups import BY, groups
-    from calibration.sensitivity import in_use
-    from calibration.switch_off import Target
+    from calibration.sensitivity.exclusions import Target
+    from calibration.sensitivity.groups import BY, groups
+    from calibration.sensitivity.ranking import in_use
     from qdq.errors import ConfigError
 
     if by not in BY:
@@ -166,7 +166,7 @@ def _open(path: Path, task: str | None) -> Subject:
     from qdq.checkpoint import is_quantized, load
     from qdq.errors import CheckpointError
     from qdq.storage import no_directory
-    from qdq.tasks.subject import Subject, open_subject
+    from qdq.tasks.model_under_test import Subject, open_subject
 
     if not path.is_dir():
         raise CheckpointError(no_directory(path, "give a checkpoint that qdq calibrate wrote"))
@@ -253,10 +253,10 @@ class _Evaluator:
     def _evaluate(
         self, subject: Subject, on: Collection[Quantizer], progress: Callable[[int, int | None], None] | None = None
     ) -> float:
-        from calibration.sensitivity import switch
+        from calibration.sensitivity.ranking import switch
         from qdq.errors import ConfigError
         from qdq.tasks.evaluate import evaluate_subject
-        from qdq.tasks.job import silent
+        from qdq.tasks.scoring import silent
 
         switch(self._model, on)
         scores = evaluate_subject(subject, self._task, self._data, self._settings, progress=progress or silent)
@@ -286,7 +286,7 @@ def _rank(
     found: Findings,
     step: Callable[[], None],
 ) -> None:
-    from calibration.sensitivity import rank
+    from calibration.sensitivity.ranking import rank
 
     for ranking in rank(model, batches, chosen, step=step):
         found.ranking = ranking
@@ -295,14 +295,14 @@ def _rank(
 def _search(
     model: nn.Module, batches: Sequence[Mapping[str, Tensor]], found: Findings, step: Callable[[], None]
 ) -> None:
-    from calibration.sensitivity import in_use, measured
-    from calibration.switch_off import switch_off
+    from calibration.sensitivity.exclusions import switch_off
+    from calibration.sensitivity.ranking import in_use, measured
 
     everything = in_use(model)
 
-    def measure(choices: Sequence[Sequence[Group]]) -> list[Closeness]:
+    def measure(choices: Sequence[Sequence[Group]]) -> list[Similarity]:
         configurations = [everything.difference(*(group.quantizers for group in choice)) for choice in choices]
-        figures: Iterator[tuple[int, list[Closeness]]] = measured(model, batches, configurations, step=step)
+        figures: Iterator[tuple[int, list[Similarity]]] = measured(model, batches, configurations, step=step)
         *_, (_, last) = figures
         return last
 

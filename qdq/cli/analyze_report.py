@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from calibration.closeness import Closeness
-    from calibration.groups import Group
-    from calibration.sensitivity import Ranking, Sensitivity
-    from calibration.switch_off import Step, Target
+    from calibration.sensitivity.exclusions import Step, Target
+    from calibration.sensitivity.groups import Group
+    from calibration.sensitivity.ranking import Ranking, Sensitivity
+    from calibration.sensitivity.similarity import Similarity
 
 __all__ = ["Findings", "MetricOf"]
 
@@ -105,7 +105,7 @@ class Findings:
             "reached": last.reached if last else False,
             "exclude": list(last.exclude) if last else [],
             "steps": [step.to_dict() for step in self.steps],
-            **(last.closeness.to_dict() if last else {}),
+            **(last.similarity.to_dict() if last else {}),
         }
 
     def _first(self) -> Sensitivity | None:
@@ -158,15 +158,15 @@ class Findings:
         if not self.steps:
             return [f"not searched yet: what to switch off for {asked}"]
         last = self.steps[-1]
-        state = f"SQNR {last.closeness.sqnr_db:.2f} dB, cosine {last.closeness.cosine:.5f}"
+        state = f"SQNR {last.similarity.sqnr_db:.2f} dB, cosine {last.similarity.cosine:.5f}"
         if not last.off:
             return [f"{asked} is reached with everything quantized" if last.reached else f"not searched yet: {asked}"]
         beginning = f"to reach {asked}" if last.reached else f"not enough yet for {asked}"
         return [f"{beginning}, switch off {len(last.off)} ({state} then):", f"  {_options(last.exclude)}"]
 
 
-def _figures(closeness: Closeness) -> tuple[str, str]:
-    return f"{closeness.sqnr_db:.2f}", f"{closeness.cosine:.5f}"
+def _figures(similarity: Similarity) -> tuple[str, str]:
+    return f"{similarity.sqnr_db:.2f}", f"{similarity.cosine:.5f}"
 
 
 def _options(patterns: tuple[str, ...]) -> str:

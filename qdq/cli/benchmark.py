@@ -85,7 +85,7 @@ def benchmark(
 def _candidates(exported: Sequence[Path], runtimes: Sequence[str] | None) -> list[Candidate]:
     """Every file in every runtime, named after both where there are several."""
     from exporters.benchmark import Candidate
-    from exporters.folder import MODEL_FILE
+    from exporters.directory import MODEL_FILE
     from exporters.tensorrt.record import is_plan
 
     found = []
@@ -101,7 +101,7 @@ def _candidates(exported: Sequence[Path], runtimes: Sequence[str] | None) -> lis
 
 
 def _own_runtime(path: Path) -> str:
-    from exporters.folder import read_export
+    from exporters.directory import read_export
     from qdq.errors import CheckpointError
 
     try:
@@ -112,11 +112,11 @@ def _own_runtime(path: Path) -> str:
 
 def _optimized(baseline: Candidate, folder: Path) -> Candidate:
     from exporters.benchmark import Candidate
-    from exporters.best_float import optimized_float
+    from exporters.optimized_float import optimized_float
     from qdq.errors import CheckpointError
 
-    if baseline.fault is not None:
-        raise CheckpointError(baseline.fault)
+    if baseline.problem is not None:
+        raise CheckpointError(baseline.problem)
     path = optimized_float(baseline.path, folder / "optimized.onnx")
     return Candidate(f"{baseline.name}, optimized", path)
 

@@ -11,7 +11,7 @@ import typer
 from qdq.cli.engine_shapes import MaxShapesOption, MinShapesOption, OptShapesOption, chosen_profiles
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
-from qdq.errors import BuildError, ConfigError, describe_faults
+from qdq.errors import BuildError, ConfigError, describe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,10 +129,10 @@ def _print_commands(
     from exporters.tensorrt.commands import polygraphy_command, shown, trtexec_command
     from exporters.tensorrt.profiles import check_profiles
 
-    faults = check_profiles(profiles, source.inputs, longest=source.longest)
-    faults += check_options(options, quantized=source.is_quantized)
-    if faults:
-        raise BuildError(describe_faults(f"{source.path} cannot be built like this", faults))
+    problems = check_profiles(profiles, source.inputs, longest=source.longest)
+    problems += check_options(options, quantized=source.is_quantized)
+    if problems:
+        raise BuildError(describe_problems(f"{source.path} cannot be built like this", problems))
     lines = {}
     if trtexec:
         lines["trtexec"] = trtexec_command(source.path, output, profiles, options)
@@ -176,7 +176,7 @@ def _build(
     write_record(output, built, report, findings, source=model)
     for finding in linted.findings:
         if finding.severity != "info":
-            session.say(f"{finding.id} {finding.node}: {finding.fault}; {finding.rule.cure}")
+            session.say(f"{finding.id} {finding.node}: {finding.problem}; {finding.rule.cure}")
     document = {**built.to_dict(), "output": output, "report": report.to_dict(), "findings": findings}
     session.result(document, _head(output, built), "", *shown_report(report))
 
@@ -186,8 +186,8 @@ def _with_findings(error: BuildError, linted: LintReport) -> BuildError:
     errors = [f for f in linted.findings if f.severity == "error" and f.id != "E12"]
     if not errors:
         return error
-    lines = [f"{finding.id} {finding.node}: {finding.fault}; {finding.rule.cure}" for finding in errors]
-    return BuildError(f"{error}\n{describe_faults('what qdq lint finds', lines)}")
+    lines = [f"{finding.id} {finding.node}: {finding.problem}; {finding.rule.cure}" for finding in errors]
+    return BuildError(f"{error}\n{describe_problems('what qdq lint finds', lines)}")
 
 
 def _head(output: Path, built: Built) -> str:

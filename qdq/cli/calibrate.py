@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from qdq.plan import Plan
-    from qdq.recipe import Slot
+    from qdq.quantization.slot import Slot
+    from qdq.recipes.plan import Plan
 
 __all__ = ["calibrate", "calibrate_into", "describe"]
 
@@ -202,18 +202,19 @@ def calibrate_into(
     Under torchrun every process comes to the same result, and the one with rank 0 writes it.
     """
     import calibration
-    from calibration.adjust import check_bound
-    from calibration.identity import text_digest
-    from calibration.parts import part_of_process
-    from calibration.state import CalibrationState
+    from calibration.digests import text_digest
+    from calibration.distributed import part_of_process
+    from calibration.methods.adjustments import check_bound
+    from calibration.statistics.saved import CalibrationState
     from qdq import checkpoint
     from qdq.data.text import draw, read_samples
     from qdq.data.tokenize import encode_batches, load_tokenizer
     from qdq.errors import CalibrationError
     from qdq.models.huggingface import load_model, read_config
-    from qdq.plan import skeleton
-    from qdq.prepare import named_slots, quantize
-    from qdq.quantizer import Mode, set_mode
+    from qdq.quantization.quantizer import Mode, set_mode
+    from qdq.quantization.wrap import named_slots
+    from qdq.recipes.apply import quantize
+    from qdq.recipes.plan import skeleton
 
     if percentile is None:
         method = calibration.method_named(calibrator)
@@ -253,7 +254,7 @@ def calibrate_into(
         }
     with (
         part_of_process() as part,
-        kept_beside(session, output, identity, part, resume=resume) as journal,
+        kept_beside(session, output, identity, part, resume=resume) as resume_file,
         _only_first(part.rank, output) as folder,
     ):
         wrapped = load_model(model, task, allow_missing=allow_missing or [])
@@ -284,7 +285,7 @@ def calibrate_into(
                     method=method,
                     part=part,
                     adjust=adjust,
-                    journal=journal,
+                    resume_file=resume_file,
                     stage=lambda name: _advance_in(name, advance, count),
                     statistics=statistics,
                     keep=save_statistics,
@@ -337,8 +338,8 @@ _NO_DATA = {"method": {"name": "none"}, "batches": 0, "samples": 0, "tokens": 0,
 
 def _check_needs_no_data(plan: Plan) -> None:
     from qdq.errors import DataError
-    from qdq.plan import needing_data
-    from qdq.recipe import load_recipe, presets
+    from qdq.recipes.plan import needing_data
+    from qdq.recipes.recipe import load_recipe, presets
 
     if waiting := plan.needing_data:
         free = [name for name in presets() if not needing_data(load_recipe(name).assign(plan.specs))]
@@ -352,8 +353,8 @@ def _adjust(
     session: Session, model: nn.Module, *, fuse_qkv: bool, clip_gelu: float | None, recalibrate_weights: bool
 ) -> list[dict[str, Any]]:
     """Change ranges as asked; the record of it."""
-    from calibration import adjust
-    from qdq.prepare import named_slots
+    from calibration.methods import adjustments as adjust
+    from qdq.quantization.wrap import named_slots
 
     done: list[tuple[dict[str, Any], list[Slot]]] = []
     if recalibrate_weights:

@@ -87,21 +87,21 @@ def convert(
 
 def _fields(given: list[str]) -> dict[str, Any]:
     """``NAME=VALUE``, a value as in JSON, or else a text."""
-    from qdq.errors import ConfigError, describe_faults
+    from qdq.errors import ConfigError, describe_problems
 
     found: dict[str, Any] = {}
-    faults = []
+    problems = []
     for entry in given:
         name, equals, text = entry.partition("=")
         if not equals or not name:
-            faults.append(f"{entry!r}: write NAME=VALUE")
+            problems.append(f"{entry!r}: write NAME=VALUE")
             continue
         try:
             found[name] = json_module.loads(text)
         except ValueError:
             found[name] = text
-    if faults:
-        raise ConfigError(describe_faults("--set", faults))
+    if problems:
+        raise ConfigError(describe_problems("--set", problems))
     return found
 
 

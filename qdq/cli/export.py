@@ -113,8 +113,8 @@ def export(
         raise ExportError("give either --target onnxruntime|tensorrt|openvino, or --float")
     if in_float and recipe is not None:
         raise ExportError("--recipe goes with --target: a model exported with --float has no quantizers")
-    from exporters import folder
-    from exporters.form import CACHES, POOLINGS, Form
+    from exporters import directory
+    from exporters.interface import CACHES, POOLINGS, Form
 
     for option, value, known in (("--pooling", pooling, ("auto", *POOLINGS)), ("--cache", cache, CACHES)):
         if value is not None and value not in known:
@@ -152,7 +152,7 @@ def export(
         )
         recipe = tuning.recipe
     with session.progress(f"exporting for {target or 'float'}"):
-        exported = folder.export(
+        exported = directory.export(
             model,
             output,
             target=target,
@@ -164,7 +164,7 @@ def export(
         )
     for note in exported.notes:
         session.say(note)
-    size = model_bytes(output / folder.MODEL_FILE)
+    size = model_bytes(output / directory.MODEL_FILE)
     session.result(
         {
             "output": output,
@@ -173,7 +173,7 @@ def export(
             **({"tuning": tuning.to_dict()} if tuning else {}),
         },
         *([] if tuning is None else _choices(tuning)),
-        f"{output / folder.MODEL_FILE}: {size / 1e6:.1f} MB, opset {exported.opset}, "
+        f"{output / directory.MODEL_FILE}: {size / 1e6:.1f} MB, opset {exported.opset}, "
         f"{', '.join(exported.signature.input_names)} -> {', '.join(exported.signature.outputs)}",
     )
 

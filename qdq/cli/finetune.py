@@ -16,7 +16,7 @@ from qdq.cli.tables import new_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qdq.recipe import Recipe
+    from qdq.recipes.recipe import Recipe
 
 __all__ = ["finetune"]
 
@@ -186,7 +186,7 @@ def finetune(
     is_speaking = is_first()
     session = Session(json=json and is_speaking, verbose=verbose, quiet=quiet or not is_speaking)
     from qdq.training.distillation import Distillation
-    from qdq.training.job import Job, state_folder
+    from qdq.training.finetuning import Job, state_folder
     from qdq.training.settings import TrainingSettings
 
     settings = TrainingSettings(
@@ -271,8 +271,8 @@ def _rate(model: Path, *, is_quantizing: bool) -> float:
 def _recipe(choice: RecipeChoice, model: Path, task: str | None, *, is_wanted: bool) -> Recipe | None:
     from qdq.errors import ConfigError
     from qdq.models.huggingface import read_config
-    from qdq.plan import skeleton
-    from qdq.training.start import chosen_task
+    from qdq.recipes.plan import skeleton
+    from qdq.training.initial_model import chosen_task
 
     if not is_wanted:
         if choice.changes:

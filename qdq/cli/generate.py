@@ -82,7 +82,7 @@ def generate(
 
 
 def _decoder(model: Path) -> Decoder:
-    from exporters.folder import EXPORT_FILE, MODEL_FILE
+    from exporters.directory import EXPORT_FILE, MODEL_FILE
     from exporters.runners import OnnxRuntimeRunner
     from qdq.checkpoint import load
     from qdq.generation import RunnerDecoder, TorchDecoder

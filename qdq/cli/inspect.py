@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from exporters.onnx.inspect import GraphReport
-    from qdq.quantizer import Quantizer
+    from qdq.quantization.quantizer import Quantizer
 
 __all__ = ["inspect"]
 
@@ -85,7 +85,7 @@ def inspect(
     if is_plan(path):
         _inspect_engine(session, path, full=verbose > 0)
         return
-    from exporters.folder import MODEL_FILE
+    from exporters.directory import MODEL_FILE
 
     if path.is_dir() and (path / MODEL_FILE).is_file():
         path = path / MODEL_FILE
@@ -137,7 +137,7 @@ def _inspect_plan(session: Session, path: Path, choice: RecipeChoice | None, tas
 
 def _inspect_checkpoint(session: Session, path: Path) -> None:
     from qdq.checkpoint import QUANTIZATION_FILE, is_quantized, load, read_quantization
-    from qdq.prepare import named_slots
+    from qdq.quantization.wrap import named_slots
 
     model = load(path)
     parameters = sum(p.numel() for p in model.parameters())

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from calibration.journal import Journal
-    from calibration.parts import Part
+    from calibration.distributed import Part
+    from calibration.resume_file import ResumeFile
     from qdq.cli.session import Session
 
 __all__ = ["kept_beside"]
@@ -23,45 +23,46 @@ __all__ = ["kept_beside"]
 @contextmanager
 def kept_beside(
     session: Session, output: Path, identity: Mapping[str, str], part: Part, *, resume: bool | None
-) -> Iterator[Journal | None]:
-    """A journal in ``<output>.calibration``, which is gone when the block has come to its end; none if resume is None.
+) -> Iterator[ResumeFile | None]:
+    """A resume file in ``<output>.calibration``, which is gone when the block has come to its end; none if resume is
+    None.
 
     An interrupt, SIGTERM too, or a disk that is full leaves it there, and the message says so.
     """
-    from calibration.journal import Journal
+    from calibration.resume_file import ResumeFile
 
     if resume is None:
         yield None
         return
     output = output.absolute()
-    journal = Journal(
+    resume_file = ResumeFile(
         output.with_name(f"{output.name}.calibration"), identity, resume=resume, part=part, tell=session.say
     )
-    if resume and journal.is_empty:
-        session.say(f"nothing to resume in {journal.folder}: from the beginning")
-    elif not resume and not journal.is_empty:
-        left = journal.leftovers() or "damaged"
-        session.say(f"warning: {journal.folder}: an interrupted calibration ({left}) is begun anew; see --resume")
+    if resume and resume_file.is_empty:
+        session.say(f"nothing to resume in {resume_file.folder}: from the beginning")
+    elif not resume and not resume_file.is_empty:
+        left = resume_file.leftovers() or "damaged"
+        session.say(f"warning: {resume_file.folder}: an interrupted calibration ({left}) is begun anew; see --resume")
     try:
         with _terminated_as_interrupted():
-            yield journal
+            yield resume_file
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; {_kept(journal) or 'nothing was changed'}") from None
+        raise KeyboardInterrupt(f"interrupted; {_kept(resume_file) or 'nothing was changed'}") from None
     except StorageError as error:
-        if kept := _kept(journal):
+        if kept := _kept(resume_file):
             error.args = (f"{error}; {kept}",)
         raise
     except QDQError:
-        if journal.is_begun and part.count == 1:  # the same would come again
-            journal.remove()
+        if resume_file.is_begun and part.count == 1:  # the same would come again
+            resume_file.remove()
         raise
     if part.rank == 0:
-        journal.remove()
+        resume_file.remove()
 
 
-def _kept(journal: Journal) -> str | None:
-    left = journal.leftovers()
-    return left and f"{journal.folder} keeps what was collected ({left}): the same command with --resume goes on"
+def _kept(resume_file: ResumeFile) -> str | None:
+    left = resume_file.leftovers()
+    return left and f"{resume_file.folder} keeps what was collected ({left}): the same command with --resume goes on"
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def _shown(report: LintReport, *, full: bool) -> list[Table | str]:
     for key in dict.fromkeys((finding.id, finding.severity) for finding in report.findings):
         findings = [finding for finding in report.findings if (finding.id, finding.severity) == key]
         for finding in findings if full else findings[:_SHOWN]:
-            table.add_row(finding.id, finding.node, finding.fault)
+            table.add_row(finding.id, finding.node, finding.problem)
         if len(findings) > _SHOWN and not full:
             table.add_row("", f"... and {len(findings) - _SHOWN} more", "-v shows all")
         rule = findings[0].rule

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from qdq.cli.recipe_options import RecipeChoice
-    from qdq.plan import Plan
+    from qdq.recipes.plan import Plan
 
 __all__ = ["described", "planned", "shown", "whole_layers"]
 
@@ -30,7 +30,7 @@ def planned(config: Path, choice: RecipeChoice | None, task: str | None) -> tupl
         RecipeError: for a recipe that does not fit the model.
     """
     from qdq.models.huggingface import read_config
-    from qdq.plan import skeleton
+    from qdq.recipes.plan import skeleton
 
     model = skeleton(read_config(config), task)
     document = {

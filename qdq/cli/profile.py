@@ -65,7 +65,7 @@ def profiled(
 
 def _runtime_of(path: Path) -> str:
     """OpenVINO for what was exported for it."""
-    from exporters.folder import read_export
+    from exporters.directory import read_export
     from qdq.errors import CheckpointError
 
     try:

@@ -15,7 +15,7 @@ from qdq.cli.export import model_bytes
 from qdq.cli.recipe_options import RecipeChoice
 from qdq.cli.report import Report, Row
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
-from qdq.errors import CheckpointError, MissingPackageError, VerificationError, describe_faults
+from qdq.errors import CheckpointError, MissingPackageError, VerificationError, describe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from exporters.benchmark import Runtime
     from exporters.runners import Runner
-    from exporters.verify import Verification
+    from exporters.verification.verify import Verification
 
 __all__ = ["quickstart"]
 
@@ -84,7 +84,7 @@ def quickstart(
         notes = _export_all(session, folder)
         proofs = _verify_all(session, folder)
         seq_len = calibration["calibration"]["seq_len"]
-        closeness = _compare_all(session, folder, seq_len=seq_len)
+        similarity = _compare_all(session, folder, seq_len=seq_len)
         timing = _time_all(session, folder, seq_len=seq_len, threads=threads, rounds=rounds)
         rows = [
             Row(
@@ -96,8 +96,8 @@ def quickstart(
                     for t in timing.timings
                     if t.name == export.name
                 },
-                cosine=closeness[export.name][0],
-                sqnr_db=closeness[export.name][1],
+                cosine=similarity[export.name][0],
+                sqnr_db=similarity[export.name][1],
                 verified=proofs[export.name].holds,
             )
             for export in EXPORTS
@@ -112,7 +112,7 @@ def quickstart(
         )
         write_json(folder / "report.json", report.to_dict())
         write_text_atomic(folder / "report.md", report.to_markdown())
-    faults = [f"{name}: {fault}" for name, proof in proofs.items() for fault in proof.faults]
+    problems = [f"{name}: {problem}" for name, proof in proofs.items() for problem in proof.problems]
     session.result(
         {"output": output, **report.to_dict()},
         report.title(),
@@ -121,7 +121,7 @@ def quickstart(
         "",
         *report.elsewhere(),
         f"everything is in {output}/, start with report.md",
-        error=VerificationError(describe_faults("not verified", faults)) if faults else None,
+        error=VerificationError(describe_problems("not verified", problems)) if problems else None,
     )
 
 
@@ -137,7 +137,7 @@ def _demo_model() -> Path:
 
 
 def _export_all(session: Session, folder: Path) -> dict[str, list[str]]:
-    from exporters import folder as exported
+    from exporters import directory as exported
 
     notes = {}
     with session.progress("exporting", total=len(EXPORTS)) as advance:
@@ -153,7 +153,7 @@ def _export_all(session: Session, folder: Path) -> dict[str, list[str]]:
 
 
 def _verify_all(session: Session, folder: Path) -> dict[str, Verification]:
-    from exporters import folder as exported
+    from exporters import directory as exported
 
     proofs = {}
     with session.progress("verifying", total=len(EXPORTS)) as advance:
@@ -169,7 +169,7 @@ def _compare_all(session: Session, folder: Path, *, seq_len: int) -> dict[str, t
     import numpy as np
 
     from exporters.runners import OnnxRuntimeRunner, TorchRunner
-    from exporters.verify import cosine, sqnr_db
+    from exporters.verification.verify import cosine, sqnr_db
     from qdq.data.text import read_samples, sample_text
     from qdq.data.tokenize import encode_batches, load_tokenizer
     from qdq.models.huggingface import load_model
@@ -185,9 +185,9 @@ def _compare_all(session: Session, folder: Path, *, seq_len: int) -> dict[str, t
             runner = OnnxRuntimeRunner(folder / export.name / "model.onnx", optimize=export.target != "tensorrt")
             found = _vectors(runner, batches)
             result[export.name] = (cosine(expected[0], found[0]), sqnr_db(expected[1], found[1]))
-    faults = [f"{name}: the outputs are not finite" for name, value in result.items() if not np.isfinite(value).all()]
-    if faults:
-        raise VerificationError(describe_faults("compared with the float model", faults))
+    problems = [f"{name}: the outputs are not finite" for name, value in result.items() if not np.isfinite(value).all()]
+    if problems:
+        raise VerificationError(describe_problems("compared with the float model", problems))
     return result
 
 

@@ -151,7 +151,7 @@ def answer(
 
 def _embedder(model: Path, *, seq_len: int | None, batch_size: int, threads: int | None) -> tuple[TextEmbedder, int]:
     """Who makes vectors: a checkpoint in torch, or an exported file in ONNX Runtime; and the length of its texts."""
-    from exporters.folder import EXPORT_FILE, MODEL_FILE
+    from exporters.directory import EXPORT_FILE, MODEL_FILE
     from exporters.runners import OnnxRuntimeRunner
     from qdq.data.tokenize import load_tokenizer
     from qdq.models.huggingface import read_config

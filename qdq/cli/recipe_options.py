@@ -10,8 +10,8 @@ import typer
 if TYPE_CHECKING:
     from torch import nn
 
-    from qdq.plan import Plan
-    from qdq.refinement import Refinement
+    from qdq.recipes.plan import Plan
+    from qdq.recipes.refinement import Refinement
 
 __all__ = ["AS_RECIPE_SAYS", "NO_CHANGES", "RecipeChanges", "RecipeChoice", "RefinementChoice"]
 
@@ -146,7 +146,7 @@ class RefinementChoice:
         Raises:
             RecipeError: for values that cannot be, all of them at once.
         """
-        from qdq.refinement import Refinement
+        from qdq.recipes.refinement import Refinement
 
         given = {name: getattr(self, name) for name in ("shift", "bias_correction", "clipping", "rounding")}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -156,7 +156,7 @@ class RefinementChoice:
 
 
 def _number(text: str) -> float | str:
-    """What cannot be read goes on as it is, to be refused together with other faults."""
+    """What cannot be read goes on as it is, to be refused together with other problems."""
     try:
         return float(text)
     except ValueError:
@@ -181,10 +181,10 @@ class RecipeChoice:
         Raises:
             RecipeError: for mistakes in the recipe, and names that this model does not have.
         """
-        from qdq.plan import plan
-        from qdq.prepare import slots
-        from qdq.recipe import load_recipe
-        from qdq.recipe_edits import per_tensor_weights, switch_slots
+        from qdq.quantization.wrap import slots
+        from qdq.recipes.edits import per_tensor_weights, switch_slots
+        from qdq.recipes.plan import plan
+        from qdq.recipes.recipe import load_recipe
 
         changes = self.changes
         chosen = load_recipe(self.recipe).restrict(include=changes.include or [], exclude=changes.exclude or [])

@@ -9,12 +9,12 @@ import typer
 
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
-from qdq.errors import VerificationError, describe_faults
+from qdq.errors import VerificationError, describe_problems
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from exporters.verify import Verification
+    from exporters.verification.verify import Verification
 
 __all__ = ["verify"]
 
@@ -47,13 +47,14 @@ def verify(
     Example: qdq verify -m quantized/ exported/
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
-    from exporters import folder
+
+    from exporters import directory
 
     with session.progress("verifying"):
-        verification = folder.verify(model, exported, engine=engine, isa=isa)
+        verification = directory.verify(model, exported, engine=engine, isa=isa)
     error = None
     if not verification.holds:
-        error = VerificationError(describe_faults(f"{exported} is not what {model} computes", verification.faults))
+        error = VerificationError(describe_problems(f"{exported} is not what {model} computes", verification.problems))
     session.result(
         verification.to_dict(),
         *_by_segment(verification, full=verbose > 0),
@@ -64,7 +65,7 @@ def verify(
 
 
 def _by_segment(verification: Verification, *, full: bool) -> list[Table | str]:
-    from exporters.proving.measures import EQUAL_DB
+    from exporters.verification.similarity import EQUAL_DB
 
     rows = verification.segments
     shown = rows if full else [row for row in rows if not row.holds] or sorted(rows, key=lambda row: -row.largest)[:5]
@@ -137,7 +138,7 @@ def _end_to_end(verification: Verification) -> list[Table | str]:
 
 
 def _scatter(verification: Verification) -> list[str]:
-    found = [row.scatter_db for row in verification.end_to_end if row.scatter_db]
+    found = [row.sqnr_spread_db for row in verification.end_to_end if row.sqnr_spread_db]
     if not found:
         return []
     low, high = (f"{value:.0f}" for value in (min(found), max(found)))

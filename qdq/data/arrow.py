@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from qdq.data.faults import Faults
+    from qdq.data.problems import Problems
 
 __all__ = ["class_names_of", "open_dataset", "open_parquet"]
 
 #: A reader of rows and, by column, the names behind class labels.
-Opened: TypeAlias = "tuple[Callable[[Faults], Iterator[Record]], Mapping[str, tuple[str, ...]]]"
+Opened: TypeAlias = "tuple[Callable[[Problems], Iterator[Record]], Mapping[str, tuple[str, ...]]]"
 
 #: Rows that are turned into Python objects at a time.
 _CHUNK = 256
@@ -41,7 +41,7 @@ def open_parquet(path: Path) -> Opened:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: is no parquet file, or damaged: {_first_line(error)}") from error
 
-    def read(_: Faults) -> Iterator[Record]:
+    def read(_: Problems) -> Iterator[Record]:
         number = 0
         try:
             with parquet.ParquetFile(path) as file:
@@ -88,7 +88,7 @@ def open_dataset(path: Path, split: str | None) -> Opened:
     elif split is not None:
         raise DataError(f"{path}: is one set without splits; leave out the split {split!r}")
 
-    def read(_: Faults) -> Iterator[Record]:
+    def read(_: Problems) -> Iterator[Record]:
         return (Record(f"row {number}", dict(row)) for number, row in enumerate(found, start=1))
 
     return read, class_names_of(found.features)

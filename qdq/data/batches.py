@@ -14,7 +14,7 @@ from qdq.data.columns import check_task
 from qdq.data.featurizer import Featurizer, max_question
 from qdq.data.masking import Masking
 from qdq.data.unknown import UnknownTokens
-from qdq.errors import ConfigError, describe_faults
+from qdq.errors import ConfigError, describe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -113,24 +113,26 @@ def in_order(results: Iterable[tuple[int, T]]) -> Iterator[T]:
 
 
 def _check(settings: _Settings, encoder: TextEncoder, *, is_question: bool) -> None:
-    faults = [
+    problems = [
         f"{name} must be at least 1, not {value}"
         for name in ("batch_size", "pad_to", "pad_to_multiple_of", "window")
         if (value := getattr(settings, name)) is not None and value < 1
     ]
     length, stride = settings.max_length, settings.stride
     if length < 3:
-        faults.append(f"max_length must be at least 3 (a token between two special ones), not {length}")
+        problems.append(f"max_length must be at least 3 (a token between two special ones), not {length}")
     if encoder.max_length is not None and length > encoder.max_length:
-        faults.append(f"max_length {length} is more than the model's {encoder.max_length} positions")
+        problems.append(f"max_length {length} is more than the model's {encoder.max_length} positions")
     if encoder.max_length is not None and (settings.pad_to or 0) > encoder.max_length:
-        faults.append(f"pad_to {settings.pad_to} is more than the model's {encoder.max_length} positions")
+        problems.append(f"pad_to {settings.pad_to} is more than the model's {encoder.max_length} positions")
     if settings.pad_to is not None and settings.pad_to < length:
-        faults.append(f"pad_to must be at least max_length ({length}), not {settings.pad_to}")
+        problems.append(f"pad_to must be at least max_length ({length}), not {settings.pad_to}")
     if is_question and (stride < 0 or max_question(encoder, length, stride) < 1):
-        faults.append(f"stride {stride} leaves a question no room in max_length {length}; a third of it leaves enough")
-    if faults:
-        raise ConfigError(describe_faults("batches", faults))
+        problems.append(
+            f"stride {stride} leaves a question no room in max_length {length}; a third of it leaves enough"
+        )
+    if problems:
+        raise ConfigError(describe_problems("batches", problems))
 
 
 def _batches(examples: Iterator[Example], encoder: TextEncoder, task: str, settings: _Settings) -> Iterator[Batch]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qdq.data.columns import TEXT_TASKS, Columns, Layout, check_task, settle
-from qdq.data.faults import Faults
 from qdq.data.formats import BARE
 from qdq.data.header import headerless
 from qdq.data.kinds import ChoiceExample, Example, IdsExample, QuestionExample, TextExample, TokenExample
 from qdq.data.labels import LabelError, Labels
+from qdq.data.problems import Problems
 from qdq.data.rows import RowError, build_example, is_labelled
 from qdq.data.sampling import draw
 from qdq.data.source import Source, SourceLike, open_source
@@ -80,7 +80,7 @@ class Examples:
     def __iter__(self) -> Iterator[Example]:
         """The examples in their order, or the ones drawn of them.
 
-        From the first fault on only faults are gathered; the pass ends with the error that tells them all.
+        From the first problem on only problems are gathered; the pass ends with the error that tells them all.
 
         Raises:
             DataError: Rows that cannot be used, or none at all.
@@ -103,10 +103,10 @@ class Examples:
             yield replace(example, index=index)
 
     def _examples(self) -> Iterator[Example]:
-        faults = Faults(self.name)
+        problems = Problems(self.name)
         settled: Layout | None = None
         index = skipped = 0
-        for record in self._source.records(faults):
+        for record in self._source.records(problems):
             is_bare = list(record.values) == [BARE]
             if is_bare and self.task not in TEXT_TASKS:
                 raise DataError(f"{self.name}: {record.place} is a bare text; {self.task} needs rows with columns")
@@ -123,15 +123,15 @@ class Examples:
                     class_names=self._source.class_names,
                 )
             except (RowError, LabelError) as error:
-                faults.add(record.place, str(error))
+                problems.add(record.place, str(error))
                 continue
             if self._is_wanted(example):
                 index += 1
-                if not faults:
+                if not problems:
                     yield example
             else:
                 skipped += 1
-        faults.raise_if_any()
+        problems.raise_if_any()
         if index == 0:
             raise DataError(self._nothing(skipped))
         self.skipped = skipped

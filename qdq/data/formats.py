@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from qdq.data.faults import Faults
+    from qdq.data.problems import Problems
 
 __all__ = ["BARE", "READERS", "HeaderRule", "Record", "first_row_is_header", "json_type", "listing", "parse_json"]
 
@@ -48,41 +48,41 @@ def first_row_is_header(_: Sequence[str]) -> None:
     """The rule for tables that always have a header."""
 
 
-def _read_txt(path: Path, faults: Faults, _: object) -> Iterator[Record]:
-    for number, line in enumerate(read_lines(path, faults), start=1):
+def _read_txt(path: Path, problems: Problems, _: object) -> Iterator[Record]:
+    for number, line in enumerate(read_lines(path, problems), start=1):
         yield Record(f"line {number}", {BARE: line.strip()})
 
 
-def _read_jsonl(path: Path, faults: Faults, _: object) -> Iterator[Record]:
-    for number, line in enumerate(read_lines(path, faults), start=1):
+def _read_jsonl(path: Path, problems: Problems, _: object) -> Iterator[Record]:
+    for number, line in enumerate(read_lines(path, problems), start=1):
         if not line.strip():
             continue
         place = f"line {number}"
-        value = parse_json(line, place, faults)
+        value = parse_json(line, place, problems)
         if isinstance(value, dict):
             yield Record(place, value)
         elif isinstance(value, str):
             yield Record(place, {BARE: value})
         elif value is not INVALID:
-            faults.add(place, f"neither a JSON object nor a string but {json_type(value)}")
+            problems.add(place, f"neither a JSON object nor a string but {json_type(value)}")
 
 
 #: What :func:`parse_json` gives for a text that is no JSON.
 INVALID = object()
 
 
-def parse_json(text: str, place: str, faults: Faults) -> Any:
-    """The value of a JSON text, or ``INVALID`` with a fault noted."""
+def parse_json(text: str, place: str, problems: Problems) -> Any:
+    """The value of a JSON text, or ``INVALID`` with a problem noted."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        faults.add(place, f"invalid JSON: {error.msg} (character {error.pos + 1})")
+        problems.add(place, f"invalid JSON: {error.msg} (character {error.pos + 1})")
         return INVALID
     except (ValueError, RecursionError) as error:
-        faults.add(place, f"invalid JSON: {error}")
+        problems.add(place, f"invalid JSON: {error}")
         return INVALID
     if "\\u" in text and not _is_unicode_throughout(value):  # only an escape can bring one in
-        faults.add(place, "half of a surrogate pair, which is no character")
+        problems.add(place, "half of a surrogate pair, which is no character")
         return INVALID
     return value
 
@@ -97,13 +97,13 @@ def _is_unicode_throughout(value: Any) -> bool:
 
 def _read_table(
     path: Path,
-    faults: Faults,
+    problems: Problems,
     header_rule: HeaderRule,
     *,
     delimiter: str,
     quoting: Literal[0, 3],
 ) -> Iterator[Record]:
-    lines = read_lines(path, faults)
+    lines = read_lines(path, problems)
     table = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     header: list[str] | None = None
     has_header = True
@@ -118,7 +118,7 @@ def _read_table(
             cause = "a double quote that is never closed, or not doubled?"
             if "field limit" in str(error):
                 cause = f"a text of more than {csv.field_size_limit()} characters goes into .jsonl; or {cause}"
-            faults.add(f"line {number}", f"{error} ({cause})")
+            problems.add(f"line {number}", f"{error} ({cause})")
             continue
         if fields is None:
             return
@@ -133,14 +133,14 @@ def _read_table(
                 continue
         if len(fields) != len(header):
             found = f"{len(fields)} field{'s' * (len(fields) != 1)}"
-            faults.add(
+            problems.add(
                 f"line {number}", f"{found}, where the {'header' if has_header else 'first line'} has {len(header)}"
             )
         else:
             yield Record(f"line {number}", dict(zip(header, fields, strict=True)), repeated)
 
 
-def _read_conll(path: Path, faults: Faults, _: object) -> Iterator[Record]:
+def _read_conll(path: Path, problems: Problems, _: object) -> Iterator[Record]:
     """Sentences ``tokens`` and ``ner_tags`` (the last column), and every column by its number, ``"0"`` first.
 
     Columns stand between tabs, or, in a line without tab, between blanks. A ``-DOCSTART-`` line and comments
@@ -148,7 +148,7 @@ def _read_conll(path: Path, faults: Faults, _: object) -> Iterator[Record]:
     """
     rows: list[list[str]] = []
     width = begin = 0
-    for number, line in enumerate(read_lines(path, faults), start=1):
+    for number, line in enumerate(read_lines(path, problems), start=1):
         text = line.rstrip("\r\n")
         if not text.strip():
             if rows:
@@ -160,12 +160,12 @@ def _read_conll(path: Path, faults: Faults, _: object) -> Iterator[Record]:
         fields = text.split("\t") if "\t" in text else text.split()
         width = width or len(fields)
         if len(fields) != width:
-            faults.add(
+            problems.add(
                 f"line {number}", f"{len(fields)} column{'s' * (len(fields) != 1)}, where the first line has {width}"
             )
             continue
         if not fields[0].strip():
-            faults.add(f"line {number}", "a tag without a token")
+            problems.add(f"line {number}", "a tag without a token")
             continue
         begin = begin if rows else number
         rows.append(fields)
@@ -181,7 +181,7 @@ def _sentence(rows: list[list[str]], begin: int) -> Record:
     return Record(f"line {begin}", values | {str(n): column for n, column in enumerate(columns)})
 
 
-Reader: TypeAlias = "Callable[[Path, Faults, HeaderRule], Iterator[Record]]"
+Reader: TypeAlias = "Callable[[Path, Problems, HeaderRule], Iterator[Record]]"
 
 READERS: dict[str, Reader] = {
     ".txt": _read_txt,

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from qdq.data.faults import Faults
     from qdq.data.formats import HeaderRule
+    from qdq.data.problems import Problems
 
 __all__ = ["read_json"]
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def read_json(path: Path, faults: Faults, rule: HeaderRule) -> Iterator[Record]:
+def read_json(path: Path, problems: Problems, rule: HeaderRule) -> Iterator[Record]:
     """The rows of a ``.json`` file. Memory is that of its largest item (of SQuAD: an article).
 
     Raises:
@@ -45,7 +45,7 @@ def read_json(path: Path, faults: Faults, rule: HeaderRule) -> Iterator[Record]:
         items = text.array()
     elif first == "{":
         if text.first_key() not in {"data", "version"}:  # case 3
-            yield from READERS[".jsonl"](path, faults, rule)
+            yield from READERS[".jsonl"](path, problems, rule)
             return
         items = text.member("data")
     else:
@@ -53,32 +53,32 @@ def read_json(path: Path, faults: Faults, rule: HeaderRule) -> Iterator[Record]:
             f"{path}: holds {json_type(text.value())}, where an array of objects or SQuAD's form is expected"
         )
     for number, item in enumerate(items, start=1):
-        yield from _rows(item, number, faults)
+        yield from _rows(item, number, problems)
 
 
-def _rows(item: Any, number: int, faults: Faults) -> Iterator[Record]:
+def _rows(item: Any, number: int, problems: Problems) -> Iterator[Record]:
     if isinstance(item, str):
         yield Record(f"row {number}", {BARE: item})
     elif not isinstance(item, dict):
-        faults.add(f"row {number}", f"neither a JSON object nor a string but {json_type(item)}")
+        problems.add(f"row {number}", f"neither a JSON object nor a string but {json_type(item)}")
     elif "paragraphs" in item:
-        yield from _questions(item, f"article {number}", faults)
+        yield from _questions(item, f"article {number}", problems)
     else:
         yield Record(f"row {number}", item)
 
 
-def _questions(article: dict[str, Any], place: str, faults: Faults) -> Iterator[Record]:
-    for at, paragraph in enumerate(_objects(article, "paragraphs", place, faults), start=1):
+def _questions(article: dict[str, Any], place: str, problems: Problems) -> Iterator[Record]:
+    for at, paragraph in enumerate(_objects(article, "paragraphs", place, problems), start=1):
         there = f"{place}, paragraph {at}"
         context = paragraph.get("context")
         if not isinstance(context, str):
-            faults.add(there, "no text 'context'")
+            problems.add(there, "no text 'context'")
             continue
-        for question in _objects(paragraph, "qas", there, faults):
+        for question in _objects(paragraph, "qas", there, problems):
             where = f"{there}, question {question.get('id', '?')!r}"
-            answers = _objects({"answers": [], **question}, "answers", where, faults)
+            answers = _objects({"answers": [], **question}, "answers", where, problems)
             if missing := [key for key in ("text", "answer_start") if any(key not in answer for answer in answers)]:
-                faults.add(where, f"an answer without {listing(missing)}")
+                problems.add(where, f"an answer without {listing(missing)}")
                 continue
             values = {
                 "id": question.get("id"),
@@ -95,10 +95,10 @@ def _questions(article: dict[str, Any], place: str, faults: Faults) -> Iterator[
             yield Record(where, values)
 
 
-def _objects(parent: dict[str, Any], key: str, place: str, faults: Faults) -> list[dict[str, Any]]:
+def _objects(parent: dict[str, Any], key: str, place: str, problems: Problems) -> list[dict[str, Any]]:
     found = parent.get(key)
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        faults.add(place, f"{key!r} is {json_type(found)}, where an array of objects is expected")
+        problems.add(place, f"{key!r} is {json_type(found)}, where an array of objects is expected")
         return []
     return found
 

@@ -10,7 +10,7 @@ from qdq.data.columns import LABELLED_TASKS, Columns, settle
 from qdq.data.formats import listing
 from qdq.data.header import headerless
 from qdq.data.source import SourceLike, open_source
-from qdq.errors import ConfigError, DataError, describe_faults
+from qdq.errors import ConfigError, DataError, describe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,7 @@ _MOST = 10_000
 
 
 class LabelError(ValueError):
-    """A label that cannot be used; the message is the fault of its row."""
+    """A label that cannot be used; the message is the problem of its row."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class Labels:
         if not label2id:
             return cls(tuple(f"LABEL_{index}" for index in range(num_labels)), multi_label)
         names = {int(index): str(name) for name, index in label2id.items()}
-        faults = [
+        problems = [
             f"id {index} of {name!r} is not below num_labels" for index, name in names.items() if index >= num_labels
         ]
-        faults += [f"no name has id {index}" for index in range(num_labels) if index not in names]
+        problems += [f"no name has id {index}" for index in range(num_labels) if index not in names]
         if len(names) < len(label2id):
-            faults.append("two names have the same id")
-        if faults:
-            raise ConfigError(describe_faults(f"label2id, with num_labels {num_labels}", faults))
+            problems.append("two names have the same id")
+        if problems:
+            raise ConfigError(describe_problems(f"label2id, with num_labels {num_labels}", problems))
         return cls(tuple(names[index] for index in range(num_labels)), multi_label)
 
     @property

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from qdq.data.faults import Faults
+    from qdq.data.problems import Problems
 
 __all__ = ["CHUNK", "MAX_LINE", "is_unicode", "read_chunks", "read_lines"]
 
@@ -27,10 +27,10 @@ _MARKS = {
 }
 
 
-def read_lines(path: Path, faults: Faults) -> Iterator[str]:
+def read_lines(path: Path, problems: Problems) -> Iterator[str]:
     """The lines of a UTF-8 file, with their ends; a byte order mark is dropped.
 
-    1. A byte that is not UTF-8 is a fault of its line, told with what would read it; reading goes on behind it.
+    1. A byte that is not UTF-8 is a problem of its line, told with what would read it; reading goes on behind it.
     2. A file in UTF-16 or UTF-32, a zero byte, or a line beyond :data:`MAX_LINE` ends the reading.
 
     Raises:
@@ -49,7 +49,7 @@ def read_lines(path: Path, faults: Faults) -> Iterator[str]:
                     raise DataError(f"{path}: line {number} is longer than {MAX_LINE} characters; split it")
                 if not line.isascii():
                     if not is_unicode(line):
-                        faults.add(f"line {number}", _undecodable(line, first_beyond_ascii))
+                        problems.add(f"line {number}", _undecodable(line, first_beyond_ascii))
                     elif not first_beyond_ascii:
                         first_beyond_ascii = number
                 yield line
@@ -75,8 +75,8 @@ def read_chunks(path: Path) -> Iterator[str]:
                 if not is_unicode(chunk):
                     at = next(at for at, character in enumerate(chunk) if "\ud800" <= character <= "\udfff")
                     begin = chunk.rfind("\n", 0, at) + 1
-                    fault = _undecodable(chunk[begin : at + CHUNK // 16], 0)
-                    raise DataError(f"{path}: line {line + chunk.count(chr(10), 0, at)}: {fault}")
+                    problem = _undecodable(chunk[begin : at + CHUNK // 16], 0)
+                    raise DataError(f"{path}: line {line + chunk.count(chr(10), 0, at)}: {problem}")
                 line += chunk.count("\n")
                 yield chunk
     except OSError as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qdq.data.features import IGNORED, Feature, Row
-from qdq.errors import ConfigError, describe_faults
+from qdq.errors import ConfigError, describe_problems
 
 if TYPE_CHECKING:
     from qdq.data.encoder import TextEncoder
@@ -33,13 +33,13 @@ class Masking:
     only_mask: bool = False
 
     def __post_init__(self) -> None:
-        faults = []
+        problems = []
         if not 0 < self.probability <= 1:
-            faults.append(f"the probability must be above 0 and at most 1, not {self.probability}")
+            problems.append(f"the probability must be above 0 and at most 1, not {self.probability}")
         if self.seed < 0:
-            faults.append(f"the seed must be 0 or more, not {self.seed}")
-        if faults:
-            raise ConfigError(describe_faults("masking", faults))
+            problems.append(f"the seed must be 0 or more, not {self.seed}")
+        if problems:
+            raise ConfigError(describe_problems("masking", problems))
 
 
 def mask_tokens(feature: Feature, encoder: TextEncoder, masking: Masking) -> Feature:

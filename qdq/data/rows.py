@@ -1,4 +1,4 @@
-"""One row -> one example. Pure: a row that cannot be used is an error whose message is its fault."""
+"""One row -> one example. Pure: a row that cannot be used is an error whose message is its problem."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["RowError", "build_example", "is_labelled"]
 
 
 class RowError(ValueError):
-    """A row that cannot be used; the message is its fault."""
+    """A row that cannot be used; the message is its problem."""
 
 
 def build_example(

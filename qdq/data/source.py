@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from qdq.data.faults import Faults
 from qdq.data.formats import BARE, READERS, HeaderRule, Record, first_row_is_header
 from qdq.data.json_file import read_json
+from qdq.data.problems import Problems
 from qdq.data.random_text import random_rows
 from qdq.errors import DataError
 
@@ -36,14 +36,14 @@ class Source:
 
     Args:
         name: The origin, for messages.
-        read: A new pass over the rows, which notes the faults it meets.
+        read: A new pass over the rows, which notes the problems it meets.
         class_names: The names behind the numbers of a column, where the file knows them (``ClassLabel``).
     """
 
     def __init__(
         self,
         name: str,
-        read: Callable[[Faults], Iterator[Record]],
+        read: Callable[[Problems], Iterator[Record]],
         *,
         class_names: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
@@ -51,21 +51,21 @@ class Source:
         self.class_names = dict(class_names or {})
         self._read = read
 
-    def records(self, faults: Faults) -> Iterator[Record]:
-        """A pass over the rows; the caller looks after the faults."""
-        return self._read(faults)
+    def records(self, problems: Problems) -> Iterator[Record]:
+        """A pass over the rows; the caller looks after the problems."""
+        return self._read(problems)
 
     def __iter__(self) -> Iterator[Record]:
-        """A pass over the rows. From the first fault on nothing comes but, at the end, the error that tells them all.
+        """A pass over the rows. From the first problem on nothing comes but, at the end, the error that tells them all.
 
         Raises:
             DataError: Lines that cannot be read.
         """
-        faults = Faults(self.name)
-        for record in self._read(faults):
-            if not faults:
+        problems = Problems(self.name)
+        for record in self._read(problems):
+            if not problems:
                 yield record
-        faults.raise_if_any()
+        problems.raise_if_any()
 
 
 def open_source(
@@ -127,7 +127,7 @@ def _open_path(path: Path, split: str | None, header: HeaderRule) -> Source:
         rows, class_names = open_parquet(path)
         return Source(str(path), rows, class_names=class_names)
     reader = READERS.get(extension, read_json)
-    return Source(str(path), lambda faults: reader(path, faults, header))
+    return Source(str(path), lambda problems: reader(path, problems, header))
 
 
 def _random(name: str) -> Source:
@@ -140,10 +140,10 @@ def _random(name: str) -> Source:
     return Source(name, lambda _: random_rows(int(count)))
 
 
-def _of_iterable(rows: Iterable[Any]) -> Callable[[Faults], Iterator[Record]]:
+def _of_iterable(rows: Iterable[Any]) -> Callable[[Problems], Iterator[Record]]:
     used = False
 
-    def read(faults: Faults) -> Iterator[Record]:
+    def read(problems: Problems) -> Iterator[Record]:
         nonlocal used
         iterator = iter(rows)
         if iterator is rows:
@@ -153,7 +153,7 @@ def _of_iterable(rows: Iterable[Any]) -> Callable[[Faults], Iterator[Record]]:
         for number, row in enumerate(iterator, start=1):
             values = _values(row)
             if values is None:
-                faults.add(
+                problems.add(
                     f"row {number}", f"neither text nor a tuple of 2 or 3 nor a dict, but of type {type(row).__name__}"
                 )
             else:

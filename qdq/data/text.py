@@ -37,8 +37,8 @@ def read_samples(
 ) -> Iterator[TextSample]:
     """The texts of a source, in its order.
 
-    What cannot be read as asked (its name, its header, its beginning) is refused by the call itself; faults further on
-    are raised while iterating, all of them together.
+    What cannot be read as asked (its name, its header, its beginning) is refused by the call itself; problems further
+    on are raised while iterating, all of them together.
 
     Args:
         source: A file, a directory that ``datasets`` saved, ``random:N``, or a Python iterable.

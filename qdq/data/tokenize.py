@@ -15,7 +15,7 @@ from qdq.data.padding import padded
 from qdq.data.truncation import check_room, truncating
 from qdq.data.unknown import UnknownTokens
 from qdq.data.vocabularies import byte_level_pairs, read_settings, read_text, unigrams, wordpieces
-from qdq.errors import CheckpointError, ConfigError, describe_faults
+from qdq.errors import CheckpointError, ConfigError, describe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -96,15 +96,15 @@ def encode_batches(
     Raises:
         ConfigError: ``batch_size``, ``seq_len`` or ``pad_to`` is too small.
     """
-    faults = []
+    problems = []
     if batch_size < 1:
-        faults.append(f"batch_size must be at least 1, not {batch_size}")
+        problems.append(f"batch_size must be at least 1, not {batch_size}")
     if seq_len < 3:
-        faults.append(f"seq_len must be at least 3 (a token between two special ones), not {seq_len}")
+        problems.append(f"seq_len must be at least 3 (a token between two special ones), not {seq_len}")
     if pad_to is not None and pad_to < seq_len:
-        faults.append(f"pad_to must be at least seq_len ({seq_len}), not {pad_to}")
-    if faults:
-        raise ConfigError(describe_faults("batches of text", faults))
+        problems.append(f"pad_to must be at least seq_len ({seq_len}), not {pad_to}")
+    if problems:
+        raise ConfigError(describe_problems("batches of text", problems))
     tokenizer = truncating(tokenizer, seq_len)
     return _encode(
         iter(samples), tokenizer, batch_size=batch_size, seq_len=seq_len, pad_token_id=pad_token_id, pad_to=pad_to

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qdq.errors import CheckpointError, describe_faults
-from qdq.models.architectures import construct, family_of
+from qdq.errors import CheckpointError, describe_problems
 from qdq.models.huggingface import load_weights, parameter_keys
+from qdq.models.registry import construct, family_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,13 +52,15 @@ class Conversion:
     format: str
     mapped: list[Mapped] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raise CheckpointError with all faults, if there are any."""
-        if self.faults:
-            raise CheckpointError(describe_faults(f"{self.source}: no {self.format} checkpoint we know", self.faults))
+        """Raise CheckpointError with all problems, if there are any."""
+        if self.problems:
+            raise CheckpointError(
+                describe_problems(f"{self.source}: no {self.format} checkpoint we know", self.problems)
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The report for machines: every tensor once."""
@@ -106,7 +108,7 @@ def build_model(config: ModelConfig, task: str, tensors: dict[str, Tensor], repo
             reason = f"a model of the task {task} has no place for it"
             report.skipped.append(Skipped(entry.name, reason, entry.shape))
         else:
-            report.faults.append(f"{entry.name} is unknown")
+            report.problems.append(f"{entry.name} is unknown")
     report.check()
     report.mapped = kept
     load_weights(model, {key: tensor for key, tensor in tensors.items() if is_needed(key)}, source=report.source)

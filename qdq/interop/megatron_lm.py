@@ -26,7 +26,7 @@ from torch import Tensor
 
 from qdq.errors import CheckpointError, ConfigError, StorageError
 from qdq.interop.conversion import Conversion, Converted, Mapped, Skipped, build_model
-from qdq.models.architectures import configure, family_of
+from qdq.models.registry import configure, family_of
 
 if TYPE_CHECKING:
     from qdq.models.config import ModelConfig
@@ -188,7 +188,7 @@ def _leaves(tree: Mapping[str, Any], report: Conversion) -> dict[str, Tensor]:
             report.skipped.append(Skipped(str(key), _TRAINING))
         else:
             kind = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-            report.faults.append(f"{key} is {kind}, must be a tensor of floating point numbers")
+            report.problems.append(f"{key} is {kind}, must be a tensor of floating point numbers")
     return found
 
 
@@ -220,7 +220,7 @@ def _config(
         report.notes.append(
             "the file holds no arguments: sizes are those of the tensors, all else the family's default"
         )
-    # What the tensors show must be so; where arguments differ, the faults of the shapes will tell.
+    # What the tensors show must be so; where arguments differ, the problems of the shapes will tell.
     values = {**measured, **values, **overrides}
     usual = family_of("megatron-bert").defaults
     if "num_attention_heads" not in values and values.get("hidden_size") != usual["hidden_size"]:
@@ -257,12 +257,12 @@ def _measured(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 def _rename(
     tensors: Mapping[str, Tensor], config: ModelConfig, version: float, report: Conversion
 ) -> dict[str, Tensor]:
-    """Tensors under transformers' keys; what is unknown is a fault of the report."""
+    """Tensors under transformers' keys; what is unknown is a problem of the report."""
     state: dict[str, Tensor] = {}
 
     def put(name: str, parts: dict[str, Tensor], how: str = "") -> None:
         if taken := state.keys() & parts.keys():
-            report.faults.append(f"{name} would be {', '.join(sorted(taken))}, which another tensor is")
+            report.problems.append(f"{name} would be {', '.join(sorted(taken))}, which another tensor is")
         state.update(parts)
         report.mapped.append(Mapped(name, tuple(tensors[name].shape), tuple(parts), how))
 
@@ -286,7 +286,7 @@ def _rename(
         elif match := re.fullmatch(r"language_model\.(?:transformer|encoder)\.(.+)\.(weight|bias)", name):
             _put_layer(name, match[1], match[2], tensor, config, version, report, put)
         else:
-            report.faults.append(f"{name} is unknown")
+            report.problems.append(f"{name} is unknown")
     return state
 
 
@@ -305,12 +305,12 @@ def _put_layer(
         return
     match = re.fullmatch(r"layers\.(\d+)\.(.+)", module)
     if match is None:
-        report.faults.append(f"{name} is unknown")
+        report.problems.append(f"{name} is unknown")
         return
     layer = f"bert.encoder.layer.{match[1]}"
     if _FUSED.fullmatch(match[2]):
         if tensor.shape[0] != 3 * config.hidden_size:
-            report.faults.append(f"{name} has {tensor.shape[0]} rows, must be 3 * hidden_size {config.hidden_size}")
+            report.problems.append(f"{name} has {tensor.shape[0]} rows, must be 3 * hidden_size {config.hidden_size}")
             return
         parts = split(tensor, config.num_attention_heads, version)
         keys = (f"{layer}.attention.self.{part}.{leaf}" for part in ("query", "key", "value"))
@@ -320,7 +320,7 @@ def _put_layer(
         if re.fullmatch(pattern, match[2]):
             put(name, {f"{layer}.{ours}.{leaf}": tensor})
             return
-    report.faults.append(f"{name} is unknown")
+    report.problems.append(f"{name} is unknown")
 
 
 def split(fused: Tensor, heads: int, version: float) -> tuple[Tensor, ...]:

@@ -10,11 +10,11 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from qdq.errors import CheckpointError, ConfigError, MissingPackageError, describe_faults
-from qdq.models.architectures import FAMILIES, configure, construct, family_of, task_of
+from qdq.errors import CheckpointError, ConfigError, MissingPackageError, describe_problems
 from qdq.models.attention import Attention, AttentionImplementation
 from qdq.models.huggingface import config_to_json, parameter_keys
 from qdq.models.model import EncoderModel, fresh_parameter
+from qdq.models.registry import FAMILIES, configure, construct, family_of, task_of
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -132,7 +132,7 @@ def _take_parameters(ours: Model, theirs: nn.Module) -> None:
         name.removeprefix(f"{family.prefix}."): parameter
         for name, parameter in theirs.named_parameters(remove_duplicate=False)
     }
-    left, faults, missing, chosen = dict(given), [], [], {}
+    left, problems, missing, chosen = dict(given), [], [], {}
     for name, keys in parameter_keys(ours).items():
         found = [given[key] for key in keys if key in given]
         for key in keys:
@@ -145,12 +145,14 @@ def _take_parameters(ours: Model, theirs: nn.Module) -> None:
                 missing.append(keys[-1])
         elif found[0].shape != wanted.shape or not found[0].is_floating_point():
             kind = str(found[0].dtype).removeprefix("torch.")
-            faults.append(f"{keys[0]} is {list(found[0].shape)} {kind}, must be {list(wanted.shape)} float")
+            problems.append(f"{keys[0]} is {list(found[0].shape)} {kind}, must be {list(wanted.shape)} float")
         else:
             chosen[name] = found[0]
-    faults += [f"{key} is missing" for key in dict.fromkeys(missing)] + [f"{key} is unexpected" for key in left]
-    if faults:
-        raise CheckpointError(describe_faults(f"this {type(theirs).__name__} was changed after it was built", faults))
+    problems += [f"{key} is missing" for key in dict.fromkeys(missing)] + [f"{key} is unexpected" for key in left]
+    if problems:
+        raise CheckpointError(
+            describe_problems(f"this {type(theirs).__name__} was changed after it was built", problems)
+        )
     for name, parameter in chosen.items():
         _put(ours, name, parameter)
     ours.config = _as_tied(ours, ours.config)
@@ -172,23 +174,23 @@ def _give_parameters(ours: Model, theirs: nn.Module) -> None:
     """
     prefix = family_of(ours.config.model_type).prefix
     places = {name.removeprefix(f"{prefix}."): name for name, _ in theirs.named_parameters(remove_duplicate=False)}
-    left, faults = set(places), {}
+    left, problems = set(places), {}
     for name, keys in parameter_keys(ours).items():
         parameter = ours.get_parameter(name)
         if not any(key in places for key in keys):
-            faults[keys[-1]] = "it has none"
+            problems[keys[-1]] = "it has none"
         for key in keys:
             left.discard(key)
             if key not in places:
                 continue
             if (shape := theirs.get_parameter(places[key]).shape) != parameter.shape:
-                faults[key] = f"it has {list(shape)} for {list(parameter.shape)}"
+                problems[key] = f"it has {list(shape)} for {list(parameter.shape)}"
             else:
                 _put(theirs, places[key], parameter)
-    faults |= dict.fromkeys(left, "this model has none")
-    if faults:
+    problems |= dict.fromkeys(left, "this model has none")
+    if problems:
         release = f"{type(theirs).__name__} of the installed transformers cannot compute what this model does"
-        raise ConfigError(describe_faults(release, [f"{key}: {fault}" for key, fault in faults.items()]))
+        raise ConfigError(describe_problems(release, [f"{key}: {problem}" for key, problem in problems.items()]))
     device = next(ours.parameters()).device
     for module in theirs.modules():
         for name, buffer in module._buffers.items():

@@ -14,7 +14,7 @@ from qdq.models.config import ModelConfig
 from qdq.models.inputs import InputError, is_tracing
 from qdq.models.ops import Add, MatMul
 from qdq.models.outputs import Tensors
-from qdq.uninitialised import Uninitialised
+from qdq.models.uninitialized import Uninitialized
 
 AttentionImplementation = Literal["eager", "sdpa"]
 _PROJECTIONS = ("query", "key", "value", "output")
@@ -158,7 +158,7 @@ def _select(linear: nn.Linear, index: Tensor, *, dim: int) -> nn.Linear:
     """A linear with only the rows (``dim=0``) or columns (``dim=1``) at ``index``."""
     index = index.to(linear.weight.device)
     weight = linear.weight.detach().index_select(dim, index)
-    with Uninitialised():
+    with Uninitialized():
         small = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     small.weight = nn.Parameter(weight, requires_grad=linear.weight.requires_grad)
     small.bias = linear.bias if dim == 1 else nn.Parameter(linear.bias.detach()[index], linear.bias.requires_grad)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from qdq.errors import ConfigError, describe_faults
+from qdq.errors import ConfigError, describe_problems
 from qdq.models.activations import ACTIVATIONS
 
 PositionType = Literal["absolute", "relative_key", "relative_key_query"]
@@ -95,8 +95,8 @@ class ModelConfig:
     """Fields of the ``config.json`` that mean nothing here; they are written back unchanged."""
 
     def __post_init__(self) -> None:
-        if faults := _faults(self):
-            raise ConfigError(describe_faults(f"configuration of model_type '{self.model_type}'", faults))
+        if problems := _problems(self):
+            raise ConfigError(describe_problems(f"configuration of model_type '{self.model_type}'", problems))
 
     @property
     def head_size(self) -> int:
@@ -162,7 +162,7 @@ def _set(config: ModelConfig, name: str, value: Any) -> None:
 ModelConfig.__setattr__ = _set  # type: ignore[method-assign,assignment]
 
 
-def _faults(config: ModelConfig) -> list[str]:
+def _problems(config: ModelConfig) -> list[str]:
     """Every reason why ``config`` cannot be followed. Rules between fields are judged only when the fields are sane."""
     found: list[str] = []
     for f in fields(config):

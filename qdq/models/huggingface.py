@@ -27,12 +27,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from qdq.errors import CheckpointError, ConfigError, StorageError, describe_faults
-from qdq.models.architectures import configure, construct, family_of, fields_of, task_of
+from qdq.errors import CheckpointError, ConfigError, StorageError, describe_problems
 from qdq.models.attention import AttentionImplementation
 from qdq.models.config import ModelConfig
 from qdq.models.keymap import translate
 from qdq.models.model import Model, fresh_parameter
+from qdq.models.registry import configure, construct, family_of, fields_of, task_of
 from qdq.storage import no_directory, read_json, write_json
 
 _WEIGHT_FILES = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -104,7 +104,7 @@ def _shards(index: Path) -> list[str]:
     # A name is a file beside the index, never a path to somewhere else.
     missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
     if missing:
-        raise CheckpointError(describe_faults(str(index), [f"shard {name} is missing" for name in missing]))
+        raise CheckpointError(describe_problems(str(index), [f"shard {name} is missing" for name in missing]))
     return names
 
 
@@ -214,16 +214,16 @@ def load_weights(
     elsewhere = {key for other in family.tasks.values() for key in other.keys.values()} | {family.keys["pooler.dense"]}
     elsewhere |= set(filter(None, map(_bias_copy, elsewhere)))
     unexpected = [key for short, (key, _) in given.items() if not {short, short.rpartition(".")[0]} & elsewhere]
-    faults = [
+    problems = [
         f"{len(names)} {what}: {', '.join(names[:10])}{f', and {len(names) - 10} more' if len(names) > 10 else ''}"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("with another shape", misshaped))
         if names
     ]
     if absent and absent <= {"head", "pooler"}:
-        faults[0] += f" (allow_missing={sorted(absent)} starts them afresh)"
-    if faults:
+        problems[0] += f" (allow_missing={sorted(absent)} starts them afresh)"
+    if problems:
         where = f"{source}: the tensors do not fit {model.config.model_type} {model.task}"
-        raise CheckpointError(describe_faults(where, faults))
+        raise CheckpointError(describe_problems(where, problems))
     model.assign(state)
 
 

@@ -14,12 +14,12 @@ from qdq.models.attention import Attention, AttentionImplementation
 from qdq.models.config import ModelConfig
 from qdq.models.embeddings import Embeddings
 from qdq.models.encoder import Call, Encoder, Layer
+from qdq.models.forward_signature import with_named_inputs
 from qdq.models.heads import LanguageModelHead, PreTrainingHead
 from qdq.models.inputs import InputError
 from qdq.models.losses import cross_entropy
 from qdq.models.masks import attention_bias, head_mask_rows, memory_bias
 from qdq.models.outputs import BaseOutput, Cache, Output, TaskOutput
-from qdq.models.signature import spelled_out
 
 Names = tuple[str, ...]
 TEXTS: Names = ("input_ids", "attention_mask", "token_type_ids")
@@ -123,7 +123,7 @@ class EncoderModel(Model):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.forward = spelled_out(Model.forward, cls.encode, cls.targets)  # type: ignore[method-assign]
+        cls.forward = with_named_inputs(Model.forward, cls.encode, cls.targets)  # type: ignore[method-assign]
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from qdq.errors import CheckpointError, ConfigError, DataError, StorageError, describe_faults
+from qdq.errors import CheckpointError, ConfigError, DataError, StorageError, describe_problems
 from qdq.retrieval.records import OFFSETS_FILE, TEXTS_FILE, Records, write_records
 from qdq.retrieval.search import ExactSearcher, FaissSearcher
 from qdq.storage import atomic_directory, read_json, write_json
@@ -94,15 +94,17 @@ class Index:
         )
         self.records = Records(self.folder)
         self.embeddings = open_embeddings(self.folder / EMBEDDINGS_FILE)
-        faults = []
+        problems = []
         if len(self.records) != len(self.embeddings):
-            faults.append(f"{len(self.records):,} records, but {len(self.embeddings):,} embeddings")
+            problems.append(f"{len(self.records):,} records, but {len(self.embeddings):,} embeddings")
         if self.about.get("format") != FORMAT:
-            faults.append(f"{INDEX_FILE} is of format {self.about.get('format')!r}, this version reads {FORMAT}")
+            problems.append(f"{INDEX_FILE} is of format {self.about.get('format')!r}, this version reads {FORMAT}")
         if self.about.get("blocks") != len(self.embeddings):
-            faults.append(f"{INDEX_FILE} speaks of {self.about.get('blocks')} blocks, there are {len(self.embeddings)}")
-        if faults:
-            raise CheckpointError(describe_faults(f"{folder} is a damaged index", faults))
+            problems.append(
+                f"{INDEX_FILE} speaks of {self.about.get('blocks')} blocks, there are {len(self.embeddings)}"
+            )
+        if problems:
+            raise CheckpointError(describe_problems(f"{folder} is a damaged index", problems))
 
     def searcher(self, kind: str = "exact") -> Searcher:
         """Who finds blocks: ``exact``, or with FAISS ``flat`` or ``int8``.

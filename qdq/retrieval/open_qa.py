@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from qdq.data.tokenize import load_tokenizer
 from qdq.errors import CheckpointError, ConfigError, DataError
-from qdq.models.architectures import construct
 from qdq.models.huggingface import config_to_json, load_weights, read_config, read_tensors, upstream_state
+from qdq.models.registry import construct
 from qdq.retrieval.candidates import find_answers, pair_with_blocks
 from qdq.retrieval.search import ExactSearcher
 from qdq.storage import atomic_directory, write_json

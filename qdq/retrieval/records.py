@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from qdq.data.faults import Faults
+from qdq.data.problems import Problems
 from qdq.data.source import open_source
 from qdq.errors import CheckpointError, DataError
 
@@ -104,8 +104,8 @@ def read_texts(source: SourceLike, *, column: str | None = None, allow_pickle: b
 
 def _from_rows(source: SourceLike, column: str | None) -> Iterator[str]:
     opened = open_source(source)
-    faults, found = Faults(opened.name), 0
-    for record in opened.records(faults):
+    problems, found = Problems(opened.name), 0
+    for record in opened.records(problems):
         values = record.values
         name = column or next((name for name in COLUMNS if name in values), None)
         text = values.get(name) if name is not None else None
@@ -113,11 +113,11 @@ def _from_rows(source: SourceLike, column: str | None) -> Iterator[str]:
             text = text.decode("utf-8", errors="replace")
         if not isinstance(text, str):
             wanted = column or " or ".join(COLUMNS)
-            faults.add(record.place, f"no text called {wanted}; it has {', '.join(values)}")
-        elif not faults:
+            problems.add(record.place, f"no text called {wanted}; it has {', '.join(values)}")
+        elif not problems:
             found += 1
             yield text
-    faults.raise_if_any()
+    problems.raise_if_any()
     if not found:
         raise DataError(f"{opened.name}: no records")
 

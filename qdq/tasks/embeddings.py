@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from qdq.data.batches import Batch
     from qdq.data.examples import Example
-    from qdq.tasks.job import Job
     from qdq.tasks.pooling import Pooling, Vectors
+    from qdq.tasks.scoring import Job
 
 __all__ = ["embed", "embed_in_batches", "embedding_settings"]
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from qdq.errors import ConfigError, DataError
 from qdq.tasks.bootstrap import CONFIDENCE, compare, intervals
 from qdq.tasks.drop import MaxDrop
-from qdq.tasks.job import Job, silent
 from qdq.tasks.metrics import torchmetrics_functions
+from qdq.tasks.model_under_test import TASKS, open_subject, subject_of
+from qdq.tasks.scoring import Job, silent
 from qdq.tasks.sequence_classification import labels_of
 from qdq.tasks.settings import Settings
-from qdq.tasks.subject import TASKS, open_subject, subject_of
 from qdq.tasks.table import rows_of
 from qdq.tasks.token_classification import entities_finder
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from exporters.runners import Runner
     from qdq.tasks.bootstrap import Difference, Interval
     from qdq.tasks.drop import Drop
-    from qdq.tasks.job import Progress, Scores
-    from qdq.tasks.subject import Subject
+    from qdq.tasks.model_under_test import Subject
+    from qdq.tasks.scoring import Progress, Scores
 
 __all__ = ["Comparison", "Evaluation", "evaluate", "evaluate_subject"]
 
@@ -158,7 +158,7 @@ def evaluate(
     Raises:
         CheckpointError: for a model that cannot be read.
         ConfigError: for options that do not go together, or a model that has no head for the task.
-        DataError: for data that cannot be read or does not fit the model; all faults at once.
+        DataError: for data that cannot be read or does not fit the model; all problems at once.
         VerificationError: for a model that gives NaN.
         MissingPackageError: for metrics whose package is not installed.
     """

@@ -8,14 +8,14 @@ import numpy as np
 
 from qdq.data.batches import Masking
 from qdq.errors import DataError
-from qdq.tasks.job import Scores
 from qdq.tasks.metrics import perplexity, ratio
+from qdq.tasks.scoring import Scores
 from qdq.tasks.table import TableBuilder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qdq.tasks.job import Job
+    from qdq.tasks.scoring import Job
 
 __all__ = ["score"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qdq.tasks.job import Scores
 from qdq.tasks.metrics import mean
+from qdq.tasks.scoring import Scores
 from qdq.tasks.table import TableBuilder
 
 if TYPE_CHECKING:
-    from qdq.tasks.job import Job
+    from qdq.tasks.scoring import Job
 
 __all__ = ["score"]
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from qdq.data.examples import QuestionExample
 from qdq.errors import DataError
-from qdq.tasks.job import Scores
 from qdq.tasks.metrics import mean, ratio
+from qdq.tasks.scoring import Scores
 from qdq.tasks.squad import answer_scores
 from qdq.tasks.table import TableBuilder
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qdq.data.batches import Batch
-    from qdq.tasks.job import Job
+    from qdq.tasks.scoring import Job
     from qdq.tasks.settings import Settings
 
 __all__ = ["Answer", "answers", "score"]

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qdq.data.examples import TextExample
-from qdq.data.faults import Faults
+from qdq.data.problems import Problems
 from qdq.data.sampling import draw
 from qdq.data.source import open_source
 from qdq.errors import DataError
 from qdq.tasks.embeddings import embed, embed_in_batches, embedding_settings
-from qdq.tasks.job import Scores
 from qdq.tasks.metrics import mean
+from qdq.tasks.scoring import Scores
 from qdq.tasks.table import TableBuilder
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from qdq.tasks.job import Job
+    from qdq.tasks.scoring import Job
     from qdq.tasks.table import Numbers
 
 __all__ = ["RECALLS", "score"]
@@ -130,26 +130,26 @@ class _Rows:
         self._source = source
 
     def __iter__(self) -> Iterator[_Row]:
-        faults = Faults(self.name)
+        problems = Problems(self.name)
         for record in self._source:
-            row = self._row(record.place, record.values, faults)
-            if row is not None and not faults:
+            row = self._row(record.place, record.values, problems)
+            if row is not None and not problems:
                 yield row
-        faults.raise_if_any()
+        problems.raise_if_any()
 
-    def _row(self, place: str, values: Mapping[str, Any], faults: Faults) -> _Row | None:
+    def _row(self, place: str, values: Mapping[str, Any], problems: Problems) -> _Row | None:
         columns = self._columns
         query = _first(values, [columns.text or columns.question] if columns else [], _QUERY)
         positives = _texts(_first(values, [columns.text_pair or columns.context] if columns else [], _POSITIVE))
         negatives = _texts(_first(values, [], _NEGATIVE))
         if not isinstance(query, str) or not query.strip():
-            faults.add(place, f"no query: a text called {' or '.join(_QUERY)}; it has {', '.join(values)}")
+            problems.add(place, f"no query: a text called {' or '.join(_QUERY)}; it has {', '.join(values)}")
         elif not positives:
-            faults.add(
+            problems.add(
                 place, f"no passage that answers it: texts called {' or '.join(_POSITIVE)}; it has {', '.join(values)}"
             )
         elif negatives is None:
-            faults.add(place, f"{' or '.join(_NEGATIVE)} must be a text or a list of texts")
+            problems.add(place, f"{' or '.join(_NEGATIVE)} must be a text or a list of texts")
         else:
             return _Row(place, query, positives, negatives)
         return None

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qdq.data.labels import Labels
-from qdq.tasks.job import Scores
 from qdq.tasks.metrics import classification, correlations, mean, mean_squared_error, overlap
+from qdq.tasks.scoring import Scores
 from qdq.tasks.table import TableBuilder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qdq.models.config import ModelConfig
-    from qdq.tasks.job import Job
     from qdq.tasks.metrics import Metric
+    from qdq.tasks.scoring import Job
     from qdq.tasks.table import Numbers
 
 __all__ = ["labels_of", "score"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from qdq.errors import ConfigError, describe_faults
+from qdq.errors import ConfigError, describe_problems
 from qdq.tasks.pooling import POOLINGS
 
 if TYPE_CHECKING:
@@ -62,15 +62,15 @@ class Settings:
             "max_answer_length": 1,
             "seed": 0,
         }
-        faults = []
+        problems = []
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
-                faults.append(f"{name} is {value}, must be at least {low}")
+                problems.append(f"{name} is {value}, must be at least {low}")
         if self.pooling is not None and self.pooling not in POOLINGS:
-            faults.append(f"pooling is {self.pooling!r}, must be one of {', '.join(POOLINGS)}")
-        if faults:
-            raise ConfigError(describe_faults("settings of the evaluation", faults))
+            problems.append(f"pooling is {self.pooling!r}, must be one of {', '.join(POOLINGS)}")
+        if problems:
+            raise ConfigError(describe_problems("settings of the evaluation", problems))
 
     def to_dict(self, *names: str) -> dict[str, Any]:
         """The named ones as plain values."""

@@ -10,15 +10,15 @@ import numpy as np
 from qdq.data.examples import TextExample
 from qdq.errors import DataError
 from qdq.tasks.embeddings import embed, embedding_settings
-from qdq.tasks.job import Scores
 from qdq.tasks.metrics import correlations
+from qdq.tasks.scoring import Scores
 from qdq.tasks.table import TableBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from qdq.data.examples import Examples
-    from qdq.tasks.job import Job
+    from qdq.tasks.scoring import Job
 
 __all__ = ["score"]
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from qdq.data.examples import TokenExample
 from qdq.errors import DataError, MissingPackageError
-from qdq.tasks.job import Scores
 from qdq.tasks.metrics import overlap, ratio
+from qdq.tasks.scoring import Scores
 from qdq.tasks.sequence_classification import labels_of
 from qdq.tasks.table import TableBuilder
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qdq.data.batches import Batch
-    from qdq.tasks.job import Job
+    from qdq.tasks.scoring import Job
 
 __all__ = ["OUTSIDE", "entities_finder", "score"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdq import checkpoint
 from qdq.errors import ConfigError
-from qdq.recipe import Recipe
+from qdq.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +50,7 @@ def calibrate_on(
         The recipe as it was followed, and the record of the calibration.
     """
     import calibration
-    from qdq.prepare import quantize
+    from qdq.recipes.apply import quantize
 
     quantize(model, recipe)
     kept = recipe.refinement if refine else type(recipe.refinement)()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from qdq.data.features import IGNORED
-from qdq.errors import ConfigError, describe_faults
+from qdq.errors import ConfigError, describe_problems
 from qdq.training.embeddings import embed, embedding_loss, pairs_loss, texts_of
 
 if TYPE_CHECKING:
@@ -47,14 +47,14 @@ class Distillation:
 
     def __post_init__(self) -> None:
         weights = {name: getattr(self, name) for name in ("task", "logits", "hidden", "attention")}
-        faults = [f"the weight of {name} is {weight!r}, must be at least 0" for name, weight in weights.items()
+        problems = [f"the weight of {name} is {weight!r}, must be at least 0" for name, weight in weights.items()
                   if not weight >= 0]  # fmt: skip
-        if not faults and not any(weights.values()):
-            faults.append("all weights are 0: there is nothing to learn")
+        if not problems and not any(weights.values()):
+            problems.append("all weights are 0: there is nothing to learn")
         if not self.temperature > 0:
-            faults.append(f"temperature is {self.temperature!r}, must be above 0")
-        if faults:
-            raise ConfigError(describe_faults("distillation", faults))
+            problems.append(f"temperature is {self.temperature!r}, must be above 0")
+        if problems:
+            raise ConfigError(describe_problems("distillation", problems))
 
 
 def misfits(student: Any, teacher: Any, wanted: Distillation, *, embeds: bool = False) -> list[str]:
@@ -62,41 +62,41 @@ def misfits(student: Any, teacher: Any, wanted: Distillation, *, embeds: bool = 
 
     Models that embed have no labels, but embeddings as wide as their hidden states.
     """
-    faults = []
+    problems = []
     if student.vocab_size != teacher.vocab_size:
-        faults.append(f"it has a vocabulary of {teacher.vocab_size}, the model one of {student.vocab_size}")
+        problems.append(f"it has a vocabulary of {teacher.vocab_size}, the model one of {student.vocab_size}")
     if wanted.logits and not embeds:
-        faults += _other_labels(student, teacher)
+        problems += _other_labels(student, teacher)
     elif wanted.logits and student.hidden_size != teacher.hidden_size:
-        faults.append(f"its embeddings are {teacher.hidden_size} wide, the model's {student.hidden_size}")
+        problems.append(f"its embeddings are {teacher.hidden_size} wide, the model's {student.hidden_size}")
     if wanted.hidden and student.hidden_size != teacher.hidden_size:
-        faults.append(
+        problems.append(
             f"its hidden states are {teacher.hidden_size} wide, the model's {student.hidden_size}: they cannot be "
             "compared, give hidden states the weight 0"
         )
     if wanted.attention and student.num_attention_heads != teacher.num_attention_heads:
-        faults.append(
+        problems.append(
             f"it has {teacher.num_attention_heads} attention heads, the model {student.num_attention_heads}: give "
             "attention the weight 0"
         )
     depths = student.num_hidden_layers, teacher.num_hidden_layers
     if (wanted.hidden or wanted.attention) and depths[1] % depths[0]:
-        faults.append(
+        problems.append(
             f"it has {depths[1]} layers, which is no multiple of the model's {depths[0]}: give hidden states and "
             "attention the weight 0"
         )
-    return faults
+    return problems
 
 
 def _other_labels(student: Any, teacher: Any) -> list[str]:
-    faults = []
+    problems = []
     if student.num_labels != teacher.num_labels:
-        faults.append(f"its head has {teacher.num_labels} labels, the model's {student.num_labels}")
+        problems.append(f"its head has {teacher.num_labels} labels, the model's {student.num_labels}")
     if (names := [dict(c.id2label or {}) for c in (student, teacher)])[0] != names[1] and all(names):
-        faults.append("the labels of its head have other names, or another order, than the model's")
+        problems.append("the labels of its head have other names, or another order, than the model's")
     if {student.problem_type, teacher.problem_type} - {None, student.problem_type}:
-        faults.append(f"its head is made for {teacher.problem_type}, the model's for {student.problem_type}")
-    return faults
+        problems.append(f"its head is made for {teacher.problem_type}, the model's for {student.problem_type}")
+    return problems
 
 
 def logits_loss(

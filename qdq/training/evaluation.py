@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qdq.training.quantization import keep_ranges
-from qdq.training.state import get_random, ranges_of, set_random, set_ranges
+from qdq.training.resume_file import get_random, ranges_of, set_random, set_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
 
-    from qdq.training.equipment import Equipment
+    from qdq.training.components import Components
     from qdq.training.log import Log
-    from qdq.training.state import Position
+    from qdq.training.resume_file import Position
 
 __all__ = ["Evaluate", "Evaluation"]
 
@@ -33,7 +33,7 @@ class Evaluation:
     """Measures the model, and keeps the best.
 
     Args:
-        equipment: what is trained.
+        components: what is trained.
         evaluate: see :data:`Evaluate`.
         better: ``higher`` or ``lower``, which way the first figure gets better.
         patience: evaluations without a better one that end the training; None: it never ends so.
@@ -47,7 +47,7 @@ class Evaluation:
 
     def __init__(
         self,
-        equipment: Equipment,
+        components: Components,
         evaluate: Evaluate,
         *,
         better: str,
@@ -57,7 +57,7 @@ class Evaluation:
         log: Log,
     ) -> None:
         self.best: dict[str, Any] | None = None
-        self._equipment, self._evaluate, self._log = equipment, evaluate, log
+        self._equipment, self._evaluate, self._log = components, evaluate, log
         self._better, self._patience = better, patience
         self._keep_best, self._on_best = keep_best, on_best
 
@@ -83,13 +83,13 @@ class Evaluation:
 
     def _measure(self) -> dict[str, Any]:
         """The figures; random numbers that the evaluation draws leave the training as it is."""
-        equipment = self._equipment
-        random = get_random(equipment.launch.device)
-        equipment.quantization.deployed()
-        equipment.wrapped.eval()
-        with _plain_forward(equipment.model), torch.no_grad():
-            found = self._evaluate(equipment.wrapped if equipment.launch.is_sharded else equipment.model)
-        set_random(random, equipment.launch.device)
+        components = self._equipment
+        random = get_random(components.launch.device)
+        components.quantization.deployed()
+        components.wrapped.eval()
+        with _plain_forward(components.model), torch.no_grad():
+            found = self._evaluate(components.wrapped if components.launch.is_sharded else components.model)
+        set_random(random, components.launch.device)
         return dict(found) if isinstance(found, Mapping) else {"metric": float(found)}
 
     def _take_best(self, here: Position) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import ConfigError, MissingPackageError
-from qdq.quantizer import quantizers
+from qdq.quantization.quantizer import quantizers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

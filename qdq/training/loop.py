@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from qdq.errors import ConfigError
 from qdq.training.batches import EpochBatches, lengths
-from qdq.training.equipment import equip
+from qdq.training.components import make_components
+from qdq.training.epochs import Run
 from qdq.training.evaluation import Evaluation
 from qdq.training.launch import launched
 from qdq.training.log import Log
 from qdq.training.objective import model_loss
-from qdq.training.run import Run
+from qdq.training.resume_file import Store
 from qdq.training.settings import TrainingSettings
-from qdq.training.snapshot import Snapshots
-from qdq.training.state import Store
 from qdq.training.step import Step
+from qdq.training.training_state import Snapshots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qdq.training.batches import Loader
-    from qdq.training.equipment import Equipment
+    from qdq.training.components import Components
     from qdq.training.evaluation import Evaluate
     from qdq.training.objective import Loss
     from qdq.training.result import TrainingResult
-    from qdq.training.state import Position
+    from qdq.training.resume_file import Position
 
 __all__ = ["finetune"]
 
@@ -102,13 +102,15 @@ def finetune(
     with launched(settings, accelerator) as launch:
         batches = EpochBatches(loader, launch)
         per_epoch, total = lengths(batches.length, settings)
-        equipment = equip(model, total, settings, launch, is_own_loss=loss is not None and loss is not model_loss)
+        components = make_components(
+            model, total, settings, launch, is_own_loss=loss is not None and loss is not model_loss
+        )
         try:
-            snapshots = _snapshots(state, identity or {}, equipment, log, settings, total=total, resume=resume)
+            snapshots = _snapshots(state, identity or {}, components, log, settings, total=total, resume=resume)
             evaluation = None
             if evaluate is not None:
                 evaluation = Evaluation(
-                    equipment,
+                    components,
                     evaluate,
                     better=better,
                     patience=settings.patience,
@@ -117,12 +119,12 @@ def finetune(
                     log=log,
                 )
             run = Run(
-                equipment,
+                components,
                 batches,
                 settings,
                 per_epoch=per_epoch,
                 total=total,
-                step=Step(equipment, loss or model_loss, max_grad_norm=settings.max_grad_norm),
+                step=Step(components, loss or model_loss, max_grad_norm=settings.max_grad_norm),
                 evaluation=evaluation,
                 snapshots=snapshots,
                 log=log,
@@ -130,14 +132,14 @@ def finetune(
             )
             return run.all(resume=resume, evaluate_first=evaluate_first)
         finally:
-            equipment.close()
+            components.close()
             log.close()
 
 
 def _snapshots(
     state: str | Path | None,
     identity: Mapping[str, str],
-    equipment: Equipment,
+    components: Components,
     log: Log,
     settings: TrainingSettings,
     *,
@@ -145,7 +147,7 @@ def _snapshots(
     resume: bool,
 ) -> Snapshots | None:
     """What keeps states in the folder ``state``; None where there is none, or none can be taken."""
-    launch = equipment.launch
+    launch = components.launch
     if state is None:
         return None
     if launch.is_sharded:
@@ -154,4 +156,4 @@ def _snapshots(
         return None
     plain = {name: str(value) for name, value in settings.to_dict().items() if name not in _FREE}
     shared = {"processes": str(launch.num_processes), "steps": str(total)}
-    return Snapshots(Store(Path(state).absolute(), {**plain, **shared, **identity}), equipment, log)
+    return Snapshots(Store(Path(state).absolute(), {**plain, **shared, **identity}), components, log)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qdq.data.columns import Columns
-    from qdq.training.start import Start
+    from qdq.training.initial_model import Start
 
 __all__ = ["Measurement"]
 
@@ -50,10 +50,10 @@ class Measurement:
         return "lower" if (self.metric or _FIRST_METRIC.get(self.start.task)) in _LOWER else "higher"
 
     def check(self) -> None:
-        """Read the data through once, so that its faults come before the work.
+        """Read the data through once, so that its problems come before the work.
 
         Raises:
-            DataError: it does not fit the task, every fault with its place.
+            DataError: it does not fit the task, every problem with its place.
         """
         examples = read_examples(
             self.data,
@@ -72,8 +72,8 @@ class Measurement:
             ConfigError: the task has no such metric.
         """
         from qdq.tasks.evaluate import evaluate_subject
+        from qdq.tasks.model_under_test import subject_of
         from qdq.tasks.settings import Settings
-        from qdq.tasks.subject import subject_of
 
         settings = Settings(
             batch_size=self.batch_size, seq_len=self.seq_len, columns=self.columns, split=self.split, seed=self.seed

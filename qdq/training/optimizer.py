@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qdq.errors import ConfigError
-from qdq.quantizer import quantizers
+from qdq.quantization.quantizer import quantizers
 from qdq.training.schedule import factor, steps_of
 
 if TYPE_CHECKING:

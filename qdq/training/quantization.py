@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from calibration.token_mask import TokenMask
+from calibration.statistics.token_mask import TokenMask
 from qdq.errors import CalibrationError, ConfigError
-from qdq.functional import grid, value_range
-from qdq.modules import QuantLinear, set_weight_scale
-from qdq.prepare import named_slots
-from qdq.quantizer import Mode, Quantizer, Range, quantizers, set_mode
+from qdq.quantization.functional import grid, value_range
+from qdq.quantization.modules import QuantLinear, set_weight_scale
+from qdq.quantization.quantizer import Mode, Quantizer, Range, quantizers, set_mode
+from qdq.quantization.wrap import named_slots
 from qdq.training.schedule import steps_of
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from qdq.errors import ConfigError, describe_faults
+from qdq.errors import ConfigError, describe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,15 +72,15 @@ class TrainingSettings:
     weights_from: float = 0.0
 
     def __post_init__(self) -> None:
-        faults = [f"{name} is {getattr(self, name)!r}, must be {rule}" for name, (holds, rule) in _RULES.items()
+        problems = [f"{name} is {getattr(self, name)!r}, must be {rule}" for name, (holds, rule) in _RULES.items()
                   if not holds(getattr(self, name))]  # fmt: skip
-        if not faults and self.activations_from > self.weights_from > 0:
-            faults.append(
+        if not problems and self.activations_from > self.weights_from > 0:
+            problems.append(
                 f"weights_from is {self.weights_from:g}, activations_from {self.activations_from:g}: activations are "
                 "quantized first; 0 for weights that are quantized from the beginning"
             )
-        if faults:
-            raise ConfigError(describe_faults("settings of the training", faults))
+        if problems:
+            raise ConfigError(describe_problems("settings of the training", problems))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

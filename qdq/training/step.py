@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from qdq.training.equipment import Equipment
+    from qdq.training.components import Components
     from qdq.training.objective import Loss
-    from qdq.training.state import Position
+    from qdq.training.resume_file import Position
 
 __all__ = ["Step"]
 
@@ -26,13 +26,13 @@ class Step:
     """Does the steps of a training.
 
     Args:
-        equipment: what they change.
+        components: what they change.
         loss: of the model and a batch, a mean.
         max_grad_norm: longest gradient of the weights; 0 for no limit.
     """
 
-    def __init__(self, equipment: Equipment, loss: Loss, *, max_grad_norm: float) -> None:
-        self._equipment, self._launch = equipment, equipment.launch
+    def __init__(self, components: Components, loss: Loss, *, max_grad_norm: float) -> None:
+        self._equipment, self._launch = components, components.launch
         self._loss = loss
         self._longest = max_grad_norm
 
@@ -44,14 +44,14 @@ class Step:
             DataError: labels that the model has no class for.
             TrainingError: the loss is not finite; the weights stay as they were.
         """
-        equipment, launch = self._equipment, self._launch
-        equipment.quantization.before_step(position.step)
-        equipment.wrapped.train()
+        components, launch = self._equipment, self._launch
+        components.quantization.before_step(position.step)
+        components.wrapped.train()
         total = self._sum(sum(weight for _, weight in group))
         value = torch.zeros((), device=launch.device)
         for number, (batch, weight) in enumerate(group):
             is_last = number == len(group) - 1
-            with nullcontext() if is_last else launch.no_sync(equipment.wrapped):
+            with nullcontext() if is_last else launch.no_sync(components.wrapped):
                 part = self._part(batch, weight, total)
                 launch.backward(part)
             value += part.detach().to(torch.float32)
@@ -61,10 +61,10 @@ class Step:
         if not math.isfinite(figure):
             raise TrainingError(_not_finite(figure, position))
         self._clip()
-        equipment.optimizer.step()
-        equipment.scheduler.step()
-        equipment.optimizer.zero_grad()
-        equipment.quantization.after_step()
+        components.optimizer.step()
+        components.scheduler.step()
+        components.optimizer.zero_grad()
+        components.quantization.after_step()
         return figure
 
     def _part(self, batch: Mapping[str, Any], weight: int, total: float) -> Tensor:

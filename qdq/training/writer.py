@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qdq.models.model import Model
-    from qdq.recipe import Recipe
-    from qdq.training.job import Job
+    from qdq.recipes.recipe import Recipe
+    from qdq.training.finetuning import Job
+    from qdq.training.initial_model import Start
     from qdq.training.result import TrainingResult
-    from qdq.training.start import Start
-    from qdq.training.state import Position
+    from qdq.training.resume_file import Position
 
 __all__ = ["Writer", "check_target"]
 

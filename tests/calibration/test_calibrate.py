@@ -14,18 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from calibration import Max, Percentile, TokenMask, calibrate
-from calibration.parts import Part
+from calibration.distributed import Part
 from qdq.errors import CalibrationError
-from qdq.models.architectures import build, configure
-from qdq.prepare import named_slots, quantize
-from qdq.quantizer import Mode, quantizers
-from qdq.recipe import load_recipe
+from qdq.models.registry import build, configure
+from qdq.quantization.quantizer import Mode, quantizers
+from qdq.quantization.wrap import named_slots
+from qdq.recipes.apply import quantize
+from qdq.recipes.recipe import load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from calibration import CalibrationSummary
-    from calibration.methods import Method
+    from calibration.methods.method import Method
     from qdq.models.model import Model
 
 SMALL: dict[str, Any] = {
@@ -187,8 +188,8 @@ def test_padding_does_not_change_a_bit_where_the_numbers_are_the_same(method: Me
             x = input_ids[..., None] * torch.tensor([1.0, -0.5, 0.25])
             return self.linear(x.reshape(*x.shape[:2], 3, 1).sum(-2) * 1.0)
 
-    from qdq.recipe import Recipe, Rule
-    from qdq.spec import QuantSpec
+    from qdq.quantization.spec import QuantSpec
+    from qdq.recipes.recipe import Recipe, Rule
 
     recipe = Recipe(name="all", rules=(Rule(module="*", slot="*", spec=QuantSpec()),))
     results = []
@@ -394,14 +395,14 @@ def test_slots_without_data_are_named() -> None:
     with pytest.raises(CalibrationError) as caught:
         calibrate(model, batches(sentences(), 4))
     text = str(caught.value)
-    assert "8 faults" in text
+    assert "8 problems" in text
     for layer in range(2):
         for place in ("scores.input", "scores.other", "context.input", "context.other"):
             assert f"encoder.layers.{layer}.attention.{place} saw no data" in text
     assert_same_state(state(model), before)
 
 
-def test_float_slot_without_data_is_no_fault_and_keeps_no_old_range() -> None:
+def test_float_slot_without_data_is_no_problem_and_keeps_no_old_range() -> None:
     model, _ = calibrated(batches(sentences(), 4), preset="linear")
     assert "encoder.layers.0.attention.scores.input" in ranges(model)
     model.set_attn_implementation("sdpa")

@@ -20,8 +20,8 @@ from rich.logging import RichHandler
 
 from qdq.cli.main import main
 from qdq.data.text import sample_text
-from qdq.models.architectures import build, configure
 from qdq.models.huggingface import save_model
+from qdq.models.registry import build, configure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

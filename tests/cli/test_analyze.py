@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-import calibration.sensitivity
+import calibration.sensitivity.ranking
 import qdq.cli.analyze
-from calibration.closeness import Closeness, vectors_of
+from calibration.sensitivity.similarity import Similarity, vectors_of
 from qdq.checkpoint import load
 from qdq.cli.main import main
 from qdq.data.text import draw, read_samples, sample_text
 from qdq.data.tokenize import encode_batches, load_tokenizer
-from qdq.quantizer import Mode, set_mode
+from qdq.quantization.quantizer import Mode, set_mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,17 +45,17 @@ def plain(root: Path, model: Path, text: Path) -> Path:
     return path
 
 
-def closeness(checkpoint: Path, samples: int = 8) -> Closeness:
+def similarity(checkpoint: Path, samples: int = 8) -> Similarity:
     """Of a whole checkpoint, on what ``FEW`` draws."""
     model = load(checkpoint)
     texts = draw(read_samples(HELDOUT), samples, 0)
-    total = Closeness()
+    total = Similarity()
     for batch in encode_batches(texts, load_tokenizer(checkpoint), batch_size=1, seq_len=48):
         with torch.inference_mode():
             set_mode(model, Mode.OFF)
             expected = vectors_of(model(**batch), batch["attention_mask"])
             set_mode(model, Mode.QUANTIZE)
-            total += Closeness.of(expected, vectors_of(model(**batch), batch["attention_mask"]))
+            total += Similarity.of(expected, vectors_of(model(**batch), batch["attention_mask"]))
     return total
 
 
@@ -65,7 +65,7 @@ def test_the_document(run: Any, checkpoint: Path) -> None:
     document = ended.document
     assert (document["checkpoint"], document["by"], document["complete"]) == (str(checkpoint), "module", True)
     assert (document["batches"], document["samples"]) == (1, 8)
-    whole = closeness(checkpoint)
+    whole = similarity(checkpoint)
     assert document["quantized"]["sqnr_db"] == pytest.approx(whole.sqnr_db, abs=0.01)
     assert document["quantized"]["cosine"] == pytest.approx(whole.cosine, abs=1e-5)
     groups = document["groups"]
@@ -111,7 +111,7 @@ def test_the_patterns_hold_what_they_promise(run: Any, model: Path, text: Path, 
     excludes = [word for pattern in found["exclude"] for word in ("--exclude", pattern)]
     other = tmp_path / "excluded"
     assert run("calibrate", "-m", model, "-o", other, "--calib-data", text, *PLAIN, *excludes).code == 0
-    assert closeness(other).sqnr_db == pytest.approx(found["sqnr_db"], abs=0.01)
+    assert similarity(other).sqnr_db == pytest.approx(found["sqnr_db"], abs=0.01)
     shown = run("analyze", plain, *FEW, "--target-sqnr", aim).out
     assert "--exclude " + found["exclude"][0] in shown.splitlines()[-1]
 
@@ -161,13 +161,13 @@ def test_the_metric_of_a_task(run: Any, checkpoint: Path, model: Path, pairs: Pa
 
 
 def test_an_interruption_shows_what_there_is(run: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rank = calibration.sensitivity.rank
+    rank = calibration.sensitivity.ranking.rank
 
     def impatient(*arguments: Any, **options: Any) -> Iterator[Any]:
         yield next(rank(*arguments, **options))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(calibration.sensitivity, "rank", impatient)
+    monkeypatch.setattr(calibration.sensitivity.ranking, "rank", impatient)
     options = (*FEW, "--batch-size", 4, "--target-cosine", 0.9999999)
     ended = run("analyze", checkpoint, *options)
     assert ended.code == 130
@@ -185,7 +185,7 @@ def test_an_interruption_before_anything_was_measured(
     def impatient(*_: Any, **__: Any) -> Iterator[Any]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(calibration.sensitivity, "rank", impatient)
+    monkeypatch.setattr(calibration.sensitivity.ranking, "rank", impatient)
     ended = run("analyze", checkpoint, *FEW)
     assert (ended.code, ended.out) == (130, "")
     assert "interrupted" in ended.err

@@ -104,7 +104,7 @@ def test_the_same_build_for_polygraphy_is_taken_by_polygraphy(
     assert "builder_optimization_level=2" in script
 
 
-def test_faults_are_told_together(refused: Any, exports: dict[str, Path], tmp_path: Path) -> None:
+def test_problems_are_told_together(refused: Any, exports: dict[str, Path], tmp_path: Path) -> None:
     shapes = ["--min-shapes", "4x8", "--opt-shapes", "2x8", "--max-shapes", "1x900"]
     message = refused("build", "-m", exports["tensorrt"], "-o", tmp_path / "m.plan", *shapes, "--refit")
     assert "input_ids must grow from min to max" in message
@@ -147,9 +147,9 @@ def test_full_tensorrt_that_is_not_installed_ends_with_3(
 def test_without_a_gpu_an_engine_can_neither_be_evaluated_nor_timed_nor_proven(
     refused: Any, exports: dict[str, Path], checkpoint: Path, plan: Path, tmp_path: Path
 ) -> None:
-    from exporters.tensorrt.driver import driver_fault
+    from exporters.tensorrt.driver import driver_problem
 
-    if driver_fault() is None:
+    if driver_problem() is None:
         pytest.skip("there is a GPU")
     (tmp_path / "pairs.tsv").write_text("score\tsentence1\tsentence2\n1\ta man\ta man\n0\ta man\tno\n")
     data = ["--task", "sts", "--data", tmp_path / "pairs.tsv"]

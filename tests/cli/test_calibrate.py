@@ -22,9 +22,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qdq.checkpoint import load
-from qdq.models.architectures import build, configure
 from qdq.models.huggingface import save_model
-from qdq.spec import QuantSpec
+from qdq.models.registry import build, configure
+from qdq.quantization.spec import QuantSpec
 
 FILES = {".qdq.json", "config.json", "model.safetensors", "quantization.json", "quantizers.safetensors", "vocab.txt"}
 
@@ -304,7 +304,7 @@ CHOICES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     ),
     "keyword matches nothing": (
         ["--quant-disable-keyword", "qery", "--quant-enable-layer-module", "self"],
-        ("2 faults", "'qery'", "'self'", "encoder.layers.0.attention.query.input_quantizer"),
+        ("2 problems", "'qery'", "'self'", "encoder.layers.0.attention.query.input_quantizer"),
     ),
     "layer module is no regular expression": (["--quant-disable-layer-module", "("], ("'('", "regular expression")),
     "bound that is none": (["--clip-gelu", "-1"], ("-1", "positive number")),

@@ -26,7 +26,7 @@ COMBINATIONS: dict[str, tuple[list[object], list[str]]] = {
     "float8 before opset 19": (["--target", "tensorrt", "--recipe", "fp8", "--opset", 18], ["float8 needs opset 19"]),
     "everything at once": (
         ["--target", "onnxruntime", "--dtype", "fp16", "--opset", 17, "--isa", "sse"],
-        ["3 faults", "opset 17", "onnxruntime has no fp16", "no instruction set 'sse'"],
+        ["3 problems", "opset 17", "onnxruntime has no fp16", "no instruction set 'sse'"],
     ),
 }
 

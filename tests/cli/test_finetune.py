@@ -250,7 +250,7 @@ class TestRefusals:
         strange = root / "strange.tsv"
         strange.write_text(labelled.read_text() + "a sentence\t7\nanother\t-3\n")
         message = refused(*request(classifier, tmp_path / "out", strange))
-        assert "2 faults" in message
+        assert "2 problems" in message
         assert "'7' is none of the head's 0 'LABEL_0', 1 'LABEL_1'" in message
 
     def test_no_data(self, refused: Any, model: Path, tmp_path: Path, root: Path) -> None:
@@ -288,8 +288,8 @@ class TestRefusals:
         message = refused(
             *request(classifier, tmp_path / "out", labelled, "--teacher", teacher, "--attention-weight", "1")
         )
-        for fault in ("a vocabulary of 90", "its head has 3 labels, the model's 2", "2 attention heads, the model 4"):
-            assert fault in message
+        for problem in ("a vocabulary of 90", "its head has 3 labels, the model's 2", "2 attention heads, the model 4"):
+            assert problem in message
 
     def test_a_loss_that_is_no_number(self, run: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
         wild = ("--lr", "1e30", "--max-grad-norm", "0", "--warmup", "0", "--recipe", "linear")
@@ -326,7 +326,7 @@ class TestRefusals:
 
     def test_settings(self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
         message = refused(*request(classifier, tmp_path / "out", labelled, "--lr", "-1", "--ranges", "loose"))
-        assert "2 faults" in message
+        assert "2 problems" in message
         assert "--recipe" in refused(*request(classifier, tmp_path / "out", labelled, "--exclude", "*query*"))
         assert "no metric 'bleu'" in refused(*request(classifier, tmp_path / "out", labelled, "--metric", "bleu"))
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from exporters.folder import export
-from exporters.form import Form
+from exporters.directory import export
+from exporters.interface import Form
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -59,7 +59,7 @@ def test_people_see_the_block(run: Any, index: Path) -> None:
 
 @pytest.mark.slow
 def test_an_exported_embedder_makes_the_same_index(run: Any, index: Path, tmp_path: Path) -> None:
-    from exporters.folder import export
+    from exporters.directory import export
     from qdq.models.huggingface import save_model
 
     save_model(load_part(GOLDEN, "retrieval"), tmp_path / "embedder")

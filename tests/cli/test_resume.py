@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from calibration import passes
+from calibration import forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,7 @@ def stopped(run: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     def stopped(*arguments: object, batch: int, by: signal.Signals = signal.SIGINT) -> Any:
         seen = []
-        check = passes._check
+        check = forward._check
 
         def check_or_stop(*given: Any) -> None:
             seen.append(given)
@@ -40,7 +40,7 @@ def stopped(run: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
             check(*given)
 
         with monkeypatch.context() as patch:
-            patch.setattr(passes, "_check", check_or_stop)
+            patch.setattr(forward, "_check", check_or_stop)
             before = signal.signal(signal.SIGINT, signal.default_int_handler)
             try:
                 return run(*arguments)
@@ -143,7 +143,7 @@ def test_another_calibration_is_refused_with_all_that_differs(
     ]
     message = refused(*request_, "--no-refinement", *options, "--resume", kind="CalibrationError")
     for words in (
-        "out.calibration: what was interrupted there is another calibration: 7 faults",
+        "out.calibration: what was interrupted there is another calibration: 7 problems",
         "recipe: onnxruntime ",
         "data: 40 samples ",
         " there, 7 samples ",

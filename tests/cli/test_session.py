@@ -75,7 +75,7 @@ class TestResults:
 
 
 class TestErrors:
-    FAULTS = (
+    PROBLEMS = (
         (QDQError("a"), 2, "a", "QDQError"),
         (VerificationError("b [c]"), 1, "b [c]", "VerificationError"),
         (StorageError("d"), 4, "d", "StorageError"),
@@ -86,11 +86,11 @@ class TestErrors:
 
     @pytest.mark.parametrize("json_wanted", [False, True], ids=["for people", "json"])
     @pytest.mark.parametrize(
-        ("fault", "code", "message", "kind"), FAULTS, ids=[type(fault[0]).__name__ for fault in FAULTS]
+        ("problem", "code", "message", "kind"), PROBLEMS, ids=[type(problem[0]).__name__ for problem in PROBLEMS]
     )
     def test_each_has_its_code(
         self,
-        fault: BaseException,
+        problem: BaseException,
         code: int,
         message: str,
         kind: str,
@@ -99,7 +99,7 @@ class TestErrors:
     ) -> None:
         @command
         def fail(*, json: bool) -> None:
-            raise fault
+            raise problem
 
         with pytest.raises(typer.Exit) as ended:
             fail(json=json_wanted)
@@ -146,16 +146,16 @@ class TestErrors:
         assert "Traceback" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
-        "fault",
+        "problem",
         [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")],
         ids=["Python's", "torch's"],
     )
     def test_too_little_memory_is_no_mistake_of_ours(
-        self, fault: Exception, capsys: pytest.CaptureFixture[str]
+        self, problem: Exception, capsys: pytest.CaptureFixture[str]
     ) -> None:
         @command
         def fail(*, json: bool) -> None:
-            raise fault
+            raise problem
 
         with pytest.raises(typer.Exit) as ended:
             fail(json=False)

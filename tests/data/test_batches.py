@@ -482,8 +482,15 @@ class TestSettings:
     def test_all_that_is_wrong_comes_together(self, encoder):
         with pytest.raises(ConfigError) as caught:
             make_batches([], encoder, "sts", batch_size=0, max_length=600, pad_to=550, window=0, pad_to_multiple_of=0)
-        for fault in ("batch_size", "max_length 600 is more", "pad_to 550", "pad_to must be", "window", "multiple_of"):
-            assert fault in str(caught.value)
+        for problem in (
+            "batch_size",
+            "max_length 600 is more",
+            "pad_to 550",
+            "pad_to must be",
+            "window",
+            "multiple_of",
+        ):
+            assert problem in str(caught.value)
 
     @pytest.mark.parametrize("stride", [-1, 60])
     def test_a_stride_that_leaves_no_room(self, encoder, stride):

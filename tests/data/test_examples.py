@@ -146,7 +146,7 @@ class TestTokens:
         columns = Columns(tags="1")
         assert read(path, "token-classification", columns=columns, labels=Labels(("N", "V")))[0].tags == (0, 1)
 
-    def test_faults_of_rows_come_together(self):
+    def test_problems_of_rows_come_together(self):
         rows = [
             {"tokens": ["a", "b"], "ner_tags": [0]},
             {"tokens": ["a"], "ner_tags": ["B-LOC"]},
@@ -154,13 +154,13 @@ class TestTokens:
             {"tokens": ["a"], "ner_tags": "O"},
         ]
         message = refusal(rows, "token-classification", labels=self.TAGS)
-        for fault in (
+        for problem in (
             "row 1: 2 tokens and 1 tags",
             "row 2: the label 'B-LOC' is none of the head's 0 'O', 1 'B-PER', 2 'I-PER'",
             "row 3: 'tokens' is a string, where a list of words is expected",
             "row 4: 'ner_tags' is a string, where a list with a tag for each token is expected",
         ):
-            assert fault in message
+            assert problem in message
 
 
 class TestQuestions:
@@ -258,26 +258,26 @@ class TestIds:
 
 
 class TestWhole:
-    """Whole passes: order, skipping, sampling, memory, and faults."""
+    """Whole passes: order, skipping, sampling, memory, and problems."""
 
     def test_an_unknown_task_lists_those_there_are(self):
         with pytest.raises(ConfigError, match="question-answering"):
             read_examples(["a"], "summarization")
 
-    def test_faults_of_labels_and_of_lines_come_together_in_order(self, tmp_path):
+    def test_problems_of_labels_and_of_lines_come_together_in_order(self, tmp_path):
         lines = [{"text": "a", "label": 0}, {"text": "b", "label": 7}, {"text": 3}, {"text": "c", "label": "maybe"}]
         path = text_file(tmp_path / "a.jsonl", "\n".join(map(json.dumps, lines)) + "\n{")
         message = refusal(path, "sequence-classification", labels=BINARY)
-        assert message.startswith(f"{path}: 4 faults")
+        assert message.startswith(f"{path}: 4 problems")
         assert [line.split(":")[0] for line in message.splitlines()[1:]] == [f"  - line {n}" for n in (2, 3, 4, 5)]
         assert "the label 'maybe' is none of the head's 0 'negative', 1 'positive'" in message
 
-    def test_check_tells_every_fault_before_any_work(self, tmp_path):
+    def test_check_tells_every_problem_before_any_work(self, tmp_path):
         path = text_file(tmp_path / "a.csv", "text,label\n" + "a,0\n" * 50 + "b,7\n" * 30)
         examples = read_examples(path, "sequence-classification", labels=BINARY)
         with pytest.raises(DataError) as caught:
             examples.check()
-        assert "30 faults" in str(caught.value)
+        assert "30 problems" in str(caught.value)
         assert "line 71: the label '7'" in str(caught.value)
         assert "line 72" not in str(caught.value)
         assert str(caught.value).endswith("and 10 more")

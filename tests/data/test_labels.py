@@ -65,8 +65,8 @@ class TestConfiguration:
     def test_all_that_is_wrong_comes_together(self):
         with pytest.raises(ConfigError) as caught:
             Labels.of(3, {"a": 0, "b": 0, "c": 7})
-        for fault in ("id 7 of 'c' is not below num_labels", "no name has id 1", "no name has id 2", "two names"):
-            assert fault in str(caught.value)
+        for problem in ("id 7 of 'c' is not below num_labels", "no name has id 1", "no name has id 2", "two names"):
+            assert problem in str(caught.value)
 
 
 @pytest.mark.parametrize(

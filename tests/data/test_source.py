@@ -58,12 +58,12 @@ class TestConll:
 
     def test_lines_of_another_width_come_together(self, tmp_path):
         message = refusal(write(tmp_path / "a.conll", "a\tO\nb\nc\tX\tO\n\n\tO\n"))
-        for fault in (
+        for problem in (
             "line 2: 1 column, where the first line has 2",
             "line 3: 3 columns",
             "line 5: a tag without a token",
         ):
-            assert fault in message
+            assert problem in message
 
 
 SQUAD = {
@@ -232,8 +232,8 @@ class TestIterables:
 
     def test_rows_of_other_kinds_come_together(self):
         message = refusal(["a", 3, ("one",), None])
-        for fault in ("row 2: neither text nor a tuple", "row 3: ", "row 4: "):
-            assert fault in message
+        for problem in ("row 2: neither text nor a tuple", "row 3: ", "row 4: "):
+            assert problem in message
 
     @pytest.mark.parametrize("given", [3, None, b"text", {"text": ["a", "b"]}], ids=repr)
     def test_what_holds_no_rows_is_refused(self, given):

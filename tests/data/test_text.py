@@ -174,7 +174,7 @@ class TestRefusals:
         lines = ["plain", "Où", "plain"]
         content = "\n".join(lines).encode() + b"\n" + "né\nplain\nça".encode("latin-1")
         message = refusal(write(tmp_path / "a.txt", content))
-        assert "2 faults" in message
+        assert "2 problems" in message
         assert "line 4: byte 0xe9 at character 2" in message
         assert "line 6: byte 0xe7 at character 1" in message
         assert message.count("line 2 is UTF-8: the file mixes two encodings") == 2
@@ -193,18 +193,18 @@ class TestRefusals:
     def test_all_damaged_lines_of_a_jsonl_come_together(self, tmp_path):
         lines = ['{"text": "fine"}', '{"text": }', '{"txt": "x"}', '{"text": 3}', '["a"]', '{"text": "fine"}']
         message = refusal(write(tmp_path / "a.jsonl", "\n".join(lines)))
-        assert "4 faults" in message
-        for fault in (
+        assert "4 problems" in message
+        for problem in (
             "line 2: invalid JSON",
             "line 3: no key 'text'; it has 'txt'",
             "line 4: 'text' is a number",
             "line 5: neither a JSON object nor a string but an array",
         ):
-            assert fault in message
+            assert problem in message
 
     def test_no_more_than_twenty_are_shown(self, tmp_path):
         message = refusal(write(tmp_path / "a.jsonl", '"fine"\n' + "{\n" * 50))
-        assert message.startswith(f"{tmp_path / 'a.jsonl'}: 50 faults")
+        assert message.startswith(f"{tmp_path / 'a.jsonl'}: 50 problems")
         assert message.count("invalid JSON") == 20
         assert "line 21:" in message
         assert "line 22:" not in message
@@ -214,7 +214,7 @@ class TestRefusals:
     def test_half_a_character_is_refused(self, tmp_path, content):
         assert "line 2: half of a surrogate pair" in refusal(write(tmp_path / "a.jsonl", f'"x"\n{content}\n'))
 
-    def test_json_too_deep_is_a_fault_not_a_crash(self, tmp_path):
+    def test_json_too_deep_is_a_problem_not_a_crash(self, tmp_path):
         assert "line 1: invalid JSON" in refusal(write(tmp_path / "a.jsonl", "[" * 200_000))
 
     def test_a_bare_string_has_no_named_column(self, tmp_path):

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from calibration import calibrate
-from exporters.deployed import deploy
+from exporters.export_model import deploy
+from exporters.io_signature import example_inputs
 from exporters.onnx.export import Exported, export_model
-from exporters.signature import example_inputs
-from qdq.models.architectures import build, configure
-from qdq.prepare import quantize
-from qdq.recipe import Recipe
+from qdq.models.registry import build, configure
+from qdq.recipes.apply import quantize
+from qdq.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exporters.form import Form
+    from exporters.interface import Form
     from qdq.models.model import Model
 
 TINY: dict[str, Any] = {

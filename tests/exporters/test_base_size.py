@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from calibration import calibrate
-from exporters.deployed import deploy
-from exporters.signature import example_inputs
+from exporters.export_model import deploy
+from exporters.io_signature import example_inputs
 from qdq.checkpoint import save
-from qdq.models.architectures import build, configure
 from qdq.models.huggingface import save_model
-from qdq.prepare import quantize
-from qdq.recipe import load_recipe
+from qdq.models.registry import build, configure
+from qdq.recipes.apply import quantize
+from qdq.recipes.recipe import load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -106,7 +106,7 @@ def result_of(medians: Mapping[tuple[str, Shape], tuple[float, ...]]) -> Benchma
     return BenchmarkResult(timings, 1, Machine("cpu", 1, ()), medians, {name: 1 for name, _ in medians})
 
 
-def test_every_fault_of_the_request_is_named(model: Path) -> None:
+def test_every_problem_of_the_request_is_named(model: Path) -> None:
     candidates = [Candidate("same", model), Candidate("same", model, "abacus")]  # type: ignore[arg-type]
     with pytest.raises(ConfigError) as caught:
         benchmark(candidates, [SMALL, SMALL, Shape(0, 4)], threads=0, rounds=0, min_seconds=-1, warmup=-1)

@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 import torch
 
-from exporters.folder import export
-from exporters.form import Form
+from exporters.directory import export
+from exporters.interface import Form
 from exporters.runners import OnnxRuntimeRunner
 from qdq.checkpoint import load, save
 from qdq.data.text import TextSample
 from qdq.data.tokenize import encode_batches, load_tokenizer
 from qdq.models.huggingface import save_model
-from qdq.prepare import quantize
-from qdq.quantizer import Mode, set_mode
-from qdq.recipe import load_recipe
+from qdq.quantization.quantizer import Mode, set_mode
+from qdq.recipes.apply import quantize
+from qdq.recipes.recipe import load_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path

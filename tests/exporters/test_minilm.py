@@ -24,11 +24,11 @@ from safetensors.torch import load_file, save_file
 from calibration import calibrate
 from exporters.onnx.export import export_model
 from exporters.runners import OnnxRuntimeRunner, OpenVINORunner, Runner, TorchRunner
-from exporters.verify import cosine, verify
+from exporters.verification.verify import cosine, verify
 from qdq.checkpoint import load
 from qdq.data.text import draw, read_samples, sample_text
 from qdq.data.tokenize import encode_batches, load_tokenizer
-from qdq.prepare import quantize
+from qdq.recipes.apply import quantize
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -140,7 +140,7 @@ def test_every_target_is_proven(minilm: Files, target: str) -> None:
         for batch, (rows, length) in zip(minilm.heldout, shapes, strict=False)
     ]
     report = verify(minilm.models[target], minilm.paths[target], batches, runtime=RUNTIMES[target])
-    assert report.faults == []
+    assert report.problems == []
     assert report.runtime.startswith("openvino" if target == "openvino" else "onnxruntime")
     assert sum(row.ties for row in report.segments) <= 1e-5 * sum(row.values for row in report.segments)
 

@@ -11,14 +11,14 @@ import torch
 from onnx import numpy_helper
 
 from calibration import calibrate_and_refine
-from exporters.folder import export, verify
-from exporters.form import Form
+from exporters.directory import export, verify
+from exporters.interface import Form
 from qdq.checkpoint import save
-from qdq.models.architectures import FAMILIES, build, configure
 from qdq.models.huggingface import save_model
 from qdq.models.model import EncoderModel
-from qdq.prepare import quantize
-from qdq.recipe import load_recipe
+from qdq.models.registry import FAMILIES, build, configure
+from qdq.recipes.apply import quantize
+from qdq.recipes.recipe import load_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,7 +21,7 @@ def test_the_fastest_that_is_close_enough(least: float, name: str) -> None:
 
 def test_none_that_is_close_enough_names_them_all() -> None:
     lost = Tuned("lost", "lost", 0.001, 9.0, math.nan)
-    with pytest.raises(VerificationError, match=r"no form holds a cosine of 0\.9999: 4 faults") as caught:
+    with pytest.raises(VerificationError, match=r"no form holds a cosine of 0\.9999: 4 problems") as caught:
         choose([SLOW, FAST, REFUSED, lost], 0.9999)
     for words in ("slow: its cosine to the float model is 0.9990", "0.9700", "dynamic: it has no ranges", "lost: "):
         assert words in str(caught.value)

@@ -13,10 +13,10 @@ from torch import nn
 import calibration
 import qdq
 from qdq.errors import CheckpointError, ConfigError, MissingPackageError
-from qdq.models.architectures import FAMILIES, build, configure
-from qdq.quantizer import Mode, set_mode
-from qdq.recipe import Recipe, Rule
-from qdq.spec import QuantSpec
+from qdq.models.registry import FAMILIES, build, configure
+from qdq.quantization.quantizer import Mode, set_mode
+from qdq.quantization.spec import QuantSpec
+from qdq.recipes.recipe import Recipe, Rule
 
 transformers.logging.set_verbosity_error()
 
@@ -328,7 +328,7 @@ def test_class_that_transformers_no_longer_has(model_type: str, task: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("changes", "fault"),
+    ("changes", "problem"),
     [
         pytest.param(
             {"position_embedding_type": "relative_key"},
@@ -342,10 +342,10 @@ def test_class_that_transformers_no_longer_has(model_type: str, task: str) -> No
         ),
     ],
 )
-def test_model_that_transformers_can_no_longer_compute(changes: dict[str, Any], fault: str) -> None:
+def test_model_that_transformers_can_no_longer_compute(changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match="BertModel of the installed transformers cannot compute") as caught:
         qdq.to_transformers(ours_of(**changes))
-    assert fault in str(caught.value)
+    assert problem in str(caught.value)
 
 
 class OwnBert(transformers.BertModel):
@@ -386,16 +386,16 @@ def test_changed_model_is_refused_with_all_that_was_changed() -> None:
     layer.attention.self.query = nn.Linear(16, 16, bias=False)
     layer.intermediate.dense = nn.Linear(16, 23)
     layer.output.adapter = nn.Linear(3, 3)
-    with pytest.raises(CheckpointError, match="this BertModel was changed after it was built: 5 faults") as caught:
+    with pytest.raises(CheckpointError, match="this BertModel was changed after it was built: 5 problems") as caught:
         qdq.from_transformers(theirs)
-    for fault in (
+    for problem in (
         "encoder.layer.0.attention.self.query.bias is missing",
         "encoder.layer.0.intermediate.dense.weight is [23, 16] float32, must be [24, 16] float",
         "encoder.layer.0.intermediate.dense.bias is [23] float32, must be [24] float",
         "encoder.layer.0.output.adapter.weight is unexpected",
         "encoder.layer.0.output.adapter.bias is unexpected",
     ):
-        assert fault in str(caught.value)
+        assert problem in str(caught.value)
 
 
 def test_configuration_that_cannot_be_followed() -> None:

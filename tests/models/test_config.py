@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from qdq.errors import ConfigError
-from qdq.models.architectures import FAMILIES, configure
 from qdq.models.config import ModelConfig
+from qdq.models.registry import FAMILIES, configure
 
 
 @pytest.mark.parametrize("model_type", ["bert", "albert", "megatron-bert", "roberta-prelayernorm"])
@@ -72,10 +72,10 @@ def test_value_that_cannot_be_followed(changes: dict[str, Any], message: str) ->
         configure("bert", **changes)
 
 
-def test_faults_arrive_together() -> None:
+def test_problems_arrive_together() -> None:
     with pytest.raises(ConfigError) as error:
         configure("bert", hidden_size=0, hidden_act="x", layer_norm_eps="y")
-    assert all(name in str(error.value) for name in ("3 faults", "hidden_size", "hidden_act", "layer_norm_eps"))
+    assert all(name in str(error.value) for name in ("3 problems", "hidden_size", "hidden_act", "layer_norm_eps"))
 
 
 def test_rules_of_families() -> None:

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qdq.errors import CheckpointError, ConfigError, StorageError
-from qdq.models.architectures import FAMILIES, build, configure
 from qdq.models.huggingface import load_model, load_weights, read_config, read_tensors, save_model
+from qdq.models.registry import FAMILIES, build, configure
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,7 +83,7 @@ def test_albert_stores_each_distinct_layer_once(kit: Any, tmp_path: Path) -> Non
     ids=["base", "large"],
 )
 def test_albert_has_upstreams_number_of_parameters(sizes: tuple[int, ...], bare: int, masked_lm: int) -> None:
-    from qdq.models.architectures import construct
+    from qdq.models.registry import construct
 
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
     config = configure("albert", **dict(zip(names, sizes, strict=True)))

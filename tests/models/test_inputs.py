@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from qdq.errors import DataError
-from qdq.models.architectures import build, configure
 from qdq.models.inputs import InputError
+from qdq.models.registry import build, configure
 
 IDS = torch.full((2, 6), 5)
 BERT: dict[str, tuple[dict[str, Any], str]] = {

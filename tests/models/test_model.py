@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from qdq.errors import ConfigError
-from qdq.models.architectures import FAMILIES, build, configure
 from qdq.models.cache import masked_slot, new_tokens, reorder_cache
 from qdq.models.config import ModelConfig
 from qdq.models.huggingface import load_model, save_model
 from qdq.models.inputs import InputError
 from qdq.models.ops import Add, MatMul
+from qdq.models.registry import FAMILIES, build, configure
 from qdq.models.task_models import SequenceClassification
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers
 
-from qdq.models.architectures import FAMILIES, build, configure
 from qdq.models.huggingface import load_model, save_model, upstream_state
+from qdq.models.registry import FAMILIES, build, configure
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor, nn
 
 import calibration
-from qdq.models.architectures import build, configure
-from qdq.prepare import named_slots, quantize
-from qdq.quantizer import Mode, Quantizer, set_mode
-from qdq.recipe import Recipe, Rule
+from qdq.models.registry import build, configure
+from qdq.quantization.quantizer import Mode, Quantizer, set_mode
+from qdq.quantization.wrap import named_slots
+from qdq.recipes.apply import quantize
+from qdq.recipes.recipe import Recipe, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from qdq.models.model import Model
-    from qdq.spec import QuantSpec
+    from qdq.quantization.spec import QuantSpec
 
 
 def _float_kit() -> Any:

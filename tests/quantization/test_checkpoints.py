@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 import calibration
 import qdq
 from qdq.errors import QDQError
-from qdq.models.architectures import FAMILIES
-from qdq.prepare import named_slots, quantize
-from qdq.quantizer import Mode, quantizers, set_mode
-from qdq.spec import PerAxis, PerGroup, PerToken, QuantSpec
+from qdq.models.registry import FAMILIES
+from qdq.quantization.quantizer import Mode, quantizers, set_mode
+from qdq.quantization.spec import PerAxis, PerGroup, PerToken, QuantSpec
+from qdq.quantization.wrap import named_slots
+from qdq.recipes.apply import quantize
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from qdq.spec import PerAxis, PerGroup, PerToken, QuantSpec
+from qdq.quantization.spec import PerAxis, PerGroup, PerToken, QuantSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from qdq.prepare import quantize
-from qdq.quantizer import Mode, quantizers, set_mode
-from qdq.spec import PerAxis, PerGroup, PerToken, QuantSpec
+from qdq.quantization.quantizer import Mode, quantizers, set_mode
+from qdq.quantization.spec import PerAxis, PerGroup, PerToken, QuantSpec
+from qdq.recipes.apply import quantize
 
 # Activations and weights: what is stored, what is found in every call, what is trained.
 STATIC = (QuantSpec(), QuantSpec(granularity=PerAxis(0)))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qdq.spec import PerAxis, QuantSpec
+from qdq.quantization.spec import PerAxis, QuantSpec
 
 LEARNED = QuantSpec(learned_scale=True)
 AFFINE = QuantSpec(learned_scale=True, signed=False, symmetric=False)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from qdq.models.architectures import FAMILIES
-from qdq.prepare import quantize
+from qdq.models.registry import FAMILIES
+from qdq.recipes.apply import quantize
 
 EVERY = [pytest.param(name, task, id=f"{name}/{task}") for name, family in FAMILIES.items() for task in family.tasks]
 KINDS = ("relative_key", "relative_key_query")

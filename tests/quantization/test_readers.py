@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qdq.spec import PerAxis, PerGroup, PerToken, QuantSpec
+from qdq.quantization.spec import PerAxis, PerGroup, PerToken, QuantSpec
 
 STATIC = (QuantSpec(), QuantSpec(granularity=PerAxis(0)))
 GROUPED = (QuantSpec(signed=False, symmetric=False), QuantSpec(bits=4, granularity=PerGroup(7)))

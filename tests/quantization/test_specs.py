@@ -14,8 +14,8 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from qdq.models.ops import MatMul
-from qdq.quantizer import quantizers
-from qdq.spec import PerAxis, PerGroup, PerTensor, PerToken, QuantSpec
+from qdq.quantization.quantizer import quantizers
+from qdq.quantization.spec import PerAxis, PerGroup, PerTensor, PerToken, QuantSpec
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from qdq.checkpoint import save as save_checkpoint
 from qdq.data.tokenize import load_tokenizer
 from qdq.errors import CheckpointError, ConfigError, DataError
-from qdq.prepare import quantize
-from qdq.quantizer import Mode, quantizers, set_mode
-from qdq.recipe import load_recipe
+from qdq.quantization.quantizer import Mode, quantizers, set_mode
+from qdq.recipes.apply import quantize
+from qdq.recipes.recipe import load_recipe
 from qdq.retrieval.candidates import find_answers, pair_with_blocks
 from qdq.retrieval.open_qa import OpenQA, load, load_part, save
 from qdq.retrieval.search import ExactSearcher

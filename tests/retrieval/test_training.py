@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qdq.data.tokenize import load_tokenizer
-from qdq.models.architectures import build, configure
+from qdq.models.registry import build, configure
 from qdq.retrieval.embedding import TextEmbedder, torch_runner
 from qdq.retrieval.open_qa import OpenQA
 from qdq.retrieval.search import ExactSearcher

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from qdq.data.tokenize import load_tokenizer
-from qdq.models.architectures import build, configure
 from qdq.models.huggingface import load_model, save_model
+from qdq.models.registry import build, configure
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,8 +15,8 @@ from qdq.data.text import sample_text
 from qdq.errors import CheckpointError, ConfigError, DataError, MissingPackageError, VerificationError
 from qdq.tasks.evaluate import evaluate_subject
 from qdq.tasks.metrics import torchmetrics_functions
+from qdq.tasks.model_under_test import TASKS, open_subject
 from qdq.tasks.settings import Settings
-from qdq.tasks.subject import TASKS, open_subject
 from qdq.tasks.token_classification import entities_finder
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def test_a_checkpoint_with_a_head_still_embeds(folders: dict[str, Path]) -> None
         ({"runtime": "tflite"}, "no runtime 'tflite': it must be onnxruntime or openvino"),
         ({"runtime": "openvino"}, "a runtime goes with an exported directory"),
         ({"resamples": -1}, "resamples is -1"),
-        ({"batch_size": 0, "seq_len": 1, "pooling": "sum"}, r"3 faults(.|\n)*batch_size(.|\n)*seq_len(.|\n)*pooling"),
+        ({"batch_size": 0, "seq_len": 1, "pooling": "sum"}, r"3 problems(.|\n)*batch_size(.|\n)*seq_len(.|\n)*pooling"),
         ({"settings": Settings(), "batch_size": 3}, "give settings, or batch_size by name, not both"),
     ],
     ids=str,

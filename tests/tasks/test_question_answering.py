@@ -13,9 +13,9 @@ import transformers
 
 import qdq
 from qdq.tasks.evaluate import evaluate_subject
+from qdq.tasks.model_under_test import open_subject
 from qdq.tasks.settings import Settings
 from qdq.tasks.squad import answer_scores
-from qdq.tasks.subject import open_subject
 
 if TYPE_CHECKING:
     from pathlib import Path

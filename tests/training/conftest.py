@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import calibration
-from qdq.models.architectures import build, configure
-from qdq.prepare import quantize
+from qdq.models.registry import build, configure
+from qdq.recipes.apply import quantize
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -119,7 +119,7 @@ def test_a_student_comes_closer_to_its_teacher(kit: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "wanted", "fault"),
+    ("changes", "wanted", "problem"),
     [
         ({"hidden_size": 32}, {"hidden": 1.0}, "hidden states are 32 wide, the model's 16"),
         ({"num_attention_heads": 4}, {"attention": 1.0}, "4 attention heads, the model 2"),
@@ -129,17 +129,17 @@ def test_a_student_comes_closer_to_its_teacher(kit: Any) -> None:
     ],
     ids=["width", "heads", "depth", "vocabulary", "labels"],
 )
-def test_what_cannot_teach_says_why(kit: Any, changes: dict[str, Any], wanted: dict[str, float], fault: str) -> None:
+def test_what_cannot_teach_says_why(kit: Any, changes: dict[str, Any], wanted: dict[str, float], problem: str) -> None:
     student = kit.model().config
     found = misfits(student, replace(student, **changes), Distillation(**wanted))
     assert len(found) == 1
-    assert fault in found[0]
+    assert problem in found[0]
     if not set(changes) & {"vocab_size", "num_labels"}:
         assert misfits(student, replace(student, **changes), Distillation()) == []
 
 
 def test_settings_that_make_no_sense_come_together() -> None:
-    with pytest.raises(ConfigError, match="2 faults") as caught:
+    with pytest.raises(ConfigError, match="2 problems") as caught:
         Distillation(task=-1, temperature=0)
     assert "task is -1" in str(caught.value)
     with pytest.raises(ConfigError, match="nothing to learn"):

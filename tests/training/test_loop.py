@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from qdq.errors import ConfigError, DataError, TrainingError
-from qdq.quantizer import Mode, quantizers
+from qdq.quantization.quantizer import Mode, quantizers
 from qdq.training.loop import finetune
 from qdq.training.optimizer import groups
 from qdq.training.settings import TrainingSettings
@@ -241,10 +241,10 @@ def test_losses_that_are_none(kit: Any, loss: Any) -> None:
 
 
 def test_all_wrong_settings_at_once() -> None:
-    with pytest.raises(ConfigError, match="4 faults") as caught:
+    with pytest.raises(ConfigError, match="4 problems") as caught:
         TrainingSettings(epochs=0, lr=-1, schedule="square", warmup=2)
-    for fault in ("epochs is 0", "lr is -1", "schedule is 'square', must be one of linear", "warmup is 2"):
-        assert fault in str(caught.value)
+    for problem in ("epochs is 0", "lr is -1", "schedule is 'square', must be one of linear", "warmup is 2"):
+        assert problem in str(caught.value)
     with pytest.raises(ConfigError, match="activations are quantized first"):
         TrainingSettings(activations_from=0.5, weights_from=0.2)
     with pytest.raises(ConfigError, match="patience needs evaluations"):

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import calibration
-from qdq.modules import QuantLinear
-from qdq.modules.weight import weight_range
-from qdq.prepare import named_slots, quantize
-from qdq.quantizer import Mode, quantizers
-from qdq.recipe import load_recipe
+from qdq.quantization.modules import QuantLinear
+from qdq.quantization.modules.weight import weight_range
+from qdq.quantization.quantizer import Mode, quantizers
+from qdq.quantization.wrap import named_slots
+from qdq.recipes.apply import quantize
+from qdq.recipes.recipe import load_recipe
 from qdq.training.loop import finetune
 from qdq.training.optimizer import groups
 from qdq.training.quantization import QuantizerSchedule, keep_ranges, phase_at, ready_for_training

@@ -80,7 +80,7 @@ def test_killed_at_any_step(recipe: str | None, ranges: str, step: int, tmp_path
 def test_what_belongs_to_another_training_is_refused(kit: Any, tmp_path: Path) -> None:
     options: dict[str, Any] = {"evaluate": kit.accuracy, "state": tmp_path / "state", "epochs": 1}
     finetune(kit.model(), kit.batches(), identity={"model": "a"}, **options)
-    with pytest.raises(TrainingError, match="2 faults") as caught:
+    with pytest.raises(TrainingError, match="2 problems") as caught:
         finetune(kit.model(), kit.batches(), identity={"model": "b"}, lr=1.0, resume=True, **options)
     assert "model: a there, b here" in str(caught.value)
     assert "lr: 5e-05 there, 1.0 here" in str(caught.value)

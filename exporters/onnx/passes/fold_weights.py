@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.onnx.passes.graph import constant, initializer, is_op, only_consumer, producer
-from qdq.spec import FLOAT8_MAX
+from qdq.quantization.spec import FLOAT8_MAX
 
 __all__ = ["FoldWeightsPass"]
 

@@ -42,8 +42,8 @@ def operators(facts: Facts, settings: Settings) -> Iterator[Finding]:
 
 def typed(facts: Facts, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
     """E9: strong typing."""
-    for node, fault in clashes(facts.nodes, types_of(facts.nodes)):
-        yield found("E9", node, fault)
+    for node, problem in clashes(facts.nodes, types_of(facts.nodes)):
+        yield found("E9", node, problem)
 
 
 def modes(facts: Facts, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
@@ -87,8 +87,8 @@ def opset(facts: Facts, settings: Settings) -> Iterator[Finding]:
 def profiles(facts: Facts, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
     """E12: shapes that the engine is to work for."""
     source = settings.source
-    for fault in check_profiles(settings.profiles, source.inputs, longest=source.longest):
-        yield found("E12", "the profiles", fault)
+    for problem in check_profiles(settings.profiles, source.inputs, longest=source.longest):
+        yield found("E12", "the profiles", problem)
 
 
 def constants(facts: Facts, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001

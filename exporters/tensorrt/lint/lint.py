@@ -56,7 +56,7 @@ class LintReport:
         found: dict[str, list[str]] = {}
         for finding in self.findings:
             if finding.severity != "info":
-                found.setdefault(finding.node, []).append(f"{finding.id}: {finding.fault}")
+                found.setdefault(finding.node, []).append(f"{finding.id}: {finding.problem}")
         return found
 
     def to_dict(self) -> dict[str, Any]:

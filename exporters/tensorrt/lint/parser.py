@@ -34,8 +34,8 @@ def parser_findings(path: Path, *, backend: str = "auto") -> list[Finding]:
         parser: Parser = trt.OnnxParser(network, logger)
         if parser.parse_from_file(str(path)):
             return []
-    faults = [parser.get_error(index) for index in range(parser.num_errors)]
-    told = {(fault.node_name() or "the file", " ".join(fault.desc().split())) for fault in faults}
+    problems = [parser.get_error(index) for index in range(parser.num_errors)]
+    told = {(problem.node_name() or "the file", " ".join(problem.desc().split())) for problem in problems}
     return [
         found("I3", node, f"{installed.name} {installed.version}: {words}", "error") for node, words in sorted(told)
     ] or [found("I3", "the file", f"{installed.name} {installed.version} cannot read it", "error")]

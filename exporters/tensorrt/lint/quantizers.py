@@ -35,10 +35,10 @@ _PAIR = ("QuantizeLinear", "DequantizeLinear")
 _LEAST_HALF = 6e-8  # the smallest float16 above 0
 
 
-def found(rule: str, node: ir.Node | str, fault: str, severity: Severity | None = None) -> Finding:
+def found(rule: str, node: ir.Node | str, problem: str, severity: Severity | None = None) -> Finding:
     """A finding at ``node``."""
     name = node if isinstance(node, str) else title(node)
-    return Finding(rule, name, fault, severity or RULES[rule].severity)
+    return Finding(rule, name, problem, severity or RULES[rule].severity)
 
 
 def _scale(node: ir.Node) -> ir.Value | None:
@@ -93,17 +93,17 @@ def zero_points(facts: Facts, settings: Settings) -> Iterator[Finding]:
         if kind is ir.DataType.INT32 and is_op(node, "DequantizeLinear"):
             continue  # E5
         if kind is None and is_op(node, "QuantizeLinear"):
-            fault = "no zero point says the type: uint8 in ONNX, int8 in TensorRT"
-            yield found("E4", node, fault, "warning")
+            problem = "no zero point says the type: uint8 in ONNX, int8 in TensorRT"
+            yield found("E4", node, problem, "warning")
         elif kind is ir.DataType.UINT8 and constant(node.inputs[0]) is None:
-            fault = "uint8 is read as int8: values above 127 steps saturate, in ONNX Runtime they do not"
-            yield found("E4", node, fault, "warning")
+            problem = "uint8 is read as int8: values above 127 steps saturate, in ONNX Runtime they do not"
+            yield found("E4", node, problem, "warning")
         elif kind is not None and kind not in _QUANTIZED:
             yield found("E4", node, f"{kind.name.lower()} is no type that TensorRT quantizes to")
         elif kind is not None and settings.version < _SINCE.get(kind, (0, 0)):
             least, given = (".".join(map(str, version)) for version in (_SINCE[kind], settings.version))
-            fault = f"{kind.name.lower()} needs TensorRT {least} or newer, this is {given}"
-            yield found("E4", node, fault, "warning")
+            problem = f"{kind.name.lower()} needs TensorRT {least} or newer, this is {given}"
+            yield found("E4", node, problem, "warning")
 
 
 def operands(facts: Facts, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
@@ -148,16 +148,16 @@ def axes(facts: Facts, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
         block = node.attributes.get_int("block_size", 0)
         axis = node.attributes.get_int("axis", 1)
         if scale.ndim > 1 or block:
-            fault = _block_fault(scale.shape, shape, block, axis)
-            if fault:
-                yield found("E7", node, fault)
+            problem = _block_problem(scale.shape, shape, block, axis)
+            if problem:
+                yield found("E7", node, problem)
         elif not -len(shape) <= axis < len(shape):
             yield found("E7", node, f"the axis is {axis}, the tensor has {len(shape)}")
         elif isinstance(shape[axis], int) and shape[axis] != scale.size:
             yield found("E7", node, f"{scale.size} scales for {shape[axis]} on axis {axis}")
 
 
-def _block_fault(scale: tuple[int, ...], data: ir.Shape, block: int, axis: int) -> str | None:
+def _block_problem(scale: tuple[int, ...], data: ir.Shape, block: int, axis: int) -> str | None:
     if not block:
         return f"scales of rank {len(scale)} without a block size"
     if len(scale) != len(data):

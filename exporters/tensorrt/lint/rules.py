@@ -46,13 +46,13 @@ class Finding:
     Args:
         id: of the rule.
         node: name of the node, or of the input or constant.
-        fault: what is there.
+        problem: what is there.
         severity: the rule's own, unless this case is milder or harder.
     """
 
     id: str
     node: str
-    fault: str
+    problem: str
     severity: Severity
 
     @property
@@ -63,7 +63,7 @@ class Finding:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         about = {"rule": self.rule.rule, "cure": self.rule.cure, "source": self.rule.source}
-        return {"id": self.id, "severity": self.severity, "node": self.node, "fault": self.fault, **about}
+        return {"id": self.id, "severity": self.severity, "node": self.node, "fault": self.problem, **about}
 
 
 _IMPORTER = "onnx-tensorrt, onnxOpImporters.cpp (10.13 to 11.x)"

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qdq.errors import CheckpointError, ConfigError, ExportError, RecipeError, describe_faults
+from qdq.errors import CheckpointError, ConfigError, ExportError, RecipeError, describe_problems
 from qdq.interop.pytorch_quantization.places import places, prefix_of
-from qdq.models.architectures import family_of
 from qdq.models.huggingface import save_model
-from qdq.prepare import apply_specs, named_slots, slots, wrap
-from qdq.quantizer import Mode, Quantizer, Range, quantizers, set_mode
-from qdq.spec import PerAxis, PerTensor, QuantSpec
+from qdq.models.registry import family_of
+from qdq.quantization.quantizer import Mode, Quantizer, Range, quantizers, set_mode
+from qdq.quantization.spec import PerAxis, PerTensor, QuantSpec
+from qdq.quantization.wrap import apply_specs, named_slots, slots, wrap
 from qdq.storage import atomic_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from qdq.models.model import Model
-    from qdq.recipe import Slot
+    from qdq.quantization.slot import Slot
 
 __all__ = [
     "ACTIVATION",
@@ -39,7 +39,7 @@ __all__ = [
     "is_quantizer_key",
     "load_amax",
     "save",
-    "value_fault",
+    "value_problem",
 ]
 
 ACTIVATION = QuantSpec(arithmetic="pytorch-quantization")
@@ -107,28 +107,28 @@ def _read(
     specs |= {slot: replace(weight if slot.name == "weight" else activation, dynamic=True) for slot in known.values()}
     prefix = family_of(model.config.model_type).prefix
     amax: dict[Slot, Tensor] = {}
-    faults = []
+    problems = []
     for key, tensor in tensors.items():
         if not is_quantizer_key(key):
             continue
         name, _, leaf = key.removeprefix(f"{prefix}.").rpartition(".")
         if ".clip." in key:
-            faults.append(f"{key}: a learned range (learn_amax) has no counterpart; turn it into a fixed one first")
+            problems.append(f"{key}: a learned range (learn_amax) has no counterpart; turn it into a fixed one first")
         elif name not in known or leaf != "_amax":
-            faults.append(f"{key}: QDQBERT has no such quantizer in this model")
+            problems.append(f"{key}: QDQBERT has no such quantizer in this model")
         else:
             slot = known[name]
             granularity = _granularity(model, slot, tuple(tensor.shape))
             if isinstance(granularity, str):
-                faults.append(f"{key}: {granularity}")
-            elif fault := value_fault(tensor):
-                faults.append(f"{key}: {fault}")
+                problems.append(f"{key}: {granularity}")
+            elif problem := value_problem(tensor):
+                problems.append(f"{key}: {problem}")
             else:
                 base = weight if slot.name == "weight" else activation
                 specs[slot] = replace(base, granularity=granularity)
                 amax[slot] = tensor.detach().to(torch.float32).reshape([-1] if isinstance(granularity, PerAxis) else [])
-    if faults:
-        raise CheckpointError(describe_faults(source, faults))
+    if problems:
+        raise CheckpointError(describe_problems(source, problems))
     return specs, amax
 
 
@@ -146,7 +146,7 @@ def _granularity(model: Model, slot: Slot, shape: tuple[int, ...]) -> PerTensor 
     return f"shape {list(shape)}, the range of this weight is [{rows}, 1], [1, {columns}] or one number"
 
 
-def value_fault(amax: Tensor) -> str | None:
+def value_problem(amax: Tensor) -> str | None:
     """What is wrong with the values."""
     if not amax.is_floating_point():
         return f"{str(amax.dtype).removeprefix('torch.')}, must be floating point"
@@ -199,18 +199,18 @@ def amax_tensors(model: Model, *, activation: QuantSpec = ACTIVATION, weight: Qu
         ConfigError: for a family whose layers are not BERT's.
     """
     names, prefix = places(model), prefix_of(model)
-    found, faults = {}, []
+    found, problems = {}, []
     for slot, quantizer in named_slots(model):
         expected = weight if slot.name == "weight" else activation
-        if fault := _misfit(quantizer, expected, is_place=slot in names):
-            faults.append(f"{slot}: {fault}")
+        if problem := _misfit(quantizer, expected, is_place=slot in names):
+            problems.append(f"{slot}: {problem}")
         elif quantizer.spec is not None and not quantizer.spec.dynamic:
             amax, axis = amax_of(quantizer), quantizer.spec.axis
             found[f"{prefix}{names[slot]}._amax"] = amax.reshape(amax_shape(axis)).clone()
     if not names:
-        faults.append("no slots: wrap and calibrate the model first")
-    if faults:
-        raise ExportError(describe_faults("QDQBERT", faults))
+        problems.append("no slots: wrap and calibrate the model first")
+    if problems:
+        raise ExportError(describe_problems("QDQBERT", problems))
     return found
 
 

@@ -9,8 +9,8 @@ from qdq.errors import ConfigError
 from qdq.interop.conversion import Conversion, Converted, Mapped, Skipped, build_model
 from qdq.interop.pytorch_quantization.checkpoint import is_quantizer_key, load_amax
 from qdq.interop.pytorch_quantization.places import places
-from qdq.models.architectures import FAMILIES, configure, task_of
 from qdq.models.huggingface import config_to_json, read_config, read_tensors
+from qdq.models.registry import FAMILIES, configure, task_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from qdq.errors import ExportError, MissingPackageError, RecipeError, describe_faults
-from qdq.interop.pytorch_quantization.checkpoint import amax_of, amax_shape, apply_amax, is_quantizer_key, value_fault
+from qdq.errors import ExportError, MissingPackageError, RecipeError, describe_problems
+from qdq.interop.pytorch_quantization.checkpoint import amax_of, amax_shape, apply_amax, is_quantizer_key, value_problem
 from qdq.interop.pytorch_quantization.places import places, prefix_of
-from qdq.models.architectures import configure, construct
 from qdq.models.huggingface import load_weights
 from qdq.models.model import EncoderModel
-from qdq.modules import WRAPPED, QuantLinear
-from qdq.prepare import slots, wrap
-from qdq.quantizer import Mode, Quantizer, Range, quantizers
-from qdq.spec import PerAxis, PerTensor, QuantSpec
+from qdq.models.registry import configure, construct
+from qdq.quantization.modules import WRAPPED, QuantLinear
+from qdq.quantization.quantizer import Mode, Quantizer, Range, quantizers
+from qdq.quantization.spec import PerAxis, PerTensor, QuantSpec
+from qdq.quantization.wrap import slots, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qdq.models.model import Model
-    from qdq.recipe import Slot
+    from qdq.quantization.slot import Slot
 
 __all__ = ["from_live", "to_live"]
 
@@ -82,8 +82,8 @@ def _toolkit() -> Any:
 class _UnlikeError(Exception):
     """A module that has no counterpart, for the reasons that it carries."""
 
-    def __init__(self, *faults: str) -> None:
-        self.faults = faults
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
 
 
 def _replace_all(
@@ -94,19 +94,19 @@ def _replace_all(
     """Put the counterpart, where ``convert`` has one, in place of each module; none when a single one is refused."""
     made: dict[int, nn.Module] = {}
     replaced: dict[str, nn.Module] = {}
-    faults: list[str] = []
+    problems: list[str] = []
     for name, part in module.named_modules(remove_duplicate=False):
         if name.startswith(tuple(f"{outer}." for outer in replaced)) or (name and "" in replaced):
             continue  # inside one that is replaced as a whole
         try:
             new = made.get(id(part)) or convert(part)
         except _UnlikeError as unlike:
-            faults += [f"{name or type(part).__name__}: {fault}" for fault in unlike.faults]
+            problems += [f"{name or type(part).__name__}: {problem}" for problem in unlike.problems]
             new = part
         if new is not None:
             made[id(part)] = replaced[name] = new
-    if faults:
-        raise error(describe_faults(type(module).__name__, faults))
+    if problems:
+        raise error(describe_problems(type(module).__name__, problems))
     for name, new in replaced.items():
         if name:
             module.set_submodule(name, new)
@@ -122,17 +122,17 @@ def _to_ours(part: nn.Module, toolkit: Any) -> nn.Module | None:
     own = [getattr(part, f"_{slot}_quantizer", None) for slot in QuantLinear.slots]
     if not isinstance(part, nn.Linear) or not all(isinstance(q, toolkit.TensorQuantizer) for q in own):
         return None
-    linear, faults = QuantLinear.from_float(part), []
+    linear, problems = QuantLinear.from_float(part), []
     for slot, quantizer in zip(QuantLinear.slots, own, strict=True):
         weight = part.weight if slot == "weight" else None
         try:
             spec, amax = _read(quantizer, weight=weight, one_range=weight is None)
         except _UnlikeError as unlike:
-            faults += [f"{slot}: {fault}" for fault in unlike.faults]
+            problems += [f"{slot}: {problem}" for problem in unlike.problems]
         else:
             linear.add_module(f"{slot}_quantizer", _quantizer(spec, amax))
-    if faults:
-        raise _UnlikeError(*faults)
+    if problems:
+        raise _UnlikeError(*problems)
     return linear
 
 
@@ -161,11 +161,11 @@ def _read(
     """
     amax: Tensor | None = theirs._buffers.get("_amax")
     if theirs._disabled or not (theirs._if_quant or theirs._if_calib):
-        fits = amax is not None and amax.numel() == 1 and value_fault(amax) is None
+        fits = amax is not None and amax.numel() == 1 and value_problem(amax) is None
         return None, amax.detach().float().reshape(()) if fits and amax is not None else None
-    faults = [
-        fault
-        for fault, holds in {
+    problems = [
+        problem
+        for problem, holds in {
             "its range is learned (learn_amax)": theirs._learn_amax,
             "it clips its input (if_clip)": theirs._if_clip,
             "its range is scaled (scale_amax)": theirs._scale_amax is not None,
@@ -177,17 +177,17 @@ def _read(
     axis = theirs._axis if amax is None else _axis_of(amax)
     axis = axis[0] if isinstance(axis, tuple | list) and len(axis) == 1 else axis
     if not (axis is None or (isinstance(axis, int) and axis >= 0)):
-        faults.append(f"its axis is {axis}, must be one, counted from the front")
+        problems.append(f"its axis is {axis}, must be one, counted from the front")
         axis = None
     elif axis is not None and one_range:
-        faults.append(f"its axis is {axis}, an activation has one range")
+        problems.append(f"its axis is {axis}, an activation has one range")
     elif axis is not None and weight is not None:
         if axis >= weight.dim():
-            faults.append(f"its axis is {axis}, of a weight of shape {list(weight.shape)}")
+            problems.append(f"its axis is {axis}, of a weight of shape {list(weight.shape)}")
         elif amax is not None and amax.numel() != weight.shape[axis]:
-            faults.append(f"it has {amax.numel()} ranges for axis {axis} of a weight of shape {list(weight.shape)}")
-    if amax is not None and (fault := value_fault(amax)):
-        faults.append(f"its range is {fault}")
+            problems.append(f"it has {amax.numel()} ranges for axis {axis} of a weight of shape {list(weight.shape)}")
+    if amax is not None and (problem := value_problem(amax)):
+        problems.append(f"its range is {problem}")
     spec = None
     try:
         spec = QuantSpec(
@@ -199,9 +199,9 @@ def _read(
             arithmetic=_ARITHMETIC,
         )
     except RecipeError as error:
-        faults.append(str(error))
-    if faults:
-        raise _UnlikeError(*faults)
+        problems.append(str(error))
+    if problems:
+        raise _UnlikeError(*problems)
     return spec, None if amax is None else amax.detach().float().reshape([] if axis is None else [-1])
 
 
@@ -225,24 +225,24 @@ def _from_qdqbert(module: Any, toolkit: Any) -> Model:
     known = {f"{prefix}{place}": slot for slot, place in places(model).items()}
     specs: dict[Slot, QuantSpec | None] = dict.fromkeys(slots(model))
     amax: dict[Slot, Tensor] = {}
-    faults: list[str] = []
+    problems: list[str] = []
     for path, part in module.named_modules():
         if not isinstance(part, toolkit.TensorQuantizer):
             continue
         slot = known.get(path)
         if slot is None:
-            faults.append(f"{path}: QDQBERT has no such quantizer")
+            problems.append(f"{path}: QDQBERT has no such quantizer")
             continue
         weight = model.get_parameter(f"{slot.module}.weight") if slot.name == "weight" else None
         try:
             specs[slot], range_ = _read(part, weight=weight, one_range=weight is None)
         except _UnlikeError as unlike:
-            faults += [f"{path}: {fault}" for fault in unlike.faults]
+            problems += [f"{path}: {problem}" for problem in unlike.problems]
             continue
         if range_ is not None:
             amax[slot] = range_
-    if faults:
-        raise RecipeError(describe_faults(name, faults))
+    if problems:
+        raise RecipeError(describe_problems(name, problems))
     apply_amax(model, specs, amax, source=name)
     return model.train(module.training)
 
@@ -259,15 +259,15 @@ def _to_theirs(part: nn.Module, toolkit: Any) -> nn.Module | None:
         if all(quantizer.spec is None for _, quantizer in quantizers(part)):
             return part
         raise _UnlikeError(f"pytorch-quantization has no counterpart of a quantized {type(part).__name__}")
-    pair, faults = {}, []
+    pair, problems = {}, []
     for slot in part.slots:
         try:
             quantizer = getattr(part, f"{slot}_quantizer")
             pair[slot] = _tensor_quantizer(quantizer, toolkit, weight=part.weight if slot == "weight" else None)
         except _UnlikeError as unlike:
-            faults += [f"{slot}: {fault}" for fault in unlike.faults]
-    if faults:
-        raise _UnlikeError(*faults)
+            problems += [f"{slot}: {problem}" for problem in unlike.problems]
+    if problems:
+        raise _UnlikeError(*problems)
     linear = toolkit.QuantLinear(1, 1, bias=part.bias is not None)
     linear.in_features, linear.out_features = part.in_features, part.out_features
     linear.weight, linear.bias = part.weight, part.bias
@@ -284,8 +284,8 @@ def _tensor_quantizer(ours: Quantizer, toolkit: Any, *, weight: Tensor | None = 
         quantizer = toolkit.TensorQuantizer(QuantDescriptor(), disabled=True)
         amax = None if ours.range is None else ours.range.amax.reshape(())
     else:
-        if faults := _inexpressible(ours, spec, weight):
-            raise _UnlikeError(*faults)
+        if problems := _inexpressible(ours, spec, weight):
+            raise _UnlikeError(*problems)
         axis = spec.axis if weight is None or spec.axis is None else spec.axis % weight.dim()
         descriptor = QuantDescriptor(
             num_bits=spec.bits, axis=axis, unsigned=not spec.signed, narrow_range=spec.narrow_range
@@ -300,17 +300,17 @@ def _tensor_quantizer(ours: Quantizer, toolkit: Any, *, weight: Tensor | None = 
 
 
 def _inexpressible(ours: Quantizer, spec: QuantSpec, weight: Tensor | None) -> list[str]:
-    faults = []
+    problems = []
     if not spec.symmetric or spec.middle:
-        faults.append(f"{spec}: pytorch-quantization knows symmetric ranges around a zero point of 0")
+        problems.append(f"{spec}: pytorch-quantization knows symmetric ranges around a zero point of 0")
     if spec.is_float8:
-        faults.append(f"{spec}: integers alone are exchanged with pytorch-quantization")
+        problems.append(f"{spec}: integers alone are exchanged with pytorch-quantization")
     if not isinstance(spec.granularity, PerTensor | PerAxis):
-        faults.append(f"{spec}: pytorch-quantization has no granularity {spec.granularity}")
+        problems.append(f"{spec}: pytorch-quantization has no granularity {spec.granularity}")
     if spec.learned_scale:
-        faults.append(f"{spec}: a trained scale has no counterpart")
+        problems.append(f"{spec}: a trained scale has no counterpart")
     if not ours.is_calibrated:
-        faults.append("not calibrated")
+        problems.append("not calibrated")
     if spec.axis is not None and not spec.dynamic and weight is None:
-        faults.append(f"{spec}: whose tensor has an unknown number of axes")
-    return faults
+        problems.append(f"{spec}: whose tensor has an unknown number of axes")
+    return problems

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qdq.errors import ConfigError
-from qdq.models.architectures import family_of, task_of
 from qdq.models.keymap import below, translate
-from qdq.prepare import slots
+from qdq.models.registry import family_of, task_of
+from qdq.quantization.wrap import slots
 
 if TYPE_CHECKING:
     from qdq.models.keymap import Keys
     from qdq.models.model import Model
-    from qdq.recipe import Slot
+    from qdq.quantization.slot import Slot
 
 __all__ = ["QUANTIZER_KEYS", "places", "prefix_of"]
 

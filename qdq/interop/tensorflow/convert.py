@@ -11,7 +11,7 @@ from qdq.errors import ConfigError
 from qdq.interop.conversion import Conversion, Converted, Mapped, Skipped, build_model
 from qdq.interop.tensorflow.names import NOT_A_WEIGHT, key_of, needs_transposing
 from qdq.interop.tensorflow.reader import checkpoint_prefix, read_variables
-from qdq.models.architectures import FAMILIES, configure, family_of
+from qdq.models.registry import FAMILIES, configure, family_of
 from qdq.storage import read_json
 
 if TYPE_CHECKING:
@@ -110,11 +110,11 @@ def from_variables(
             if any(key_of(name, model_type, other) is not None for other in elsewhere):
                 report.skipped.append(Skipped(name, "of another part of the model: choose it by the task", shape))
             else:
-                report.faults.append(f"{name} is unknown")
+                report.problems.append(f"{name} is unknown")
         elif key in state:
-            report.faults.append(f"{name} would be {key}, which another variable is")
+            report.problems.append(f"{name} would be {key}, which another variable is")
         elif array.dtype.kind != "f":
-            report.faults.append(f"{name} is {array.dtype}, must be floating point")
+            report.problems.append(f"{name} is {array.dtype}, must be floating point")
         else:
             turned = needs_transposing(name)
             # A copy: TensorFlow keeps its own memory, and a transposed array is not contiguous.

@@ -16,19 +16,20 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from exporters.form import Form
+from exporters.interface import Form
+from exporters.io_signature import Signature, texts
 from exporters.onnx import write
 from exporters.onnx.export import check_options, export_model
 from exporters.runners import OnnxRuntimeRunner, OpenVINORunner
-from exporters.signature import Signature, texts
-from exporters.verify import sqnr_db, verify
+from exporters.verification.verify import sqnr_db, verify
 from qdq.checkpoint import save
 from qdq.errors import CalibrationError, ExportError
-from qdq.models.architectures import build, configure
 from qdq.models.huggingface import save_model
-from qdq.prepare import named_slots, quantize
-from qdq.quantizer import Mode, set_mode
-from qdq.recipe import Recipe, load_recipe
+from qdq.models.registry import build, configure
+from qdq.quantization.quantizer import Mode, set_mode
+from qdq.quantization.wrap import named_slots
+from qdq.recipes.apply import quantize
+from qdq.recipes.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from qdq.models.model import Model
@@ -206,7 +207,7 @@ def test_a_recipe_that_is_not_the_targets_own_is_exact_on_this_cpu_too(workshop:
     assert len(exported.notes) == (target == "onnxruntime")
     assert all("held in uint8, which is exact on every CPU" in note for note in exported.notes)
     report = verify(model, path, workshop.batches(model), runtime=target)
-    assert report.faults == []
+    assert report.problems == []
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
@@ -216,7 +217,7 @@ def test_fewer_bits_and_narrow_ranges_run_optimized(workshop: Any, rules: Any, t
     model = workshop.calibrated(recipe)
     path = tmp_path / "model.onnx"
     export_model(model, path, target=target)
-    assert verify(model, path, workshop.batches(model), runtime=target).faults == []
+    assert verify(model, path, workshop.batches(model), runtime=target).problems == []
     kinds = Counter(node.op_type for node in onnx.load(path).graph.node)
     assert kinds["MatMulIntegerToFloat"] == (len(LINEARS) if target == "onnxruntime" else 0)
 
@@ -232,7 +233,7 @@ def test_tokens_with_scales_of_their_own_are_multiplied_as_integers(
     export_model(model, path, target="onnxruntime")
     assert Counter(node.op_type for node in onnx.load(path).graph.node)["MatMulIntegerToFloat"] == len(LINEARS)
     report = verify(model, path, workshop.batches(model))
-    assert report.faults == []
+    assert report.problems == []
     assert {f"encoder.layers.0.{name}.input_quantizer" for name in ("attention.query", "feed_forward.down")} <= {
         row.name for row in report.segments
     }
@@ -247,7 +248,7 @@ def test_repeated_layers_share_their_weights_and_keep_their_own_ranges(workshop:
     integers = [array for array in stored(path).values() if array.dtype == np.int8 and array.ndim == 2]
     assert len(integers) == len(LINEARS) + 3
     assert len({grids(path)[f"encoder.layers.{n}.attention.query.input_quantizer"] for n in range(2)}) == 2
-    assert verify(model, path, workshop.batches(model)).faults == []
+    assert verify(model, path, workshop.batches(model)).problems == []
 
 
 def test_weights_of_large_models_lie_beside_the_file(
@@ -258,7 +259,7 @@ def test_weights_of_large_models_lie_beside_the_file(
     export_model(model, tmp_path / "model.onnx", target="onnxruntime")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     elsewhere = tmp_path.rename(tmp_path.with_name("elsewhere"))
-    assert verify(model, elsewhere / "model.onnx", workshop.batches(model)).faults == []
+    assert verify(model, elsewhere / "model.onnx", workshop.batches(model)).problems == []
 
 
 # Changing the recipe at export
@@ -288,7 +289,7 @@ def test_a_checkpoint_of_another_recipe_gives_tensorrt_the_same_file(workshop: A
 
 def test_the_model_then_computes_what_the_file_computes(workshop: Any) -> None:
     model, path, _ = workshop.exported("tensorrt", "onnxruntime")
-    assert verify(model, path, workshop.batches(model), runtime="reference").faults == []
+    assert verify(model, path, workshop.batches(model), runtime="reference").problems == []
 
 
 def test_a_recipe_can_be_asked_for_and_ranges_stay(workshop: Any, tmp_path: Path) -> None:
@@ -326,7 +327,7 @@ def test_a_recipe_that_the_target_cannot_run_is_refused_with_every_slot(workshop
     with pytest.raises(ExportError) as caught:
         export_model(model, tmp_path / "model.onnx", target="tensorrt", recipe="onnxruntime")
     message = str(caught.value)
-    assert message.startswith("target tensorrt cannot run this recipe: 9 faults\n")
+    assert message.startswith("target tensorrt cannot run this recipe: 9 problems\n")
     for name in LINEARS:
         assert f"encoder.layers.0.{name}.input: TensorRT takes symmetric int8, this is uint8 affine" in message
     for name in ("word", "position", "token_type"):
@@ -351,7 +352,7 @@ def test_a_recipe_with_slots_that_calibration_did_not_see(workshop: Any, tmp_pat
     for slot, quantizer in named_slots(model):
         if slot.kind == "matmul":
             quantizer.range = None
-    with pytest.raises(CalibrationError, match=r"4 faults\n.*scores\.input_quantizer"):
+    with pytest.raises(CalibrationError, match=r"4 problems\n.*scores\.input_quantizer"):
         export_model(model, tmp_path / "model.onnx", target="tensorrt")
     assert not list(tmp_path.iterdir())
 
@@ -394,7 +395,7 @@ def test_without_data_the_file_computes_the_same(
     exported = export_model(model, path, target=target, recipe=NO_TABLES if target == "tensorrt" else None)
     assert exported.notes == ()
     report = verify(model, path, workshop.batches(model), runtime={"tensorrt": "reference"}.get(target, target))
-    assert report.faults == []
+    assert report.problems == []
     nodes = Counter(node.op_type for node in onnx.load(path).graph.node)
     if product:
         assert nodes[product] == len(LINEARS)
@@ -427,7 +428,7 @@ def test_four_bits_take_half_a_byte_for_openvino_too(workshop: Any, tmp_path: Pa
     narrow = [tensor for tensor in onnx.load(path).graph.initializer if tensor.data_type in kinds]
     numbers = sum(model.get_submodule(f"encoder.layers.0.{name}").weight.numel() for name in LINEARS)
     assert sum(len(tensor.raw_data) for tensor in narrow) == numbers / 2 * (1 + 1 / 32)  # a zero point for every 32
-    assert verify(model, path, workshop.batches(model), runtime="openvino").faults == []
+    assert verify(model, path, workshop.batches(model), runtime="openvino").problems == []
 
 
 def test_a_defect_is_found_where_ranges_are_dynamic(workshop: Any, tmp_path: Path) -> None:
@@ -481,7 +482,7 @@ def test_what_training_moves_is_constant_in_a_file(workshop: Any, tmp_path: Path
     export_model(model, tmp_path / "model.onnx", target="onnxruntime")
     for name, array in outputs(model, batch).items():
         np.testing.assert_array_equal(array, before[name])
-    assert verify(model, tmp_path / "model.onnx", workshop.batches(model)).faults == []
+    assert verify(model, tmp_path / "model.onnx", workshop.batches(model)).problems == []
     written = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
     assert written["MatMulIntegerToFloat"] == len(LINEARS)
 
@@ -506,7 +507,7 @@ def test_targets_and_opsets_that_do_not_exist(target: str | None, opset: int, wo
 def test_all_that_is_wrong_with_the_options_is_told_at_once() -> None:
     with pytest.raises(ExportError) as caught:
         check_options("tensor-rt", 17, Form(dtype="fp8"), "sse")  # type: ignore[arg-type]
-    phrases = ("4 faults", "no target 'tensor-rt'", "opset 17 is not", "no type 'fp8'", "no instruction set 'sse'")
+    phrases = ("4 problems", "no target 'tensor-rt'", "opset 17 is not", "no type 'fp8'", "no instruction set 'sse'")
     assert [phrase for phrase in phrases if phrase not in str(caught.value)] == []
 
 
@@ -556,7 +557,7 @@ def test_an_embedding_that_is_the_output_layer_too_is_one_table(workshop: Any, t
     tables = [array.dtype for array in stored(path).values() if array.size == 83 * 32]
     assert tables == [np.dtype(np.int8)]
     assert "MatMulIntegerToFloat" in {node.op_type for node in onnx.load(path).graph.node}
-    assert verify(model, path, workshop.batches(model)).faults == []
+    assert verify(model, path, workshop.batches(model)).problems == []
 
 
 PRESETS = {"onnxruntime": ("onnxruntime", "dynamic", "weight-only-int8"), "openvino": ("openvino", "weight-only-int8")}
@@ -624,7 +625,7 @@ def test_half_precision_has_scales_of_its_own_type(workshop: Any, dtype: Any, tm
     assert {value.type.tensor_type.elem_type for value in proto.graph.output} == {kind}
     runtime = {"fp16": "reference", "bf16": "evaluator"}[dtype]
     report = verify(model, path, workshop.batches(model), runtime=runtime, form=form)
-    assert report.faults == []
+    assert report.problems == []
     assert len([row for row in report.segments if row.unit == "steps"]) == 8
     assert min(row.expected_float_sqnr_db for row in report.end_to_end) > 20
     wrong = copy.deepcopy(proto)
@@ -646,7 +647,7 @@ def test_scales_that_half_precision_cannot_hold_are_all_named(workshop: Any, tmp
     for slot, quantizer in named_slots(model):
         if slot.module.endswith(("scores", "up")) and slot.name == "input":
             quantizer.scale.fill_(1e-9)
-    with pytest.raises(ExportError, match=r"fp16 holds scales from .*: 2 faults") as caught:
+    with pytest.raises(ExportError, match=r"fp16 holds scales from .*: 2 problems") as caught:
         export_model(model, tmp_path / "model.onnx", target="tensorrt", form=Form(dtype="fp16"))
     assert "encoder.layers.0.attention.scores.input: its scale 1e-09 is out of range" in str(caught.value)
     assert next(model.parameters()).dtype == torch.float32
@@ -658,7 +659,7 @@ def test_scales_that_half_precision_cannot_hold_are_all_named(workshop: Any, tmp
 LARGE = """
 import json, re, sys
 from pathlib import Path
-from exporters.folder import export
+from exporters.directory import export
 
 export(sys.argv[1], sys.argv[2], target=None if sys.argv[3] == "float" else sys.argv[3])
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

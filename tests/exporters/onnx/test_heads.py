@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
-from exporters.deployed import deploy
-from exporters.form import Form
+from exporters.export_model import deploy
+from exporters.interface import Form
 from exporters.onnx.export import export_model
 from exporters.runners import OnnxRuntimeRunner
-from exporters.verify import verify
-from qdq.models.architectures import FAMILIES
+from exporters.verification.verify import verify
+from qdq.models.registry import FAMILIES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,7 +130,7 @@ def test_every_opset(workshop: Any, target: str | None, opset: int, tmp_path: Pa
     export_model(model, path, target=target, opset=opset)
     assert next(entry.version for entry in onnx.load(path).opset_import if not entry.domain) == opset
     report = verify(model, path, workshop.batches(model), runtime=RUNTIMES.get(target, str(target)))
-    assert report.faults == []
+    assert report.problems == []
 
 
 FORMS = {

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from exporters.form import Form
+from exporters.interface import Form
 from exporters.onnx.export import export_model
 from exporters.onnx.refusal import unchanged_when_refused
 from qdq.errors import CalibrationError, ExportError
-from qdq.prepare import apply_recipe, named_slots
-from qdq.quantizer import Mode, set_mode
-from qdq.recipe import load_recipe
+from qdq.quantization.quantizer import Mode, set_mode
+from qdq.quantization.wrap import named_slots
+from qdq.recipes.apply import apply_recipe
+from qdq.recipes.recipe import load_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path

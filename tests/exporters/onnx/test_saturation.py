@@ -10,9 +10,9 @@ from exporters.onnx.isa import ISAS, this_isa
 from exporters.onnx.load import load_onnx
 from exporters.onnx.passes.integer_gemm import INT16_MAX, IntegerGemmPass
 from exporters.onnx.saturation import AtRisk, at_risk, pair_sums, pairs_note, saturated_pairs
-from exporters.verify import verify
+from exporters.verification.verify import verify
 from qdq.errors import ExportError
-from qdq.modules.weight import set_weight_scale
+from qdq.quantization.modules.weight import set_weight_scale
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,7 +130,7 @@ def test_each_instruction_set_has_its_form(workshop: Any, tmp_path: Path, isa: s
     assert bool(at_risk(file.graph)) == (isa == "vnni")
     if isa != "vnni" or not this_isa().saturates:
         verification = verify(model, tmp_path / "model.onnx", workshop.batches(model), sums_in_16_bits=isa != "vnni")
-        assert verification.faults == []
+        assert verification.problems == []
         assert verification.saturation == []
 
 
@@ -145,7 +145,7 @@ def test_a_file_for_vnni_is_not_for_cpus_without(workshop: Any, tmp_path: Path) 
     assert row.possible == 2 * 127 * 255
     assert row.saturated > 0
     assert row.worst > INT16_MAX
-    assert any(fault.startswith(f"{UP}: {row.saturated:,} of ") for fault in found.faults)
+    assert any(problem.startswith(f"{UP}: {row.saturated:,} of ") for problem in found.problems)
     assert found.to_dict()["saturation"][0]["pairs"] > 0
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from exporters.onnx.targets import TARGETS, target_named
 from qdq.errors import ExportError
-from qdq.recipe import Slot, load_recipe, presets
-from qdq.spec import PerAxis, QuantSpec
+from qdq.quantization.slot import Slot
+from qdq.quantization.spec import PerAxis, QuantSpec
+from qdq.recipes.recipe import load_recipe, presets
 
 LINEAR = Slot("encoder.layers.0.attention.query", "linear", "input")
 TABLE = Slot("embeddings.word", "embedding", "weight")
@@ -20,7 +21,7 @@ def test_a_target_can_run_its_own_recipe(name: str) -> None:
     rules = load_recipe(target.recipe).rules
     specs = {Slot("m", rule.kind or "linear", "input" if rule.slot == "*" else rule.slot): rule.spec for rule in rules}
     assert len(specs) >= 2
-    assert target.faults(specs) == []
+    assert target.problems(specs) == []
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
@@ -29,15 +30,15 @@ def test_cpu_targets_run_every_preset(name: str, recipe: str) -> None:
     specs = {
         Slot(f"m{n}", rule.kind or "linear", rule.slot): rule.spec for n, rule in enumerate(load_recipe(recipe).rules)
     }
-    faults = TARGETS[name].faults(specs)
+    problems = TARGETS[name].problems(specs)
     if recipe == "fp8":
-        assert len(faults) == 2
-        assert all("have no float8" in fault and f"--recipe {name}" in fault for fault in faults)
+        assert len(problems) == 2
+        assert all("have no float8" in problem and f"--recipe {name}" in problem for problem in problems)
     elif (name, recipe) == ("openvino", "dynamic"):
-        assert len(faults) == 2  # of the encoder's linear layers, and of a decoder
-        assert all("takes ranges that are known beforehand" in fault for fault in faults)
+        assert len(problems) == 2  # of the encoder's linear layers, and of a decoder
+        assert all("takes ranges that are known beforehand" in problem for problem in problems)
     else:
-        assert faults == []
+        assert problems == []
 
 
 @pytest.mark.parametrize(
@@ -52,14 +53,14 @@ def test_cpu_targets_run_every_preset(name: str, recipe: str) -> None:
     ids=lambda value: None if isinstance(value, Slot) else str(value),
 )
 def test_tensorrt_says_why_it_refuses_a_slot(slot: Slot, settings: dict[str, Any], words: str) -> None:
-    (fault,) = TARGETS["tensorrt"].faults({slot: QuantSpec(**settings), Slot("pooler", "linear", "input"): None})
-    assert fault.startswith(f"{slot}: ")
-    assert words in fault
+    (problem,) = TARGETS["tensorrt"].problems({slot: QuantSpec(**settings), Slot("pooler", "linear", "input"): None})
+    assert problem.startswith(f"{slot}: ")
+    assert words in problem
 
 
 def test_tensorrt_takes_weights_that_are_overflow_safe() -> None:
     spec = QuantSpec(granularity=PerAxis(0), overflow_safe=True)
-    assert TARGETS["tensorrt"].faults({Slot("m", "linear", "weight"): spec}) == []
+    assert TARGETS["tensorrt"].problems({Slot("m", "linear", "weight"): spec}) == []
 
 
 def test_an_unknown_target_is_answered_with_those_there_are() -> None:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exporters.deployed import Deployed, deploy
-from exporters.form import Form
+from exporters.export_model import Deployed, deploy
+from exporters.interface import Form
+from exporters.io_signature import Signature, example_inputs, texts
 from exporters.onnx.trace import trace
-from exporters.signature import Signature, example_inputs, texts
 from qdq.errors import ExportError
 from qdq.models.outputs import BaseOutput
 

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from calibration import calibrate
+from exporters.io_signature import example_inputs, texts
 from exporters.onnx.export import export_model
 from exporters.onnx.trace import OPSETS
 from exporters.onnx.translation import translations
-from exporters.signature import example_inputs, texts
 from qdq.models.outputs import BaseOutput
-from qdq.prepare import quantize
-from qdq.quantizer import Mode, Quantizer
-from qdq.recipe import Recipe
-from qdq.spec import QuantSpec
+from qdq.quantization.quantizer import Mode, Quantizer
+from qdq.quantization.spec import QuantSpec
+from qdq.recipes.apply import quantize
+from qdq.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -98,7 +98,7 @@ def test_onnxruntime_knows_the_names_of_free_dimensions(path: Path) -> None:
 
 
 @ONNX_RUNNERS
-def test_every_fault_of_the_inputs_is_named_at_once(runner_class: type, path: Path) -> None:
+def test_every_problem_of_the_inputs_is_named_at_once(runner_class: type, path: Path) -> None:
     with pytest.raises(DataError) as caught:
         runner_class(path)({"input_ids": np.zeros((2, 3, 1), dtype=np.int32), "positions": np.zeros(3)})
     message = str(caught.value)

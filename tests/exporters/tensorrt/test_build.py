@@ -14,7 +14,7 @@ import pytest
 from exporters.tensorrt import backend as backends
 from exporters.tensorrt import build as building
 from exporters.tensorrt.build import BuildOptions, build, check_options
-from exporters.tensorrt.driver import driver_fault, require_driver
+from exporters.tensorrt.driver import driver_problem, require_driver
 from exporters.tensorrt.profiles import Profile, default_profile, parse_profiles
 from exporters.tensorrt.source import read_source
 from qdq.errors import BuildError, CheckpointError, ConfigError, MissingPackageError
@@ -119,7 +119,7 @@ def test_what_the_builder_refuses_is_told(bench: Any, defects: Any, rtx: Any, tm
     build(bench.path, tmp_path / "m.plan", profiles=profiles, backend=rtx)  # nothing of it sticks
 
 
-def test_faults_of_shapes_and_options_are_told_together_before_anything_is_built(small: Path, tmp_path: Path) -> None:
+def test_problems_of_shapes_and_options_are_told_together_before_anything_is_built(small: Path, tmp_path: Path) -> None:
     profile = Profile({"input_ids": (4, 8)}, {"input_ids": (2, 8)}, {"input_ids": (1, 8)})
     with pytest.raises(BuildError) as caught:
         build(
@@ -152,8 +152,8 @@ def test_faults_of_shapes_and_options_are_told_together_before_anything_is_built
     ids=["refit", "strip", "hardware", "version", "timing cache"],
 )
 def test_what_rtx_cannot_do_is_refused(options: BuildOptions, rtx: Any) -> None:
-    (fault,) = check_options(options, backend=rtx)
-    assert "TensorRT-RTX" in fault
+    (problem,) = check_options(options, backend=rtx)
+    assert "TensorRT-RTX" in problem
     full = backends.Backend("tensorrt", rtx.trt)
     assert check_options(options, backend=full) == []
 
@@ -204,10 +204,10 @@ def test_a_version_that_is_too_old_is_refused(name: str, version: str) -> None:
 
 
 def test_the_driver_is_asked_in_a_way_that_cannot_crash() -> None:
-    code = "from exporters.tensorrt.driver import driver_fault; print(driver_fault())"
+    code = "from exporters.tensorrt.driver import driver_problem; print(driver_problem())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(driver_fault())
-    if driver_fault() is None:
+    assert done.stdout.strip() == str(driver_problem())
+    if driver_problem() is None:
         require_driver("a test")
     else:
         with pytest.raises(BuildError, match="a test needs an NVIDIA GPU, and the"):
@@ -265,7 +265,7 @@ def test_minilm_runs_in_int8_from_end_to_end(minilm_dir: Path, rtx: Any, tmp_pat
     from exporters.onnx.export import export_model
     from exporters.tensorrt.report import engine_report
     from qdq.models.huggingface import load_model
-    from qdq.prepare import quantize
+    from qdq.recipes.apply import quantize
 
     model = load_model(minilm_dir).eval()
     quantize(model, "tensorrt")
@@ -280,7 +280,7 @@ def test_minilm_runs_in_int8_from_end_to_end(minilm_dir: Path, rtx: Any, tmp_pat
     assert [row.fused for row in report.residuals] == [True] * 12
 
 
-@pytest.mark.skipif(driver_fault() is None, reason="there is a GPU")
+@pytest.mark.skipif(driver_problem() is None, reason="there is a GPU")
 def test_full_tensorrt_is_not_tried_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     class Module:
         __version__ = "11.1.0.106"

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from calibration import calibrate_and_refine
-from exporters.form import Form
+from exporters.interface import Form
 from exporters.onnx.export import export_model
 from exporters.tensorrt.build import build
 from exporters.tensorrt.lint.lint import lint
 from exporters.tensorrt.profiles import default_profile
 from exporters.tensorrt.report import engine_report
 from exporters.tensorrt.source import read_source
-from qdq.models.architectures import FAMILIES
-from qdq.prepare import quantize
-from qdq.refinement import Refinement
+from qdq.models.registry import FAMILIES
+from qdq.recipes.apply import quantize
+from qdq.recipes.refinement import Refinement
 
 if TYPE_CHECKING:
     from pathlib import Path

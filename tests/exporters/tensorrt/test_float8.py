@@ -10,19 +10,19 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from exporters.form import Form
+from exporters.interface import Form
 from exporters.onnx.export import export_model
 from exporters.tensorrt.build import build
 from exporters.tensorrt.lint.lint import lint
 from exporters.tensorrt.profiles import default_profile
 from exporters.tensorrt.report import engine_report
 from exporters.tensorrt.source import read_source
-from exporters.verify import verify
+from exporters.verification.verify import verify
 from qdq import checkpoint
 from qdq.errors import ExportError
-from qdq.prepare import named_slots
-from qdq.recipe import load_recipe
-from qdq.spec import PerAxis, QuantSpec
+from qdq.quantization.spec import PerAxis, QuantSpec
+from qdq.quantization.wrap import named_slots
+from qdq.recipes.recipe import load_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +64,7 @@ def test_weights_are_stored_as_ml_dtypes_rounds_them(exported: Exported) -> None
 def test_the_proof_holds_by_segment_and_end_to_end(exported: Exported, workshop: Any) -> None:
     model, path, form = exported
     report = verify(model, path, workshop.batches(model), runtime="reference", form=form)
-    assert report.holds, report.faults
+    assert report.holds, report.problems
     segments = [row for row in report.segments if row.unit == "steps"]
     assert len(segments) == 4
     if form.dtype == "fp32":
@@ -75,7 +75,7 @@ def test_the_evaluator_of_onnx_agrees(exported: Exported, workshop: Any) -> None
     """Which knows float8 by itself, and shares nothing with ONNX Runtime."""
     model, path, form = exported
     report = verify(model, path, workshop.batches(model)[:1], runtime="evaluator", form=form)
-    assert report.holds, report.faults
+    assert report.holds, report.problems
 
 
 def test_a_wrong_weight_is_found(exported: Exported, workshop: Any, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_each_repetition_is_a_profile() -> None:
     assert check_profiles(profiles, INPUTS) == []
 
 
-def test_all_faults_of_the_text_are_told_at_once() -> None:
+def test_all_problems_of_the_text_are_told_at_once() -> None:
     with pytest.raises(BuildError) as caught:
         parse_profiles(INPUTS, ["input_ids:1x", "1x8"], ["input_ids=8"], ["input_ids:1x2,input_ids:1x2"])
     message = str(caught.value)
@@ -63,22 +63,22 @@ def test_all_faults_of_the_text_are_told_at_once() -> None:
     ids=["missing", "unknown", "rank", "zero", "symbol"],
 )
 def test_a_profile_must_fit_the_inputs(shapes: tuple[dict[str, tuple[int, ...]], ...], words: str) -> None:
-    assert any(words in fault for fault in check_profiles([Profile(*shapes)], INPUTS))
+    assert any(words in problem for problem in check_profiles([Profile(*shapes)], INPUTS))
 
 
-def test_all_faults_of_the_shapes_are_told_at_once() -> None:
-    faults = check_profiles([whole("4x8", "2x8", "1x900")], INPUTS, longest=512)
-    assert "profile 0: input_ids must grow from min to max, it is 4x8, 2x8, 1x900" in faults
-    assert "profile 0: attention_mask must grow from min to max, it is 4x8, 2x8, 1x900" in faults
-    assert "profile 0, max: 900 tokens, but the model has 512 positions" in faults
-    assert len(faults) == 3
+def test_all_problems_of_the_shapes_are_told_at_once() -> None:
+    problems = check_profiles([whole("4x8", "2x8", "1x900")], INPUTS, longest=512)
+    assert "profile 0: input_ids must grow from min to max, it is 4x8, 2x8, 1x900" in problems
+    assert "profile 0: attention_mask must grow from min to max, it is 4x8, 2x8, 1x900" in problems
+    assert "profile 0, max: 900 tokens, but the model has 512 positions" in problems
+    assert len(problems) == 3
 
 
 def test_a_fixed_length_stays() -> None:
     inputs = {"x": (3, "n")}
     assert check_profiles([Profile({"x": (3, 1)}, {"x": (3, 2)}, {"x": (3, 9)})], inputs) == []
-    (fault,) = check_profiles([Profile({"x": (3, 1)}, {"x": (3, 2)}, {"x": (4, 9)})], inputs)
-    assert fault == "profile 0, max: x is 4x9, the file has 3xn"
+    (problem,) = check_profiles([Profile({"x": (3, 1)}, {"x": (3, 2)}, {"x": (4, 9)})], inputs)
+    assert problem == "profile 0, max: x is 4x9, the file has 3xn"
 
 
 def test_without_a_profile_inputs_must_be_fixed() -> None:

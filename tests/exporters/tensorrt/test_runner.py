@@ -13,7 +13,7 @@ import torch
 from exporters.runners import OnnxRuntimeRunner
 from exporters.tensorrt.backend import find_backend
 from exporters.tensorrt.build import BuildOptions, build
-from exporters.tensorrt.driver import driver_fault
+from exporters.tensorrt.driver import driver_problem
 from exporters.tensorrt.profiles import parse_profiles
 from exporters.tensorrt.record import write_record
 from exporters.tensorrt.report import engine_report
@@ -49,7 +49,7 @@ def test_a_plan_that_is_not_there(tmp_path: Path) -> None:
         TensorRTRunner(tmp_path / "m.plan")
 
 
-@pytest.mark.skipif(driver_fault() is None, reason="there is a GPU")
+@pytest.mark.skipif(driver_problem() is None, reason="there is a GPU")
 def test_without_a_gpu_the_process_lives_on_and_says_why(built: Any) -> None:
     _, plan = built
     code = f"""
@@ -71,9 +71,9 @@ class TestOnAGpu:
 
     @pytest.fixture(scope="class")
     def plan(self, small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        fault = driver_fault()
-        if fault is not None:
-            pytest.skip(f"needs an NVIDIA GPU: {fault}")
+        problem = driver_problem()
+        if problem is not None:
+            pytest.skip(f"needs an NVIDIA GPU: {problem}")
         plan = tmp_path_factory.mktemp("gpu") / "m.plan"
         profiles = parse_profiles(read_source(small).inputs, ["1x1", "1x8"], ["2x8", "4x32"], ["4x16", "8x40"])
         build(small, plan, profiles=profiles)

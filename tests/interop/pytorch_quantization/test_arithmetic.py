@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qdq.functional import fake_quantize_by_amax
-from qdq.quantizer import Mode, Quantizer, Range
-from qdq.spec import PerAxis, PerTensor, QuantSpec
+from qdq.quantization.functional import fake_quantize_by_amax
+from qdq.quantization.quantizer import Mode, Quantizer, Range
+from qdq.quantization.spec import PerAxis, PerTensor, QuantSpec
 
 toolkit = pytest.importorskip("pytorch_quantization.nn", reason="pip install 'qdq[pytorch-quantization]'")
 from pytorch_quantization.tensor_quant import QuantDescriptor, fake_tensor_quant  # noqa: E402 - behind the skip

@@ -18,11 +18,11 @@ import qdq
 from qdq.checkpoint import is_quantized
 from qdq.errors import CheckpointError, ConfigError, ExportError, RecipeError
 from qdq.interop.pytorch_quantization import ACTIVATION, WEIGHT, amax_tensors, load_amax, save
-from qdq.models.architectures import build, configure
 from qdq.models.huggingface import load_model, load_weights
-from qdq.prepare import named_slots, unshared_slots
-from qdq.quantizer import Mode, quantizers, set_mode
-from qdq.spec import PerAxis, PerTensor, QuantSpec
+from qdq.models.registry import build, configure
+from qdq.quantization.quantizer import Mode, quantizers, set_mode
+from qdq.quantization.spec import PerAxis, PerTensor, QuantSpec
+from qdq.quantization.wrap import named_slots, unshared_slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,7 +149,7 @@ def test_what_the_file_does_not_tell(base: Any) -> None:
     load_amax(model, base.amax, activation=activation, weight=weight)
     assert {q.spec for _, q in quantizers(model)} == {None, activation, weight}
     assert amax_tensors(model, activation=activation, weight=weight).keys() == base.amax.keys()
-    with pytest.raises(ExportError, match="40 faults"):
+    with pytest.raises(ExportError, match="40 problems"):
         amax_tensors(model)
 
 
@@ -177,12 +177,12 @@ def test_damage_is_named(key: str, value: Tensor, message: str, base: Any, tmp_p
     assert str(tmp_path / "c") in str(caught.value)
 
 
-def test_all_faults_arrive_together_and_leave_the_model_alone(base: Any) -> None:
+def test_all_problems_arrive_together_and_leave_the_model_alone(base: Any) -> None:
     model = float_model(base)
     damage = {key: value for name, (key, value, _) in DAMAGE.items() if name in ("nan", "pooler", "one-negative")}
     with pytest.raises(CheckpointError) as caught:
         load_amax(model, {**base.amax, **damage}, source="mine")
-    assert str(caught.value).startswith("mine: 3 faults")
+    assert str(caught.value).startswith("mine: 3 problems")
     assert all(key in str(caught.value) for key in damage)
     assert not list(quantizers(model))
     assert_same_outputs(model, float_model(base), base.inputs)
@@ -308,7 +308,7 @@ def uncalibrated(model: Model) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without_softmax, r"2 faults\n.*encoder.layers.0.attention.context.input: is float, QDQBERT quantizes it"),
+        (without_softmax, r"2 problems\n.*encoder.layers.0.attention.context.input: is float, QDQBERT quantizes it"),
         (affine, "embeddings.word.weight: is quantized, it is float in QDQBERT"),
         (uncalibrated, "encoder.layers.0.attention.query.input: is not calibrated"),
     ],

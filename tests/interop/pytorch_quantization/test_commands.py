@@ -11,7 +11,7 @@ import pytest
 
 import qdq
 from qdq.cli.main import main
-from qdq.quantizer import quantizers
+from qdq.quantization.quantizer import quantizers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

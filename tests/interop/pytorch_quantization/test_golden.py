@@ -13,10 +13,10 @@ import torch
 
 import qdq
 from qdq.interop.pytorch_quantization.places import places, prefix_of
-from qdq.models.architectures import configure
 from qdq.models.huggingface import load_weights
-from qdq.prepare import named_slots
-from qdq.quantizer import Quantizer, quantizers
+from qdq.models.registry import configure
+from qdq.quantization.quantizer import Quantizer, quantizers
+from qdq.quantization.wrap import named_slots
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,10 +14,10 @@ import qdq
 from qdq.errors import CheckpointError, ConfigError, ExportError, RecipeError
 from qdq.interop.pytorch_quantization import from_live, to_live
 from qdq.models.ops import Add
-from qdq.modules import QuantAdd, QuantEmbedding, QuantLinear
-from qdq.prepare import apply_specs, named_slots, slots
-from qdq.quantizer import Mode, Quantizer, Range, quantizers, set_mode
-from qdq.spec import PerAxis, PerGroup, PerTensor, PerToken, QuantSpec
+from qdq.quantization.modules import QuantAdd, QuantEmbedding, QuantLinear
+from qdq.quantization.quantizer import Mode, Quantizer, Range, quantizers, set_mode
+from qdq.quantization.spec import PerAxis, PerGroup, PerTensor, PerToken, QuantSpec
+from qdq.quantization.wrap import apply_specs, named_slots, slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -218,15 +218,15 @@ def test_what_has_no_counterpart_is_named(place: str, change: Callable[[Any], No
     assert list(model.modules()) == parts, "as it was"
 
 
-def test_all_faults_arrive_together() -> None:
+def test_all_problems_arrive_together() -> None:
     model = block({"scale_amax": 2.0}, {"axis": (0, 1)})
-    with pytest.raises(RecipeError, match="Block: 5 faults") as caught:
+    with pytest.raises(RecipeError, match="Block: 5 problems") as caught:
         from_live(model)
     assert all(name in str(caught.value) for name in ("up: input", "up: weight", "down: weight", "residual_quantizer"))
 
 
 def test_a_learned_range_of_the_toolkit_itself() -> None:
-    with pytest.raises(RecipeError, match=r"learn_amax.*|2 faults"):
+    with pytest.raises(RecipeError, match=r"learn_amax.*|2 problems"):
         from_live(toolkit.TensorQuantizer(QuantDescriptor(learn_amax=True, amax=1.0)))
 
 
@@ -371,17 +371,17 @@ def test_a_whole_model_quantizer_by_quantizer(choice: Any) -> None:
     assert {name: specs[f"encoder.layers.0.{name}"] for name in expected} == expected
 
 
-def test_a_whole_model_with_faults(choice: Any) -> None:
+def test_a_whole_model_with_problems(choice: Any) -> None:
     theirs = grow(choice)
     edit(_scale_amax=2.0)(theirs.get_submodule("bert.encoder.layer.0.attention.self.query._input_quantizer"))
     addition = theirs.get_submodule("bert.encoder.layer.1.output.add_local_input_quantizer")
     edit(_axis=1)(addition)
     addition._buffers.pop("_amax")
     theirs.get_submodule("bert.encoder.layer.1").add_module("more_quantizer", toolkit.TensorQuantizer())
-    with pytest.raises(RecipeError, match="QDQBertForSequenceClassification: 3 faults") as caught:
+    with pytest.raises(RecipeError, match="QDQBertForSequenceClassification: 3 problems") as caught:
         from_live(theirs)
-    for fault in ("query._input_quantizer: its range is scaled", "its axis is 1", "no such quantizer"):
-        assert fault in str(caught.value)
+    for problem in ("query._input_quantizer: its range is scaled", "its axis is 1", "no such quantizer"):
+        assert problem in str(caught.value)
 
 
 def test_a_whole_model_that_is_none(choice: Any) -> None:

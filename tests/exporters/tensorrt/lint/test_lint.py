@@ -84,7 +84,7 @@ def test_our_own_export_is_clean(small: Path, target: str) -> None:
 def test_an_old_tensorrt_does_not_know_gelu(small: Path) -> None:
     report = lint(read_source(small), target="tensorrt:8.6")
     assert {finding.id for finding in report.findings} == {"E8", "E11"}
-    assert any("no Gelu" in finding.fault for finding in report.findings)
+    assert any("no Gelu" in finding.problem for finding in report.findings)
 
 
 def test_before_8_a_zero_point_must_be_there(bench: Any) -> None:
@@ -92,7 +92,7 @@ def test_before_8_a_zero_point_must_be_there(bench: Any) -> None:
         _MODULE.quantizer(model, _MODULE.INPUT, "DequantizeLinear").resize_inputs(2)
 
     report = lint(bench.planted(plant), target="tensorrt:8.6")
-    assert any(f.id == "E11" and "zero point" in f.fault for f in report.findings)
+    assert any(f.id == "E11" and "zero point" in f.problem for f in report.findings)
 
 
 @pytest.mark.parametrize("target", ["tensorrt:", "tensorrt:eleven", "onnxruntime", "tensorrt:7.0"])
@@ -109,9 +109,9 @@ def test_a_computed_scale_is_an_error_before_10_13(bench: Any) -> None:
 @pytest.mark.parametrize(("target", "count"), [("tensorrt:8.6", 1), ("tensorrt:9.0", 0), ("tensorrt:10.16", 0)])
 def test_float8_is_for_tensorrt_9_and_newer(bench: Any, target: str, count: int) -> None:
     report = lint(bench.planted(_MODULE.mixed), target=target)
-    faults = {f.fault for f in report.findings if f.id == "E4" and f.severity == "warning"}
-    assert len(faults) == count
-    assert all("float8e4m3fn needs TensorRT 9.0 or newer" in fault for fault in faults)
+    problems = {f.problem for f in report.findings if f.id == "E4" and f.severity == "warning"}
+    assert len(problems) == count
+    assert all("float8e4m3fn needs TensorRT 9.0 or newer" in problem for problem in problems)
 
 
 def test_strict_counts_warnings(bench: Any) -> None:

@@ -1,0 +1,179 @@
+"""Methods: from the statistics of a slot to its range. Each names the collector that it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from calibration.methods.clipping import entropy_amax, mse_amax
+from calibration.methods.noise import least_noise_amax, least_noise_bounds
+from calibration.statistics.collectors import Collector, HistogramCollector, MinMaxCollector
+from qdq.errors import CalibrationError
+from qdq.quantization.quantizer import Range
+from qdq.quantization.spec import QuantSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from calibration.statistics.token_mask import TokenMask
+
+__all__ = ["Entropy", "Max", "Method", "Mse", "OnHistogram", "Percentile", "is_a_point"]
+
+
+class Method(Protocol):
+    """A way to choose ranges."""
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        ...
+
+    def collector(self, mask: TokenMask) -> Collector:
+        """A fresh collector for one slot."""
+        ...
+
+    def range(self, collector: Any, spec: QuantSpec | None = None) -> Range:
+        """The range, from what a collector of this method holds, for a slot of this spec; int8 when None."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and settings, for the checkpoint."""
+        ...
+
+
+@dataclass(frozen=True)
+class Max:
+    """The whole range that was seen: nothing is clipped."""
+
+    name = "max"
+
+    def collector(self, mask: TokenMask) -> MinMaxCollector:
+        """Smallest and largest value."""
+        return MinMaxCollector(mask)
+
+    def range(self, collector: MinMaxCollector, spec: QuantSpec | None = None) -> Range:  # noqa: ARG002
+        """``[min, max]``."""
+        lower, upper = collector.lower, collector.upper
+        return Range(lower, upper, torch.maximum(lower.abs(), upper.abs()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name alone."""
+        return {"name": self.name}
+
+
+class OnHistogram:
+    """What the methods that read a histogram have in common."""
+
+    def collector(self, mask: TokenMask) -> HistogramCollector:
+        """A histogram with its extremes."""
+        return HistogramCollector(mask)
+
+
+@dataclass(frozen=True)
+class Percentile(OnHistogram):
+    """Clip the tails: symmetric ranges hold ``percentile`` % of the magnitudes, affine ranges of the values.
+
+    Args:
+        percentile: above 50 and at most 100; an affine range leaves out half of the rest on either side.
+    """
+
+    percentile: float = 99.99
+    name = "percentile"
+
+    def __post_init__(self) -> None:
+        if not 50 < self.percentile <= 100:
+            raise CalibrationError(f"percentile is {self.percentile}, must be above 50 and at most 100")
+
+    def range(self, collector: HistogramCollector, spec: QuantSpec | None = None) -> Range:  # noqa: ARG002
+        """Percentiles by linear interpolation inside a bin, never outside what was seen; not finite if that was not."""
+        if not collector.is_finite:
+            return Max().range(collector)
+        edges, counts = collector.edges, collector.counts.double()
+        tail = (100 - self.percentile) / 200
+        lower = _quantile(counts, edges, tail).float().clamp(collector.lower, collector.upper)
+        upper = _quantile(counts, edges, 1 - tail).float().clamp(collector.lower, collector.upper)
+        magnitudes, edges = collector.magnitudes
+        amax = _quantile(magnitudes.double(), edges, self.percentile / 100).float()
+        return Range(lower, upper, amax.clamp(max=collector.amax))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and percentile."""
+        return {"name": self.name, "percentile": self.percentile}
+
+
+@dataclass(frozen=True)
+class Mse(OnHistogram):
+    """The range with the least squared error of quantization.
+
+    Symmetric ranges follow the rule of pytorch-quantization (:func:`calibration.methods.clipping.mse_amax`), affine
+    ones a search over both ends (:func:`calibration.methods.noise.least_noise_bounds`), float8 one over its end
+    (:func:`calibration.methods.noise.least_noise_amax`).
+    """
+
+    name = "mse"
+
+    def range(self, collector: HistogramCollector, spec: QuantSpec | None = None) -> Range:
+        """Never outside what was seen; not finite if that was not."""
+        if is_a_point(collector):
+            return Max().range(collector)
+        spec = spec or QuantSpec()
+        if spec.is_float8:
+            amax = least_noise_amax(collector, spec)
+        else:
+            amax = mse_amax(*_magnitudes(collector), bits=spec.bits, unsigned=spec.starts_at_zero)
+        return Range(*least_noise_bounds(collector, spec), torch.tensor(min(amax, collector.amax)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name alone."""
+        return {"name": self.name}
+
+
+@dataclass(frozen=True)
+class Entropy(OnHistogram):
+    """The range that loses the least information: the least Kullback-Leibler divergence.
+
+    For magnitudes as pytorch-quantization has it (:func:`calibration.methods.clipping.entropy_amax`); an affine range
+    is what was seen, cut at that magnitude on both sides. The rule counts the steps of integers: of float8, nothing is
+    cut.
+    """
+
+    name = "entropy"
+
+    def range(self, collector: HistogramCollector, spec: QuantSpec | None = None) -> Range:
+        """Never outside what was seen; not finite if that was not."""
+        spec = spec or QuantSpec()
+        if is_a_point(collector) or spec.is_float8:
+            return Max().range(collector)
+        cut = entropy_amax(*_magnitudes(collector), bits=spec.bits, unsigned=spec.starts_at_zero)
+        amax = min(cut, collector.amax)
+        lower, upper = collector.lower.clamp(min=-amax), collector.upper.clamp(max=amax)
+        return Range(lower.clamp(max=amax), upper.clamp(min=-amax), torch.tensor(amax))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name alone."""
+        return {"name": self.name}
+
+
+def is_a_point(collector: HistogramCollector) -> bool:
+    """Whether there is nothing to choose: not finite, or all values alike."""
+    return not collector.is_finite or bool(collector.lower == collector.upper)
+
+
+def _magnitudes(collector: HistogramCollector) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The histogram of ``|x|`` up to the last bin that is not empty."""
+    counts, edges = collector.magnitudes
+    used = int(counts.nonzero().max()) + 1
+    return counts[:used].numpy(), edges[: used + 1].numpy()
+
+
+def _quantile(counts: Tensor, edges: Tensor, fraction: float) -> Tensor:
+    """The value below which ``fraction`` of the counts lie, values spread evenly inside their bin."""
+    cumulative = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    target = cumulative.new_tensor(fraction) * cumulative[-1]
+    index = int(torch.searchsorted(cumulative, target, right=False).clamp(1, len(counts))) - 1
+    inside = ((target - cumulative[index]) / counts[index].clamp(min=1)).clamp(0, 1)
+    return edges[index] + inside * (edges[index + 1] - edges[index])

@@ -1,0 +1,78 @@
+"""Weight rounding that makes up in one column for what it lost in another (GPTQ).
+
+Source: Frantar et al. 2022, arXiv 2210.17323.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from qdq.quantization.functional import spread
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qdq.quantization.spec import QuantSpec
+
+__all__ = ["PAIR_LIMIT", "round_by_columns"]
+
+PAIR_LIMIT = 128  # 255 * 128 is the last multiple of 255 in int16; see qdq.quantization.modules.weight
+
+_BLOCK = 128
+
+
+def round_by_columns(
+    weight: Tensor, hessian: Tensor, spec: QuantSpec, scale: Tensor, zero_point: Tensor, *, damping: float
+) -> Tensor:
+    """Integers for ``weight``, column by column, the error of each spread over the columns still to come.
+
+    Columns with the most input come first. With ``spec.overflow_safe`` no two neighbours exceed :data:`PAIR_LIMIT`.
+
+    Args:
+        weight: ``(out, in)``.
+        hessian: of the inputs, ``(in, in)``.
+        spec: of the weight.
+        scale: of the weight, as its quantizer has it.
+        zero_point: likewise.
+        damping: what is added to the diagonal of ``hessian``, in parts of its mean; positive. More of it trusts the
+            samples less: the rounding comes closer to the nearest.
+
+    Returns:
+        float32 ``(out, in)``, whole numbers in the range of ``spec``.
+    """
+    columns = weight.shape[1]
+    steps = spread(scale, weight, spec.axis, spec.group).expand_as(weight)
+    zeros = spread(zero_point, weight, spec.axis, spec.group).expand_as(weight).to(torch.float32)
+    low = torch.full_like(weight, spec.qmin)
+    high = torch.full_like(weight, spec.qmax)
+    order = torch.argsort(hessian.diagonal(), descending=True)
+    damped = hessian.double()[order][:, order]
+    damped += torch.eye(columns, dtype=torch.float64, device=hessian.device) * _ridge(hessian, damping)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    upper = torch.linalg.cholesky(inverse, upper=True).to(weight.dtype)
+    left = weight[:, order].clone()
+    found = torch.empty_like(weight)
+    for start in range(0, columns, _BLOCK):
+        block = slice(start, min(start + _BLOCK, columns))
+        inside, own = left[:, block].clone(), upper[block, block]
+        errors = torch.empty_like(inside)
+        for i in range(inside.shape[1]):
+            at = int(order[start + i])
+            step, zero = steps[:, at], zeros[:, at]
+            q = ((inside[:, i] / step).round() + zero).clamp(low[:, at], high[:, at])
+            found[:, at] = q
+            if spec.overflow_safe:
+                for neighbour in (at - 1, at + 1):
+                    if 0 <= neighbour < columns:
+                        high[:, neighbour] = torch.minimum(high[:, neighbour], PAIR_LIMIT - q)
+                        low[:, neighbour] = torch.maximum(low[:, neighbour], -PAIR_LIMIT - q)
+            errors[:, i] = (inside[:, i] - (q - zero) * step) / own[i, i]
+            inside[:, i:] -= errors[:, i, None] * own[i, i:]
+        left[:, block.stop :] -= errors @ upper[block, block.stop :]
+    return found
+
+
+def _ridge(hessian: Tensor, damping: float) -> float:
+    return max(damping * float(hessian.diagonal().double().mean()), 1e-12)

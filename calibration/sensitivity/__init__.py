@@ -1,0 +1,1 @@
+"""What each quantized slot costs the outputs of a model, and which slots to leave in float."""

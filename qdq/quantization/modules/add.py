@@ -1,0 +1,43 @@
+"""A residual addition with both operands quantized."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from qdq.models.ops import Add
+from qdq.quantization.modules.wrapped import add_slots
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from qdq.quantization.quantizer import Quantizer
+
+__all__ = ["QuantAdd"]
+
+
+class QuantAdd(Add):
+    """``y = q_input(branch) + q_other(residual)``.
+
+    Slots: ``input`` on the branch, ``other`` on the residual, both ``(batch, seq, hidden)``. What the transform of the
+    residual shifts away is added to the sum.
+    """
+
+    slots: ClassVar[tuple[str, ...]] = ("input", "other")
+    input_quantizer: Quantizer
+    other_quantizer: Quantizer
+
+    @classmethod
+    def from_float(cls, module: nn.Module) -> Self:
+        """The same addition."""
+        assert isinstance(module, Add)
+        wrapped = cls()
+        add_slots(wrapped, cls.slots, training=module.training)
+        return wrapped
+
+    def forward(self, input: Tensor, other: Tensor) -> Tensor:  # noqa: A002 (torch's name)
+        """``(batch, seq, hidden)`` twice -> the same shape."""
+        transform = self.other_quantizer.transform
+        branch, residual = self.input_quantizer(input), self.other_quantizer(other)
+        if transform is not None and transform.shift is not None:
+            branch = branch + transform.shift.to(branch.dtype)
+        return super().forward(branch, residual)

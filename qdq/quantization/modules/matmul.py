@@ -1,0 +1,38 @@
+"""A product of two activations with both quantized."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from qdq.models.ops import MatMul
+from qdq.quantization.modules.wrapped import add_slots
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from qdq.quantization.quantizer import Quantizer
+
+__all__ = ["QuantMatMul"]
+
+
+class QuantMatMul(MatMul):
+    """``y = q_input(a) @ q_other(b)``, b transposed after it is quantized where the float module transposes.
+
+    Slots: ``input`` on ``(batch, heads, seq, k)``, ``other`` on the second operand.
+    """
+
+    slots: ClassVar[tuple[str, ...]] = ("input", "other")
+    input_quantizer: Quantizer
+    other_quantizer: Quantizer
+
+    @classmethod
+    def from_float(cls, module: nn.Module) -> Self:
+        """The same product."""
+        assert isinstance(module, MatMul)
+        wrapped = cls(transpose_other=module.transpose_other)
+        add_slots(wrapped, cls.slots, training=module.training)
+        return wrapped
+
+    def forward(self, input: Tensor, other: Tensor) -> Tensor:  # noqa: A002 (torch's name)
+        """Two operands of ``torch.matmul``."""
+        return super().forward(self.input_quantizer(input), self.other_quantizer(other))

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from exporters.export_model import cache_names, deploy
+from exporters.interface import Form
+from exporters.io_signature import PAST_AND_SEQ, example_inputs, texts
+from qdq.tasks.pooling import pool
+
+BATCH_SEQ = ("batch", "seq")
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs"),
+    [
+        ("feature-extraction", ("last_hidden_state", "pooler_output")),
+        ("sequence-classification", ("logits",)),
+        ("token-classification", ("logits",)),
+        ("question-answering", ("start_logits", "end_logits")),
+        ("masked-lm", ("logits",)),
+        ("next-sentence", ("logits",)),
+        ("pre-training", ("prediction_logits", "seq_relationship_logits")),
+    ],
+)
+def test_outputs_are_what_the_task_computes_without_labels(workshop: Any, task: str, outputs: tuple[str, ...]) -> None:
+    signature = deploy(workshop.model(task=task)).signature
+    assert (signature.inputs, signature.outputs) == (texts(), outputs)
+
+
+def test_choices_have_an_axis(workshop: Any) -> None:
+    signature = deploy(workshop.model(task="multiple-choice")).signature
+    assert {entry.axes for entry in signature.inputs} == {("batch", "choices", "seq")}
+    assert signature.outputs == ("logits",)
+
+
+def test_a_scorer_takes_a_question_and_its_candidates(workshop: Any) -> None:
+    signature = deploy(workshop.model("realm", "scoring", num_candidates=3)).signature
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    assert signature.input_names == (*names, *(f"candidate_{name}" for name in names))
+    assert signature.inputs[3].axes == ("batch", 3, "candidate_seq")
+    assert signature.outputs == ("relevance_score", "query_score", "candidate_score")
+
+
+def test_a_reader_takes_its_blocks_and_where_their_evidence_is(workshop: Any) -> None:
+    signature = deploy(workshop.model("realm", "question-answering", reader_beam_size=3, max_span_width=4)).signature
+    assert [(entry.name, entry.axes, entry.dtype) for entry in signature.inputs[-2:]] == [
+        ("relevance_score", (3,), "float32"),
+        ("block_mask", (3, "seq"), "int64"),
+    ]
+    assert signature.outputs == ("block_idx", "candidate", "start_pos", "end_pos")
+
+
+@pytest.mark.parametrize("cross", [False, True], ids=["text alone", "cross-attention"])
+def test_a_cache_is_asked_for_and_has_the_ecosystems_names(workshop: Any, cross: bool) -> None:
+    model = workshop.model(task="causal-lm", is_decoder=True, add_cross_attention=cross)
+    plain, first, step = (deploy(model, Form(cache=cache)).signature for cache in (None, "first", "step"))
+    own, all_of_it = cache_names(0, crossed=cross)[:2], cache_names(0, crossed=cross)
+    other = ("encoder_hidden_states", "encoder_attention_mask") if cross else ()
+    assert plain.outputs == ("logits",)
+    assert plain.inputs == first.inputs
+    assert plain.input_names[3:] == other
+    assert first.outputs == ("logits", *cache_names(0, "present", crossed=cross))
+    assert step.outputs == ("logits", *cache_names(0, "present", crossed=cross)[:2])
+    assert step.input_names[3:] == (*other[1:], *all_of_it)
+    axes = {entry.name: entry.axes for entry in step.inputs}
+    assert axes["attention_mask"] == ("batch", PAST_AND_SEQ)
+    assert {axes[name] for name in own} == {("batch", 4, "past_seq", 8)}
+    assert cache_names(0, crossed=False) == ["past_key_values.0.key", "past_key_values.0.value"]
+
+
+@pytest.mark.parametrize("cross", [False, True], ids=["text alone", "cross-attention"])
+def test_steps_find_what_the_whole_text_gives(workshop: Any, cross: bool) -> None:
+    model = workshop.model(task="causal-lm", is_decoder=True, add_cross_attention=cross)
+    whole, first, step = (deploy(model, Form(cache=cache)) for cache in (None, "first", "step"))
+    batch = example_inputs(whole.signature.inputs, vocab_size=83, seq_len=9)
+    expected = whole.run(batch)["logits"]
+    cut = {name: value if name.startswith("encoder") else value[:, :5] for name, value in batch.items()}
+    found = first.run(cut)
+    parts = [found["logits"]]
+    cache = dict(
+        zip(cache_names(0, crossed=cross), (found[n] for n in cache_names(0, "present", crossed=cross)), strict=True)
+    )
+    for at in range(5, 9):
+        token = {name: batch[name][:, at : at + 1] for name in ("input_ids", "token_type_ids")}
+        rest = {"attention_mask": batch["attention_mask"][:, : at + 1]}
+        if cross:
+            rest["encoder_attention_mask"] = batch["encoder_attention_mask"]
+        found = step.run({**token, **rest, **cache})
+        parts.append(found["logits"])
+        for name, new in zip(cache_names(0, crossed=cross), cache_names(0, "present", crossed=cross), strict=True):
+            cache[name] = found.get(new, cache[name])
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["mean", "cls", "max"])
+def test_pooling_is_what_evaluation_does(workshop: Any, how: Any) -> None:
+    model = workshop.model()
+    deployed = deploy(model, Form(pooling=how))
+    assert deployed.signature.outputs == ("sentence_embedding",)
+    batch = example_inputs(texts(), vocab_size=83, batch_size=4, padding=3)
+    batch["attention_mask"][2, :2] = 0  # on the left
+    with torch.no_grad():
+        hidden = model(**batch).last_hidden_state.numpy()
+    expected = pool(hidden, batch["attention_mask"].numpy(), how)
+    np.testing.assert_allclose(deployed.run(batch)["sentence_embedding"].numpy(), expected, atol=1e-5)
+    found = deploy(model, Form(pooling=how, normalize=True)).run(batch)["sentence_embedding"].numpy()
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected, axis=-1, keepdims=True), atol=1e-5)
+
+
+def test_a_text_of_padding_alone_has_a_vector(workshop: Any) -> None:
+    batch = example_inputs(texts(), vocab_size=83)
+    batch["attention_mask"][0] = 0
+    for how in ("mean", "max", "cls"):
+        assert torch.isfinite(deploy(workshop.model(), Form(pooling=how)).run(batch)["sentence_embedding"]).all()
+
+
+def test_a_retrievers_vector_can_be_normalized(workshop: Any) -> None:
+    model = workshop.model("realm", "retrieval")
+    batch = example_inputs(texts(), vocab_size=83)
+    raw, unit = (deploy(model, Form(normalize=n)).run(batch)["projected_score"] for n in (False, True))
+    torch.testing.assert_close(unit, raw / raw.norm(dim=-1, keepdim=True))
+
+
+def test_probabilities_and_labels(workshop: Any) -> None:
+    batch = example_inputs(texts(), vocab_size=83)
+    model = workshop.model(task="sequence-classification", num_labels=4)
+    logits = deploy(model).run(batch)["logits"]
+    both = deploy(model, Form(softmax=True, argmax=True)).run(batch)
+    assert list(both) == ["probabilities", "labels"]
+    torch.testing.assert_close(both["probabilities"], logits.softmax(-1))
+    assert both["labels"].tolist() == logits.argmax(-1).tolist()
+    several = workshop.model(task="sequence-classification", problem_type="multi_label_classification")
+    logits = deploy(several).run(batch)["logits"]
+    found = deploy(several, Form(softmax=True)).run(batch)["probabilities"]
+    torch.testing.assert_close(found, logits.sigmoid())
+
+
+def test_inputs_of_choice(workshop: Any) -> None:
+    model = workshop.model()
+    batch = example_inputs(texts(), vocab_size=83, padding=2)
+    expected = deploy(model).run(batch)["last_hidden_state"]
+    short = deploy(model, Form(token_type_ids=False))
+    assert short.signature.input_names == ("input_ids", "attention_mask")
+    assert torch.equal(short.run(batch)["last_hidden_state"], expected)
+    narrow = deploy(model, Form(int32_ids=True))
+    assert {entry.dtype for entry in narrow.signature.inputs} == {"int32"}
+    assert torch.equal(narrow.run({n: v.int() for n, v in batch.items()})["last_hidden_state"], expected)
+    embedded = deploy(model, Form(inputs_embeds=True))
+    assert embedded.signature.inputs[0].axes == (*BATCH_SEQ, 32)
+    with torch.no_grad():
+        words = model.embeddings.word(batch["input_ids"])
+    found = embedded.run({"inputs_embeds": words, **batch})["last_hidden_state"]
+    torch.testing.assert_close(found, expected)
+
+
+def test_what_a_configuration_makes_the_model_return_besides_is_no_output(workshop: Any) -> None:
+    model = workshop.model(output_attentions=True, output_hidden_states=True, return_dict=False)
+    assert deploy(model).signature.outputs == ("last_hidden_state", "pooler_output")
