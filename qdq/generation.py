@@ -274,8 +274,7 @@ class _Plan:
         pad = config.pad_token_id if settings.pad_token_id is None else settings.pad_token_id
         first = settings.first_position
         if first is None:
-            own = config.pad_token_id
-            first = own + 1 if config.switches.positions_from_padding and own is not None else 0
+            first = config.first_position
         named = [("eos_token_id", token) for token in eos] + ([] if pad is None else [("pad_token_id", pad)])
         problems = [
             f"{name} is {token}, the vocabulary has {config.vocab_size} tokens"
@@ -305,8 +304,7 @@ def _check(decoder: Decoder, ids: Tensor, mask: Tensor, settings: GenerationSett
         raise DataError(f"attention_mask has shape {list(mask.shape)}, the prompts have {list(ids.shape)}")
     if empty := [str(row) for row, visible in enumerate(mask.any(dim=1).tolist()) if not visible]:
         problems.append(f"no visible token in row {', '.join(empty)}: give each prompt at least one")
-    own_first = config.pad_token_id or 0 if config.switches.positions_from_padding else -1
-    room = config.max_position_embeddings - max(plan.first, own_first + 1)
+    room = config.max_position_embeddings - max(plan.first, config.first_position)
     longest = ids.shape[1] + settings.max_new_tokens
     # The last token is put out and never read.
     if longest - 1 > room:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporters.onnx.load import load_onnx
-from qdq.errors import CheckpointError
+from qdq.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Source", "read_source"]
 
-_MODEL_FILE = "model.onnx"  # as exporters.directory writes it, which knows torch, and this should start in no time
+_MODEL_FILE = "model.onnx"  # as exporters.directory writes it, which imports torch at the top
 
 
 @dataclass(frozen=True)
@@ -97,12 +96,10 @@ def _float_size(value: ir.Value) -> int:
 
 
 def _longest(config: Path) -> int | None:
-    """``max_position_embeddings``, less the two that RoBERTa's kind keeps for padding."""
+    """The longest text that the model beside the file has positions for; None where no configuration lies there."""
+    from qdq.models.huggingface import read_config
+
     try:
-        document = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_config(config).max_length
+    except (CheckpointError, ConfigError):
         return None
-    if not isinstance(document, dict) or not isinstance(document.get("max_position_embeddings"), int):
-        return None
-    positions = int(document["max_position_embeddings"])
-    return positions - 2 if str(document.get("model_type", "")).startswith("roberta") else positions

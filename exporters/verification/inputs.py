@@ -50,11 +50,10 @@ def verification_batches(
         CheckpointError: for a tokenizer with more tokens than the model.
     """
     config: Any = deployed.model.config
-    longest = config.max_position_embeddings - 2  # some families keep the first positions for padding
     encode = _encoder(checkpoint, config)
     least = getattr(config, "max_span_width", 0) if config.model_type == "realm" else 0
     return [
-        fill(deployed, batch_size, max(min(seq_len, longest), least), encode, seed=index)
+        fill(deployed, batch_size, max(min(seq_len, config.max_length), least), encode, seed=index)
         for index, (batch_size, seq_len) in enumerate(shapes)
     ]
 

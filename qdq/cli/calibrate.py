@@ -273,7 +273,7 @@ def calibrate_into(
             adjust()
             record = {**_NO_DATA, "seed": seed}
         else:
-            seq_len = min(seq_len, _longest(wrapped))
+            seq_len = min(seq_len, config.max_length)
             count = -(-len(texts) // batch_size)
             with session.progress("calibrating", total=count) as advance:
                 summary = calibration.calibrate_and_refine(
@@ -384,11 +384,3 @@ def describe(calibration: Mapping[str, Any]) -> str:
     if "samples" not in calibration:
         return f"ranges from {shown}"
     return f"ranges from {calibration['samples']} samples, {calibration.get('tokens')} tokens, method {shown}"
-
-
-def _longest(model: nn.Module) -> int:
-    """The tokens for which the model has positions."""
-    from qdq.models.embeddings import Embeddings
-
-    tables = [module for module in model.modules() if isinstance(module, Embeddings)]
-    return min(table.position.num_embeddings - table.first_position for table in tables)

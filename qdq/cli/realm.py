@@ -167,6 +167,6 @@ def _embedder(model: Path, *, seq_len: int | None, batch_size: int, threads: int
     else:
         run = torch_runner(load_part(model, "retrieval"))
     # What is left of the reader's row beside a question: 288 of 320 in the published models.
-    length = seq_len or min(config.max_position_embeddings, max(3, config.reader_seq_len - 32))
-    length = min(length, config.max_position_embeddings)
+    length = seq_len or min(config.max_length, max(3, config.reader_seq_len - 32))
+    length = min(length, config.max_length)
     return TextEmbedder(run, load_tokenizer(folder), max_length=length, batch_size=batch_size), length

@@ -104,6 +104,16 @@ class ModelConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def first_position(self) -> int:
+        """The position of the first token: 0, or the one behind ``pad_token_id`` where padding is not counted."""
+        return (self.pad_token_id or 0) + 1 if self.switches.positions_from_padding else 0
+
+    @property
+    def max_length(self) -> int:
+        """The longest text in tokens that the model has positions for."""
+        return self.max_position_embeddings - self.first_position
+
+    @property
     def embedding_width(self) -> int:
         """Width of the embedding tables: ``embedding_size`` where a projection follows, else ``hidden_size``."""
         return self.embedding_size if self.switches.embedding_projection else self.hidden_size

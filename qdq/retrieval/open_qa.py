@@ -191,7 +191,7 @@ class OpenQA(nn.Module):
         if not question.strip():
             raise DataError("the question is empty")
         encoding = self.tokenizer.encode(question)
-        longest = self.config.max_position_embeddings
+        longest = self.config.max_length
         if len(encoding) > longest:
             raise DataError(f"the question has {len(encoding)} tokens, the model takes at most {longest}")
         if len(encoding.ids) <= 2:

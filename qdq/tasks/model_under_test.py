@@ -63,9 +63,7 @@ class Subject:
     @property
     def max_length(self) -> int:
         """The longest sequence that the model has positions for."""
-        config = self.config
-        first = (config.pad_token_id or 0) + 1 if config.switches.positions_from_padding else 0
-        return config.max_position_embeddings - first
+        return self.config.max_length
 
 
 def open_subject(path: str | Path, task: str, *, runtime: str | None = None, threads: int | None = None) -> Subject:

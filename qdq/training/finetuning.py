@@ -284,9 +284,7 @@ def state_folder(output: Path) -> Path:
 
 
 def _encoder(start: Start) -> TextEncoder:
-    config = start.config
-    first = (config.pad_token_id or 0) + 1 if config.switches.positions_from_padding else 0
-    return load_encoder(start.path, max_length=config.max_position_embeddings - first, pad_id=config.pad_token_id)
+    return load_encoder(start.path, max_length=start.config.max_length, pad_id=start.config.pad_token_id)
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
