@@ -277,7 +277,7 @@ def test_arrows_the_right_way_are_left_alone(tmp_path: Path) -> None:
         "qdq/__init__.py": "def __getattr__(name):\n    from exporters.runners import Runner",
         "qdq/models/attention.py": "from qdq.models.config import ModelConfig\nfrom qdq.models.ops import MatMul",
         "qdq/models/novelty.py": "from qdq.models.attention import Attention",
-        "qdq/quantization/modules/linear.py": "from qdq.models.ops import MatMul\nfrom qdq.quantization import quantizer",
+        "qdq/quantization/modules/add.py": "from qdq.models.ops import Add\nfrom qdq.quantization import quantizer",
         "qdq/tasks/sts.py": "from exporters.runners import Runner",
         "qdq/training/qat.py": "from calibration import calibrate\nfrom qdq.tasks.sts import evaluate",
         "qdq/cli/export.py": "import qdq\nfrom qdq.training.loop import train\nfrom calibration import calibrate",
