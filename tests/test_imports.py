@@ -30,14 +30,15 @@ BASE = ("qdq.errors", "qdq.storage")
 FLOAT = (*BASE, "qdq.models.ops", "qdq.models.uninitialized")  # what float and wrapped modules have in common
 NUMBERS = tuple(f"qdq.quantization.{name}" for name in ("spec", "functional", "transform", "quantizer", "slot"))
 QUANTIZATION = (*NUMBERS, *(f"qdq.quantization.{name}" for name in ("modules", "wrap", "graph", "fold")))
-CORE = (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes", "qdq.checkpoint", "qdq.data")
+CORE = (*BASE, "qdq.protobuf", "qdq.models", *QUANTIZATION, "qdq.recipes", "qdq.checkpoint", "qdq.data")
 SIDES = ("calibration", "exporters", "qdq.tasks", "qdq.interop", "qdq.generation", "qdq.retrieval")
 EVERYTHING = (*CORE, *SIDES, "qdq.training", "qdq.conversion")
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.errors": (),
     "qdq.storage": ("qdq.errors",),
-    "qdq.data": BASE,
+    "qdq.protobuf": (),
+    "qdq.data": (*BASE, "qdq.protobuf"),
     # the float reference knows nothing of quantization
     "qdq.models.ops": BASE,
     "qdq.models.uninitialized": (),

@@ -11,7 +11,7 @@ Evaluation, verification and timing see a :class:`Runner` and nothing of its run
 from __future__ import annotations
 
 from exporters.runners.evaluator import EvaluatorRunner
-from exporters.runners.feed import TensorInfo
+from exporters.runners.inputs import TensorInfo
 from exporters.runners.onnxruntime import OnnxRuntimeRunner
 from exporters.runners.openvino import OpenVINORunner
 from exporters.runners.runner import Runner

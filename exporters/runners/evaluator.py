@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.runners.feed import TensorInfo, feed
-from exporters.runners.file import FileRunner, existing, one_line
+from exporters.runners.file_runner import FileRunner, existing_file, one_line
 from exporters.runners.float32_sums import float32_sums
+from exporters.runners.inputs import TensorInfo, check_inputs
 from qdq.errors import CheckpointError, ExportError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class EvaluatorRunner(FileRunner):
         import onnx
         from onnx.reference import ReferenceEvaluator
 
-        self._name = "the model in memory" if isinstance(path, bytes) else str(existing(path))
+        self._name = "the model in memory" if isinstance(path, bytes) else str(existing_file(path))
         try:
             proto = onnx.load_from_string(path) if isinstance(path, bytes) else onnx.load(path)
         except Exception as error:  # protobuf has its own tree of errors
@@ -52,7 +52,7 @@ class EvaluatorRunner(FileRunner):
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Outputs by name; see :class:`Runner`."""
-        fed = feed(self._name, self.inputs, inputs)
+        fed = check_inputs(self._name, self.inputs, inputs)
         try:
             arrays = self._evaluator.run(None, fed)
         except Exception as error:  # numpy's and the operators' own

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.runners.feed import TensorInfo, feed
-from exporters.runners.file import FileRunner, existing, one_line
+from exporters.runners.file_runner import FileRunner, existing_file, one_line
+from exporters.runners.inputs import TensorInfo, check_inputs
 from qdq.errors import CheckpointError, ExportError, QDQError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class OnnxRuntimeRunner(FileRunner):
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # which would leave a file in the temporary folder
         import onnxruntime as ort
 
-        self._name = "the model in memory" if isinstance(path, bytes) else str(existing(path))
+        self._name = "the model in memory" if isinstance(path, bytes) else str(existing_file(path))
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what goes wrong arrives as an exception; stderr belongs to the caller
         if threads is not None:
@@ -90,7 +90,7 @@ class OnnxRuntimeRunner(FileRunner):
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Outputs by name; see :class:`Runner`."""
-        fed = feed(self._name, self.inputs, inputs)
+        fed = check_inputs(self._name, self.inputs, inputs)
         try:
             arrays = self._session.run(self._output_names, fed)
         except Exception as error:  # as above

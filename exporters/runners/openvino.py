@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.runners.feed import TensorInfo, feed
-from exporters.runners.file import FileRunner, existing, one_line
+from exporters.runners.file_runner import FileRunner, existing_file, one_line
+from exporters.runners.inputs import TensorInfo, check_inputs
 from qdq.errors import CheckpointError, ExportError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class OpenVINORunner(FileRunner):
         except ModuleNotFoundError as error:
             raise MissingPackageError("openvino", extra="openvino", purpose="running a model in OpenVINO") from error
 
-        self._name = str(existing(path))
+        self._name = str(existing_file(path))
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision_hint}
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads
@@ -59,7 +59,7 @@ class OpenVINORunner(FileRunner):
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Outputs by name; see :class:`Runner`."""
-        fed = feed(self._name, self.inputs, inputs)
+        fed = check_inputs(self._name, self.inputs, inputs)
         try:
             arrays = self._model(fed)
         except RuntimeError as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.runners.feed import missing, raise_problems
+from exporters.runners.inputs import missing_inputs, raise_problems
 from qdq.errors import ExportError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class TorchRunner:
         import torch
 
         name = type(self.model).__name__
-        raise_problems(name, missing(self._input_names, inputs))
+        raise_problems(name, missing_inputs(self._input_names, inputs))
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         tensors = {n: torch.tensor(np.asarray(inputs[n]), device=device) for n in self._input_names}
         with torch.inference_mode(), _evaluating(self.model):

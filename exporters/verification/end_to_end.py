@@ -1,4 +1,4 @@
-"""The proof end to end: outputs of the file as it is deployed, against checkpoint and float model."""
+"""The proof end to end: outputs of the file as it is export_model, against checkpoint and float model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporters.verification.arrays import wide
-from exporters.verification.report import EndToEnd
+from exporters.verification.numpy_conversion import to_float32
+from exporters.verification.report import OutputComparison
 from exporters.verification.similarity import cosine, sqnr_db
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def compare_end_to_end(
     expected: Mapping[str, np.ndarray],
     actual: Mapping[str, np.ndarray],
     inputs: Mapping[str, np.ndarray],
-) -> list[EndToEnd]:
+) -> list[OutputComparison]:
     """A row for every output; of outputs ``(batch, seq, ...)`` the padded positions do not count.
 
     Narrow vectors are compared as one, and their number decides how much an SQNR scatters.
@@ -47,18 +47,18 @@ def compare_end_to_end(
         # A vector for each text may be as long as the text.
         by_token = reference.ndim > 2 and not name.startswith("present.") and name != "candidate_score"
         padded = reference.shape[:2] == visible.shape and (by_token or name in _TWO_AXES)
-        x, a, b = (y[visible] if padded else y for y in map(wide, (in_float[name], reference, actual[name])))
+        x, a, b = (y[visible] if padded else y for y in map(to_float32, (in_float[name], reference, actual[name])))
         if a.dtype.kind in "iu":
             share = float(np.mean(a == b)) if a.size else 1.0
             unknown = dict.fromkeys(_MEASURES, math.nan)
-            rows.append(EndToEnd(name, batch_size, seq_len, **unknown, agreement=share))
+            rows.append(OutputComparison(name, batch_size, seq_len, **unknown, agreement=share))
             continue
         scatter = 0.0
         if 0 < a.shape[-1] < _NARROW:
             scatter = sqnr_spread_db(a.size // a.shape[-1])
             x, a, b = x.reshape(-1), a.reshape(-1), b.reshape(-1)
         rows.append(
-            EndToEnd(
+            OutputComparison(
                 name,
                 batch_size,
                 seq_len,
@@ -82,7 +82,7 @@ def sqnr_spread_db(errors: int) -> float:
     return 3 * 10 / math.log(10) * math.sqrt(2 / errors) * math.sqrt(2)
 
 
-def end_to_end_problems(row: EndToEnd, bounds: Bounds, runtime: str) -> list[str]:
+def end_to_end_problems(row: OutputComparison, bounds: Bounds, runtime: str) -> list[str]:
     """What does not hold; written so that NaN does not hold either. Whole numbers are decided by flipped steps."""
     if row.agreement is not None:
         return []

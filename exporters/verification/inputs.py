@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from exporters.export_model import cache_names, deploy
-from exporters.interface import Form
-from exporters.io_signature import PAST_AND_SEQ, SIZES, TEXTS, Input, example_inputs
+from exporters.export_model import cache_names, wrap_for_export
+from exporters.interface import ExportInterface
+from exporters.io_signature import PAST_AND_SEQ, SIZES, TOKEN_INPUTS, InputSpec, example_inputs
 from qdq.data.text import TextSample, draw, read_samples, sample_text
 from qdq.data.tokenize import encode_batches, load_tokenizer
 from qdq.errors import CheckpointError
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from exporters.export_model import Deployed
+    from exporters.export_model import ExportModel
 
-__all__ = ["PROOF_SHAPES", "verification_batches"]
+__all__ = ["VERIFICATION_SHAPES", "verification_batches"]
 
-PROOF_SHAPES = ((1, 128), (8, 32), (3, 64))
+VERIFICATION_SHAPES = ((1, 128), (8, 32), (3, 64))
 """Batch sizes and lengths that a verification runs by default; the first text is that long, shorter ones are padded.
 
 None has many tokens: what every quantizer of a large model saw in one batch is held at once.
@@ -34,26 +34,26 @@ _SENTENCES = 40  # together longer than any of the lengths
 
 
 def verification_batches(
-    checkpoint: str | Path, deployed: Deployed, shapes: tuple[tuple[int, int], ...] = PROOF_SHAPES
+    checkpoint: str | Path, export_model: ExportModel, shapes: tuple[tuple[int, int], ...] = VERIFICATION_SHAPES
 ) -> list[dict[str, Tensor]]:
     """Several shapes with padding: sample text, or random token ids where the checkpoint has no tokenizer.
 
     Args:
         checkpoint: directory with the tokenizer.
-        deployed: what is to be proven.
+        export_model: what is to be proven.
         shapes: batch sizes and longest lengths, cut to what the model takes.
 
     Returns:
-        For each shape the tensors of ``deployed.signature``.
+        For each shape the tensors of ``export_model.signature``.
 
     Raises:
         CheckpointError: for a tokenizer with more tokens than the model.
     """
-    config: Any = deployed.model.config
+    config: Any = export_model.model.config
     encode = _encoder(checkpoint, config)
     least = getattr(config, "max_span_width", 0) if config.model_type == "realm" else 0
     return [
-        fill(deployed, batch_size, max(min(seq_len, config.max_length), least), encode, seed=index)
+        fill(export_model, batch_size, max(min(seq_len, config.max_length), least), encode, seed=index)
         for index, (batch_size, seq_len) in enumerate(shapes)
     ]
 
@@ -71,7 +71,7 @@ def _encoder(checkpoint: str | Path, config: Any) -> Callable[[int, int, int], M
 
     def encode(rows: int, seq_len: int, seed: int) -> Mapping[str, Tensor]:
         if tokenizer is None:
-            plain = tuple(Input(name) for name in TEXTS)
+            plain = tuple(InputSpec(name) for name in TOKEN_INPUTS)
             return example_inputs(
                 plain,
                 batch_size=rows,
@@ -80,9 +80,9 @@ def _encoder(checkpoint: str | Path, config: Any) -> Callable[[int, int, int], M
                 padding=seq_len // 4,
                 seed=seq_len + 1000 * seed,
             )
-        texts = list(read_samples(sample_text("heldout")))
-        whole = TextSample(" ".join(sample.text for sample in draw(texts, _SENTENCES, seed=seed)))
-        samples = [whole, *(draw(texts, rows - 1, seed=seed) if rows > 1 else ())]
+        token_inputs = list(read_samples(sample_text("heldout")))
+        whole = TextSample(" ".join(sample.text for sample in draw(token_inputs, _SENTENCES, seed=seed)))
+        samples = [whole, *(draw(token_inputs, rows - 1, seed=seed) if rows > 1 else ())]
         pad = config.pad_token_id or 0
         (batch,) = encode_batches(samples, tokenizer, batch_size=rows, seq_len=seq_len, pad_token_id=pad)
         return batch
@@ -91,7 +91,7 @@ def _encoder(checkpoint: str | Path, config: Any) -> Callable[[int, int, int], M
 
 
 def fill(
-    deployed: Deployed,
+    export_model: ExportModel,
     batch_size: int,
     seq_len: int,
     encode: Callable[[int, int, int], Mapping[str, Tensor]],
@@ -104,7 +104,7 @@ def fill(
     2. Embedded tokens: from the model's table. 3. A cache: what the model itself makes of the first half of the text.
     4. Other floats: normal numbers; other masks: that of the tokens.
     """
-    model: Any = deployed.model
+    model: Any = export_model.model
     groups: dict[tuple[str | int, ...], Mapping[str, Tensor]] = {}
     sizes = {**SIZES, "batch": batch_size}
 
@@ -117,11 +117,11 @@ def fill(
 
     found: dict[str, Tensor] = {}
     others = []
-    for entry in deployed.signature.inputs:
+    for entry in export_model.signature.inputs:
         kind = getattr(torch, entry.dtype)
         name = entry.name.removeprefix("candidate_")
         axes = tuple("seq" if axis == PAST_AND_SEQ else axis for axis in entry.axes)
-        if name in TEXTS:  # case 1
+        if name in TOKEN_INPUTS:  # case 1
             found[entry.name] = tokens(axes)[name].to(kind)
         elif entry.name == "block_mask":  # case 4
             found[entry.name] = tokens(axes)["attention_mask"].to(kind)
@@ -130,17 +130,17 @@ def fill(
                 found[entry.name] = model.embeddings.word(tokens(axes[:-1])["input_ids"]).to(kind)
         else:
             others.append(entry)
-    if deployed.form.cache == "step":  # case 3
-        found |= _after_half(deployed, found)
+    if export_model.interface.cache == "step":  # case 3
+        found |= _after_half(export_model, found)
     rest = tuple(entry for entry in others if entry.name not in found)
     width = next((value.shape[-1] for name, value in found.items() if name == "input_ids"), seq_len)
     found |= example_inputs(rest, batch_size=batch_size, seq_len=width, padding=2, seed=seed)
-    return {name: found[name].contiguous() for name in deployed.signature.input_names}
+    return {name: found[name].contiguous() for name in export_model.signature.input_names}
 
 
-def _after_half(deployed: Deployed, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _after_half(export_model: ExportModel, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The second half of the text, and the cache of the first."""
-    first = deploy(deployed.model, _first(deployed.form))
+    first = wrap_for_export(export_model.model, _first(export_model.interface))
     half = max(1, found["attention_mask"].shape[1] // 2)
     entries = {entry.name: entry for entry in first.signature.inputs}
     head = {name: value[:, :half] for name, value in found.items() if name in entries}
@@ -148,9 +148,9 @@ def _after_half(deployed: Deployed, found: Mapping[str, Tensor]) -> dict[str, Te
         tuple(entry for name, entry in entries.items() if name not in head), batch_size=len(found["attention_mask"])
     )
     outputs = first.run(head)
-    crossed = bool(deployed.model.config.add_cross_attention)  # type: ignore[union-attr]
+    crossed = bool(export_model.model.config.add_cross_attention)  # type: ignore[union-attr]
     tail = {name: value if name == "attention_mask" else value[:, half:] for name, value in found.items()}
-    for n in range(len(deployed.model.encoder.layers)):  # type: ignore[union-attr, arg-type]
+    for n in range(len(export_model.model.encoder.layers)):  # type: ignore[union-attr, arg-type]
         names = zip(cache_names(n, crossed=crossed), cache_names(n, "present", crossed=crossed), strict=True)
         tail |= {into: outputs[out] for into, out in names}
     if "encoder_attention_mask" in head:
@@ -158,12 +158,12 @@ def _after_half(deployed: Deployed, found: Mapping[str, Tensor]) -> dict[str, Te
     return tail
 
 
-def _first(form: Form) -> Form:
+def _first(interface: ExportInterface) -> ExportInterface:
     """The form that makes the cache which ``form`` takes."""
-    return Form(
+    return ExportInterface(
         cache="first",
-        token_type_ids=form.token_type_ids,
-        int32_ids=form.int32_ids,
-        inputs_embeds=form.inputs_embeds,
-        dtype=form.dtype,
+        token_type_ids=interface.token_type_ids,
+        int32_ids=interface.int32_ids,
+        inputs_embeds=interface.inputs_embeds,
+        dtype=interface.dtype,
     )

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from exporters.onnx.load import load_onnx
-from exporters.onnx.saturation import Saturated, at_risk, saturated_pairs
+from exporters.onnx.saturation import SaturationCount, count_saturated_pairs, risky_products
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,8 +23,8 @@ class PairSums:
     """Counts the pair sums that would saturate, with the integers that torch finds."""
 
     def __init__(self, path: Path | None) -> None:
-        self._products = [] if path is None else at_risk(load_onnx(path).graph)
-        self._found: dict[str, Saturated] = {}
+        self._products = [] if path is None else risky_products(load_onnx(path).graph)
+        self._found: dict[str, SaturationCount] = {}
 
     def add(self, cuts: Iterable[Cut], fed: Mapping[str, np.ndarray]) -> None:
         """Count one batch; ``fed`` are the integers by name of the graph's input."""
@@ -32,7 +32,7 @@ class PairSums:
         for product in self._products:
             if product.activations not in integers:
                 continue
-            new = saturated_pairs(product, integers[product.activations])
+            new = count_saturated_pairs(product, integers[product.activations])
             old = self._found.get(product.name, replace(new, pairs=0, saturated=0, worst=0))
             self._found[product.name] = replace(
                 new,
@@ -41,7 +41,7 @@ class PairSums:
                 worst=max(old.worst, new.worst),
             )
 
-    def rows(self) -> list[Saturated]:
+    def rows(self) -> list[SaturationCount]:
         """One for each product whose weights could saturate."""
         return list(self._found.values())
 

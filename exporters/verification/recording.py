@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from exporters.verification.arrays import array_of, wide
+from exporters.verification.numpy_conversion import to_float32, to_numpy
 from qdq.models.attention import Attention
 from qdq.quantization.functional import quantize_float8
 from qdq.quantization.quantizer import Mode, Quantizer, quantizers, set_mode
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from exporters.export_model import Deployed
+    from exporters.export_model import ExportModel
 
-__all__ = ["TIE", "Call", "Record", "float_outputs", "outputs_of", "record_run"]
+__all__ = ["TIE", "Call", "RecordedTensor", "float_outputs", "outputs_of", "record_run"]
 
 TIE = 1e-3
 """Width, in quantization steps, of the zone around a tie in which float32 noise may decide the rounding.
@@ -34,7 +34,7 @@ Noise grows with the largest value of a tensor, for which int8 has 127 steps, fl
 
 
 @dataclass(frozen=True)
-class Record:
+class RecordedTensor:
     """What one quantizer saw: its integers ``q``, what rounding took from the tensor in steps, and the grid.
 
     Of float8 the steps are its units, and the integers its numbers. ``score`` is, of what comes out of a softmax, the
@@ -53,7 +53,7 @@ class Record:
     largest: np.ndarray | None = None
 
     @classmethod
-    def of(cls, steps: np.ndarray, q: np.ndarray, scale: Any, zero_point: Any, **more: Any) -> Record:
+    def of(cls, steps: np.ndarray, q: np.ndarray, scale: Any, zero_point: Any, **more: Any) -> RecordedTensor:
         """A record of ``steps`` and ``q`` in float32; NaN, which ``q`` cannot hold, is in ``rest``."""
         rest = steps - (q - zero_point)
         if more.get("float8"):  # whose steps are too wide for a smaller rest
@@ -98,7 +98,7 @@ class Record:
         low, high = (_float8(steps + side * zone) for side in (-1, 1))
         return (low <= integers) & (integers <= high)
 
-    def transposed(self, perm: tuple[int, ...] | None) -> Record:
+    def transposed(self, perm: tuple[int, ...] | None) -> RecordedTensor:
         """The same with its axes in the file's order; None: as they are."""
         if perm is None:
             return self
@@ -117,17 +117,17 @@ Call = tuple[Quantizer, int]
 
 
 def record_run(
-    deployed: Deployed, batch: Mapping[str, Tensor], *, per_token: Collection[str] = ()
-) -> tuple[dict[Call, Record], dict[str, np.ndarray]]:
+    export_model: ExportModel, batch: Mapping[str, Tensor], *, per_token: Collection[str] = ()
+) -> tuple[dict[Call, RecordedTensor], dict[str, np.ndarray]]:
     """Run torch and keep the integers of every call of a quantizer, and the outputs.
 
     Args:
-        deployed: the model in its form.
+        export_model: the model in its form.
         batch: its inputs.
         per_token: the slots whose scales per token a file has beside integers; where it computes in float there is
             nothing to compare them with.
     """
-    records: dict[Call, Record] = {}
+    records: dict[Call, RecordedTensor] = {}
     calls: Counter[Quantizer] = Counter()
     scores: dict[Quantizer, float] = {}
 
@@ -140,7 +140,7 @@ def record_run(
     def recorder_of(quantizer: Quantizer) -> Any:
         def record(x: Tensor, q: Tensor) -> None:
             scale, zero_point = quantizer.grid(x)
-            records[quantizer, calls[quantizer]] = Record.of(
+            records[quantizer, calls[quantizer]] = RecordedTensor.of(
                 (x.float() / scale).detach().numpy(),
                 q.detach().numpy(),
                 scale.detach().numpy(),
@@ -156,7 +156,7 @@ def record_run(
     # Weights are constants of the file.
     active = [
         quantizer
-        for slot, quantizer in named_slots(deployed.model)
+        for slot, quantizer in named_slots(export_model.model)
         if slot.name != "weight"
         and quantizer.mode is Mode.QUANTIZE
         and quantizer.spec is not None
@@ -164,14 +164,14 @@ def record_run(
     ]
     hooks = [
         attention.scores.register_forward_hook(score_of(weights, attention.head_size))
-        for attention in deployed.model.modules()
+        for attention in export_model.model.modules()
         if isinstance(attention, Attention)
         and isinstance(weights := getattr(attention.context, "input_quantizer", None), Quantizer)
     ]
     try:
         for quantizer in active:
             quantizer.recorder = recorder_of(quantizer)
-        outputs = deployed.run(batch)
+        outputs = export_model.run(batch)
     finally:
         for quantizer in active:
             quantizer.recorder = None
@@ -193,22 +193,22 @@ def _largest(quantizer: Quantizer, x: Tensor, scale: Tensor) -> np.ndarray | Non
     return largest
 
 
-def outputs_of(deployed: Deployed, batch: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+def outputs_of(export_model: ExportModel, batch: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """What torch finds, in float32 or whole numbers."""
-    return _as_arrays(deployed.run(batch))
+    return _as_arrays(export_model.run(batch))
 
 
-def float_outputs(deployed: Deployed, batch: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+def float_outputs(export_model: ExportModel, batch: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """The same model with its quantizers off."""
-    model = deployed.model
+    model = export_model.model
     modes = {quantizer: quantizer.mode for _, quantizer in quantizers(model)}
     try:
         set_mode(model, Mode.OFF)
-        return outputs_of(deployed, batch)
+        return outputs_of(export_model, batch)
     finally:
         for quantizer, mode in modes.items():
             quantizer.mode = mode
 
 
 def _as_arrays(outputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: wide(array_of(value)) for name, value in outputs.items()}
+    return {name: to_float32(to_numpy(value)) for name, value in outputs.items()}

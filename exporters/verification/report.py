@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from exporters.verification.similarity import EQUAL_DB
 
 if TYPE_CHECKING:
-    from exporters.onnx.saturation import Saturated
+    from exporters.onnx.saturation import SaturationCount
 
-__all__ = ["Bounds", "EndToEnd", "Segment", "Verification"]
+__all__ = ["Bounds", "OutputComparison", "Segment", "VerificationReport"]
 
 _TWICE_DB = 10 * math.log10(2)
 
@@ -78,7 +78,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class EndToEnd:
+class OutputComparison:
     """One output of one batch.
 
     Args:
@@ -108,7 +108,7 @@ class EndToEnd:
 
 
 @dataclass(frozen=True)
-class Verification:
+class VerificationReport:
     """The report of :func:`verify`.
 
     Args:
@@ -121,11 +121,11 @@ class Verification:
     """
 
     segments: list[Segment]
-    end_to_end: list[EndToEnd]
+    end_to_end: list[OutputComparison]
     bounds: Bounds
     runtime: str
     problems: list[str] = field(default_factory=list)
-    saturation: list[Saturated] = field(default_factory=list)
+    saturation: list[SaturationCount] = field(default_factory=list)
 
     @property
     def holds(self) -> bool:

@@ -10,13 +10,13 @@ import math
 
 import numpy as np
 
-__all__ = ["GAIN", "Gain"]
+__all__ = ["TOLERANCE", "ScaleRatio"]
 
-GAIN = 0.015
+TOLERANCE = 0.015
 """How far the root mean square may be off; beside this, five standard deviations of what noise would do to it."""
 
 
-class Gain:
+class ScaleRatio:
     """The ratio of what a file finds to what torch finds, both in steps, over all batches."""
 
     def __init__(self) -> None:
@@ -42,4 +42,4 @@ class Gain:
         if not self._expected:
             return True
         deviation = math.sqrt(self._noise) / self._expected
-        return abs(self.ratio - 1) <= GAIN + 5 * deviation
+        return abs(self.ratio - 1) <= TOLERANCE + 5 * deviation

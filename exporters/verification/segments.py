@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporters.verification.arrays import wide
+from exporters.verification.matching import calls_of
+from exporters.verification.numpy_conversion import to_float32
 from exporters.verification.report import Segment
-from exporters.verification.scale_ratio import Gain
+from exporters.verification.scale_ratio import ScaleRatio
 from exporters.verification.similarity import ratio_db
-from exporters.verification.structure import calls_of
 from qdq.errors import DataError, ExportError
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from exporters.onnx.segments import Cut
     from exporters.runners import Runner
-    from exporters.verification.recording import Call, Record
+    from exporters.verification.recording import Call, RecordedTensor
 
-__all__ = ["FLOAT_TOLERANCE", "Tally", "compare_segments"]
+__all__ = ["FLOAT_TOLERANCE", "SegmentTotals", "compare_segments"]
 
 FLOAT_TOLERANCE = 1e-4
 """Largest difference of float tensors, relative to the largest magnitude, between two implementations in float32."""
@@ -36,17 +36,17 @@ _HALF_ROUNDINGS = 8
 _HALF_TOLERANCE = {"fp16": 0.02, "bf16": 0.1}  # of outputs, behind whole models perhaps
 
 
-class Tally:
+class SegmentTotals:
     """Adds up the segments over the batches."""
 
     def __init__(self, dtype: str = "fp32") -> None:
         self._rows: dict[str, Segment] = {}
         self._power: dict[str, list[float]] = {}  # of signal and difference
-        self._gains: dict[str, Gain] = {}
+        self._gains: dict[str, ScaleRatio] = {}
         self._rounding = _HALF_STEP.get(dtype, 0.0) * _HALF_ROUNDINGS
         self._tolerance = _HALF_TOLERANCE.get(dtype, FLOAT_TOLERANCE)
 
-    def add_integers(self, name: str, record: Record, integers: np.ndarray) -> None:
+    def add_integers(self, name: str, record: RecordedTensor, integers: np.ndarray) -> None:
         """Compare the ``integers`` that a piece found with those of torch; a tie is not wrong."""
         expected = record.integers
         difference = np.abs(expected - integers)
@@ -58,11 +58,11 @@ class Tally:
         row = Segment(name, difference.size, int(tie.sum()), wrong, largest, "steps")
         self._add(row, expected, difference)
         if self._rounding:
-            self._gains.setdefault(name, Gain()).add(expected, integers)
+            self._gains.setdefault(name, ScaleRatio()).add(expected, integers)
 
     def add_floats(self, name: str, expected: np.ndarray, actual: np.ndarray) -> None:
         """Compare floats relative to the largest magnitude, whole numbers by value."""
-        expected, actual = wide(expected), wide(actual)
+        expected, actual = to_float32(expected), to_float32(actual)
         if expected.dtype.kind in "iu":
             difference = np.abs(expected - actual)
             # What a label is can hang on the last digit of half precision, whose logits are not outputs.
@@ -113,11 +113,11 @@ class Tally:
 
 
 def compare_segments(
-    tally: Tally,
+    totals: SegmentTotals,
     cuts: Iterable[Cut],
     pieces: Runner,
     model: nn.Module,
-    recorded: Mapping[Call, Record],
+    recorded: Mapping[Call, RecordedTensor],
     arrays: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
@@ -138,9 +138,9 @@ def compare_segments(
     for piece, record in torch_side.items():
         grid = {part: found[name].astype(np.float32) for part, name, _ in piece.computed}
         if "scale" in grid:
-            tally.add_floats(f"{piece.slot}.scale", record.scale, grid["scale"])
+            totals.add_floats(f"{piece.slot}.scale", record.scale, grid["scale"])
         zero = grid["zero_point"] if piece.zero_point is None else piece.zero_point
-        tally.add_integers(piece.slot, record, found[piece.output].astype(np.float32) - zero)
+        totals.add_integers(piece.slot, record, found[piece.output].astype(np.float32) - zero)
     for name, expected in outputs.items():
-        tally.add_floats(name, expected, found[name])
+        totals.add_floats(name, expected, found[name])
     return fed

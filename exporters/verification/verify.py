@@ -4,7 +4,7 @@ By segment: the graph is cut at its quantizers, every piece is fed torch's own i
 integers that come out must be equal, except values that lie within ``TIE`` of a rounding tie, which are counted. Half
 precision widens that zone by its own rounding.
 
-End to end: the file as it is deployed, optimizations on. One flipped step grows through the layers, so file and
+End to end: the file as it is export_model, optimizations on. One flipped step grows through the layers, so file and
 checkpoint may differ there; but both must lie equally close to the float model, and close to each other within stated
 bounds.
 """
@@ -22,18 +22,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from exporters.export_model import deploy
+from exporters.export_model import wrap_for_export
 from exporters.onnx.segments import cut_at_quantizers
 from exporters.runners import EvaluatorRunner, OnnxRuntimeRunner, OpenVINORunner, Runner
-from exporters.runners.feed import missing, raise_problems
-from exporters.verification.arrays import array_of
+from exporters.runners.inputs import missing_inputs, raise_problems
 from exporters.verification.end_to_end import compare_end_to_end, end_to_end_problems
+from exporters.verification.matching import output_problems, quantizer_problems
+from exporters.verification.numpy_conversion import to_numpy
 from exporters.verification.pair_sums import PairSums
 from exporters.verification.recording import float_outputs, outputs_of, record_run
-from exporters.verification.report import Bounds, EndToEnd, Segment, Verification
-from exporters.verification.segments import Tally, compare_segments
+from exporters.verification.report import Bounds, OutputComparison, Segment, VerificationReport
+from exporters.verification.segments import SegmentTotals, compare_segments
 from exporters.verification.similarity import cosine, sqnr_db
-from exporters.verification.structure import output_problems, quantizer_problems
 from qdq.errors import ExportError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from exporters.export_model import Deployed
-    from exporters.interface import Form
+    from exporters.export_model import ExportModel
+    from exporters.interface import ExportInterface
     from exporters.onnx.segments import Cut
 
-__all__ = ["Bounds", "EndToEnd", "Segment", "Verification", "cosine", "sqnr_db", "verify"]
+__all__ = ["Bounds", "OutputComparison", "Segment", "VerificationReport", "cosine", "sqnr_db", "verify"]
 
 _Batch = Mapping[str, Tensor]
 
@@ -61,10 +61,10 @@ def verify(
     *,
     runtime: str = "onnxruntime",
     bounds: Bounds | None = None,
-    form: Form | None = None,
+    interface: ExportInterface | None = None,
     engine: Runner | None = None,
     sums_in_16_bits: bool = False,
-) -> Verification:
+) -> VerificationReport:
     """Compare an ONNX file with the torch model it was exported from.
 
     Args:
@@ -75,7 +75,7 @@ def verify(
             optimizations off, for files that are meant for a device which is not here; or ``evaluator``: onnx's own
             evaluator, slow but with every type, which then runs the pieces, too.
         bounds: for end to end, :class:`Bounds` when None, with a wider ``float_loss_db`` in half precision.
-        form: that the file has, :class:`~exporters.interface.Form` when None; ``model`` computes in its type already.
+        form: that the file has, :class:`~exporters.interface.ExportInterface` when None; ``model`` computes in its type already.
         engine: built from the file; it runs end to end instead of ``runtime``.
         sums_in_16_bits: whether to simulate CPUs that add pairs of products in 16 bits; no sum may saturate then.
 
@@ -90,17 +90,18 @@ def verify(
     """
     if runtime not in _RUNTIMES:
         raise ExportError(f"no runtime {runtime!r} to verify in: it must be one of {', '.join(_RUNTIMES)}")
-    deployed = deploy(model, form)
+    export_model = wrap_for_export(model, interface)
     if bounds is None:
-        plain, dtype = Bounds(), deployed.form.dtype
+        plain, dtype = Bounds(), export_model.interface.dtype
         loss = _HALF_LOSS_DB.get(dtype, plain.float_loss_db)
         bounds = replace(plain, float_loss_db=loss, independent=dtype in _HALF_LOSS_DB)
     batches = list(batches)
-    names = deployed.signature.input_names
+    names = export_model.signature.input_names
     raise_problems(
-        "a batch of the proof", [*dict.fromkeys(problem for batch in batches for problem in missing(names, batch))]
+        "a batch of the proof",
+        [*dict.fromkeys(problem for batch in batches for problem in missing_inputs(names, batch))],
     )
-    tally = Tally(deployed.form.dtype)
+    totals = SegmentTotals(export_model.interface.dtype)
     problems = [] if batches else ["nothing was compared: there is no batch"]
     start_pieces = EvaluatorRunner if runtime == "evaluator" else partial(OnnxRuntimeRunner, optimize=False)
     # NaN and infinity are counted, not warned about.
@@ -111,42 +112,49 @@ def verify(
         gc.collect()  # graphs refer to themselves, and hold what was read of the weights
         # One runtime after the other: each holds the weights.
         whole, runtime = _runner(path, runtime) if engine is None else (engine, "the engine")
-        rows, different = _end_to_end(deployed, batches, whole)
+        rows, different = _end_to_end(export_model, batches, whole)
         del whole
-        different = different or _by_segment(deployed, batches, cuts, start_pieces(pieces), tally, saturation)
+        different = different or _by_segment(export_model, batches, cuts, start_pieces(pieces), totals, saturation)
     if different:  # then how far the outputs are apart says nothing more
         rows = []
-    problems += [*different, *tally.problems(), *saturation.problems()]
+    problems += [*different, *totals.problems(), *saturation.problems()]
     problems += [problem for row in rows for problem in end_to_end_problems(row, bounds, runtime)]
-    return Verification(tally.segments(), rows, bounds, runtime, problems, saturation.rows())
+    return VerificationReport(totals.segments(), rows, bounds, runtime, problems, saturation.rows())
 
 
-def _end_to_end(deployed: Deployed, batches: list[_Batch], whole: Runner) -> tuple[list[EndToEnd], list[str]]:
-    """The outputs of the file as it is deployed, and what keeps them from being compared."""
-    rows: list[EndToEnd] = []
+def _end_to_end(
+    export_model: ExportModel, batches: list[_Batch], whole: Runner
+) -> tuple[list[OutputComparison], list[str]]:
+    """The outputs of the file as it is export_model, and what keeps them from being compared."""
+    rows: list[OutputComparison] = []
     for batch in batches:
         arrays = _arrays(batch)
         try:
             found = whole(arrays)
         except ExportError as error:
             return rows, [_cannot_run(error)]
-        expected = outputs_of(deployed, batch)
+        expected = outputs_of(export_model, batch)
         if problems := output_problems(expected, found):
             return rows, problems
-        rows += compare_end_to_end(float_outputs(deployed, batch), expected, found, arrays)
+        rows += compare_end_to_end(float_outputs(export_model, batch), expected, found, arrays)
     return rows, []
 
 
 def _by_segment(
-    deployed: Deployed, batches: list[_Batch], cuts: Sequence[Cut], pieces: Runner, tally: Tally, saturation: PairSums
+    export_model: ExportModel,
+    batches: list[_Batch],
+    cuts: Sequence[Cut],
+    pieces: Runner,
+    totals: SegmentTotals,
+    saturation: PairSums,
 ) -> list[str]:
     """Add up the segments of the file; what keeps them from being compared."""
     for batch in batches:
-        recorded, outputs = record_run(deployed, batch, per_token=[piece.slot for piece in cuts])
-        if problems := quantizer_problems(deployed.model, cuts, recorded):
+        recorded, outputs = record_run(export_model, batch, per_token=[piece.slot for piece in cuts])
+        if problems := quantizer_problems(export_model.model, cuts, recorded):
             return problems
         try:
-            fed = compare_segments(tally, cuts, pieces, deployed.model, recorded, _arrays(batch), outputs)
+            fed = compare_segments(totals, cuts, pieces, export_model.model, recorded, _arrays(batch), outputs)
         except ExportError as error:
             return [_cannot_run(error)]
         saturation.add(cuts, fed)
@@ -159,7 +167,7 @@ def _cannot_run(error: ExportError) -> str:
 
 
 def _arrays(batch: _Batch) -> dict[str, np.ndarray]:
-    return {name: array_of(value) for name, value in batch.items()}
+    return {name: to_numpy(value) for name, value in batch.items()}
 
 
 def _runner(path: Path, runtime: str) -> tuple[Runner, str]:

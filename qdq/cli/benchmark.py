@@ -86,7 +86,7 @@ def _candidates(exported: Sequence[Path], runtimes: Sequence[str] | None) -> lis
     """Every file in every runtime, named after both where there are several."""
     from exporters.benchmark import Candidate
     from exporters.directory import MODEL_FILE
-    from exporters.tensorrt.record import is_plan
+    from exporters.tensorrt.plan_metadata import is_plan
 
     found = []
     for given in exported:

@@ -80,7 +80,7 @@ def open_subject(path: str | Path, task: str, *, runtime: str | None = None, thr
         CheckpointError: there is no such model, or it is damaged.
         ConfigError: the model has no head for the task, or ``runtime`` is unknown.
     """
-    from exporters.tensorrt.record import is_plan
+    from exporters.tensorrt.plan_metadata import is_plan
 
     path = Path(path)
     if is_plan(path):
@@ -166,7 +166,7 @@ def _open_export(path: Path, task: str, config: ModelConfig, runtime: str, threa
 
 def _open_engine(path: Path, task: str) -> Subject:
     """An engine; configuration and tokenizer are those of the export that it lies in, or was built from."""
-    from exporters.tensorrt.record import read_record
+    from exporters.tensorrt.plan_metadata import read_record
     from exporters.tensorrt.runner import TensorRTRunner
 
     folder = path.parent

@@ -9,13 +9,13 @@ import pytest
 from scipy.special import polygamma
 
 from exporters.verification.end_to_end import compare_end_to_end, end_to_end_problems, sqnr_spread_db
-from exporters.verification.report import Bounds, EndToEnd
+from exporters.verification.report import Bounds, OutputComparison
 
 LOGITS = np.float32([[2, -2], [-1.5, 1.5], [0.02, -0.02], [1, -1], [2.5, -2], [-3, 3], [1.1, -0.9], [-2, 2.2]])
 BATCH = {"input_ids": np.zeros((8, 4), np.int64), "attention_mask": np.ones((8, 4), np.int64)}
 
 
-def row(actual: np.ndarray, expected: np.ndarray, in_float: np.ndarray = LOGITS) -> EndToEnd:
+def row(actual: np.ndarray, expected: np.ndarray, in_float: np.ndarray = LOGITS) -> OutputComparison:
     (found,) = compare_end_to_end({"logits": in_float}, {"logits": expected}, {"logits": actual}, BATCH)
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporters.verification.recording import Record
+from exporters.verification.recording import RecordedTensor
 from exporters.verification.verify import Bounds, cosine, sqnr_db
 
 ROUNDING = 8 * 2.0**-11
@@ -50,9 +50,9 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return found
 
 
-def record(p: np.ndarray, score: float) -> Record:
+def record(p: np.ndarray, score: float) -> RecordedTensor:
     steps = p * 127
-    return Record.of(steps, np.rint(steps), np.float32(1 / 127), np.int32(0), score=score)
+    return RecordedTensor.of(steps, np.rint(steps), np.float32(1 / 127), np.int32(0), score=score)
 
 
 def test_a_softmax_passes_on_what_large_scores_were_rounded_by() -> None:

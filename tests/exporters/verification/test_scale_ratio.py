@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporters.verification.scale_ratio import Gain
+from exporters.verification.scale_ratio import ScaleRatio
 
 
 def integers(scale: float, *, noise: float = 0.0, seed: int = 0, size: int = 4000, width: float = 20.0) -> np.ndarray:
@@ -13,8 +13,8 @@ def integers(scale: float, *, noise: float = 0.0, seed: int = 0, size: int = 400
     return np.clip(np.rint(values / scale), -128, 127).astype(np.float32)
 
 
-def gain(*pairs: tuple[np.ndarray, np.ndarray]) -> Gain:
-    found = Gain()
+def gain(*pairs: tuple[np.ndarray, np.ndarray]) -> ScaleRatio:
+    found = ScaleRatio()
     for expected, actual in pairs:
         found.add(expected, actual)
     return found

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from qdq.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from exporters.runners.feed import TensorInfo
+    from exporters.runners.inputs import TensorInfo
 
-__all__ = ["FileRunner", "existing", "one_line"]
+__all__ = ["FileRunner", "existing_file", "one_line"]
 
 
 class FileRunner:
@@ -30,7 +30,7 @@ class FileRunner:
         return self._output_names
 
 
-def existing(path: Path) -> Path:
+def existing_file(path: Path) -> Path:
     """``path``, which must be a file.
 
     Raises:

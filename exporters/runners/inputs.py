@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["TensorInfo", "feed", "missing", "raise_problems"]
+__all__ = ["TensorInfo", "check_inputs", "missing_inputs", "raise_problems"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TensorInfo:
     shape: tuple[int | str | None, ...]
 
 
-def missing(names: Sequence[str], inputs: Mapping[str, Any]) -> list[str]:
+def missing_inputs(names: Sequence[str], inputs: Mapping[str, Any]) -> list[str]:
     """A problem for each of ``names`` that is not given."""
     return [
         f"the input {name} is missing (given: {', '.join(inputs) or 'none'})" for name in names if name not in inputs
@@ -43,7 +43,7 @@ def raise_problems(name: str, problems: Sequence[str]) -> None:
         raise DataError(describe_problems(name, problems))
 
 
-def feed(name: str, infos: Sequence[TensorInfo], inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def check_inputs(name: str, infos: Sequence[TensorInfo], inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """The inputs the model has, as arrays.
 
     Args:
@@ -55,7 +55,7 @@ def feed(name: str, infos: Sequence[TensorInfo], inputs: Mapping[str, NDArray[An
         DataError: with everything that does not fit.
     """
     fed = {info.name: np.asarray(inputs[info.name]) for info in infos if info.name in inputs}
-    problems = missing([info.name for info in infos], inputs)
+    problems = missing_inputs([info.name for info in infos], inputs)
     for info in infos:
         array = fed.get(info.name)
         if array is None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from exporters.onnx.segments import Cut
-    from exporters.verification.recording import Call, Record
+    from exporters.verification.recording import Call, RecordedTensor
 
 __all__ = ["calls_of", "output_problems", "quantizer_problems"]
 
@@ -38,7 +38,7 @@ def calls_of(model: nn.Module, cuts: Iterable[Cut]) -> dict[Cut, Call]:
     return found
 
 
-def quantizer_problems(model: nn.Module, cuts: Sequence[Cut], recorded: Mapping[Call, Record]) -> list[str]:
+def quantizer_problems(model: nn.Module, cuts: Sequence[Cut], recorded: Mapping[Call, RecordedTensor]) -> list[str]:
     """What keeps the file from being compared with the checkpoint piece by piece.
 
     Case 1: it lacks a quantizer. Two of the checkpoint that read one tensor on one grid may be one in the file.
@@ -83,7 +83,7 @@ def output_problems(outputs: Mapping[str, np.ndarray], found: Mapping[str, np.nd
     return problems
 
 
-def _is_same(ours: Record, theirs: Record) -> bool:
+def _is_same(ours: RecordedTensor, theirs: RecordedTensor) -> bool:
     """Whether both put the same tensor on the same grid."""
     return (
         np.array_equal(ours.scale, theirs.scale)
