@@ -1,4 +1,4 @@
-"""Inputs for a proof: text that ships with the package, in the shapes that a signature wants."""
+"""Make inputs for verification: text that ships with the package, in the shapes of a signature."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["VERIFICATION_SHAPES", "verification_batches"]
 
 VERIFICATION_SHAPES = ((1, 128), (8, 32), (3, 64))
-"""Batch sizes and lengths that a verification runs by default; the first text is that long, shorter ones are padded.
+"""Batch sizes and lengths of the default inputs. The first text of a batch has that length, shorter ones are padded.
 
-None has many tokens: what every quantizer of a large model saw in one batch is held at once.
+The batches are small, because everything that the quantizers of a large model see in one batch is in memory at once.
 """
 
 _SENTENCES = 40  # together longer than any of the lengths
@@ -36,18 +36,18 @@ _SENTENCES = 40  # together longer than any of the lengths
 def verification_batches(
     checkpoint: str | Path, export_model: ExportModel, shapes: tuple[tuple[int, int], ...] = VERIFICATION_SHAPES
 ) -> list[dict[str, Tensor]]:
-    """Several shapes with padding: sample text, or random token ids where the checkpoint has no tokenizer.
+    """Make a batch for each shape: sample text, or random token ids if the checkpoint has no tokenizer.
 
     Args:
-        checkpoint: directory with the tokenizer.
-        export_model: what is to be proven.
-        shapes: batch sizes and longest lengths, cut to what the model takes.
+        checkpoint: Directory with the tokenizer.
+        export_model: The model to verify.
+        shapes: Batch sizes and lengths. Lengths are limited to what the model takes.
 
     Returns:
-        For each shape the tensors of ``export_model.signature``.
+        The tensors of ``export_model.signature``, by name, for each shape.
 
     Raises:
-        CheckpointError: for a tokenizer with more tokens than the model.
+        CheckpointError: If the tokenizer has more tokens than the model.
     """
     config: Any = export_model.model.config
     encode = _encoder(checkpoint, config)
@@ -59,7 +59,7 @@ def verification_batches(
 
 
 def _encoder(checkpoint: str | Path, config: Any) -> Callable[[int, int, int], Mapping[str, Tensor]]:
-    """A function from number of texts, longest length and seed to the three tensors of tokens."""
+    """Return a function that makes the token inputs from the number of texts, the length and the seed."""
     try:
         tokenizer = load_tokenizer(Path(checkpoint))
     except CheckpointError:
@@ -98,11 +98,19 @@ def fill(
     *,
     seed: int,
 ) -> dict[str, Tensor]:
-    """A batch for the signature.
+    """Fill the signature of a model with values.
 
-    1. Tokens: texts, as many as the leading axes ask for; side texts (candidates) have texts of their own.
-    2. Embedded tokens: from the model's table. 3. A cache: what the model itself makes of the first half of the text.
-    4. Other floats: normal numbers; other masks: that of the tokens.
+    Case 1: Tokens are texts, as many as the leading axes ask for. Candidates are other texts.
+    Case 2: Embedded tokens come from the word embedding of the model.
+    Case 3: A cache is what the model itself computes for the first half of the text.
+    Case 4: Other masks are those of the tokens, other floats are normally distributed.
+
+    Args:
+        export_model: The model.
+        batch_size: Length of the axis ``batch``.
+        seq_len: Length of the texts.
+        encode: Function that returns the token inputs for a number of texts, a length and a seed.
+        seed: Seed of the choice of texts.
     """
     model: Any = export_model.model
     groups: dict[tuple[str | int, ...], Mapping[str, Tensor]] = {}
@@ -132,14 +140,14 @@ def fill(
             others.append(entry)
     if export_model.interface.cache == "step":  # case 3
         found |= _after_half(export_model, found)
-    rest = tuple(entry for entry in others if entry.name not in found)
+    rounding_error = tuple(entry for entry in others if entry.name not in found)
     width = next((value.shape[-1] for name, value in found.items() if name == "input_ids"), seq_len)
-    found |= example_inputs(rest, batch_size=batch_size, seq_len=width, padding=2, seed=seed)
+    found |= example_inputs(rounding_error, batch_size=batch_size, seq_len=width, padding=2, seed=seed)
     return {name: found[name].contiguous() for name in export_model.signature.input_names}
 
 
 def _after_half(export_model: ExportModel, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The second half of the text, and the cache of the first."""
+    """Return the second half of the text, and the cache of the first half."""
     first = wrap_for_export(export_model.model, _first(export_model.interface))
     half = max(1, found["attention_mask"].shape[1] // 2)
     entries = {entry.name: entry for entry in first.signature.inputs}
@@ -159,7 +167,7 @@ def _after_half(export_model: ExportModel, found: Mapping[str, Tensor]) -> dict[
 
 
 def _first(interface: ExportInterface) -> ExportInterface:
-    """The form that makes the cache which ``form`` takes."""
+    """Return the interface of the file that computes the cache which a file with ``interface`` takes."""
     return ExportInterface(
         cache="first",
         token_type_ids=interface.token_type_ids,

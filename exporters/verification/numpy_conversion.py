@@ -1,4 +1,4 @@
-"""Tensors as arrays for runners, and arrays of any type in one that numpy computes with."""
+"""Convert tensors to arrays for runners, and arrays of any type to one that numpy computes with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["to_float32", "to_numpy"]
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """``tensor`` for a runner; numpy itself has no bfloat16."""
+    """Convert ``tensor`` to an array of the same type. bfloat16, which numpy lacks, is that of ml_dtypes."""
     if tensor.dtype is not torch.bfloat16:
         array: np.ndarray = tensor.numpy()
         return array
@@ -24,5 +24,5 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
 
 
 def to_float32(array: np.ndarray) -> np.ndarray:
-    """Half precision in float32; bfloat16 is of a kind of its own in numpy."""
+    """Convert half precision to float32; integers, booleans and float64 stay as they are."""
     return array if array.dtype.kind in "iub" or array.dtype == np.float64 else array.astype(np.float32)

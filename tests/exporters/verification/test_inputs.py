@@ -88,7 +88,7 @@ def test_a_cache_is_what_the_model_makes_of_the_text_before(workshop: Any, tmp_p
     whole = verification_batches(tmp_path, wrap_for_export(model))[0]
     step = wrap_for_export(model, ExportInterface(cache="step"))
     batch = verification_batches(tmp_path, step)[0]
-    rest = batch["input_ids"].shape[1]
-    assert torch.equal(whole["input_ids"][:, -rest:], batch["input_ids"])
-    expected = wrap_for_export(model).run(whole)["logits"][:, -rest:]
+    rounding_error = batch["input_ids"].shape[1]
+    assert torch.equal(whole["input_ids"][:, -rounding_error:], batch["input_ids"])
+    expected = wrap_for_export(model).run(whole)["logits"][:, -rounding_error:]
     torch.testing.assert_close(step.run(batch)["logits"], expected, atol=2e-5, rtol=1e-4)
