@@ -166,12 +166,12 @@ def _open_export(path: Path, task: str, config: ModelConfig, runtime: str, threa
 
 def _open_engine(path: Path, task: str) -> Subject:
     """An engine; configuration and tokenizer are those of the export that it lies in, or was built from."""
-    from exporters.tensorrt.plan_metadata import read_record
+    from exporters.tensorrt.plan_metadata import read_metadata
     from exporters.tensorrt.runner import TensorRTRunner
 
     folder = path.parent
     if not (folder / "config.json").is_file():
-        folder = Path(read_record(path)["source"])
+        folder = Path(read_metadata(path)["source"])
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"{path}: its configuration and tokenizer are in {folder}, which is not there: put the engine into the "
