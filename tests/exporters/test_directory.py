@@ -22,7 +22,9 @@ from qdq.recipes.recipe import load_recipe
 if TYPE_CHECKING:
     from pathlib import Path
 
-COMPANIONS = {
+    from tests.exporters.conftest import TinyModels
+
+COPIED_FILES = {
     "special_tokens_map.json": "{}",
     "modules.json": "[]",
     "1_Pooling/config.json": '{"pooling_mode_mean_tokens": true}',
@@ -30,15 +32,15 @@ COMPANIONS = {
 
 
 @pytest.fixture(scope="module")
-def checkpoints(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoints(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``float`` and ``quantized``, by the recipe onnxruntime."""
     folder = tmp_path_factory.mktemp("checkpoints")
     (folder / "float").mkdir()
-    save_model(workshop.model(), folder / "float")
-    for name, content in COMPANIONS.items():
+    save_model(tiny_models.model(), folder / "float")
+    for name, content in COPIED_FILES.items():
         (folder / "float" / name).parent.mkdir(exist_ok=True)
         (folder / "float" / name).write_text(content)
-    model = workshop.calibrated("onnxruntime")
+    model = tiny_models.calibrated("onnxruntime")
     recipe = load_recipe("onnxruntime")
     save(model, folder / "quantized", recipe=recipe, calibration={"name": "max"}, source=folder / "float")
     return folder
@@ -61,9 +63,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", ["float", "onnxruntime", "tensorrt"])
 def test_an_export_holds_model_configuration_and_companions(checkpoints: Path, exports: Path, name: str) -> None:
     found = contents(exports / name)
-    assert set(found) == {MODEL_FILE, EXPORT_FILE, "config.json", ".qdq.json", *COMPANIONS}
-    for companion, content in COMPANIONS.items():
-        assert found[companion].decode() == content
+    assert set(found) == {MODEL_FILE, EXPORT_FILE, "config.json", ".qdq.json", *COPIED_FILES}
+    for copied, content in COPIED_FILES.items():
+        assert found[copied].decode() == content
     assert read_config(exports / name) == read_config(checkpoints / "float")
     assert json.loads(found["config.json"])["architectures"] == ["BertModel"]
 
