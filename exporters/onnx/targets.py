@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from onnx_ir.passes import common
 
 from exporters.onnx.isa import ANY, Isa
+from exporters.onnx.passes.attention_node import AttentionNodePass
 from exporters.onnx.passes.fold_weights import FoldWeightsPass
 from exporters.onnx.passes.four_bits import FourBitsPass
 from exporters.onnx.passes.gather_before_dequantize import GatherBeforeDequantizePass
@@ -19,6 +20,7 @@ from exporters.onnx.passes.quantize_after_transpose import QuantizeAfterTranspos
 from exporters.onnx.passes.residual_sum import ResidualSumPass
 from exporters.onnx.passes.scale_query import ScaleQueryPass
 from exporters.onnx.passes.signed_activations import SignedActivationsPass
+from exporters.onnx.passes.subtract_branch import SubtractBranchPass
 from exporters.onnx.passes.token_scales import TokenScalesPass
 from exporters.onnx.passes.transpose_before_dequantize import TransposeBeforeDequantizePass
 from exporters.onnx.passes.transpose_weights import TransposeWeightsPass
@@ -143,6 +145,8 @@ def _onnxruntime_passes(isa: Isa = ANY) -> list[ir_passes.InPlacePass]:
         IntegerGemmPass(isa),
         WeightOnlyGemmPass(),
         ResidualSumPass(),
+        SubtractBranchPass(),
+        AttentionNodePass(),
         *cleanup_passes(),
     ]
 
