@@ -30,7 +30,7 @@ BASE = ("qdq.errors", "qdq.storage", "qdq.settings")
 FLOAT = (*BASE, "qdq.models.ops", "qdq.models.uninitialized")  # what float and wrapped modules have in common
 NUMBERS = tuple(f"qdq.quantization.{name}" for name in ("spec", "functional", "transform", "quantizer", "slot"))
 QUANTIZATION = (*NUMBERS, *(f"qdq.quantization.{name}" for name in ("modules", "wrap", "graph", "fold")))
-CORE = (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes", "qdq.checkpoint", "qdq.data")
+CORE = (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes", "qdq.source", "qdq.checkpoint", "qdq.data")
 SIDES = ("calibration", "exporters", "qdq.tasks", "qdq.interop", "qdq.generation", "qdq.retrieval")
 EVERYTHING = (*CORE, *SIDES, "qdq.training", "qdq.conversion")
 
@@ -64,6 +64,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.recipes.schema": (*BASE, *NUMBERS, "qdq.recipes.recipe", "qdq.recipes.refinement"),
     "qdq.recipes.apply": (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes.recipe"),
     "qdq.recipes.plan": (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes.recipe"),
+    # one handle for a directory: it reads what lies there, and loads no model
+    "qdq.source": (*BASE, "qdq.models", "qdq.data"),
     # loading takes over what another package left in a checkpoint; interop therefore knows nothing of ours
     "qdq.checkpoint": (*(room for room in CORE if room != "qdq.checkpoint"), "qdq.interop"),
     "qdq.interop": tuple(room for room in CORE if room != "qdq.checkpoint"),

@@ -263,22 +263,22 @@ def finetune(
 
 def _rate(model: Path, *, is_quantizing: bool) -> float:
     """The learning rate where none is given."""
-    from qdq.checkpoint import is_quantized
+    from qdq.source import ModelDirectory
 
-    return QAT_LR if is_quantizing or is_quantized(model) else FLOAT_LR
+    return QAT_LR if is_quantizing or ModelDirectory.of(model).is_quantized else FLOAT_LR
 
 
 def _recipe(choice: RecipeChoice, model: Path, task: str | None, *, is_wanted: bool) -> Recipe | None:
     from qdq.errors import ConfigError
-    from qdq.models.huggingface import read_config
     from qdq.recipes.plan import skeleton
+    from qdq.source import ModelDirectory
     from qdq.training.initial_model import chosen_task
 
     if not is_wanted:
         if choice.changes:
             raise ConfigError("options that change a recipe go with --recipe; a quantized checkpoint has its own")
         return None
-    return choice.plan(skeleton(read_config(model), chosen_task(model, task))).recipe
+    return choice.plan(skeleton(ModelDirectory.of(model).config, chosen_task(model, task))).recipe
 
 
 def _shown(output: Path, document: dict[str, Any]) -> list[Table | str]:

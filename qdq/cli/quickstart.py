@@ -171,10 +171,11 @@ def _compare_all(session: Session, folder: Path, *, seq_len: int) -> dict[str, t
     from exporters.runners import OnnxRuntimeRunner, TorchRunner
     from exporters.verification.verify import cosine, sqnr_db
     from qdq.data.text import read_samples, sample_text
-    from qdq.data.tokenize import encode_batches, load_tokenizer
+    from qdq.data.tokenize import encode_batches
     from qdq.models.huggingface import load_model
+    from qdq.source import ModelDirectory
 
-    tokenizer = load_tokenizer(folder / "checkpoint")
+    tokenizer = ModelDirectory.of(folder / "checkpoint").tokenizer
     batches = list(encode_batches(read_samples(sample_text("heldout")), tokenizer, batch_size=8, seq_len=seq_len))
     with session.progress("comparing with the float model", total=len(EXPORTS)) as advance:
         expected = _vectors(TorchRunner(load_model(folder / "checkpoint")), batches)

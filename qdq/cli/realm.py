@@ -151,22 +151,20 @@ def answer(
 
 def _embedder(model: Path, *, seq_len: int | None, batch_size: int, threads: int | None) -> tuple[TextEmbedder, int]:
     """Who makes vectors: a checkpoint in torch, or an exported file in ONNX Runtime; and the length of its texts."""
-    from exporters.directory import EXPORT_FILE, MODEL_FILE
     from exporters.runners import OnnxRuntimeRunner
-    from qdq.data.tokenize import load_tokenizer
-    from qdq.models.huggingface import read_config
     from qdq.retrieval.embedding import TextEmbedder, torch_runner
     from qdq.retrieval.open_qa import load_part
+    from qdq.source import ModelDirectory
 
     set_threads(threads)
-    folder = model / "embedder" if (model / "embedder" / "config.json").is_file() else model
-    config = read_config(folder)
+    directory = ModelDirectory.of(model / "embedder" if (model / "embedder" / "config.json").is_file() else model)
+    config = directory.config
     run: Any
-    if (folder / EXPORT_FILE).is_file():
-        run = OnnxRuntimeRunner(folder / MODEL_FILE, threads=threads)
+    if directory.export is not None:
+        run = OnnxRuntimeRunner(directory.model_file, threads=threads)
     else:
         run = torch_runner(load_part(model, "retrieval"))
     # What is left of the reader's row beside a question: 288 of 320 in the published models.
     length = seq_len or min(config.max_length, max(3, config.reader_seq_len - 32))
     length = min(length, config.max_length)
-    return TextEmbedder(run, load_tokenizer(folder), max_length=length, batch_size=batch_size), length
+    return TextEmbedder(run, directory.tokenizer, max_length=length, batch_size=batch_size), length

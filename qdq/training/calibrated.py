@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from qdq import checkpoint
 from qdq.errors import ConfigError
 from qdq.recipes.recipe import Recipe
+from qdq.source import ModelDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,9 +27,9 @@ def recorded(path: Path) -> tuple[Recipe, dict[str, Any]]:
     Raises:
         ConfigError: it is one of QDQBERT, which holds neither.
     """
-    if not (path / checkpoint.QUANTIZATION_FILE).is_file():
+    document = ModelDirectory.of(path).quantization
+    if document is None:
         raise ConfigError(f"{path}: a QDQBERT checkpoint is to be calibrated first: qdq calibrate")
-    document = checkpoint.read_quantization(path)
     return Recipe.from_dict(document["recipe"], source=str(path)), dict(document["calibration"])
 
 

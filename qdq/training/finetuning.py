@@ -8,11 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq.data.encoder import load_encoder
 from qdq.data.examples import read_examples
 from qdq.errors import ConfigError, TrainingError, describe_problems
-from qdq.models.huggingface import read_config
-from qdq.tasks.pooling import read_pooling
+from qdq.source import ModelDirectory
 from qdq.training.calibrated import calibrate_on, recorded
 from qdq.training.data import EpochLoader
 from qdq.training.distillation import Distillation, DistilledLoss, misfits
@@ -216,10 +214,11 @@ class Job:
             problems.append(f"{self.model} is quantized already: leave the recipe out, or give the float model")
         if self.teacher is not None:
             embeds = start.task == "sts"
-            wrong = misfits(start.config, read_config(self.teacher), self.distillation, embeds=embeds)
-            if embeds and (theirs := read_pooling(self.teacher)) != (ours := read_pooling(self.model)):
+            teacher, model = ModelDirectory.of(self.teacher), ModelDirectory.of(self.model)
+            wrong = misfits(start.config, teacher.config, self.distillation, embeds=embeds)
+            if embeds and (theirs := teacher.pooling) != (ours := model.pooling):
                 wrong.append(f"its pooling is {theirs}, the model's {ours}")
-            if not wrong and _vocabulary(self.teacher) != _vocabulary(self.model):
+            if not wrong and teacher.tokenizer.get_vocab() != model.tokenizer.get_vocab():
                 wrong.append("its tokenizer has another vocabulary")
             problems += [f"the teacher {self.teacher}: {problem}" for problem in wrong]
         if problems:
@@ -236,7 +235,7 @@ class Job:
         return calibrate_on(loader, model, self.recipe, samples=self.calibration_samples, refine=self.refine, say=say)
 
     def _loss(self, start: Start, launch: Any) -> Loss:
-        pooling = read_pooling(self.model) if start.task == "sts" else None
+        pooling = ModelDirectory.of(self.model).pooling if start.task == "sts" else None
         if self.teacher is None:
             return model_loss if pooling is None else partial(sts_loss, pooling=pooling)
         teacher = load_for(self.teacher, start.task)
@@ -284,13 +283,7 @@ def state_folder(output: Path) -> Path:
 
 
 def _encoder(start: Start) -> TextEncoder:
-    return load_encoder(start.path, max_length=start.config.max_length, pad_id=start.config.pad_token_id)
-
-
-def _vocabulary(path: Path) -> dict[str, int]:
-    from qdq.data.tokenize import load_tokenizer
-
-    return dict(load_tokenizer(path).get_vocab())
+    return ModelDirectory.of(start.path).encoder
 
 
 def _seed(seed: int) -> None:

@@ -10,8 +10,9 @@ import torch
 from qdq import checkpoint
 from qdq.data.labels import Labels, find_labels
 from qdq.errors import ConfigError
-from qdq.models.huggingface import load_model, read_config
+from qdq.models.huggingface import load_model
 from qdq.models.registry import build, task_of
+from qdq.source import ModelDirectory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,13 +83,13 @@ def load_for(path: Path, task: str) -> Model:
     return checkpoint.load(path, task)
 
 
-def chosen_task(path: Path, task: str | None) -> str:
+def chosen_task(path: Path | ModelDirectory, task: str | None) -> str:
     """The task that is asked for, or that of the checkpoint's head.
 
     Raises:
         ConfigError: it is none that can be trained.
     """
-    chosen = task_of(read_config(path))[0] if task is None else task
+    chosen = ModelDirectory.of(path).task if task is None else task
     if chosen not in TASKS:
         asked = f"{path} has no head to go on with (its task is {chosen})" if task is None else f"no task {task!r}"
         raise ConfigError(f"{asked}: give one that can be trained: {', '.join(TASKS)}")
@@ -118,15 +119,14 @@ def look(
         ConfigError: the head does not fit the task.
         DataError: the data has no labels for a new head.
     """
-    from qdq.tasks.model_under_test import is_export
     from qdq.tasks.sequence_classification import labels_of
 
-    config = read_config(path)
-    if is_export(path):
+    directory = ModelDirectory.of(path)
+    config = directory.config
+    if directory.is_export:
         raise ConfigError(f"{path} is an exported directory, which cannot be trained: give the checkpoint")
-    task = chosen_task(path, task)
-    quantized = checkpoint.is_quantized(path)
-    head = task_of(config)[0] if config.architectures else "feature-extraction"
+    task = chosen_task(directory, task)
+    quantized, head = directory.is_quantized, directory.task
     fits = task in {head, "sts"} or (task == "masked-lm" and head == "pre-training")
     if multi_label:
         _check_multi_label(path, config, task, is_kept=fits and not new_head)
