@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,11 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch.distributed as dist
 
 from qdq.errors import CalibrationError
+from qdq.processes import Process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["WHOLE", "Part", "is_under_torchrun", "part_of_process"]
+__all__ = ["WHOLE", "Part", "part_of_process"]
 
 T = TypeVar("T")
 
@@ -72,15 +72,10 @@ class Part:
 WHOLE = Part()
 
 
-def is_under_torchrun() -> bool:
-    """Whether torchrun started this process, beside others."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
-
-
 @contextmanager
 def part_of_process() -> Iterator[Part]:
     """What torchrun has given this process to do, with a process group for as long; everything without torchrun."""
-    if not is_under_torchrun():
+    if Process.of_torchrun().count == 1:
         yield WHOLE
         return
     dist.init_process_group("gloo")

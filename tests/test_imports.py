@@ -26,7 +26,7 @@ PACKAGES = ("qdq", "calibration", "exporters")
 # The rooms from the ground up, each with the rooms it may know. A file belongs to the row with the longest name that
 # begins its own; within a row everybody knows everybody.
 
-BASE = ("qdq.errors", "qdq.storage", "qdq.settings")
+BASE = ("qdq.errors", "qdq.storage", "qdq.settings", "qdq.processes")
 FLOAT = (*BASE, "qdq.models.ops", "qdq.models.uninitialized")  # what float and wrapped modules have in common
 NUMBERS = tuple(f"qdq.quantization.{name}" for name in ("spec", "functional", "transform", "quantizer", "slot"))
 QUANTIZATION = (*NUMBERS, *(f"qdq.quantization.{name}" for name in ("modules", "wrap", "graph", "fold")))
@@ -38,6 +38,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.errors": (),
     "qdq.storage": ("qdq.errors",),
     "qdq.settings": ("qdq.errors",),
+    "qdq.processes": (),
     "qdq.data": BASE,
     # the float reference knows nothing of quantization
     "qdq.models.ops": BASE,

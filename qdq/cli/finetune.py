@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qdq.cli.column_options import USUAL_COLUMNS, ColumnOptions
-from qdq.cli.processes import is_first, set_threads
 from qdq.cli.recipe_options import NO_CHANGES, RecipeChanges, RecipeChoice
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
+from qdq.cli.threads import set_threads
+from qdq.processes import Process
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -183,7 +184,7 @@ def finetune(
     Needs the extras "train" and "evaluate". Several processes: accelerate launch -m qdq finetune ..., or torchrun.
     Example: qdq finetune -m quantized/ -o qat/ --train-data train.tsv --eval-data dev.tsv --teacher float/
     """
-    is_speaking = is_first()
+    is_speaking = Process.current().is_first
     session = Session(json=json and is_speaking, verbose=verbose, quiet=quiet or not is_speaking)
     from qdq.training.distillation import Distillation
     from qdq.training.finetuning import Job, state_folder

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import DataError
-from qdq.training.interruption import Interruption
+from qdq.processes import Interruption
 from qdq.training.result import TrainingResult
 from qdq.training.resume_file import Position, get_random, set_random
 
