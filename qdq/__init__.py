@@ -19,8 +19,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from calibration.calibrate import calibrate
     from calibration.pipeline import calibrate_and_refine
+    from calibration.ranges import calibrate
     from exporters.benchmark import benchmark
     from exporters.directory import export, verify
     from exporters.interface import Form

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from calibration.sensitivity.similarity import Vectors
     from qdq.quantization.quantizer import Quantizer
 
-__all__ = ["Ranking", "Sensitivity", "in_use", "measured", "rank", "sensitivity", "switch"]
+__all__ = ["Ranking", "Sensitivity", "analyze", "in_use", "measured", "rank", "switch"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Ranking:
     samples: int
 
 
-def sensitivity(
+def analyze(
     model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, by: str = "module", only: Sequence[str] = ()
 ) -> Ranking:
     """Rank the slots of a calibrated model; modes are afterwards what they were.

@@ -271,7 +271,6 @@ def _rate(model: Path, *, is_quantizing: bool) -> float:
 
 def _recipe(choice: RecipeChoice, model: Path, task: str | None, *, is_wanted: bool) -> Recipe | None:
     from qdq.errors import ConfigError
-    from qdq.recipes.plan import skeleton
     from qdq.source import ModelDirectory
     from qdq.training.initial_model import chosen_task
 
@@ -279,7 +278,7 @@ def _recipe(choice: RecipeChoice, model: Path, task: str | None, *, is_wanted: b
         if choice.changes:
             raise ConfigError("options that change a recipe go with --recipe; a quantized checkpoint has its own")
         return None
-    return choice.plan(skeleton(ModelDirectory.of(model).config, chosen_task(model, task))).recipe
+    return choice.recipe_for(ModelDirectory.of(model), chosen_task(model, task))
 
 
 def _shown(output: Path, document: dict[str, Any]) -> list[Table | str]:

@@ -40,7 +40,8 @@ def with_groups(function: Callable[P, None]) -> Callable[..., None]:
 
     def run(**given: Any) -> None:
         for name, (group, _) in groups.items():
-            own = {one.name for one in fields(group)} & given.keys()
+            hidden = {one for one, _, setting in settings_of(group) if setting.option is None}
+            own = {one.name for one in fields(group)} & given.keys() - hidden
             given[name] = group(**{field: given.pop(field) for field in own})
         function(**given)  # type: ignore[call-arg]
 
