@@ -32,7 +32,7 @@ NUMBERS = tuple(f"qdq.quantization.{name}" for name in ("spec", "functional", "t
 QUANTIZATION = (*NUMBERS, *(f"qdq.quantization.{name}" for name in ("modules", "wrap", "graph", "fold")))
 CORE = (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes", "qdq.source", "qdq.checkpoint", "qdq.data")
 SIDES = ("calibration", "exporters", "qdq.tasks", "qdq.interop", "qdq.generation", "qdq.retrieval")
-EVERYTHING = (*CORE, *SIDES, "qdq.training", "qdq.conversion")
+EVERYTHING = (*CORE, *SIDES, "qdq.training", "qdq.analysis", "qdq.conversion")
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.errors": (),
@@ -78,6 +78,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.tasks": (*CORE, "exporters"),  # evaluates any runner
     "qdq.retrieval": (*CORE, "qdq.tasks"),  # has metrics of its own task
     "qdq.training": (*CORE, *SIDES),
+    "qdq.analysis": (*CORE, *SIDES),
     # who sees every other
     "qdq": EVERYTHING,  # the lazy facade alone: a module directly in qdq/ needs a row of its own
     "qdq.cli": ("qdq", *EVERYTHING),

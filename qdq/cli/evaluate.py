@@ -11,7 +11,7 @@ import typer
 from qdq.cli.column_options import USUAL_COLUMNS, ColumnOptions
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
-from qdq.cli.threads import set_threads
+from qdq.cli.threads import ThreadsOption, set_threads
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,7 +48,7 @@ def evaluate(
     runtime: Annotated[
         str | None, typer.Option(metavar="NAME", help="For exports: onnxruntime (the default) or openvino.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads of the computation.", min=1)] = None,
+    threads: ThreadsOption = None,
     batch_size: Annotated[int, typer.Option(metavar="B", help="Rows in a batch.", min=1)] = 32,
     seq_len: Annotated[
         int | None, typer.Option(metavar="L", help="Longest row in tokens; what the model takes if not given.", min=3)

@@ -9,7 +9,7 @@ import typer
 
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
-from qdq.cli.threads import set_threads
+from qdq.cli.threads import ThreadsOption, set_threads
 
 if TYPE_CHECKING:
     from qdq.retrieval.embedding import TextEmbedder
@@ -46,7 +46,7 @@ def index(
         typer.Option(metavar="L", help="Tokens of a block; the reader's room if not given.", min=3),
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="B", help="Blocks in a batch.", min=1)] = 32,
-    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads of the computation.", min=1)] = None,
+    threads: ThreadsOption = None,
     no_resume: Annotated[
         bool, typer.Option("--no-resume", metavar="", help="Begin anew where an earlier run was interrupted.")
     ] = False,
@@ -106,7 +106,7 @@ def answer(
         str, typer.Option(metavar="exact|flat|int8", help="Who finds blocks; flat and int8 are FAISS's.")
     ] = "exact",
     top_k: Annotated[int, typer.Option(metavar="K", help="Answers, from a block each.", min=1)] = 1,
-    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads of the computation.", min=1)] = None,
+    threads: ThreadsOption = None,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,

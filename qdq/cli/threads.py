@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ["set_threads"]
+from typing import Annotated
+
+import typer
+
+__all__ = ["ThreadsOption", "set_threads"]
+
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        help="Threads that compute; by default torch and the runtime choose.",
+        min=1,
+    ),
+]
 
 
 def set_threads(count: int | None) -> None:
