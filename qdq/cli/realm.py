@@ -152,6 +152,7 @@ def answer(
 def _embedder(model: Path, *, seq_len: int | None, batch_size: int, threads: int | None) -> tuple[TextEmbedder, int]:
     """Who makes vectors: a checkpoint in torch, or an exported file in ONNX Runtime; and the length of its texts."""
     from exporters.runners import OnnxRuntimeRunner
+    from qdq.models.realm_config import RealmConfig
     from qdq.retrieval.embedding import TextEmbedder, torch_runner
     from qdq.retrieval.open_qa import load_part
     from qdq.source import ModelDirectory
@@ -164,7 +165,9 @@ def _embedder(model: Path, *, seq_len: int | None, batch_size: int, threads: int
         run = OnnxRuntimeRunner(directory.model_file, threads=threads)
     else:
         run = torch_runner(load_part(model, "retrieval"))
-    # What is left of the reader's row beside a question: 288 of 320 in the published models.
-    length = seq_len or min(config.max_length, max(3, config.reader_seq_len - 32))
-    length = min(length, config.max_length)
+    length = config.max_length
+    if isinstance(config, RealmConfig):
+        # Room that the reader has beside a question: 288 of 320 tokens in the published models.
+        length = min(length, max(3, config.reader_seq_len - 32))
+    length = min(seq_len or length, config.max_length)
     return TextEmbedder(run, directory.tokenizer, max_length=length, batch_size=batch_size), length
