@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from calibration.distributed import WHOLE
 from calibration.statistics.tensor_file import read_tensors, unreadable, write_tensors
 from qdq.errors import CalibrationError, QDQError, StorageError
-from qdq.storage import other_work
+from qdq.storage import resume_mismatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -236,5 +236,5 @@ class ResumeFile:
         return entry if own in there else None
 
     def _check(self, entry: Entry, mine: Mapping[str, str]) -> None:
-        if problem := other_work(self.folder, entry.identity, mine, what="calibration"):
+        if problem := resume_mismatch(self.folder, entry.identity, mine, what="calibration"):
             raise CalibrationError(problem)

@@ -17,7 +17,7 @@ from qdq.models.huggingface import config_to_json
 from qdq.quantization.quantizer import Mode, quantizers, set_mode
 from qdq.recipes.apply import apply_recipe
 from qdq.recipes.recipe import Recipe
-from qdq.storage import atomic_directory, no_directory, read_json, write_json
+from qdq.storage import atomic_directory, missing_directory, read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -89,7 +89,7 @@ def read_export(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(no_directory(folder, "give one that qdq export wrote"))
+        raise CheckpointError(missing_directory(folder, "give one that qdq export wrote"))
     file = folder / EXPORT_FILE
     document = read_json(file, missing=f"{folder} is not an export of qdq: it has no {EXPORT_FILE}")
     if document.get("format") != FORMAT:

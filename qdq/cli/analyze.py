@@ -165,11 +165,11 @@ def _open(path: Path, task: str | None) -> Subject:
     from exporters.runners import TorchRunner
     from qdq.checkpoint import is_quantized, load
     from qdq.errors import CheckpointError
-    from qdq.storage import no_directory
+    from qdq.storage import missing_directory
     from qdq.tasks.model_under_test import Subject, open_subject
 
     if not path.is_dir():
-        raise CheckpointError(no_directory(path, "give a checkpoint that qdq calibrate wrote"))
+        raise CheckpointError(missing_directory(path, "give a checkpoint that qdq calibrate wrote"))
     if not is_quantized(path):
         raise CheckpointError(
             f"{path} is no quantized checkpoint: there is nothing to switch off in a float model or an export; give "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qdq.errors import CheckpointError, ConfigError
 from qdq.models.huggingface import read_config
 from qdq.models.registry import task_of
-from qdq.storage import no_directory
+from qdq.storage import missing_directory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,7 +86,7 @@ def open_subject(path: str | Path, task: str, *, runtime: str | None = None, thr
     if is_plan(path):
         return _open_engine(path, task)
     if not path.is_dir():
-        raise CheckpointError(no_directory(path, "give a checkpoint or an exported directory"))
+        raise CheckpointError(missing_directory(path, "give a checkpoint or an exported directory"))
     if runtime is not None and runtime not in RUNTIMES:
         raise ConfigError(f"no runtime {runtime!r}: it must be {' or '.join(RUNTIMES)}")
     config = read_config(path)

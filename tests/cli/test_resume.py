@@ -143,7 +143,7 @@ def test_another_calibration_is_refused_with_all_that_differs(
     ]
     message = refused(*request_, "--no-refinement", *options, "--resume", kind="CalibrationError")
     for words in (
-        "out.calibration: what was interrupted there is another calibration: 7 problems",
+        "out.calibration: the interrupted calibration there differs from this one: 7 problems",
         "recipe: onnxruntime ",
         "data: 40 samples ",
         " there, 7 samples ",
@@ -152,7 +152,7 @@ def test_another_calibration_is_refused_with_all_that_differs(
         "batch_size: 8 there, 4 here",
         'method: {"name": "max"} there, {"name": "mse"} here',
         "slots: ",
-        "begin anew without resuming",
+        "start again without resuming",
     ):
         assert words in message
     assert "model" not in message
