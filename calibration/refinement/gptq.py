@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qdq.quantization.functional import spread
+from qdq.quantization.functional import expand_parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +43,8 @@ def round_by_columns(
         float32 ``(out, in)``, whole numbers in the range of ``spec``.
     """
     columns = weight.shape[1]
-    steps = spread(scale, weight, spec.axis, spec.group).expand_as(weight)
-    zeros = spread(zero_point, weight, spec.axis, spec.group).expand_as(weight).to(torch.float32)
+    steps = expand_parameter(scale, weight, spec.axis, spec.group).expand_as(weight)
+    zeros = expand_parameter(zero_point, weight, spec.axis, spec.group).expand_as(weight).to(torch.float32)
     low = torch.full_like(weight, spec.qmin)
     high = torch.full_like(weight, spec.qmax)
     order = torch.argsort(hessian.diagonal(), descending=True)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qdq.quantization.functional import grid, rounded
+from qdq.quantization.functional import grid
+from qdq.quantization.operators import fake_quantize_by_spec
 from qdq.quantization.quantizer import Range
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def clipped_range(
     for share in SHARES:
         range_ = whole if share == 1 else _of_tokens(x, share, whole)
         bounds = range_.bounds(symmetric=spec.symmetric)
-        error = rounded(x, *grid(*bounds, spec), spec) - wanted
+        error = fake_quantize_by_spec(x, *grid(*bounds, spec), spec) - wanted
         if centred:
             error -= error.mean(0)
         power = sum(float((error @ weight.T).double().square().sum()) for weight in weights)
