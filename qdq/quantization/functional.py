@@ -84,7 +84,7 @@ def quantize(
 
 
 def rounded_steps(x: Tensor, scale: Tensor) -> Tensor:
-    """Return ``x`` in whole steps of a scale that broadcasts with it, neither shifted nor saturated, as a new tensor."""
+    """Return ``x`` in whole steps of a scale that broadcasts with it, not shifted or saturated, in a new tensor."""
     # Call `to` only where it is needed: it would return x itself, which torch.library.opcheck forbids in an operator.
     x = x if x.dtype == torch.float32 else x.to(torch.float32)
     return (x / scale).round_()

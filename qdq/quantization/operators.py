@@ -29,7 +29,7 @@ __all__ = [
     "scale_gradient",
 ]
 
-# The largest magnitude that still rounds to 448: half of the step that would follow, a tie that goes to the even number.
+# The largest magnitude that still rounds to 448: half of the next step, a tie that goes to the even number.
 _FLOAT8_BOUND = 464
 
 # The operators are defined step by step: torch.library.custom_op needs one call, but makes each use of the operator
@@ -195,7 +195,7 @@ def _gradient_without_mask(
     axis: int | None,
     group: int | None,
 ) -> Tensor:
-    """Return the gradient where the integer of ``x`` needs no saturation, zero elsewhere; see :func:`_needs_no_mask`."""
+    """Return the gradient where ``x`` needs no saturation, zero elsewhere; see :func:`_needs_no_mask`."""
     if scale.dim() == 0:  # case 1
         if not x.numel():
             return gradient
