@@ -1,4 +1,4 @@
-"""From sample data to ranges: collectors gather, methods turn that into ranges, :func:`calibrate` runs both."""
+"""From sample data to ranges: collectors gather statistics, methods choose ranges, :func:`calibrate` runs both."""
 
 from calibration.calibrate import CalibrationSummary, calibrate
 from calibration.methods.auto import Auto, method_named

@@ -90,21 +90,21 @@ def analyze(
     Example: qdq analyze quantized/ --data text.txt --target-cosine 0.998
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
-    from calibration.sensitivity.exclusions import Target
-    from calibration.sensitivity.groups import BY, groups
-    from calibration.sensitivity.ranking import in_use
+    from calibration.sensitivity.exclusions import SimilarityTarget
+    from calibration.sensitivity.groups import GROUPINGS, group_slots
+    from calibration.sensitivity.ranking import active_quantizers
     from qdq.errors import ConfigError
 
-    if by not in BY:
-        raise ConfigError(f"--by {by}: it must be one of {', '.join(BY)}")
+    if by not in GROUPINGS:
+        raise ConfigError(f"--by {by}: it must be one of {', '.join(GROUPINGS)}")
     if metric is not None and task is None:
         raise ConfigError("--metric goes with --task")
     aims = target_cosine is not None or target_sqnr is not None
-    target = Target(cosine=target_cosine, sqnr_db=target_sqnr) if aims else None
+    target = SimilarityTarget(cosine=target_cosine, sqnr_db=target_sqnr) if aims else None
     set_threads(threads)
     subject = _open(path, task)
     model: nn.Module = subject.runner.model  # type: ignore[attr-defined]
-    chosen = groups(model, by, only=only or [])
+    chosen = group_slots(model, by, only=only or [])
     found = Findings(path, by, target)
     evaluator = None
     with session.progress("reading") as advance:
@@ -141,7 +141,7 @@ def analyze(
             with session.progress("searching what to switch off") as advance:
                 _search(model, batches, found, _counter(advance))
         if evaluator is not None and found.metric is not None:
-            everything = in_use(model)
+            everything = active_quantizers(model)
             rows = found.shown(top)
             with session.progress(f"evaluating {task}", total=2 * len(rows) + 1) as advance:
                 found.metric.quantized = evaluator(everything)
@@ -253,12 +253,12 @@ class _Evaluator:
     def _evaluate(
         self, subject: Subject, on: Collection[Quantizer], progress: Callable[[int, int | None], None] | None = None
     ) -> float:
-        from calibration.sensitivity.ranking import switch
+        from calibration.sensitivity.ranking import enable_only
         from qdq.errors import ConfigError
         from qdq.tasks.evaluate import evaluate_subject
         from qdq.tasks.scoring import silent
 
-        switch(self._model, on)
+        enable_only(self._model, on)
         scores = evaluate_subject(subject, self._task, self._data, self._settings, progress=progress or silent)
         metrics = {metric.name: metric for metric in scores.metrics}
         self.name = self._wanted or next(iter(metrics))
@@ -295,19 +295,19 @@ def _rank(
 def _search(
     model: nn.Module, batches: Sequence[Mapping[str, Tensor]], found: Findings, step: Callable[[], None]
 ) -> None:
-    from calibration.sensitivity.exclusions import switch_off
-    from calibration.sensitivity.ranking import in_use, measured
+    from calibration.sensitivity.exclusions import find_exclusions
+    from calibration.sensitivity.ranking import active_quantizers, measure_similarity
 
-    everything = in_use(model)
+    everything = active_quantizers(model)
 
     def measure(choices: Sequence[Sequence[Group]]) -> list[Similarity]:
         configurations = [everything.difference(*(group.quantizers for group in choice)) for choice in choices]
-        figures: Iterator[tuple[int, list[Similarity]]] = measured(model, batches, configurations, step=step)
+        figures: Iterator[tuple[int, list[Similarity]]] = measure_similarity(model, batches, configurations, step=step)
         *_, (_, last) = figures
         return last
 
     assert found.ranking is not None
     assert found.target is not None
     without = {row.group: row.without for row in found.ranking.rows}
-    for state in switch_off(measure, without, found.ranking.quantized, found.target):
+    for state in find_exclusions(measure, without, found.ranking.quantized, found.target):
         found.steps.append(state)

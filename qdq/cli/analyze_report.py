@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from calibration.sensitivity.exclusions import Step, Target
+    from calibration.sensitivity.exclusions import SearchStep, SimilarityTarget
     from calibration.sensitivity.groups import Group
-    from calibration.sensitivity.ranking import Ranking, Sensitivity
+    from calibration.sensitivity.ranking import GroupSensitivity, Ranking
     from calibration.sensitivity.similarity import Similarity
 
 __all__ = ["Findings", "MetricOf"]
@@ -55,13 +55,13 @@ class Findings:
 
     path: Path
     by: str
-    target: Target | None
+    target: SimilarityTarget | None
     ranking: Ranking | None = None
-    steps: list[Step] = field(default_factory=list)
+    steps: list[SearchStep] = field(default_factory=list)
     metric: MetricOf | None = None
     complete: bool = False
 
-    def shown(self, top: int | None) -> tuple[Sensitivity, ...]:
+    def shown(self, top: int | None) -> tuple[GroupSensitivity, ...]:
         """The groups that cost most, ``top`` of them."""
         return self.ranking.rows[:top] if self.ranking else ()
 
@@ -108,7 +108,7 @@ class Findings:
             **(last.similarity.to_dict() if last else {}),
         }
 
-    def _first(self) -> Sensitivity | None:
+    def _first(self) -> GroupSensitivity | None:
         """The group without which the model is closest to float, if it is closer then."""
         assert self.ranking is not None
         best = min(self.ranking.rows, key=lambda row: row.without.noise, default=None)
@@ -159,10 +159,10 @@ class Findings:
             return [f"not searched yet: what to switch off for {asked}"]
         last = self.steps[-1]
         state = f"SQNR {last.similarity.sqnr_db:.2f} dB, cosine {last.similarity.cosine:.5f}"
-        if not last.off:
+        if not last.excluded:
             return [f"{asked} is reached with everything quantized" if last.reached else f"not searched yet: {asked}"]
         beginning = f"to reach {asked}" if last.reached else f"not enough yet for {asked}"
-        return [f"{beginning}, switch off {len(last.off)} ({state} then):", f"  {_options(last.exclude)}"]
+        return [f"{beginning}, switch off {len(last.excluded)} ({state} then):", f"  {_options(last.exclude)}"]
 
 
 def _figures(similarity: Similarity) -> tuple[str, str]:

@@ -203,9 +203,9 @@ def calibrate_into(
     """
     import calibration
     from calibration.digests import text_digest
-    from calibration.distributed import part_of_process
+    from calibration.distributed import torchrun_process
     from calibration.methods.adjustments import check_bound
-    from calibration.statistics.saved import CalibrationState
+    from calibration.statistics.statistics_file import SavedStatistics
     from qdq import checkpoint
     from qdq.data.text import draw, read_samples
     from qdq.data.tokenize import encode_batches, load_tokenizer
@@ -227,7 +227,7 @@ def calibrate_into(
     identity: dict[str, str] = {}
     config = read_config(model)
     plan = choice.plan(skeleton(config, task))
-    if (add_statistics or save_statistics) and plan.recipe.refinement.transforms:
+    if (add_statistics or save_statistics) and plan.recipe.refinement.has_transforms:
         raise CalibrationError(
             "smoothing and shift follow from the data of each run, so that its statistics are no other's: give "
             "--smoothing off --no-shift with --add-statistics and --save-statistics"
@@ -243,7 +243,7 @@ def calibrate_into(
         tokenizer = load_tokenizer(model)
         samples = read_samples(calib_data, text_column=text_column, text_pair_column=text_pair_column)
         texts = draw(samples, num_samples, seed)
-        statistics = [CalibrationState.load(path) for path in add_statistics]
+        statistics = [SavedStatistics.load(path) for path in add_statistics]
         identity = {
             "recipe": f"{plan.recipe.name} {text_digest([plan.recipe.to_dict()])}",
             "data": f"{len(texts)} samples {text_digest(texts)}",
@@ -253,9 +253,9 @@ def calibrate_into(
             "batch_size": str(batch_size),
         }
     with (
-        part_of_process() as part,
-        kept_beside(session, output, identity, part, resume=resume) as resume_file,
-        _only_first(part.rank, output) as folder,
+        torchrun_process() as process,
+        kept_beside(session, output, identity, process, resume=resume) as resume_file,
+        _only_first(process.rank, output) as folder,
     ):
         wrapped = load_model(model, task, allow_missing=allow_missing or [])
         quantize(wrapped, plan.recipe)
@@ -283,12 +283,12 @@ def calibrate_into(
                     ),
                     plan.recipe.refinement,
                     method=method,
-                    part=part,
+                    process=process,
                     adjust=adjust,
                     resume_file=resume_file,
                     stage=lambda name: _advance_in(name, advance, count),
                     statistics=statistics,
-                    keep=save_statistics,
+                    save_statistics=save_statistics,
                 )
             record = {**summary.to_dict(), "seq_len": seq_len, "seed": seed}
             for warning in summary.warnings:

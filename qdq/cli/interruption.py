@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from calibration.distributed import Part
+    from calibration.distributed import ProcessRank
     from calibration.resume_file import ResumeFile
     from qdq.cli.session import Session
 
@@ -22,7 +22,7 @@ __all__ = ["kept_beside"]
 
 @contextmanager
 def kept_beside(
-    session: Session, output: Path, identity: Mapping[str, str], part: Part, *, resume: bool | None
+    session: Session, output: Path, identity: Mapping[str, str], process: ProcessRank, *, resume: bool | None
 ) -> Iterator[ResumeFile | None]:
     """A resume file in ``<output>.calibration``, which is gone when the block has come to its end; none if resume is
     None.
@@ -36,12 +36,12 @@ def kept_beside(
         return
     output = output.absolute()
     resume_file = ResumeFile(
-        output.with_name(f"{output.name}.calibration"), identity, resume=resume, part=part, tell=session.say
+        output.with_name(f"{output.name}.calibration"), identity, resume=resume, process=process, notify=session.say
     )
     if resume and resume_file.is_empty:
         session.say(f"nothing to resume in {resume_file.folder}: from the beginning")
     elif not resume and not resume_file.is_empty:
-        left = resume_file.leftovers() or "damaged"
+        left = resume_file.describe_progress() or "damaged"
         session.say(f"warning: {resume_file.folder}: an interrupted calibration ({left}) is begun anew; see --resume")
     try:
         with _terminated_as_interrupted():
@@ -53,15 +53,15 @@ def kept_beside(
             error.args = (f"{error}; {kept}",)
         raise
     except QDQError:
-        if resume_file.is_begun and part.count == 1:  # the same would come again
+        if resume_file.is_begun and process.world_size == 1:  # the same would come again
             resume_file.remove()
         raise
-    if part.rank == 0:
+    if process.rank == 0:
         resume_file.remove()
 
 
 def _kept(resume_file: ResumeFile) -> str | None:
-    left = resume_file.leftovers()
+    left = resume_file.describe_progress()
     return left and f"{resume_file.folder} keeps what was collected ({left}): the same command with --resume goes on"
 
 
