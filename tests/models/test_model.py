@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from qdq.errors import ConfigError
+from qdq.models.bert import BertConfig
 from qdq.models.cache import masked_slot, new_tokens, reorder_cache
-from qdq.models.config import ModelConfig
 from qdq.models.huggingface import load_model, save_model
 from qdq.models.inputs import InputError
 from qdq.models.ops import Add, MatMul
@@ -412,7 +412,7 @@ def test_scorer_with_an_embedder_for_each_side(kit: Any) -> None:
 
 def test_configuration_of_another_family_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"make it with configure\('albert'\)"):
-        build(ModelConfig(model_type="albert"))
+        build(BertConfig(model_type="albert"))
 
 
 # --- export ---
