@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.digests import text_digest
-from calibration.distributed import part_of_process
+from calibration.distributed import torchrun_process
 from calibration.methods import adjustments as adjust
 from calibration.methods.auto import method_named
 from calibration.pipeline import calibrate_and_refine
 from calibration.resume_file import ResumeFile
 from calibration.settings import CalibrationSettings, RangeAdjustments
-from calibration.statistics.saved import CalibrationState
+from calibration.statistics.statistics_file import SavedStatistics
 from qdq import checkpoint
 from qdq.data.text import TextSample, draw, read_samples
 from qdq.data.tokenize import encode_batches
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor
 
-    from calibration.distributed import Part
+    from calibration.distributed import ProcessRank
     from calibration.methods.method import Method
     from qdq.models.model import Model
     from qdq.quantization.slot import Slot
@@ -139,7 +139,7 @@ def calibrate_checkpoint(
     directory, output = ModelDirectory.of(model), Path(output)
     method = _method(settings)
     planned = plan(skeleton(directory.config, task), load_recipe(recipe) if isinstance(recipe, str) else recipe)
-    if (add_statistics or save_statistics) and planned.recipe.refinement.transforms:
+    if (add_statistics or save_statistics) and planned.recipe.refinement.has_transforms:
         raise CalibrationError(
             "smoothing and shift depend on the data of each run, so that its statistics cannot be shared: give "
             "--smoothing off --no-shift with --add-statistics and --save-statistics"
@@ -153,11 +153,13 @@ def calibrate_checkpoint(
         tokenizer = directory.tokenizer
         samples = read_samples(data, text_column=text_column, text_pair_column=text_pair_column)
         texts = draw(samples, settings.num_samples, settings.seed)
-    statistics = [CalibrationState.load(path) for path in add_statistics] if tokenizer else []
+    statistics = [SavedStatistics.load(path) for path in add_statistics] if tokenizer else []
     with (
-        part_of_process() as part,
-        _resume_file(output, _identity(planned, texts, method, settings), part, resume=resume, say=say) as resume_file,
-        _written_by_first(part.rank, output) as folder,
+        torchrun_process() as process,
+        _resume_file(
+            output, _identity(planned, texts, method, settings), process, resume=resume, say=say
+        ) as resume_file,
+        _written_by_first(process.rank, output) as folder,
     ):
         wrapped = load_model(directory.path, task, allow_missing=allow_missing, config=directory.config)
         quantize(wrapped, planned.recipe)
@@ -170,7 +172,7 @@ def calibrate_checkpoint(
                 planned.recipe,
                 settings,
                 method=method,
-                part=part,
+                process=process,
                 adjust=lambda: changes.extend(_adjust(wrapped, adjustments, say)),
                 resume_file=resume_file,
                 statistics=statistics,
@@ -244,10 +246,10 @@ def _find_ranges(
     settings: CalibrationSettings,
     *,
     method: Method,
-    part: Part,
+    process: ProcessRank,
     adjust: Callable[[], object],
     resume_file: ResumeFile | None,
-    statistics: Sequence[CalibrationState],
+    statistics: Sequence[SavedStatistics],
     save_statistics: Path | None,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -274,12 +276,12 @@ def _find_ranges(
         batches,
         recipe.refinement,
         method=method,
-        part=part,
+        process=process,
         adjust=adjust,
         resume_file=resume_file,
         stage=stage,
         statistics=statistics,
-        keep=save_statistics,
+        save_statistics=save_statistics,
     )
     return {**summary.to_dict(), "seq_len": seq_len, "seed": settings.seed}
 
@@ -316,7 +318,7 @@ def _written_by_first(rank: int, output: Path) -> Iterator[Path | None]:
 
 @contextmanager
 def _resume_file(
-    output: Path, identity: Mapping[str, str], part: Part, *, resume: bool | None, say: Say
+    output: Path, identity: Mapping[str, str], process: ProcessRank, *, resume: bool | None, say: Say
 ) -> Iterator[ResumeFile | None]:
     """Yield a resume file beside ``output``; None if ``resume`` is None.
 
@@ -326,11 +328,11 @@ def _resume_file(
     if resume is None:
         yield None
         return
-    resume_file = ResumeFile(resume_folder(output), identity, resume=resume, part=part, tell=say)
+    resume_file = ResumeFile(resume_folder(output), identity, resume=resume, process=process, notify=say)
     if resume and resume_file.is_empty:
         say(f"nothing to resume in {resume_file.folder}: from the beginning")
     elif not resume and not resume_file.is_empty:
-        left = resume_file.leftovers() or "damaged"
+        left = resume_file.describe_progress() or "damaged"
         say(f"warning: {resume_file.folder}: an interrupted calibration ({left}) is begun anew; see --resume")
     try:
         with terminated_as_interrupted():
@@ -342,13 +344,13 @@ def _resume_file(
             error.args = (f"{error}; {kept}",)
         raise
     except QDQError:
-        if resume_file.is_begun and part.count == 1:  # the same error would come again
+        if resume_file.is_begun and process.world_size == 1:  # the same error would come again
             resume_file.remove()
         raise
-    if part.rank == 0:
+    if process.rank == 0:
         resume_file.remove()
 
 
 def _kept(resume_file: ResumeFile) -> str | None:
-    left = resume_file.leftovers()
+    left = resume_file.describe_progress()
     return left and f"{resume_file.folder} keeps what was collected ({left}): the same command with --resume goes on"

@@ -21,11 +21,11 @@ class Process:
 
     Args:
         rank: Number of this process, from 0.
-        count: Number of processes.
+        world_size: Number of processes.
     """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
 
     @classmethod
     def current(cls) -> Process:
@@ -44,7 +44,7 @@ class Process:
     @property
     def is_first(self) -> bool:
         """Whether this process speaks for all of them."""
-        return self.rank == 0 or self.count == 1
+        return self.rank == 0 or self.world_size == 1
 
 
 class Interruption:

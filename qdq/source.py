@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from qdq.errors import CheckpointError, ConfigError, QDQError, describe_problems
-from qdq.storage import no_directory, read_json
+from qdq.storage import missing_directory, read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -91,7 +91,7 @@ class ModelDirectory:
             return given
         path = Path(given)
         if not path.is_dir():
-            raise CheckpointError(no_directory(path, "give the directory of a checkpoint or an export"))
+            raise CheckpointError(missing_directory(path, "give the directory of a checkpoint or an export"))
         return cls(path)
 
     def __str__(self) -> str:

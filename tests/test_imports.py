@@ -28,7 +28,9 @@ PACKAGES = ("qdq", "calibration", "exporters")
 
 BASE = ("qdq.errors", "qdq.storage", "qdq.settings", "qdq.processes")
 FLOAT = (*BASE, "qdq.models.ops", "qdq.models.uninitialized")  # what float and wrapped modules have in common
-NUMBERS = tuple(f"qdq.quantization.{name}" for name in ("spec", "functional", "transform", "quantizer", "slot"))
+NUMBERS = tuple(
+    f"qdq.quantization.{name}" for name in ("spec", "functional", "operators", "transform", "quantizer", "slot")
+)
 QUANTIZATION = (*NUMBERS, *(f"qdq.quantization.{name}" for name in ("modules", "wrap", "graph", "fold")))
 CORE = (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes", "qdq.source", "qdq.checkpoint", "qdq.data")
 SIDES = ("calibration", "exporters", "qdq.tasks", "qdq.interop", "qdq.generation", "qdq.retrieval")
@@ -49,8 +51,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.quantization.spec": BASE,
     "qdq.quantization.slot": (),
     "qdq.quantization.functional": (*BASE, "qdq.quantization.spec"),
+    "qdq.quantization.operators": (*BASE, *NUMBERS[:2]),
     "qdq.quantization.transform": BASE,
-    "qdq.quantization.quantizer": (*BASE, *NUMBERS[:3]),
+    "qdq.quantization.quantizer": (*BASE, *NUMBERS[:4]),
     "qdq.quantization.modules": (*FLOAT, *NUMBERS),
     "qdq.quantization.wrap": (*BASE, "qdq.models", *NUMBERS, "qdq.quantization.modules"),
     "qdq.quantization.graph": (*BASE, "qdq.models", *NUMBERS, "qdq.quantization.modules"),

@@ -6,8 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from calibration.sensitivity import ranking
-from calibration.sensitivity.exclusions import switch_off
-from calibration.sensitivity.groups import groups
+from calibration.sensitivity.exclusions import find_exclusions
+from calibration.sensitivity.groups import group_slots
 from exporters.runners import TorchRunner
 from qdq.analysis.findings import Findings, MetricFigures
 from qdq.analysis.settings import AnalysisSettings, TaskMetricSettings
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from calibration.sensitivity.exclusions import Target
+    from calibration.sensitivity.exclusions import SimilarityTarget
     from calibration.sensitivity.groups import Group
     from calibration.sensitivity.similarity import Similarity
 
@@ -42,7 +42,7 @@ def analyze_checkpoint(
     *,
     settings: AnalysisSettings | None = None,
     task_metric: TaskMetricSettings | None = None,
-    target: Target | None = None,
+    target: SimilarityTarget | None = None,
     top: int | None = None,
     columns: Columns | None = None,
     progress: Progress | None = None,
@@ -77,7 +77,7 @@ def analyze_checkpoint(
     task = task_metric.task
     subject = _subject(directory) if task is None else open_subject(directory, task)
     model: nn.Module = subject.runner.model  # type: ignore[attr-defined]
-    chosen = groups(model, settings.by, only=settings.only or [])
+    chosen = group_slots(model, settings.by, only=settings.only or [])
     found = Findings(directory.path, settings.by, target)
     evaluator = None
     if task is None:
@@ -173,20 +173,20 @@ def _search(
     model: nn.Module,
     batches: Sequence[Mapping[str, Tensor]],
     found: Findings,
-    target: Target,
+    target: SimilarityTarget,
     step: Callable[[], None],
 ) -> None:
     """Search the fewest groups to keep in float for the target; every state of the search is kept in ``found``."""
-    everything = ranking.in_use(model)
+    everything = ranking.active_quantizers(model)
 
     def measure(choices: Sequence[Sequence[Group]]) -> list[Similarity]:
         configurations = [everything.difference(*(group.quantizers for group in choice)) for choice in choices]
-        *_, (_, last) = ranking.measured(model, batches, configurations, step=step)
+        *_, (_, last) = ranking.measure_similarity(model, batches, configurations, step=step)
         return last
 
     assert found.ranking is not None
     without = {row.group: row.without for row in found.ranking.rows}
-    for state in switch_off(measure, without, found.ranking.quantized, target):
+    for state in find_exclusions(measure, without, found.ranking.quantized, target):
         found.steps.append(state)
 
 
@@ -195,7 +195,7 @@ def _measure_groups(
 ) -> None:
     """Measure the metric of the whole model, of each shown group alone, and of all but it."""
     assert found.metric is not None
-    everything = ranking.in_use(model)
+    everything = ranking.active_quantizers(model)
     found.metric.quantized = evaluator(everything)
     for row in found.shown(top):
         alone = evaluator(row.group.quantizers)

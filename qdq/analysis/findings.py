@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from calibration.sensitivity.exclusions import Step, Target
+    from calibration.sensitivity.exclusions import SearchStep, SimilarityTarget
     from calibration.sensitivity.groups import Group
-    from calibration.sensitivity.ranking import Ranking, Sensitivity
+    from calibration.sensitivity.ranking import GroupSensitivity, Ranking
 
 __all__ = ["Findings", "MetricFigures"]
 
@@ -50,14 +50,14 @@ class Findings:
 
     path: Path
     by: str
-    target: Target | None
+    target: SimilarityTarget | None
     batches_planned: int = 0
     ranking: Ranking | None = None
-    steps: list[Step] = field(default_factory=list)
+    steps: list[SearchStep] = field(default_factory=list)
     metric: MetricFigures | None = None
     complete: bool = False
 
-    def shown(self, top: int | None) -> tuple[Sensitivity, ...]:
+    def shown(self, top: int | None) -> tuple[GroupSensitivity, ...]:
         """Return the ``top`` groups that cost most, or all of them."""
         return self.ranking.rows[:top] if self.ranking else ()
 
@@ -104,7 +104,7 @@ class Findings:
             **(last.similarity.to_dict() if last else {}),
         }
 
-    def first(self) -> Sensitivity | None:
+    def first(self) -> GroupSensitivity | None:
         """Return the group to keep in float first, if the model comes closer to float without any group."""
         assert self.ranking is not None
         best = min(self.ranking.rows, key=lambda row: row.without.noise, default=None)

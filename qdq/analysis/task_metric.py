@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from calibration.sensitivity.ranking import switch
+from calibration.sensitivity.ranking import enable_only
 from qdq.errors import ConfigError
 from qdq.tasks.evaluate import evaluate_subject
 from qdq.tasks.scoring import silent
@@ -68,7 +68,7 @@ class TaskMetric:
     def _evaluate(
         self, subject: Subject, on: Collection[Quantizer], progress: Callable[[int, int | None], None] | None = None
     ) -> float:
-        switch(self._model, on)
+        enable_only(self._model, on)
         scores = evaluate_subject(subject, self._task, self._data, self._settings, progress=progress or silent)
         metrics = {metric.name: metric for metric in scores.metrics}
         self.name = self._wanted or next(iter(metrics))

@@ -68,12 +68,12 @@ def analyze(
     Example: qdq analyze quantized/ --data text.txt --target-cosine 0.998
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
-    from calibration.sensitivity.exclusions import Target
+    from calibration.sensitivity.exclusions import SimilarityTarget
     from qdq.analysis.checkpoint import analyze_checkpoint
     from qdq.data.examples import Columns
 
     has_target = target_cosine is not None or target_sqnr is not None
-    target = Target(cosine=target_cosine, sqnr_db=target_sqnr) if has_target else None
+    target = SimilarityTarget(cosine=target_cosine, sqnr_db=target_sqnr) if has_target else None
     columns = Columns(text=text_column, text_pair=text_pair_column)
     set_threads(threads)
     with session.progress("reading", total=1) as advance:

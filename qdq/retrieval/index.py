@@ -72,7 +72,7 @@ class Shard:
     def of_torchrun(cls) -> Shard:
         """What ``torchrun`` says in the environment; all the work without it."""
         process = Process.current()
-        return cls(process.rank, process.count)
+        return cls(process.rank, process.world_size)
 
     def rows(self, count: int) -> range:
         """The rows of this process, of ``count``."""

@@ -15,7 +15,7 @@ import torch
 
 from qdq.errors import CheckpointError, StorageError, TrainingError
 from qdq.quantization.quantizer import Range, quantizers
-from qdq.storage import atomic_directory, other_work
+from qdq.storage import atomic_directory, resume_mismatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,7 +102,7 @@ class Store:
             raise StorageError(f"{path}: {error.strerror or error}") from error
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: damaged or of another version ({error}); train without resuming") from error
-        if problem := other_work(self.folder, theirs, self.identity, what="training"):
+        if problem := resume_mismatch(self.folder, theirs, self.identity, what="training"):
             raise TrainingError(problem)
         return dict(state)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import calibration.sensitivity.ranking
-from calibration.sensitivity.similarity import Similarity, vectors_of
+from calibration.sensitivity.similarity import Similarity, output_vectors
 from qdq.analysis.task_metric import TaskMetric
 from qdq.checkpoint import load
 from qdq.cli.main import main
@@ -53,9 +53,9 @@ def similarity(checkpoint: Path, samples: int = 8) -> Similarity:
     for batch in encode_batches(texts, load_tokenizer(checkpoint), batch_size=1, seq_len=48):
         with torch.inference_mode():
             set_mode(model, Mode.OFF)
-            expected = vectors_of(model(**batch), batch["attention_mask"])
+            expected = output_vectors(model(**batch), batch["attention_mask"])
             set_mode(model, Mode.QUANTIZE)
-            total += Similarity.of(expected, vectors_of(model(**batch), batch["attention_mask"]))
+            total += Similarity.of(expected, output_vectors(model(**batch), batch["attention_mask"]))
     return total
 
 
@@ -236,8 +236,8 @@ class TestRefused:
         [
             (("--by", "colour"), "by is 'colour', must be one of slot, module, layer, role, kind"),
             (("--metric", "pearson"), "--metric goes with --task"),
-            (("--target-cosine", "1.5"), "a cosine of 1.5 cannot be aimed at"),
-            (("--target-sqnr", "nan"), "an SQNR of nan dB cannot be aimed at"),
+            (("--target-cosine", "1.5"), "the cosine is 1.5, but must be above 0"),
+            (("--target-sqnr", "nan"), "the SQNR is nan dB, but must be above 0"),
             (("--task", "colouring"), "no task 'colouring' to evaluate"),
             (("--task", "question-answering"), "cannot be evaluated with the task question-answering"),
         ],

@@ -226,7 +226,7 @@ def test_an_export_that_is_nowhere_or_a_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere: no such directory; give the directory of a"):
         read_export(tmp_path / "nowhere")
     (tmp_path / MODEL_FILE).touch()
-    with pytest.raises(CheckpointError, match=f"{MODEL_FILE}: is a file, no directory"):
+    with pytest.raises(CheckpointError, match=f"{MODEL_FILE}: is a file, not a directory"):
         read_export(tmp_path / MODEL_FILE)
 
 

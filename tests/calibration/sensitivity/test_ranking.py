@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from calibration import calibrate
-from calibration.sensitivity.groups import groups
-from calibration.sensitivity.ranking import measured, rank, sensitivity
+from calibration.sensitivity.groups import group_slots
+from calibration.sensitivity.ranking import measure_similarity, rank, sensitivity
 from exporters.verification.verify import sqnr_db
 from qdq.errors import CalibrationError
 from qdq.models.registry import build, configure
@@ -125,7 +125,7 @@ def test_nothing_is_left_changed(model: Model) -> None:
 
 
 def test_who_stops_early_has_every_group_on_less(model: Model) -> None:
-    chosen = groups(model, "layer")
+    chosen = group_slots(model, "layer")
     steps = []
     found = rank(model, batches(), chosen, step=lambda: steps.append(1))
     first = next(found)
@@ -160,15 +160,15 @@ def test_outputs_that_are_no_numbers_are_named(model: Model) -> None:
     with torch.no_grad():
         model.embeddings.word.weight[int(batches()[1]["input_ids"][0, 0])] = float("nan")
     with pytest.raises(
-        CalibrationError, match="last_hidden_state has NaN or infinite values: the float model, in the batch"
+        CalibrationError, match="last_hidden_state has NaN or infinite values, with the float model, in the batch"
     ):
         sensitivity(model, batches())
 
 
 def test_configurations_are_independent_of_their_order(model: Model) -> None:
-    (first, second, *_) = groups(model, "layer")
+    (first, second, *_) = group_slots(model, "layer")
     one, other = first.quantizers, second.quantizers
-    *_, (_, forward) = measured(model, batches(), [one, other, ()])
-    *_, (_, backward) = measured(model, batches(), [(), other, one])
+    *_, (_, forward) = measure_similarity(model, batches(), [one, other, ()])
+    *_, (_, backward) = measure_similarity(model, batches(), [(), other, one])
     assert forward == backward[::-1]
     assert forward[2].noise == 0
