@@ -120,12 +120,14 @@ class Setting:
         option: Spelling on the command line, ``--shift/--no-shift`` for a flag that can be switched off; empty for the
             name of the field, None for a setting that is no option.
         metavar: What stands for the value in the help of a command; empty for what follows from the type.
+        panel: Panel of a command's help; empty for the one that the command gives to all settings of the dataclass.
     """
 
     help: str
     rule: Rule
     option: str | None = ""
     metavar: str = ""
+    panel: str = ""
 
 
 def setting(
@@ -135,9 +137,10 @@ def setting(
     *,
     option: str | None = "",
     metavar: str = "",
+    panel: str = "",
 ) -> Any:  # like dataclasses.field, so that the annotation decides the type
     """Declare a field of a settings dataclass; see :class:`Setting`."""
-    return field(default=default, metadata={"setting": Setting(help, rule or anything(), option, metavar)})
+    return field(default=default, metadata={"setting": Setting(help, rule or anything(), option, metavar, panel)})
 
 
 def settings_of(group: type) -> Iterator[tuple[str, Any, Setting]]:

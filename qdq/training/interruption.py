@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a training between two steps, where a state can be written."""
+"""Ctrl-C and SIGTERM end a training between two steps, where its resume file can be written."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """Takes note of signals for as long as it lasts; the second one is not waited with.
+    """Take note of the first signal while the context lasts; the second one raises KeyboardInterrupt at once.
+
+    Args:
+        active: Whether to catch signals at all. Python lets the main thread alone do so.
 
     Attributes:
-        came: whether there was one.
+        came: Whether a signal came.
     """
 
     def __init__(self, *, active: bool = True) -> None:
@@ -25,14 +28,14 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if self._active:
-            self._before = {number: signal.signal(number, self._take) for number in _SIGNALS}
+            self._before = {number: signal.signal(number, self._take_note) for number in _SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _take(self, *_: object) -> None:
+    def _take_note(self, *_: object) -> None:
         if self.came:
             raise KeyboardInterrupt
         self.came = True
