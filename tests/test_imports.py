@@ -85,16 +85,16 @@ ROOMS: dict[str, tuple[str, ...]] = {
 MODEL_STEPS: tuple[frozenset[str], ...] = tuple(
     frozenset(f"qdq.models.{name}" for name in step.split())
     for step in (
-        "activations ops inputs outputs",
-        "config keymap masks cache losses",
-        "attention feed_forward embeddings",
+        "activations ops inputs outputs uninitialized forward_signature",
+        "config keymap masks cache losses dataflow relative_positions",
+        "attention feed_forward embeddings heads",
         "encoder",
-        "heads",
-        "model",
-        "task_models realm_models",
+        "model assembly",
+        "task_models",
         "family",
-        "bert",  # the others may begin from it
-        "albert megatron_bert realm roberta_prelayernorm",
+        "bert albert_config realm_config roberta_heads",  # the others may begin from these
+        "realm_models roberta_prelayernorm",
+        "albert megatron_bert qdqbert realm roberta",
         "registry",
         "huggingface",
     )

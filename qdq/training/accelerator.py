@@ -129,7 +129,7 @@ def _set_up_sharding(plugin: Any, model: nn.Module) -> None:
     from qdq.models.encoder import Encoder, Layer
 
     encoders = [module for module in model.modules() if isinstance(module, Encoder)]
-    if any(set(encoder.first_depth) != set(range(len(encoder.layers))) for encoder in encoders):
+    if any(encoder.repeats != list(range(len(encoder.layers))) for encoder in encoders):
         raise ConfigError(
             "the layers of this model share their weights (ALBERT), which FSDP would shard once for each layer: "
             "train it with several processes without FSDP"
