@@ -44,7 +44,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="1%|0.5",
-            help="Exit with code 1 if a metric is below that of the baseline by more than this, in % or in points.",
+            help="Exit with code 1 if the metric is below that of the baseline by more than this, in % or in points.",
         ),
     ] = None,
     metric: Annotated[
@@ -97,8 +97,8 @@ def evaluate(
         float | None,
         typer.Option(
             metavar="X",
-            help='Answer "no answer" if it scores higher than the best answer by more than this; by default 0, but never '
-            "if every question of the data has an answer.",
+            help='Answer "no answer" if it scores higher than the best answer by more than this; by default 0, but '
+            "never if every question of the data has an answer.",
             rich_help_panel=_QA,
         ),
     ] = None,

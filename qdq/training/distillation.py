@@ -53,10 +53,10 @@ def teacher_problems(
             f"it has {teacher.num_attention_heads} attention heads, the model {student.num_attention_heads}: give "
             "attention the weight 0"
         )
-    depths = student.num_hidden_layers, teacher.num_hidden_layers
-    if (weights.hidden or weights.attention) and depths[1] % depths[0]:
+    layers, teacher_layers = student.num_hidden_layers, teacher.num_hidden_layers
+    if (weights.hidden or weights.attention) and teacher_layers % layers:
         problems.append(
-            f"it has {depths[1]} layers, which is no multiple of the model's {depths[0]}: give hidden states and "
+            f"it has {teacher_layers} layers, which is no multiple of the model's {layers}: give hidden states and "
             "attention the weight 0"
         )
     return problems

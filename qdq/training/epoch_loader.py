@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class EpochLoader:
     batch_size: int = 32
     seq_len: int | None = None
     seed: int = 0
-    _count: int | None = None
+    _count: int | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.examples:

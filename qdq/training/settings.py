@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qdq.settings import check, choice, flag, number, setting, whole
+from qdq.settings import check, choice, documented, flag, number, setting, whole
 
 __all__ = [
     "FLOAT_LR",
@@ -40,9 +40,13 @@ _QUANTIZERS = "Quantizers in training"
 _RESUMING = "Resuming"
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """How the steps of a training are done. Shares are shares of all its steps, from 0 to 1.
+
+    The special defaults of ``lr`` and ``eval_steps`` for QAT are those of ``finetune_checkpoint`` and ``qdq finetune``;
+    :func:`qdq.finetune` does not ask whether the model quantizes.
 
     Raises:
         ConfigError: If values are out of range; all of them are named.
@@ -171,6 +175,7 @@ class TrainingSettings:
         return {**asdict(self), "lr": self.highest_lr}
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
     """What is trained: the task and its head, the rows, and the metric that decides.
@@ -201,6 +206,7 @@ class TaskSettings:
         check(self, "settings of the task")
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class InitialCalibration:
     """How a float model that a recipe quantizes is calibrated before its first step.
@@ -222,6 +228,7 @@ class InitialCalibration:
         check(self, "settings of the calibration")
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
     """How much the terms of the loss count when a model learns from a teacher; the loss is their weighted sum.
