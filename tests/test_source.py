@@ -99,7 +99,7 @@ def test_what_is_no_directory_is_refused_in_one_wording(how: str, tmp_path: Path
     path = tmp_path / "model"
     if how == "file":
         path.touch()
-    reason = {"missing": "no such directory", "file": "is a file, no directory"}[how]
+    reason = {"missing": "no such directory", "file": "is a file, not a directory"}[how]
     with pytest.raises(CheckpointError) as caught:
         qdq.open(path)
     assert str(caught.value) == f"{path}: {reason}; give the directory of a checkpoint or an export"

@@ -64,10 +64,10 @@ def _advice(found: Findings) -> list[str]:
         return [f"not searched yet: what to switch off for {asked}"]
     last = found.steps[-1]
     state = f"SQNR {last.similarity.sqnr_db:.2f} dB, cosine {last.similarity.cosine:.5f}"
-    if not last.off:
+    if not last.excluded:
         return [f"{asked} is reached with everything quantized" if last.reached else f"not searched yet: {asked}"]
     beginning = f"to reach {asked}" if last.reached else f"not enough yet for {asked}"
-    return [f"{beginning}, switch off {len(last.off)} ({state} then):", f"  {_options(last.exclude)}"]
+    return [f"{beginning}, switch off {len(last.excluded)} ({state} then):", f"  {_options(last.exclude)}"]
 
 
 def _figures(similarity: Similarity) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""``qdq evaluate``: the metrics of a model on a task, and its loss against another."""
+"""``qdq evaluate``: the metrics of a model on a task, alone or compared with a baseline."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 _TASKS = (
-    "sts, sequence-classification, token-classification, question-answering, multiple-choice, masked-lm or retrieval."
+    "Task to evaluate: sts, sequence-classification, token-classification, question-answering, multiple-choice, "
+    "masked-lm or retrieval."
 )
 _QA = "Question answering"
 
@@ -29,59 +30,80 @@ _QA = "Question answering"
 @command
 def evaluate(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A checkpoint, float or quantized, an exported directory, an engine.")
+        Path,
+        typer.Argument(metavar="PATH", help="Model to evaluate: a checkpoint, an exported directory or an engine."),
     ],
     task: Annotated[str, typer.Option(metavar="TASK", help=_TASKS)],
     data: Annotated[
         str, typer.Option(metavar="FILE", help="Labelled examples: .tsv, .csv, .jsonl, .conll, SQuAD's .json, ...")
     ],
     against: Annotated[
-        Path | None, typer.Option(metavar="PATH2", help="The baseline, run on the same examples.")
+        Path | None, typer.Option(metavar="PATH2", help="Baseline to compare with, on the same examples.")
     ] = None,
     max_drop: Annotated[
         str | None,
-        typer.Option(metavar="1%|0.5", help="Exit code 1 when the loss against the baseline is larger; % or points."),
+        typer.Option(
+            metavar="1%|0.5",
+            help="Exit with code 1 if the metric is below that of the baseline by more than this, in % or in points.",
+        ),
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(metavar="NAME", help="That --max-drop is about; the first of the table if not given.")
+        str | None,
+        typer.Option(metavar="NAME", help="Metric that --max-drop checks; by default the first of the table."),
     ] = None,
     runtime: Annotated[
-        str | None, typer.Option(metavar="NAME", help="For exports: onnxruntime (the default) or openvino.")
+        str | None,
+        typer.Option(metavar="NAME", help="Runtime of an exported directory: onnxruntime (by default) or openvino."),
     ] = None,
     threads: ThreadsOption = None,
     batch_size: Annotated[int, typer.Option(metavar="B", help="Rows in a batch.", min=1)] = 32,
     seq_len: Annotated[
-        int | None, typer.Option(metavar="L", help="Longest row in tokens; what the model takes if not given.", min=3)
+        int | None,
+        typer.Option(metavar="L", help="Longest row in tokens; by default the longest that the model takes.", min=3),
     ] = None,
     num_samples: Annotated[
-        int | None, typer.Option(metavar="N", help="Examples drawn at random; all if not given.", min=1)
+        int | None, typer.Option(metavar="N", help="Number of examples to draw at random; by default all.", min=1)
     ] = None,
-    split: Annotated[str | None, typer.Option(metavar="NAME", help="Of a saved dataset with several.")] = None,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Split of a saved dataset to evaluate on.")] = None,
     resamples: Annotated[
-        int, typer.Option(metavar="N", help="Of the bootstrap that gives the intervals; 0 for none.", min=0)
+        int, typer.Option(metavar="N", help="Bootstrap resamples for the intervals; 0 computes no intervals.", min=0)
     ] = 1000,
     pooling: Annotated[
         str | None,
-        typer.Option(metavar="mean|cls|max", help="Of sts and retrieval; what the model's folder says, else mean."),
+        typer.Option(
+            metavar="mean|cls|max",
+            help="Pooling of token vectors for sts and retrieval; by default that of the model's directory, or mean.",
+        ),
     ] = None,
     stride: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Tokens that windows share; 128 if not given.", min=0, rich_help_panel=_QA),
+        typer.Option(
+            metavar="N",
+            help="Tokens that neighbouring windows of a long context share; by default 128.",
+            min=0,
+            rich_help_panel=_QA,
+        ),
     ] = None,
     n_best: Annotated[
-        int, typer.Option(metavar="N", help="Starts and ends that are considered.", min=1, rich_help_panel=_QA)
+        int,
+        typer.Option(
+            metavar="N", help="Number of best start and end positions to combine.", min=1, rich_help_panel=_QA
+        ),
     ] = 20,
-    max_answer_length: Annotated[int, typer.Option(metavar="N", help="In tokens.", min=1, rich_help_panel=_QA)] = 30,
+    max_answer_length: Annotated[
+        int, typer.Option(metavar="N", help="Longest answer in tokens.", min=1, rich_help_panel=_QA)
+    ] = 30,
     null_threshold: Annotated[
         float | None,
         typer.Option(
             metavar="X",
-            help='"No answer" when it scores higher by this; 0 if not given, never if all have answers.',
+            help='Answer "no answer" if it scores higher than the best answer by more than this; by default 0, but '
+            "never if every question of the data has an answer.",
             rich_help_panel=_QA,
         ),
     ] = None,
     always_answer: Annotated[
-        bool, typer.Option("--always-answer", metavar="", help='Never "no answer".', rich_help_panel=_QA)
+        bool, typer.Option("--always-answer", metavar="", help='Never answer "no answer".', rich_help_panel=_QA)
     ] = False,
     columns: ColumnOptions = USUAL_COLUMNS,
     json: JsonOption = False,
@@ -89,7 +111,7 @@ def evaluate(
     quiet: QuietOption = False,
     seed: SeedOption = 0,
 ) -> None:
-    """Measure what a model is worth on a task, with intervals, and against another model.
+    """Measure a model on a task, with confidence intervals, and compare it with a baseline.
 
     Needs the extra "evaluate". Example: qdq evaluate ort/ --task sts --data sts.tsv --against model/ --max-drop 1%
     """
@@ -134,7 +156,7 @@ def evaluate(
         drop = result.drop
         unit = " %" if drop.limit.is_percent else " points"
         error = VerificationError(
-            f"{path}: {drop.metric} is {drop.drop:.2f}{unit} below that of {against}, accepted are {drop.limit}"
+            f"{path}: {drop.metric} is {drop.drop:.2f}{unit} below that of {against}, at most {drop.limit} is accepted"
         )
     session.result(result.to_dict(), *_shown(result), error=error)
 

@@ -13,7 +13,7 @@ ThreadsOption = Annotated[
     typer.Option(
         "--threads",
         metavar="N",
-        help="Threads that compute; by default torch and the runtime choose.",
+        help="Threads to compute with; by default torch and the runtime choose.",
         min=1,
     ),
 ]

@@ -100,7 +100,7 @@ class TestResult:
         with torch.no_grad():
             assert torch.isfinite(load(tmp_path / "out")(ids).logits).all()
 
-    def test_qat_of_a_refined_checkpoint_exports_and_proves(
+    def test_qat_of_a_refined_checkpoint_exports_and_verifies(
         self, run: Any, classifier: Path, labelled: Path, text: Path, tmp_path: Path
     ) -> None:
         refined, trained, exported = (tmp_path / name for name in ("refined", "trained", "exported"))
@@ -118,9 +118,9 @@ class TestResult:
         command = [sys.executable, "-m", "qdq", *map(str, request(classifier, tmp_path / "out", labelled, *long))]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         started = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        state = tmp_path / "out.training" / "state.pt"
+        resume_file = tmp_path / "out.training" / "state.pt"
         deadline = time.monotonic() + 120
-        while not state.exists() and time.monotonic() < deadline:
+        while not resume_file.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         started.send_signal(signal.SIGTERM)
         _, errors = started.communicate(timeout=120)
@@ -314,7 +314,7 @@ class TestRefusals:
         assert "Traceback" not in ended.err
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_disk_without_room_for_the_state(
+    def test_a_disk_without_room_for_the_resume_file(
         self, run: Any, kit: Any, classifier: Path, labelled: Path, tmp_path: Path
     ) -> None:
         """Weights fit, weights with their moments do not: the checkpoint that was written before stays."""
@@ -334,7 +334,7 @@ class TestRefusals:
     def test_an_export(self, refused: Any, exports: dict[str, Path], labelled: Path, tmp_path: Path) -> None:
         assert "exported directory" in refused(*request(exports["float"], tmp_path / "out", labelled))
 
-    def test_an_output_that_is_somebody_elses(
+    def test_an_output_that_holds_other_files(
         self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path
     ) -> None:
         (tmp_path / "out").mkdir()

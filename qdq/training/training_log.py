@@ -1,4 +1,4 @@
-"""What a training writes down while it runs: a table, and on request TensorBoard's files."""
+"""The figures of a training: a table, and on request files for TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["Log"]
+__all__ = ["TrainingLog"]
 
 _FIRST = ("step", "epoch", "loss", "lr")
 
 
-class Log:
-    """Rows of figures, by step; in memory, so that a state can hold all of them.
+class TrainingLog:
+    """A row of figures for each logged step, held in memory so that a resume file can hold all of them.
 
     Args:
-        tensorboard: folder for TensorBoard's files; None for none.
+        tensorboard: Folder for TensorBoard's files; None writes none.
 
     Raises:
-        MissingPackageError: tensorboard is asked for and not installed.
+        MissingPackageError: If TensorBoard's files are asked for and the package is not installed.
     """
 
     def __init__(self, tensorboard: Path | None = None) -> None:
@@ -38,7 +38,7 @@ class Log:
                 raise MissingPackageError("tensorboard", extra="train", purpose="logging to TensorBoard") from error
 
     def add(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Take a row; figures of a step that has one already are added to it."""
+        """Add a row, or add figures to the row that the step already has."""
         if self.rows and self.rows[-1]["step"] == step:
             self.rows[-1].update(figures)
         else:
@@ -50,7 +50,7 @@ class Log:
                     writer.add_scalar(name, value, step)
 
     def to_csv(self) -> str:
-        """A table with a header; a cell is empty where a row has no such figure."""
+        """Return a table with a header; the cell of a figure that a row does not have is empty."""
         names = [*_FIRST, *dict.fromkeys(name for row in self.rows for name in row if name not in _FIRST)]
         text = io.StringIO()
         writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -59,7 +59,7 @@ class Log:
         return text.getvalue()
 
     def restore(self, text: str) -> None:
-        """Go on from a table that :meth:`to_csv` wrote."""
+        """Replace the rows by those of a table that :meth:`to_csv` returned."""
         rows = csv.DictReader(io.StringIO(text))
         self.rows = [
             {name: int(value) if name == "step" else float(value) for name, value in row.items() if value}
@@ -67,14 +67,14 @@ class Log:
         ]
 
     def close(self) -> None:
-        """Write out what TensorBoard's writer holds back."""
+        """Flush and close TensorBoard's files."""
         if self._writer is not None:
             self._writer.close()
 
     def _writer_from(self, step: int) -> Any:
-        """The writer; what an earlier run wrote of this step and later ones is struck out."""
         if self._writer is None and self._folder is not None:
             from torch.utils.tensorboard import SummaryWriter
 
+            # After a resume, TensorBoard hides what the interrupted training wrote for this step and later ones.
             self._writer = SummaryWriter(str(self._folder), purge_step=step)
         return self._writer

@@ -5,21 +5,25 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch.nn.functional import cosine_embedding_loss, cosine_similarity, normalize
 
-from qdq.training.distillation import Distillation, DistilledLoss, misfits
-from qdq.training.embeddings import cosent, embedding_loss, sts_loss
+from qdq.training.distillation import DistillationLoss, teacher_problems
+from qdq.training.embedding_loss import cosent_loss, embedding_loss, sts_loss
 from qdq.training.loop import finetune
+from qdq.training.settings import Distillation
+
+if TYPE_CHECKING:
+    from tests.training.conftest import ToyTask
 
 
 @pytest.fixture
-def pairs(kit: Any) -> dict[str, torch.Tensor]:
+def pairs(toy: ToyTask) -> dict[str, torch.Tensor]:
     """Four pairs of texts with a score."""
-    batch = kit.batches(1)[0]
+    batch = toy.batches(1)[0]
     texts = {name: batch[name].view(4, 2, 8) for name in ("input_ids", "attention_mask")}
     return {**texts, "labels": torch.tensor([1.0, 4.0, 2.0, 0.0])}
 
@@ -30,7 +34,7 @@ def test_cosent_is_that_of_sentence_transformers() -> None:
     one, other = torch.nn.functional.normalize(torch.randn(2, 12, 6), dim=-1)
     scores = torch.randint(0, 6, (12,)).float()
     want = theirs.compute_loss_from_embeddings([one, other], scores)
-    torch.testing.assert_close(cosent((one * other).sum(-1), scores), want)
+    torch.testing.assert_close(cosent_loss((one * other).sum(-1), scores), want)
 
 
 def test_cosent_is_its_sum_written_out() -> None:
@@ -40,16 +44,16 @@ def test_cosent_is_its_sum_written_out() -> None:
         for j in range(3):
             if score[i] < score[j]:
                 total += math.exp(20 * float(similarity[i] - similarity[j]))
-    assert float(cosent(similarity, score)) == pytest.approx(math.log(total), rel=1e-5)
-    assert float(cosent(similarity, torch.ones(3))) == 0
+    assert float(cosent_loss(similarity, score)) == pytest.approx(math.log(total), rel=1e-5)
+    assert float(cosent_loss(similarity, torch.ones(3))) == 0
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
-def test_pairs_are_pooled_as_in_evaluation(kit: Any, pooling: str) -> None:
+def test_pairs_are_pooled_as_in_evaluation(toy: ToyTask, pooling: str) -> None:
     from qdq.tasks.pooling import pool
 
-    model = kit.model(task="feature-extraction").eval()
-    batch = kit.batches(1)[0]
+    model = toy.model(task="feature-extraction").eval()
+    batch = toy.batches(1)[0]
     pairs = {name: batch[name].view(4, 2, 8) for name in ("input_ids", "attention_mask")}
     scores = torch.tensor([1.0, 4.0, 2.0, 0.0])
     with torch.no_grad():
@@ -57,7 +61,7 @@ def test_pairs_are_pooled_as_in_evaluation(kit: Any, pooling: str) -> None:
         vectors = torch.from_numpy(pool(hidden.numpy(), batch["attention_mask"].numpy(), pooling))
         cosines = torch.nn.functional.cosine_similarity(vectors[::2], vectors[1::2])
         found = sts_loss(model, {**pairs, "labels": scores}, pooling=pooling)
-    torch.testing.assert_close(found, cosent(cosines, scores), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, cosent_loss(cosines, scores), rtol=1e-4, atol=1e-5)
 
 
 def test_the_distance_of_embeddings_is_that_of_torch() -> None:
@@ -67,18 +71,18 @@ def test_the_distance_of_embeddings_is_that_of_torch() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
-def test_a_model_is_its_own_perfect_teacher(kit: Any, pairs: dict[str, torch.Tensor], pooling: str) -> None:
-    model = kit.model(task="feature-extraction").eval()
-    alone = DistilledLoss(copy.deepcopy(model), Distillation(task=0, hidden=1, attention=1), pooling=pooling)
+def test_a_model_is_its_own_perfect_teacher(toy: ToyTask, pairs: dict[str, torch.Tensor], pooling: str) -> None:
+    model = toy.model(task="feature-extraction").eval()
+    alone = DistillationLoss(copy.deepcopy(model), Distillation(task=0, hidden=1, attention=1), pooling=pooling)
     assert float(alone(model, pairs).detach()) == pytest.approx(0, abs=1e-5)
-    both = DistilledLoss(copy.deepcopy(model), Distillation(task=3), pooling=pooling)
+    both = DistillationLoss(copy.deepcopy(model), Distillation(task=3), pooling=pooling)
     torch.testing.assert_close(both(model, pairs), 3 * sts_loss(model, pairs, pooling=pooling), rtol=1e-5, atol=1e-5)
 
 
-def test_embeddings_come_closer_to_those_of_the_teacher(kit: Any, pairs: dict[str, torch.Tensor]) -> None:
-    teacher = kit.model(task="feature-extraction", initializer_range=0.3)
-    student = kit.model(task="feature-extraction", initializer_range=0.1)
-    loss = DistilledLoss(teacher, Distillation(task=0), pooling="mean")
+def test_embeddings_come_closer_to_those_of_the_teacher(toy: ToyTask, pairs: dict[str, torch.Tensor]) -> None:
+    teacher = toy.model(task="feature-extraction", initializer_range=0.3)
+    student = toy.model(task="feature-extraction", initializer_range=0.1)
+    loss = DistillationLoss(teacher, Distillation(task=0), pooling="mean")
     texts = {name: pairs[name].flatten(0, 1) for name in ("input_ids", "attention_mask")}
 
     def distance() -> float:
@@ -93,9 +97,9 @@ def test_embeddings_come_closer_to_those_of_the_teacher(kit: Any, pairs: dict[st
     assert distance() < before / 2
 
 
-def test_embeddings_of_another_width_cannot_be_learnt(kit: Any) -> None:
-    config = kit.model(task="feature-extraction").config
+def test_embeddings_of_another_width_cannot_be_learnt(toy: ToyTask) -> None:
+    config = toy.model(task="feature-extraction").config
     other = replace(config, hidden_size=32, num_labels=7)
-    (found,) = misfits(config, other, Distillation(), embeds=True)
+    (found,) = teacher_problems(config, other, Distillation(), embeds=True)
     assert found == "its embeddings are 32 wide, the model's 16"
-    assert misfits(config, replace(config, num_labels=7), Distillation(), embeds=True) == []
+    assert teacher_problems(config, replace(config, num_labels=7), Distillation(), embeds=True) == []

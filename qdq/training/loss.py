@@ -1,4 +1,4 @@
-"""What is minimised: losses as functions of a model and a batch."""
+"""The loss of a training: a function of the model and a batch."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from torch import Tensor, nn
 from qdq.data.features import IGNORED
 from qdq.errors import DataError
 
-__all__ = ["Loss", "model_loss", "weight_of"]
+__all__ = ["Loss", "count_labels", "model_loss"]
 
 Loss = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
-"""The loss ``()`` of a model on a batch, a mean over what counts in it."""
+"""Returns the loss ``()`` of a model on a batch, a mean over the labels of the batch."""
 
 
 def model_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """The loss that the model computes itself from the labels in the batch.
+    """Return the loss that the model itself computes from the labels in the batch.
 
     Raises:
-        DataError: the batch has no labels for this model.
+        DataError: If the batch has no labels for this model.
     """
     loss = _field(model(**batch), "loss")
     if loss is None:
         raise DataError(
             f"the model computes no loss from {', '.join(batch)}: batches need labels (labels, or start_positions and "
-            "end_positions), or give a loss of your own"
+            "end_positions), or pass a loss of your own"
         )
     return loss
 
 
-def weight_of(batch: Mapping[str, Tensor]) -> int:
-    """How many labels the mean of a batch's loss is over: by these, means of several batches add up to one mean."""
+def count_labels(batch: Mapping[str, Tensor]) -> int:
+    """Return the number of labels that a batch's loss is the mean over: the weight of the batch in a mean of means."""
     labels = batch.get("labels")
     if labels is not None and labels.dim() == 2 and not labels.is_floating_point():
         return int((labels != IGNORED).sum())

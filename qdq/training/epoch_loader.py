@@ -1,9 +1,9 @@
-"""Examples -> the batches of every epoch, in an order that follows from the seed alone."""
+"""The batches of every epoch from labelled examples, in an order that depends on the seed alone."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,14 +15,14 @@ from qdq.data.masking import Masking
 from qdq.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor
 
     from qdq.data.encoder import TextEncoder
     from qdq.data.kinds import Example
 
-__all__ = ["EpochLoader", "part_of"]
+__all__ = ["EpochLoader"]
 
 _WINDOW = 32  # batches whose examples are sorted by length together
 
@@ -31,20 +31,20 @@ _WINDOW = 32  # batches whose examples are sorted by length together
 class EpochLoader:
     """The batches of a task for training.
 
-    Examples are shuffled anew for every epoch, and sorted by length within windows of some batches, so that little of a
-    batch is padding. Of ``sts``, a batch has ``input_ids`` and its like ``(batch, 2, seq)`` for the two texts of a
-    pair, and ``labels`` ``(batch,)``.
+    Examples are shuffled for every epoch, then sorted by length within windows of 32 batches, so that batches hold
+    little padding. A batch of the task ``sts`` holds pairs: ``input_ids`` and the other inputs are ``(batch, 2, seq)``,
+    ``labels`` are ``(batch,)``.
 
     Args:
-        examples: all of them, held in memory.
-        encoder: the model's tokenizer.
-        task: that the examples were read for.
-        batch_size: rows of a batch, of all processes together.
-        seq_len: longest row in tokens; None: what the model takes (384 for question answering).
-        seed: of the order, and of masking.
+        examples: All examples, held in memory.
+        encoder: Tokenizer of the model.
+        task: Task that the examples were read for.
+        batch_size: Rows of a batch, in all processes together.
+        seq_len: Longest row in tokens; None for the longest that the model takes (384 for question answering).
+        seed: Seed of the order and of masking.
 
     Raises:
-        DataError: there are no examples.
+        DataError: If there are no examples.
     """
 
     examples: Sequence[Example]
@@ -53,25 +53,25 @@ class EpochLoader:
     batch_size: int = 32
     seq_len: int | None = None
     seed: int = 0
-    _count: int | None = None
+    _count: int | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.examples:
             raise DataError("there is no example to train on")
 
     def __len__(self) -> int:
-        """Batches of the first epoch; where examples have several rows, another may have one more or less."""
+        """Return the number of batches of the first epoch; if examples have several rows, others may differ by one."""
         if self._count is None:
-            # windows of long contexts and numbers of choices have to be looked at
+            # A long context has several windows, a question several choices: only encoding them counts the rows.
             is_plain = self.task not in {"question-answering", "multiple-choice"}
             self._count = -(-len(self.examples) // self.batch_size) if is_plain else sum(1 for _ in self(0))
         return self._count
 
     def __call__(self, epoch: int) -> Iterator[dict[str, Tensor]]:
-        """The batches of an epoch, 0 the first."""
-        seed = _mixed(self.seed, epoch)
+        """Return the batches of an epoch, 0 for the first."""
+        seed = _seed_of_epoch(self.seed, epoch)
         order = np.random.default_rng(seed).permutation(len(self.examples))
-        shuffled = [replace(self.examples[place], index=index) for index, place in enumerate(order.tolist())]
+        shuffled = [replace(self.examples[old], index=new) for new, old in enumerate(order.tolist())]
         if self.task == "sts":
             return self._pairs(shuffled)
         batches: Iterable[dict[str, Tensor]] = make_batches(
@@ -87,7 +87,7 @@ class EpochLoader:
         return iter(batches)
 
     def digest(self) -> str:
-        """Of all that the batches follow from: equal digests, equal batches."""
+        """Return a digest of examples and settings: loaders with equal digests give equal batches."""
         sha = hashlib.sha256()
         for example in self.examples:
             sha.update(repr(replace(example, place="")).encode())
@@ -96,11 +96,11 @@ class EpochLoader:
 
     def _pairs(self, examples: Sequence[Any]) -> Iterator[dict[str, Tensor]]:
         texts: list[TextExample] = []
-        for place, example in enumerate(examples):
+        for number, example in enumerate(examples):
             if not isinstance(example, TextExample) or example.text_pair is None:
                 raise DataError(f"{example.place}: no second text; the task sts needs pairs with a score")
             for half, text in enumerate((example.text, example.text_pair)):
-                texts.append(TextExample(2 * place + half, example.place, text, None, None))
+                texts.append(TextExample(2 * number + half, example.place, text, None, None))
         rows = make_batches(
             texts,
             self.encoder,
@@ -116,19 +116,6 @@ class EpochLoader:
             yield pairs | {"labels": torch.tensor(scores)}
 
 
-def part_of(batch: Mapping[str, Tensor], rank: int, count: int) -> tuple[dict[str, Tensor], bool]:
-    """The rows of a batch that are for one of several processes, and whether they count.
-
-    Where there are fewer rows than processes, one gets a row to keep it busy, which does not count.
-    """
-    if count == 1:
-        return dict(batch), True
-    part = {name: tensor[rank::count] for name, tensor in batch.items()}
-    if len(next(iter(part.values()))):
-        return part, True
-    return {name: tensor[:1] for name, tensor in batch.items()}, False
-
-
-def _mixed(seed: int, epoch: int) -> int:
-    """A seed of its own for every epoch, far from that of any other."""
+def _seed_of_epoch(seed: int, epoch: int) -> int:
+    # seed + epoch would give the second epoch of one training the order of the first epoch of another.
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])

@@ -13,16 +13,19 @@ from qdq.training.quantization import ready_for_training
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from qdq.models.model import Model
+    from tests.training.conftest import ToyTask
+
 SLOW = pytest.mark.slow
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::ResourceWarning"
 )
 
 
-def trainer_for(kit: Any, model: Any, folder: Path, **changes: Any) -> Any:
+def trainer_for(toy: ToyTask, model: Model, folder: Path, **changes: Any) -> Any:
     """A Trainer whose rows have a column that the model does not take."""
     transformers = pytest.importorskip("transformers")
-    rows = [{name: t[i] for name, t in batch.items()} | {"line": i} for batch in kit.batches() for i in range(8)]
+    rows = [{name: t[i] for name, t in batch.items()} | {"line": i} for batch in toy.batches() for i in range(8)]
     arguments = transformers.TrainingArguments(
         str(folder),
         per_device_train_batch_size=8,
@@ -38,33 +41,33 @@ def trainer_for(kit: Any, model: Any, folder: Path, **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["learned", pytest.param("float", marks=SLOW), pytest.param("fixed", marks=SLOW)])
-def test_trainer_takes_the_loss_from_our_outputs(kit: Any, kind: str, tmp_path: Path) -> None:
-    model = kit.model() if kind == "float" else kit.quantized()
+def test_trainer_takes_the_loss_from_our_outputs(toy: ToyTask, kind: str, tmp_path: Path) -> None:
+    model = toy.model() if kind == "float" else toy.quantized_model()
     if kind == "learned":
         ready_for_training(model, learned=True)
-    trainer = trainer_for(kit, model, tmp_path / "out", num_train_epochs=8)
+    trainer = trainer_for(toy, model, tmp_path / "out", num_train_epochs=8)
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < 0.5
     predictions = trainer.predict(trainer.eval_dataset).predictions.argmax(-1)
     right = torch.tensor(predictions) == torch.stack([row["labels"] for row in trainer.eval_dataset])
     assert float(right.float().mean()) > 0.8
-    assert float(right.float().mean()) == pytest.approx(kit.accuracy(model.eval())["accuracy"])
+    assert float(right.float().mean()) == pytest.approx(toy.accuracy(model.eval())["accuracy"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["albert", "learned"])
-def test_trainer_resumes_from_what_it_saved(kit: Any, kind: str, tmp_path: Path) -> None:
-    def fresh() -> Any:
+def test_trainer_resumes_from_what_it_saved(toy: ToyTask, kind: str, tmp_path: Path) -> None:
+    def fresh() -> Model:
         if kind == "albert":
-            return kit.model("albert", embedding_size=8)
-        model = kit.quantized()
+            return toy.model("albert", embedding_size=8)
+        model = toy.quantized_model()
         ready_for_training(model, learned=True)
         return model
 
     whole, resumed = fresh(), fresh()
-    trainer_for(kit, whole, tmp_path / "out", num_train_epochs=3).train()
+    trainer_for(toy, whole, tmp_path / "out", num_train_epochs=3).train()
     saved = tmp_path / "out" / "checkpoint-16"
-    trainer_for(kit, resumed, tmp_path / "again", num_train_epochs=3).train(resume_from_checkpoint=str(saved))
+    trainer_for(toy, resumed, tmp_path / "again", num_train_epochs=3).train(resume_from_checkpoint=str(saved))
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(one, other)
 
@@ -83,9 +86,9 @@ def test_labels_are_found_by_their_names(model: type, names: list[str]) -> None:
     assert generic.find_labels(model) == names
 
 
-def test_no_two_names_of_a_state_share_a_tensor(kit: Any) -> None:
+def test_no_two_names_of_a_state_share_a_tensor(toy: ToyTask) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
-    models = [kit.model("albert", embedding_size=8), kit.model(task="masked-lm"), kit.quantized()]
+    models = [toy.model("albert", embedding_size=8), toy.model(task="masked-lm"), toy.quantized_model()]
     for model in models:
         state = model.state_dict()
         found = safetensors.load(safetensors.save(state))
