@@ -191,8 +191,9 @@ def _text_batches(
     seq_len: int,
     seed: int,
 ) -> list[dict[str, Tensor]]:
-    from qdq.data.text import draw, read_samples
-    from qdq.data.tokenize import encode_batches, load_tokenizer
+    from qdq.data.source import draw
+    from qdq.data.text import encode_batches, read_samples
+    from qdq.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(subject.folder)
     text, text_pair = columns

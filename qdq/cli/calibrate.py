@@ -207,8 +207,9 @@ def calibrate_into(
     from calibration.methods.adjustments import check_bound
     from calibration.statistics.saved import CalibrationState
     from qdq import checkpoint
-    from qdq.data.text import draw, read_samples
-    from qdq.data.tokenize import encode_batches, load_tokenizer
+    from qdq.data.source import draw
+    from qdq.data.text import encode_batches, read_samples
+    from qdq.data.tokenizer import load_tokenizer
     from qdq.errors import CalibrationError
     from qdq.models.huggingface import load_model, read_config
     from qdq.quantization.quantizer import Mode, set_mode

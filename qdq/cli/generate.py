@@ -43,7 +43,7 @@ def generate(
     session = Session(json=json, verbose=verbose, quiet=quiet)
     import torch
 
-    from qdq.data.tokenize import load_tokenizer
+    from qdq.data.tokenizer import load_tokenizer
     from qdq.errors import DataError
     from qdq.generation import GenerationSettings, visible_tokens
     from qdq.generation import generate as run

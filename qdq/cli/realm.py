@@ -153,7 +153,7 @@ def _embedder(model: Path, *, seq_len: int | None, batch_size: int, threads: int
     """Who makes vectors: a checkpoint in torch, or an exported file in ONNX Runtime; and the length of its texts."""
     from exporters.directory import EXPORT_FILE, MODEL_FILE
     from exporters.runners import OnnxRuntimeRunner
-    from qdq.data.tokenize import load_tokenizer
+    from qdq.data.tokenizer import load_tokenizer
     from qdq.models.huggingface import read_config
     from qdq.retrieval.embedding import TextEmbedder, torch_runner
     from qdq.retrieval.open_qa import load_part

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from qdq.data.tokenize import load_tokenizer
+from qdq.data.tokenizer import load_tokenizer
 from qdq.errors import CheckpointError, ConfigError, DataError
 from qdq.models.huggingface import config_to_json, load_weights, read_config, read_tensors, upstream_state
 from qdq.models.registry import construct

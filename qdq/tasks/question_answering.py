@@ -96,17 +96,19 @@ def answers(job: Job, examples: Iterable[Any]) -> Iterator[tuple[QuestionExample
     settings = job.settings
     pending: dict[int, _Best] = {}
     for batch, outputs in job.run(job.batches(examples, "question-answering", stride=settings.stride)):
-        if batch.part is None or batch.parts is None or batch.offsets is None:
-            raise DataError(f"{batch.examples[0].place}: no question with its context")
+        if batch.window_index is None or batch.window_count is None or batch.offsets is None:
+            raise DataError(f"{batch.examples[0].location}: no question with its context")
         windows = _best_spans(batch, outputs["start_logits"], outputs["end_logits"], settings)
-        for row, (index, parts) in enumerate(zip(batch.index.tolist(), batch.parts.tolist(), strict=True)):
+        for row, (index, window_count) in enumerate(
+            zip(batch.index.tolist(), batch.window_count.tolist(), strict=True)
+        ):
             best = pending.setdefault(index, _Best())
             span_score, begin, end, null = (values[row] for values in windows)
             best.windows += 1
             best.null = min(best.null, float(null))
             if span_score > best.score:
                 best.score, best.span = float(span_score), (int(begin), int(end))
-            if best.windows == parts:
+            if best.windows == window_count:
                 question = batch.examples[row]
                 assert isinstance(question, QuestionExample)
                 yield question, _answer(question, pending.pop(index), settings)

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qdq.data.examples import TextExample
-from qdq.data.problems import Problems
-from qdq.data.sampling import draw
-from qdq.data.source import open_source
+from qdq.data.records import Problems
+from qdq.data.source import draw, open_source
 from qdq.errors import DataError
 from qdq.tasks.embeddings import embed, embed_in_batches, embedding_settings
 from qdq.tasks.metrics import mean
@@ -48,7 +47,7 @@ _NEGATIVE = ("negative", "negatives", "hard_negatives")
 
 @dataclass(frozen=True)
 class _Row:
-    place: str
+    location: str
     query: str
     positives: tuple[str, ...]
     negatives: tuple[str, ...]
@@ -102,7 +101,7 @@ def _passages(rows: Iterable[_Row], ids: dict[bytes, int]) -> Iterator[TextExamp
             digest = _digest(text)
             if digest not in ids:
                 ids[digest] = len(ids)
-                yield TextExample(ids[digest], row.place, text, None, None)
+                yield TextExample(ids[digest], row.location, text, None, None)
 
 
 def _queries(
@@ -111,7 +110,7 @@ def _queries(
     """Every query; ``relevant`` gets the numbers of its positives."""
     for index, row in enumerate(rows):
         relevant[index] = np.unique([ids[_digest(text)] for text in row.positives])
-        yield TextExample(index, row.place, row.query, None, None)
+        yield TextExample(index, row.location, row.query, None, None)
 
 
 def _digest(text: str) -> bytes:
@@ -132,7 +131,7 @@ class _Rows:
     def __iter__(self) -> Iterator[_Row]:
         problems = Problems(self.name)
         for record in self._source:
-            row = self._row(record.place, record.values, problems)
+            row = self._row(record.location, record.values, problems)
             if row is not None and not problems:
                 yield row
         problems.raise_if_any()

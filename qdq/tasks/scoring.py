@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qdq.data.batches import make_batches
-from qdq.data.encoder import load_encoder
 from qdq.data.examples import read_examples
+from qdq.data.tokenizer import load_encoder
 from qdq.errors import VerificationError
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qdq.data.batches import Batch
-    from qdq.data.encoder import TextEncoder
     from qdq.data.examples import Example, Examples
     from qdq.data.labels import Labels
+    from qdq.data.tokenizer import TextEncoder
     from qdq.tasks.metrics import Metric
     from qdq.tasks.model_under_test import Subject
     from qdq.tasks.settings import Settings
@@ -118,7 +118,7 @@ class Job:
             outputs = self.subject.runner({name: value.numpy() for name, value in batch.inputs.items()})
             _check_numbers(self.subject.name, outputs, batch)
             yield batch, outputs
-            done += len(batch.index) if batch.part is None else int((batch.part == 0).sum())
+            done += len(batch.index) if batch.window_index is None else int((batch.window_index == 0).sum())
             self.progress(done // rows_per_example, self.total)
 
 
@@ -126,4 +126,4 @@ def _check_numbers(name: str, outputs: Mapping[str, NDArray[Any]], batch: Batch)
     with np.errstate(invalid="ignore", over="ignore"):
         broken = [output for output, array in outputs.items() if np.isnan(array.sum())]  # NaN survives a sum
     if broken:
-        raise VerificationError(f"{name}: {', '.join(broken)} has NaN, in the batch with {batch.examples[0].place}")
+        raise VerificationError(f"{name}: {', '.join(broken)} has NaN, in the batch with {batch.examples[0].location}")

@@ -52,7 +52,9 @@ def _texts(examples: Examples, table: TableBuilder) -> Iterator[TextExample]:
     """Both texts of every pair, one after the other; the scores go to the table."""
     for example in examples:
         if not isinstance(example, TextExample) or example.text_pair is None:
-            raise DataError(f"{examples.name}, {example.place}: no second text; the task sts needs pairs with a score")
+            raise DataError(
+                f"{examples.name}, {example.location}: no second text; the task sts needs pairs with a score"
+            )
         table.put([example.index], score=[float(example.label)])  # type: ignore[arg-type]
         for place, text in enumerate((example.text, example.text_pair)):
-            yield TextExample(2 * example.index + place, example.place, text, None, None)
+            yield TextExample(2 * example.index + place, example.location, text, None, None)

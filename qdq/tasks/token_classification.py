@@ -117,7 +117,7 @@ def _of_words(batch: Batch, tags: NDArray[Any], outside: int) -> list[NDArray[An
 
 def _tags(example: Any) -> NDArray[Any]:
     if not isinstance(example, TokenExample) or example.tags is None:
-        raise DataError(f"{example.place}: no words with tags; the task token-classification needs them")
+        raise DataError(f"{example.location}: no words with tags; the task token-classification needs them")
     return np.asarray(example.tags, dtype=np.int64)
 
 

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq.data.encoder import load_encoder
 from qdq.data.examples import read_examples
+from qdq.data.tokenizer import load_encoder
 from qdq.errors import ConfigError, TrainingError, describe_problems
 from qdq.models.huggingface import read_config
 from qdq.tasks.pooling import read_pooling
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qdq.data.columns import Columns
-    from qdq.data.encoder import TextEncoder
+    from qdq.data.tokenizer import TextEncoder
     from qdq.models.model import Model
     from qdq.recipes.recipe import Recipe
     from qdq.training.initial_model import Start
@@ -288,7 +288,7 @@ def _encoder(start: Start) -> TextEncoder:
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
-    from qdq.data.tokenize import load_tokenizer
+    from qdq.data.tokenizer import load_tokenizer
 
     return dict(load_tokenizer(path).get_vocab())
 

@@ -12,9 +12,9 @@ import transformers
 
 import qdq
 from qdq.data.batches import make_batches
-from qdq.data.encoder import load_encoder
 from qdq.data.examples import read_examples
 from qdq.data.labels import Labels
+from qdq.data.tokenizer import load_encoder
 
 if TYPE_CHECKING:
     from pathlib import Path
