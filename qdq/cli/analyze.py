@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from calibration.sensitivity.similarity import Similarity
     from exporters.runners import Runner
     from qdq.quantization.quantizer import Quantizer
-    from qdq.tasks.model_under_test import Subject
+    from qdq.tasks.model_under_test import ModelUnderTest
 
 __all__ = ["analyze"]
 
@@ -102,15 +102,15 @@ def analyze(
     aims = target_cosine is not None or target_sqnr is not None
     target = Target(cosine=target_cosine, sqnr_db=target_sqnr) if aims else None
     set_threads(threads)
-    subject = _open(path, task)
-    model: nn.Module = subject.runner.model  # type: ignore[attr-defined]
+    under_test = _open(path, task)
+    model: nn.Module = under_test.runner.model  # type: ignore[attr-defined]
     chosen = groups(model, by, only=only or [])
     found = Findings(path, by, target)
     evaluator = None
     with session.progress("reading") as advance:
         if task is None:
             batches = _text_batches(
-                subject,
+                under_test,
                 data,
                 columns=(text_column, text_pair_column),
                 num_samples=num_samples,
@@ -120,17 +120,17 @@ def analyze(
             )
         else:
             from qdq.data.examples import Columns
-            from qdq.tasks.settings import Settings
+            from qdq.tasks.evaluation_settings import EvaluationSettings
 
             columns = Columns(text=text_column, text_pair=text_pair_column)
-            settings = Settings(
+            settings = EvaluationSettings(
                 batch_size=batch_size,
-                seq_len=min(seq_len, subject.max_length),
+                seq_len=min(seq_len, under_test.max_length),
                 num_samples=task_samples,
                 columns=columns if columns.names else None,
                 seed=seed,
             )
-            evaluator = _Evaluator(subject, task, data, settings, metric)
+            evaluator = _Evaluator(under_test, task, data, settings, metric)
             batches = evaluator.recorded(num_samples, lambda done, total: advance(done, f"evaluating {task}", total))
             found.metric = MetricOf(evaluator.name, evaluator.in_float)
         batches = batches[:max_batches]
@@ -160,13 +160,13 @@ def analyze(
         raise typer.Exit(INTERRUPTED)
 
 
-def _open(path: Path, task: str | None) -> Subject:
+def _open(path: Path, task: str | None) -> ModelUnderTest:
     """The quantized checkpoint, with a head for the task if one is given."""
     from exporters.runners import TorchRunner
     from qdq.checkpoint import is_quantized, load
     from qdq.errors import CheckpointError
     from qdq.storage import no_directory
-    from qdq.tasks.model_under_test import Subject, open_subject
+    from qdq.tasks.model_under_test import ModelUnderTest, open_model_under_test
 
     if not path.is_dir():
         raise CheckpointError(no_directory(path, "give a checkpoint that qdq calibrate wrote"))
@@ -176,13 +176,13 @@ def _open(path: Path, task: str | None) -> Subject:
             "what qdq calibrate wrote"
         )
     if task is not None:
-        return open_subject(path, task)
+        return open_model_under_test(path, task)
     model = load(path)
-    return Subject(str(path), path, model.config, TorchRunner(model), "torch")
+    return ModelUnderTest(str(path), path, model.config, TorchRunner(model), "torch")
 
 
 def _text_batches(
-    subject: Subject,
+    under_test: ModelUnderTest,
     data: str,
     *,
     columns: tuple[str | None, str | None],
@@ -195,12 +195,12 @@ def _text_batches(
     from qdq.data.text import encode_batches, read_samples
     from qdq.data.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(subject.folder)
+    tokenizer = load_tokenizer(under_test.folder)
     text, text_pair = columns
     texts = draw(read_samples(data, text_column=text, text_pair_column=text_pair), num_samples, seed)
     texts.sort(key=lambda sample: len(sample.text))  # what is padded is computed in vain
-    length = min(seq_len, subject.max_length)
-    pad = subject.config.pad_token_id or 0
+    length = min(seq_len, under_test.max_length)
+    pad = under_test.config.pad_token_id or 0
     return list(encode_batches(texts, tokenizer, batch_size=batch_size, seq_len=length, pad_token_id=pad))
 
 
@@ -230,37 +230,40 @@ class _Recorder:
 class _Evaluator:
     """The metric of a task for a model as its quantizers are switched."""
 
-    def __init__(self, subject: Subject, task: str, data: str, settings: Any, metric: str | None) -> None:
-        self._subject, self._task, self._data, self._settings = subject, task, data, settings
-        self._model: nn.Module = subject.runner.model  # type: ignore[attr-defined]
+    def __init__(self, under_test: ModelUnderTest, task: str, data: str, settings: Any, metric: str | None) -> None:
+        self._under_test, self._task, self._data, self._settings = under_test, task, data, settings
+        self._model: nn.Module = under_test.runner.model  # type: ignore[attr-defined]
         self._wanted = metric
         self.name = metric or ""
         self.in_float = float("nan")
 
     def __call__(self, on: Collection[Quantizer]) -> float:
         """In the unit of people, with these quantizers on."""
-        return self._evaluate(self._subject, on)
+        return self._evaluate(self._under_test, on)
 
     def recorded(self, samples: int, progress: Callable[[int, int | None], None]) -> list[dict[str, Tensor]]:
         """Evaluate the float model and return batches that the task gave it, of all lengths, of ``samples`` or more."""
         import torch
 
-        recorder = _Recorder(self._subject.runner)
-        self.in_float = self._evaluate(replace(self._subject, runner=recorder), (), progress)
+        recorder = _Recorder(self._under_test.runner)
+        self.in_float = self._evaluate(replace(self._under_test, runner=recorder), (), progress)
         rows = sum(len(next(iter(batch.values()))) for batch in recorder.batches)
         stride = max(1, rows // samples)  # batches come in the order of their lengths
         return [{n: torch.from_numpy(a) for n, a in batch.items()} for batch in recorder.batches[::stride]]
 
     def _evaluate(
-        self, subject: Subject, on: Collection[Quantizer], progress: Callable[[int, int | None], None] | None = None
+        self,
+        under_test: ModelUnderTest,
+        on: Collection[Quantizer],
+        progress: Callable[[int, int | None], None] | None = None,
     ) -> float:
         from calibration.sensitivity.ranking import switch
         from qdq.errors import ConfigError
-        from qdq.tasks.evaluate import evaluate_subject
-        from qdq.tasks.scoring import silent
+        from qdq.tasks.evaluate import score_model
+        from qdq.tasks.evaluator import silent
 
         switch(self._model, on)
-        scores = evaluate_subject(subject, self._task, self._data, self._settings, progress=progress or silent)
+        scores = score_model(under_test, self._task, self._data, self._settings, progress=progress or silent)
         metrics = {metric.name: metric for metric in scores.metrics}
         self.name = self._wanted or next(iter(metrics))
         if self.name not in metrics:

@@ -180,7 +180,7 @@ def finetune(
 ) -> None:
     """Train a head, or a quantized model so that it computes in int8 what it did in float.
 
-    Needs the extras "train" and "evaluate". Several processes: accelerate launch -m qdq finetune ..., or torchrun.
+    Needs the extra "train". Several processes: accelerate launch -m qdq finetune ..., or torchrun.
     Example: qdq finetune -m quantized/ -o qat/ --train-data train.tsv --eval-data dev.tsv --teacher float/
     """
     is_speaking = is_first()

@@ -1,4 +1,4 @@
-"""What is evaluated: a runner, with the configuration and the tokenizer that belong to it."""
+"""Open the model to evaluate: a runner with its configuration and tokenizer."""
 
 from __future__ import annotations
 
@@ -18,12 +18,20 @@ if TYPE_CHECKING:
     from exporters.runners import Runner
     from qdq.models.config import ModelConfig
 
-__all__ = ["EMBEDDING_TASKS", "RUNTIMES", "TASKS", "Subject", "is_export", "open_subject", "subject_of"]
+__all__ = [
+    "EMBEDDING_TASKS",
+    "RUNTIMES",
+    "TASKS",
+    "ModelUnderTest",
+    "is_export",
+    "model_under_test_of",
+    "open_model_under_test",
+]
 
 RUNTIMES = ("onnxruntime", "openvino")
 
 EMBEDDING_TASKS = ("sts", "retrieval")
-"""Tasks that compare embeddings of texts and need no head."""
+"""The tasks that compare embeddings of texts and need no head."""
 
 OUTPUTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "sts": (("sentence_embedding",), ("last_hidden_state",)),
@@ -34,24 +42,24 @@ OUTPUTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "question-answering": (("start_logits", "end_logits"),),
     "masked-lm": (("logits",), ("prediction_logits",)),
 }
-"""For every task the outputs that it reads; where there are several choices, the first that the model has."""
+"""The outputs that each task reads. Where a task has several choices, the first that the model has is read."""
 
 TASKS = tuple(OUTPUTS)
 
-# Heads under another name that give the same logits.
+# Heads of other tasks that give the same logits.
 _ALSO_SERVES = {"masked-lm": ("pre-training",), "sequence-classification": ("next-sentence",)}
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelUnderTest:
     """A model that can be run for a task.
 
     Args:
-        name: for reports.
-        folder: with config.json, the tokenizer, and what sentence-transformers keeps beside them.
-        config: the model's configuration.
-        runner: arrays in, arrays out.
-        runtime: what computes: ``torch``, ``onnxruntime``, ``openvino``, ``tensorrt``, or ``runner`` for a foreign one.
+        name: The name in reports.
+        folder: The directory with config.json, the tokenizer, and the files of sentence-transformers.
+        config: The configuration of the model.
+        runner: Takes arrays and returns arrays.
+        runtime: ``torch``, ``onnxruntime``, ``openvino`` or ``tensorrt``, or ``runner`` for a runner of the user.
     """
 
     name: str
@@ -66,19 +74,22 @@ class Subject:
         return self.config.max_length
 
 
-def open_subject(path: str | Path, task: str, *, runtime: str | None = None, threads: int | None = None) -> Subject:
-    """A checkpoint, float or quantized, an exported directory, or an engine built from one, ready for ``task``.
+def open_model_under_test(
+    path: str | Path, task: str, *, runtime: str | None = None, threads: int | None = None
+) -> ModelUnderTest:
+    """Open a float or quantized checkpoint, an exported directory, or an engine built from one, for a task.
 
     Args:
-        path: the directory, or the engine's file.
-        task: one of :data:`TASKS`.
-        runtime: that runs an exported directory, ``onnxruntime`` when None.
-        threads: of the runtime; None leaves the choice to it. torch has its own setting for the whole process.
+        path: The directory, or the file of the engine.
+        task: One of :data:`TASKS`.
+        runtime: The runtime of an exported directory, by default ``onnxruntime``.
+        threads: The number of threads of the runtime; None leaves the choice to it. PyTorch has its own setting for the
+            whole process.
 
     Raises:
-        BuildError: there is no GPU for an engine, or it cannot be loaded.
-        CheckpointError: there is no such model, or it is damaged.
-        ConfigError: the model has no head for the task, or ``runtime`` is unknown.
+        BuildError: There is no GPU for an engine, or it cannot be loaded.
+        CheckpointError: There is no such model, or it is damaged.
+        ConfigError: The model has no head for the task, or the runtime is unknown.
     """
     from exporters.tensorrt.record import is_plan
 
@@ -96,12 +107,12 @@ def open_subject(path: str | Path, task: str, *, runtime: str | None = None, thr
     return _open_checkpoint(path, task)
 
 
-def subject_of(model: nn.Module | Runner, folder: str | Path, task: str) -> Subject:
-    """A model in memory, or any runner, with the directory that its configuration and tokenizer come from.
+def model_under_test_of(model: nn.Module | Runner, folder: str | Path, task: str) -> ModelUnderTest:
+    """Take a model in memory or any runner, with the directory of its configuration and tokenizer.
 
     Raises:
-        CheckpointError: the directory has no configuration.
-        ConfigError: the model has no head for the task.
+        CheckpointError: The directory has no configuration.
+        ConfigError: The model has no head for the task.
     """
     from torch import nn
 
@@ -114,25 +125,25 @@ def subject_of(model: nn.Module | Runner, folder: str | Path, task: str) -> Subj
         runner: Runner = TorchRunner(model)
         if hasattr(model, "task") and task not in EMBEDDING_TASKS:
             _check_head(name, config, task, head=model.task)  # type: ignore[arg-type]
-        return Subject(name, folder, config, runner, "torch")
+        return ModelUnderTest(name, folder, config, runner, "torch")
     config, name = read_config(folder), type(model).__name__
     if model.output_names:
         _check_outputs(name, model.output_names, task, "the runner")
-    return Subject(name, folder, config, model, "runner")
+    return ModelUnderTest(name, folder, config, model, "runner")
 
 
 def is_export(path: Path) -> bool:
-    """Whether a directory holds an exported model."""
+    """Return whether a directory holds an exported model."""
     from exporters.directory import EXPORT_FILE, MODEL_FILE
 
     return (path / EXPORT_FILE).is_file() or (path / MODEL_FILE).is_file()
 
 
-def _open_checkpoint(path: Path, task: str) -> Subject:
+def _open_checkpoint(path: Path, task: str) -> ModelUnderTest:
     from exporters.runners import TorchRunner
     from qdq.checkpoint import is_quantized, load
 
-    if task in EMBEDDING_TASKS:  # the pooler is not read
+    if task in EMBEDDING_TASKS:  # embeddings are made of token vectors, without the pooler
         model = load(path, "feature-extraction", allow_missing=("pooler",), **_attention(path))
     else:
         config = read_config(path)
@@ -140,11 +151,13 @@ def _open_checkpoint(path: Path, task: str) -> Subject:
         model = load(path, head if head in _ALSO_SERVES.get(task, ()) else task, **_attention(path))
     kind = "quantized" if is_quantized(path) else "float"
     names = next((n for n in OUTPUTS[task] if n != ("sentence_embedding",) and _gives(model, n)), OUTPUTS[task][-1])
-    return Subject(f"{path} ({kind} checkpoint)", path, model.config, TorchRunner(model, output_names=names), "torch")
+    return ModelUnderTest(
+        f"{path} ({kind} checkpoint)", path, model.config, TorchRunner(model, output_names=names), "torch"
+    )
 
 
 def _attention(path: Path) -> dict[str, Any]:
-    """Fused attention where there is nothing to quantize in it."""
+    """Use fused attention for float models; quantizers need the operations of eager attention."""
     from qdq.checkpoint import is_quantized
 
     return {"attn_implementation": "eager" if is_quantized(path) else "sdpa"}
@@ -154,18 +167,18 @@ def _gives(model: Any, names: tuple[str, ...]) -> bool:
     return set(names) <= set(getattr(model, "returns", ("last_hidden_state",)))
 
 
-def _open_export(path: Path, task: str, config: ModelConfig, runtime: str, threads: int | None) -> Subject:
+def _open_export(path: Path, task: str, config: ModelConfig, runtime: str, threads: int | None) -> ModelUnderTest:
     from exporters.directory import MODEL_FILE
     from exporters.runners import OnnxRuntimeRunner, OpenVINORunner
 
     runners = {"onnxruntime": OnnxRuntimeRunner, "openvino": OpenVINORunner}
     runner: Any = runners[runtime](path / MODEL_FILE, threads=threads)
     _check_outputs(str(path / MODEL_FILE), runner.output_names, task, "the file")
-    return Subject(f"{path} ({_target(path)} export)", path, config, runner, runtime)
+    return ModelUnderTest(f"{path} ({_target(path)} export)", path, config, runner, runtime)
 
 
-def _open_engine(path: Path, task: str) -> Subject:
-    """An engine; configuration and tokenizer are those of the export that it lies in, or was built from."""
+def _open_engine(path: Path, task: str) -> ModelUnderTest:
+    """Open an engine with the configuration and tokenizer of the export beside it or that it was built from."""
     from exporters.tensorrt.record import read_record
     from exporters.tensorrt.runner import TensorRTRunner
 
@@ -174,14 +187,14 @@ def _open_engine(path: Path, task: str) -> Subject:
         folder = Path(read_record(path)["source"])
     if not (folder / "config.json").is_file():
         raise CheckpointError(
-            f"{path}: its configuration and tokenizer are in {folder}, which is not there: put the engine into the "
+            f"{path}: its configuration and tokenizer are in {folder}, which does not exist: put the engine into the "
             "directory that it was built from"
         )
     config = read_config(folder)
     _check_head(str(path), config, task)
     runner = TensorRTRunner(path)
     _check_outputs(str(path), runner.output_names, task, "the engine")
-    return Subject(f"{path} (engine)", folder, config, runner, "tensorrt")
+    return ModelUnderTest(f"{path} (engine)", folder, config, runner, "tensorrt")
 
 
 def _target(path: Path) -> str:
@@ -195,7 +208,7 @@ def _target(path: Path) -> str:
 
 
 def _check_head(name: str, config: ModelConfig, task: str, *, head: str | None = None) -> None:
-    """Refuse a model that was made for another task; one that does not say its task is tried."""
+    """Raise if the model was made for another task; a model that does not name its task is tried."""
     if task not in OUTPUTS:
         raise ConfigError(f"no task {task!r} to evaluate; there are {', '.join(TASKS)}")
     if task in EMBEDDING_TASKS or (head is None and not config.architectures):

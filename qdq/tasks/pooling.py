@@ -1,4 +1,4 @@
-"""From token vectors to one vector per text."""
+"""Combine the token vectors of a text to one vector, as sentence-transformers does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Pooling = Literal["mean", "cls", "max"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 Vectors = NDArray[np.float32]
 
-# What sentence-transformers calls them; a mean divided by the root of the length instead has the same direction.
+# The names of sentence-transformers. mean_sqrt_len_tokens has another length than the mean, but the same direction.
 _MODES: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "max": "max", "mean_sqrt_len_tokens": "mean"}
 _OLD_MODES = {
     "pooling_mode_cls_token": "cls",
@@ -34,11 +34,12 @@ _KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
 
 
 def pool(hidden: NDArray[Any], mask: NDArray[Any], how: Pooling) -> Vectors:
-    """One vector ``(batch, hidden)`` per text from token vectors ``(batch, seq, hidden)``, padding left out.
+    """Return one vector ``(batch, hidden)`` for each text, without its padding.
 
-    1. ``mean``: of the tokens where ``mask`` ``(batch, seq)`` is not 0.
-    2. ``cls``: the first of them.
-    3. ``max``: the largest value of each component.
+    Args:
+        hidden: Token vectors ``(batch, seq, hidden)``.
+        mask: Attention mask ``(batch, seq)``; tokens with 0 do not count.
+        how: ``mean`` of the tokens, ``cls`` for the first token, or ``max`` of each component.
     """
     visible = mask != 0
     if how == "cls":
@@ -52,16 +53,16 @@ def pool(hidden: NDArray[Any], mask: NDArray[Any], how: Pooling) -> Vectors:
 
 
 def read_pooling(folder: Path) -> Pooling:
-    """The pooling that a sentence-transformers folder asks for, mean when it says nothing.
+    """Read the pooling of a sentence-transformers folder; the default is ``mean``.
 
     Raises:
-        ConfigError: it asks for something else, or does more with the vectors than normalize them.
+        ConfigError: The folder has another pooling, or a module that changes the direction of the vectors.
     """
     kinds = [str(module.get("type", "")).rpartition(".")[-1] for module in _read(folder / "modules.json", [])]
     if foreign := [kind for kind in kinds if kind not in _KNOWN_MODULES]:
         raise ConfigError(
-            f"{folder / 'modules.json'}: the module {', '.join(foreign)} is not followed; "
-            f"--pooling {'|'.join(POOLINGS)} leaves it out"
+            f"{folder / 'modules.json'}: the module {', '.join(foreign)} is not supported; "
+            f"choose --pooling {'|'.join(POOLINGS)} to leave it out"
         )
     file = folder / "1_Pooling" / "config.json"
     config = _read(file, {})
@@ -70,12 +71,12 @@ def read_pooling(folder: Path) -> Pooling:
     if not modes:
         return "mean"
     if len(modes) > 1 or modes[0] not in _MODES:
-        raise ConfigError(f"{file}: the pooling {' and '.join(map(str, modes))} is not followed; choose a --pooling")
+        raise ConfigError(f"{file}: the pooling {' and '.join(map(str, modes))} is not supported; choose a --pooling")
     return _MODES[modes[0]]
 
 
 def read_max_length(folder: Path) -> int | None:
-    """The longest text in tokens that a sentence-transformers folder asks for, if it does."""
+    """Read the longest text in tokens of a sentence-transformers folder, or return None."""
     length = _read(folder / "sentence_bert_config.json", {}).get("max_seq_length")
     return length if isinstance(length, int) else None
 

@@ -71,16 +71,16 @@ class Measurement:
         Raises:
             ConfigError: the task has no such metric.
         """
-        from qdq.tasks.evaluate import evaluate_subject
-        from qdq.tasks.model_under_test import subject_of
-        from qdq.tasks.settings import Settings
+        from qdq.tasks.evaluate import score_model
+        from qdq.tasks.evaluation_settings import EvaluationSettings
+        from qdq.tasks.model_under_test import model_under_test_of
 
-        settings = Settings(
+        settings = EvaluationSettings(
             batch_size=self.batch_size, seq_len=self.seq_len, columns=self.columns, split=self.split, seed=self.seed
         )
         # a wrapper of accelerate knows neither task nor configuration
-        subject = replace(subject_of(model, self.start.path, self.start.task), config=self.start.config)
-        scores = evaluate_subject(subject, self.start.task, self.data, settings)
+        under_test = replace(model_under_test_of(model, self.start.path, self.start.task), config=self.start.config)
+        scores = score_model(under_test, self.start.task, self.data, settings)
         found = {metric.name: metric.value(scores.table) for metric in scores.metrics}
         if self.metric is None:
             return found

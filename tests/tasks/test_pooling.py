@@ -65,9 +65,9 @@ def test_the_real_folder(minilm_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "modules", "culprit"),
     [
-        ({"pooling_mode": "lasttoken"}, (), "the pooling lasttoken is not followed"),
-        ({"pooling_mode": ["cls", "mean"]}, (), "the pooling cls and mean is not followed"),
-        ({"pooling_mode": "mean"}, ("Dense",), "the module Dense is not followed"),
+        ({"pooling_mode": "lasttoken"}, (), "the pooling lasttoken is not supported"),
+        ({"pooling_mode": ["cls", "mean"]}, (), "the pooling cls and mean is not supported"),
+        ({"pooling_mode": "mean"}, ("Dense",), "the module Dense is not supported"),
         ([], (), "must hold a JSON object"),
     ],
     ids=["last-token", "two", "dense", "list"],

@@ -1,4 +1,4 @@
-"""One evaluation: a model, data, settings; and how all tasks read the one and run the other."""
+"""Run one model on one data set: what all tasks need to read examples, make batches and get the model's outputs."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
     from qdq.data.examples import Example, Examples
     from qdq.data.labels import Labels
     from qdq.data.tokenizer import TextEncoder
+    from qdq.tasks.evaluation_settings import EvaluationSettings
+    from qdq.tasks.example_table import Table
     from qdq.tasks.metrics import Metric
-    from qdq.tasks.model_under_test import Subject
-    from qdq.tasks.settings import Settings
-    from qdq.tasks.table import Table
+    from qdq.tasks.model_under_test import ModelUnderTest
 
-__all__ = ["Job", "Progress", "Scores", "silent"]
+__all__ = ["Evaluator", "Progress", "Scores", "silent"]
 
 Progress = Callable[[int, int | None], None]
-"""Told how many examples are done, and of how many, where that is known."""
+"""Called with the number of examples that are done and the number of all examples, or None if it is unknown."""
 
 
 def silent(done: int, total: int | None) -> None:
-    """Progress that nobody watches."""
+    """Report no progress."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a task found.
+    """The result of a task for one model.
 
     Args:
-        table: a few numbers for every example, in the order of the data.
-        metrics: of the table; the first is the one that the task is known by.
-        skipped: rows without label, which do not count.
-        settings: what the figures depend on.
-        notes: what a reader should know.
+        table: A few numbers for every example, in the order of the data.
+        metrics: The metrics of the table; the first one is the task's main metric.
+        skipped: The number of rows without a label, which do not count.
+        settings: The settings that the figures depend on.
+        notes: What a reader of the figures should know.
     """
 
     table: Table
@@ -57,33 +57,39 @@ class Scores:
 
 
 @dataclass
-class Job:
-    """A model to evaluate on data.
+class Evaluator:
+    """Runs one model on one data set.
 
     Args:
-        subject: the model.
-        data: as ``read_examples`` takes it.
-        settings: how to run.
-        progress: told how far it is.
-        total: examples there are, known once the data has been read through.
+        model: The model under test.
+        data: The data, as ``read_examples`` takes it.
+        settings: How to evaluate.
+        progress: Called after every batch.
+        total: The number of examples, which is known after :meth:`examples`.
     """
 
-    subject: Subject
+    model: ModelUnderTest
     data: Any
-    settings: Settings
+    settings: EvaluationSettings
     progress: Progress = silent
     total: int | None = None
 
     @property
     def encoder(self) -> TextEncoder:
-        """The model's tokenizer."""
-        subject = self.subject
-        return load_encoder(subject.folder, max_length=subject.max_length, pad_id=subject.config.pad_token_id)
+        """The tokenizer of the model with its special ids."""
+        model = self.model
+        return load_encoder(model.folder, max_length=model.max_length, pad_id=model.config.pad_token_id)
 
     def examples(self, task: str, labels: Labels | None = None, *, need_labels: bool = True) -> Examples:
-        """The examples of ``task`` in the data, which is read through first: its problems come before the work.
+        """Read the examples of a task.
 
-        An iterator, which can be read only once, is not.
+        The data is read once before the work begins, so that its problems are reported first. An iterator is not, since
+        it can be read only once.
+
+        Args:
+            task: The task.
+            labels: The labels of the head; None keeps numbers as they are.
+            need_labels: Skip rows without a label.
         """
         settings = self.settings
         examples = read_examples(
@@ -101,22 +107,26 @@ class Job:
         return examples
 
     def batches(self, examples: Iterable[Example], task: str, **options: Any) -> Iterator[Batch]:
-        """Batches of rows of about the same length."""
+        """Make batches of rows of similar length; the options are those of ``make_batches``."""
         length = {"max_length": self.settings.seq_len} if self.settings.seq_len is not None else {}
         return make_batches(examples, self.encoder, task, batch_size=self.settings.batch_size, **{**length, **options})
 
-    def run(
+    def outputs(
         self, batches: Iterable[Batch], *, rows_per_example: int = 1
     ) -> Iterator[tuple[Batch, dict[str, NDArray[Any]]]]:
-        """Every batch with the model's outputs for it.
+        """Run the model and yield every batch with its outputs.
+
+        Args:
+            batches: The batches.
+            rows_per_example: Rows that make one example, for the progress.
 
         Raises:
-            VerificationError: an output is not a number, of which no metric can be made.
+            VerificationError: An output has NaN, of which no metric can be computed.
         """
         done = 0
         for batch in batches:
-            outputs = self.subject.runner({name: value.numpy() for name, value in batch.inputs.items()})
-            _check_numbers(self.subject.name, outputs, batch)
+            outputs = self.model.runner({name: value.numpy() for name, value in batch.inputs.items()})
+            _check_numbers(self.model.name, outputs, batch)
             yield batch, outputs
             done += len(batch.index) if batch.window_index is None else int((batch.window_index == 0).sum())
             self.progress(done // rows_per_example, self.total)
@@ -124,6 +134,6 @@ class Job:
 
 def _check_numbers(name: str, outputs: Mapping[str, NDArray[Any]], batch: Batch) -> None:
     with np.errstate(invalid="ignore", over="ignore"):
-        broken = [output for output, array in outputs.items() if np.isnan(array.sum())]  # NaN survives a sum
+        broken = [output for output, array in outputs.items() if np.isnan(array.sum())]  # a sum with NaN is NaN
     if broken:
         raise VerificationError(f"{name}: {', '.join(broken)} has NaN, in the batch with {batch.examples[0].location}")
