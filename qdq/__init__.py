@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from exporters.directory import export, verify
     from exporters.interface import Form
     from qdq.checkpoint import load, save
-    from qdq.data.text import read_samples
-    from qdq.data.tokenize import encode_batches, load_tokenizer
+    from qdq.data.text import encode_batches, read_samples
+    from qdq.data.tokenizer import load_tokenizer
     from qdq.errors import QDQError
     from qdq.interop.transformers import from_transformers, to_transformers
     from qdq.models.registry import build
@@ -51,14 +51,14 @@ _HOMES = {
     "build": "qdq.models.registry",
     "calibrate": "calibration",
     "calibrate_and_refine": "calibration",
-    "encode_batches": "qdq.data.tokenize",
+    "encode_batches": "qdq.data.text",
     "evaluate": "qdq.tasks.evaluate",
     "export": "exporters.directory",
     "finetune": "qdq.training.loop",
     "from_transformers": "qdq.interop.transformers",
     "load": "qdq.checkpoint",
     "load_recipe": "qdq.recipes.recipe",
-    "load_tokenizer": "qdq.data.tokenize",
+    "load_tokenizer": "qdq.data.tokenizer",
     "open": "qdq.source",
     "quantize": "qdq.recipes.apply",
     "read_samples": "qdq.data.text",

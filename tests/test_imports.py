@@ -110,7 +110,7 @@ MODEL_STEPS: tuple[frozenset[str], ...] = tuple(
 # Imported inside functions only. The onnx ones may stand at the top of files that do nothing else.
 ONNX = frozenset({"onnx", "onnx_ir", "onnxruntime", "onnxscript"})
 HEAVY = ONNX | {
-    *("openvino", "datasets", "matplotlib", "transformers", "accelerate", "torchmetrics", "seqeval"),
+    *("openvino", "datasets", "matplotlib", "transformers", "accelerate", "seqeval"),
     *("tensorflow", "faiss"),
 }
 HEAVY_FOR_COMMANDS = HEAVY | {"torch"}

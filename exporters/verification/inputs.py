@@ -10,8 +10,8 @@ import torch
 from exporters.export_model import cache_names, deploy
 from exporters.interface import Form
 from exporters.io_signature import PAST_AND_SEQ, SIZES, TEXTS, Input, example_inputs
-from qdq.data.text import TextSample, draw, read_samples, sample_text
-from qdq.data.tokenize import encode_batches
+from qdq.data.source import draw
+from qdq.data.text import TextSample, encode_batches, read_samples, sample_text
 from qdq.errors import CheckpointError
 from qdq.source import ModelDirectory
 

@@ -169,8 +169,7 @@ def _compare_all(session: Session, folder: Path, *, seq_len: int) -> dict[str, t
 
     from exporters.runners import OnnxRuntimeRunner, TorchRunner
     from exporters.verification.verify import cosine, sqnr_db
-    from qdq.data.text import read_samples, sample_text
-    from qdq.data.tokenize import encode_batches
+    from qdq.data.text import encode_batches, read_samples, sample_text
     from qdq.models.huggingface import load_model
     from qdq.source import ModelDirectory
 

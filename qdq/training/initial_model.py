@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qdq.data.columns import Columns
-    from qdq.data.encoder import TextEncoder
+    from qdq.data.tokenizer import TextEncoder
     from qdq.models.config import ModelConfig
     from qdq.models.model import Model
     from qdq.training.settings import TaskSettings

@@ -1,4 +1,4 @@
-"""How an evaluation is run."""
+"""The settings of an evaluation."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ from qdq.source import POOLINGS
 if TYPE_CHECKING:
     from qdq.data.examples import Columns
 
-__all__ = ["Settings"]
+__all__ = ["EvaluationSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class EvaluationSettings:
     """Options of an evaluation; the defaults are those of the tasks' reference scripts.
 
     Args:
-        batch_size: rows in a batch.
-        seq_len: longest row in tokens; None: what the model takes (384 for question answering).
-        num_samples: examples drawn at random, all when None.
-        split: of a saved dataset with several.
-        columns: names of columns where they are not the usual ones.
-        seed: of drawing, masking and resampling.
-        pooling: for embeddings; None: what a sentence-transformers folder says, else the mean.
-        stride: tokens by which the windows of a long context overlap; None: 128, or a third of ``seq_len``.
-        n_best: start and end positions that are considered, the best of each.
-        max_answer_length: in tokens.
-        null_threshold: "no answer" is given where its score is above the best answer's by more than this; None: by
-            more than 0, and never where every question of the data has an answer (SQuAD 1.1).
-        always_answer: never say "no answer".
-        only_mask: hide tokens behind the mask token alone; False also keeps and exchanges some, as in pretraining.
+        batch_size: The number of rows in a batch.
+        seq_len: The longest row in tokens; by default what the model takes (384 for question answering).
+        num_samples: The number of examples to draw at random; by default all are used.
+        split: The split of a saved data set that has several.
+        columns: The names of columns that do not have the usual names.
+        seed: The seed of drawing, masking and resampling.
+        pooling: How token vectors become an embedding: ``mean``, ``cls`` or ``max``. By default what a
+            sentence-transformers folder says, or the mean.
+        stride: The tokens by which the windows of a long context overlap; by default 128, or a third of ``seq_len``.
+        n_best: How many of the best start and end positions are combined to answers.
+        max_answer_length: The longest answer in tokens.
+        null_threshold: Give no answer if the score of "no answer" exceeds that of the best answer by more than this. By
+            default 0, and always answer if every question of the data has an answer (SQuAD 1.1).
+        always_answer: Give an answer to every question.
+        only_mask: Replace all chosen tokens by the mask token. False keeps or exchanges some, as in pretraining.
 
     Raises:
-        ConfigError: values out of range, all of them.
+        ConfigError: Values are out of range; the message lists all of them.
     """
 
     batch_size: int = 32
@@ -53,7 +54,7 @@ class Settings:
     only_mask: bool = True
 
     def __post_init__(self) -> None:
-        least = {
+        smallest = {
             "batch_size": 1,
             "seq_len": 3,
             "num_samples": 1,
@@ -63,7 +64,7 @@ class Settings:
             "seed": 0,
         }
         problems = []
-        for name, low in least.items():
+        for name, low in smallest.items():
             value = getattr(self, name)
             if value is not None and value < low:
                 problems.append(f"{name} is {value}, must be at least {low}")
@@ -73,6 +74,6 @@ class Settings:
             raise ConfigError(describe_problems("settings of the evaluation", problems))
 
     def to_dict(self, *names: str) -> dict[str, Any]:
-        """The named ones as plain values."""
+        """Return the named fields as plain values."""
         values = asdict(self)
         return {name: values[name] for name in names}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qdq.models.model import Model
     from qdq.quantization.slot import Slot
 
-__all__ = ["QUANTIZER_KEYS", "places", "prefix_of"]
+__all__ = ["QUANTIZER_KEYS", "prefix_of", "qdqbert_names"]
 
 # Families whose layers QDQBERT's are.
 _MODEL_TYPES = ("bert", "qdqbert")
@@ -51,7 +51,7 @@ QUANTIZER_KEYS: Keys = {
 }
 
 
-def places(model: Model) -> dict[Slot, str]:
+def qdqbert_names(model: Model) -> dict[Slot, str]:
     """The slots of a wrapped model that QDQBERT quantizes, with its name of the quantizer, without the base prefix.
 
     Twenty a layer, and fourteen more where it has cross-attention.

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from qdq.errors import ConfigError
-from qdq.tasks.settings import Settings
-from qdq.tasks.table import TableBuilder, rows_of
+from qdq.tasks.evaluation_settings import EvaluationSettings
+from qdq.tasks.example_table import TableBuilder, rows_of
 
 
 def test_rows_in_any_order_and_columns_apart() -> None:
@@ -28,7 +28,7 @@ def test_no_rows() -> None:
 
 def test_settings_out_of_range_arrive_together() -> None:
     with pytest.raises(ConfigError) as refused:
-        Settings(batch_size=0, seq_len=2, n_best=0, seed=-1, pooling="sum")
+        EvaluationSettings(batch_size=0, seq_len=2, n_best=0, seed=-1, pooling="sum")
     message = str(refused.value)
     assert "5 problems" in message
     assert "seq_len is 2, must be at least 3" in message
