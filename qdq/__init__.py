@@ -17,13 +17,14 @@ from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from warnings import warn
 
 if TYPE_CHECKING:
     from calibration.pipeline import calibrate_and_refine
     from calibration.ranges import calibrate
     from exporters.benchmark import benchmark
     from exporters.directory import export, verify
-    from exporters.interface import Form
+    from exporters.interface import ExportInterface
     from qdq.checkpoint import load, save
     from qdq.data.text import encode_batches, read_samples
     from qdq.data.tokenizer import load_tokenizer
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Form": "exporters.interface",
+    "ExportInterface": "exporters.interface",
     "PerAxis": "qdq.quantization.spec",
     "PerTensor": "qdq.quantization.spec",
     "QDQError": "qdq.errors",
@@ -68,7 +69,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Form",
+    "ExportInterface",
     "PerAxis",
     "PerTensor",
     "QDQError",
@@ -96,7 +97,13 @@ __all__ = [
 ]
 
 
+_DEPRECATED = {"Form": "ExportInterface"}  # former name -> name
+
+
 def __getattr__(name: str) -> Any:
+    if name in _DEPRECATED:
+        warn(f"qdq.{name} is named qdq.{_DEPRECATED[name]} now", DeprecationWarning, stacklevel=2)
+        name = _DEPRECATED[name]
     if name not in _HOMES:
         raise AttributeError(f"module 'qdq' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

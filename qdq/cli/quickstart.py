@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from exporters.benchmark import Runtime
     from exporters.runners import Runner
-    from exporters.verification.verify import Verification
+    from exporters.verification.verify import VerificationReport
 
 __all__ = ["quickstart"]
 
@@ -151,7 +151,7 @@ def _export_all(session: Session, folder: Path) -> dict[str, list[str]]:
     return notes
 
 
-def _verify_all(session: Session, folder: Path) -> dict[str, Verification]:
+def _verify_all(session: Session, folder: Path) -> dict[str, VerificationReport]:
     from exporters import directory as exported
 
     proofs = {}

@@ -89,7 +89,7 @@ def open_model_under_test(
         CheckpointError: There is no such model, or it is damaged.
         ConfigError: The model has no head for the task, or the runtime is unknown.
     """
-    from exporters.tensorrt.record import is_plan
+    from exporters.tensorrt.plan_metadata import is_plan
 
     if not isinstance(path, ModelDirectory) and is_plan(Path(path)):
         return _open_engine(Path(path), task)
@@ -160,12 +160,12 @@ def _open_export(directory: ModelDirectory, task: str, runtime: str, threads: in
 
 def _open_engine(path: Path, task: str) -> ModelUnderTest:
     """Open an engine with the configuration and tokenizer of the export beside it or that it was built from."""
-    from exporters.tensorrt.record import read_record
+    from exporters.tensorrt.plan_metadata import read_plan_metadata
     from exporters.tensorrt.runner import TensorRTRunner
 
     folder = path.parent
     if not (folder / "config.json").is_file():
-        folder = Path(read_record(path)["source"])
+        folder = Path(read_plan_metadata(path)["source"])
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"{path}: its configuration and tokenizer are in {folder}, which does not exist: put the engine into the "

@@ -23,7 +23,7 @@ __all__ = [
     "Network",
     "NetworkTensor",
     "Parser",
-    "ParserFault",
+    "ParserError",
     "Profile",
     "Runtime",
     "TensorRT",
@@ -104,7 +104,7 @@ class Network(Protocol):
         """One of ``num_inputs``."""
 
 
-class ParserFault(Protocol):
+class ParserError(Protocol):
     """``ParserError``."""
 
     def desc(self) -> str:
@@ -125,7 +125,7 @@ class Parser(Protocol):
     def parse_from_file(self, model: str) -> bool:
         """Whether it could be read. Also true for bytes that are no ONNX at all."""
 
-    def get_error(self, index: int) -> ParserFault:
+    def get_error(self, index: int) -> ParserError:
         """One of ``num_errors``."""
 
 

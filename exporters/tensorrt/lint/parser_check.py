@@ -6,13 +6,13 @@ import warnings
 from typing import TYPE_CHECKING
 
 from exporters.tensorrt.backend import find_backend, messages
-from exporters.tensorrt.lint.quantizers import found
+from exporters.tensorrt.lint.quantizer_checks import finding
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exporters.tensorrt.api import Parser
     from exporters.tensorrt.lint.rules import Finding
+    from exporters.tensorrt.protocols import Parser
 
 __all__ = ["parser_findings"]
 
@@ -37,5 +37,5 @@ def parser_findings(path: Path, *, backend: str = "auto") -> list[Finding]:
     problems = [parser.get_error(index) for index in range(parser.num_errors)]
     told = {(problem.node_name() or "the file", " ".join(problem.desc().split())) for problem in problems}
     return [
-        found("I3", node, f"{installed.name} {installed.version}: {words}", "error") for node, words in sorted(told)
-    ] or [found("I3", "the file", f"{installed.name} {installed.version} cannot read it", "error")]
+        finding("I3", node, f"{installed.name} {installed.version}: {words}", "error") for node, words in sorted(told)
+    ] or [finding("I3", "the file", f"{installed.name} {installed.version} cannot read it", "error")]

@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from exporters.tensorrt.record import is_plan, read_record, record_path, write_record
+from exporters.tensorrt.plan_metadata import is_plan, metadata_path, read_metadata, write_metadata
 from exporters.tensorrt.report import engine_report
 from qdq.errors import CheckpointError
 
@@ -17,13 +17,13 @@ def plan(built: Any, small: Path, tmp_path: Path) -> Path:
     engine, source = built
     copy = tmp_path / "m.plan"
     copy.write_bytes(source.read_bytes())
-    write_record(copy, engine, engine_report(ir.load(small), engine.kernels), [{"id": "W1"}], source=small)
+    write_metadata(copy, engine, engine_report(ir.load(small), engine.kernels), [{"id": "W1"}], source=small)
     return copy
 
 
 def test_there_and_back(built: Any, small: Path, plan: Path) -> None:
     engine, _ = built
-    record = read_record(plan)
+    record = read_metadata(plan)
     assert record["report"] == engine_report(ir.load(small), engine.kernels)
     assert record["layers"] == list(engine.kernels)
     assert record["backend"] == engine.backend
@@ -38,7 +38,7 @@ def test_a_plan_is_known_by_its_name_or_its_record(plan: Path, tmp_path: Path) -
     other = tmp_path / "anything"
     other.write_bytes(b"")
     assert not is_plan(other)
-    record_path(other).write_text("{}")
+    metadata_path(other).write_text("{}")
     assert is_plan(other)
 
 
@@ -53,16 +53,16 @@ def test_a_plan_is_known_by_its_name_or_its_record(plan: Path, tmp_path: Path) -
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_record_that_does_not_fit_is_refused(plan: Path, change: dict[str, Any], words: str) -> None:
-    path = record_path(plan)
+    path = metadata_path(plan)
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(CheckpointError, match=words):
-        read_record(plan)
+        read_metadata(plan)
 
 
 def test_without_plan_or_record(plan: Path) -> None:
-    record_path(plan).unlink()
+    metadata_path(plan).unlink()
     with pytest.raises(CheckpointError, match="which qdq build writes beside it"):
-        read_record(plan)
+        read_metadata(plan)
     plan.unlink()
     with pytest.raises(CheckpointError, match="no such file"):
-        read_record(plan)
+        read_metadata(plan)

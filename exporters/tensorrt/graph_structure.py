@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["Attention", "Facts", "Operand", "Product", "Residual", "consumers", "place", "quantized_type", "title"]
+__all__ = [
+    "Attention",
+    "GraphStructure",
+    "Operand",
+    "Product",
+    "Residual",
+    "consumers",
+    "module_of",
+    "quantized_type",
+    "title",
+]
 
 LAYOUT = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Dropout", "Expand", "Slice")
 """Operators that move values and leave them as they are, as far as quantization is concerned."""
@@ -26,7 +36,7 @@ LAYOUT = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten",
 _FAR = 12  # nodes; what belongs together lies closer
 
 
-def place(node: ir.Node | str) -> str:
+def module_of(node: ir.Node | str) -> str:
     """The module that a node belongs to: its name without the operator at the end."""
     name = node if isinstance(node, str) else str(node.name or "")
     return name.rpartition("/")[0] or name
@@ -138,9 +148,9 @@ class Attention:
     between: tuple[ir.Node, ...]
 
     @property
-    def place(self) -> str:
+    def module(self) -> str:
         """The module of the attention."""
-        return place(self.softmax)
+        return module_of(self.softmax)
 
 
 @dataclass(frozen=True)
@@ -158,7 +168,7 @@ class Residual:
     skip: Operand
 
 
-class Facts:
+class GraphStructure:
     """Everything that the checks and the report ask about a graph; each found once."""
 
     def __init__(self, model: ir.Model) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporters.verification.scale_ratio import Gain
+from exporters.verification.scale_ratio import ScaleRatio
 
 
 def integers(scale: float, *, noise: float = 0.0, seed: int = 0, size: int = 4000, width: float = 20.0) -> np.ndarray:
@@ -13,8 +13,8 @@ def integers(scale: float, *, noise: float = 0.0, seed: int = 0, size: int = 400
     return np.clip(np.rint(values / scale), -128, 127).astype(np.float32)
 
 
-def gain(*pairs: tuple[np.ndarray, np.ndarray]) -> Gain:
-    found = Gain()
+def scale_ratio(*pairs: tuple[np.ndarray, np.ndarray]) -> ScaleRatio:
+    found = ScaleRatio()
     for expected, actual in pairs:
         found.add(expected, actual)
     return found
@@ -25,23 +25,25 @@ def gain(*pairs: tuple[np.ndarray, np.ndarray]) -> Gain:
 def test_noise_of_steps_has_no_gain(width: float, seed: int) -> None:
     """Of one step or several, also where all values are small, and where many saturate."""
     for noise in (0.1, 0.5, 2.0):
-        one = gain((integers(1, noise=noise, seed=99, width=width), integers(1, noise=noise, seed=seed, width=width)))
-        assert one.is_explained, (noise, one.ratio)
+        one = scale_ratio(
+            (integers(1, noise=noise, seed=99, width=width), integers(1, noise=noise, seed=seed, width=width))
+        )
+        assert one.is_within_tolerance, (noise, one.ratio)
 
 
 @pytest.mark.parametrize("factor", [1.05, 1 / 1.05, 1.5])
 @pytest.mark.parametrize("noise", [0.0, 1.0])
 def test_a_scale_that_is_off_by_5_percent_has_a_gain(factor: float, noise: float) -> None:
-    one = gain((integers(1, noise=noise, seed=1), integers(factor, noise=noise, seed=2)))
+    one = scale_ratio((integers(1, noise=noise, seed=1), integers(factor, noise=noise, seed=2)))
     assert one.ratio == pytest.approx(1 / factor, rel=0.01)
-    assert not one.is_explained
+    assert not one.is_within_tolerance
 
 
 def test_batches_add_up() -> None:
     """A few values tell nothing, many do."""
     pairs = [(a, b) for a, b in zip(np.split(integers(1), 400), np.split(integers(1.05), 400), strict=True)]
-    assert gain(pairs[0]).is_explained
-    assert not gain(*pairs).is_explained
+    assert scale_ratio(pairs[0]).is_within_tolerance
+    assert not scale_ratio(*pairs).is_within_tolerance
 
 
 @pytest.mark.parametrize(
@@ -50,4 +52,4 @@ def test_batches_add_up() -> None:
     ids=["zeros", "one more", "one less", "out of nothing", "alone"],
 )
 def test_a_handful_of_flipped_steps_is_explained(expected: list[int], found: list[int]) -> None:
-    assert gain((np.float32(expected), np.float32(found))).is_explained
+    assert scale_ratio((np.float32(expected), np.float32(found))).is_within_tolerance

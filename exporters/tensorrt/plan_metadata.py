@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from exporters.tensorrt.layers import Kernel
+from exporters.tensorrt.kernels import Kernel
 from exporters.tensorrt.report import EngineReport
 from qdq.errors import CheckpointError
 from qdq.storage import read_json, write_json
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from exporters.tensorrt.build import Built
+    from exporters.tensorrt.build import BuildResult
 
-__all__ = ["is_plan", "read_record", "record_path", "write_record"]
+__all__ = ["is_plan", "metadata_path", "read_metadata", "write_metadata"]
 
 FORMAT = 1
 
 
-def record_path(plan: Path) -> Path:
+def metadata_path(plan: Path) -> Path:
     """Where the record of a plan lies."""
     return plan.with_name(f"{plan.name}.json")
 
 
 def is_plan(path: Path) -> bool:
     """Whether a file is to be taken for an engine: by its name, or because a record lies beside it."""
-    return path.suffix in (".plan", ".engine", ".trt") or (path.is_file() and record_path(path).is_file())
+    return path.suffix in (".plan", ".engine", ".trt") or (path.is_file() and metadata_path(path).is_file())
 
 
-def write_record(
-    plan: Path, built: Built, report: EngineReport, findings: Sequence[dict[str, Any]] = (), *, source: Path
+def write_metadata(
+    plan: Path, built: BuildResult, report: EngineReport, findings: Sequence[dict[str, Any]] = (), *, source: Path
 ) -> None:
     """Write the record of a plan that was just built from the export or the file ``source``.
 
@@ -51,16 +51,16 @@ def write_record(
         "findings": list(findings),
         "layers": [kernel.to_dict() for kernel in built.kernels],
     }
-    write_json(record_path(plan), document)
+    write_json(metadata_path(plan), document)
 
 
-def read_record(plan: Path) -> dict[str, Any]:
+def read_metadata(plan: Path) -> dict[str, Any]:
     """The record of a plan, its ``report`` as :class:`EngineReport`, its ``layers`` as :class:`Kernel`.
 
     Raises:
         CheckpointError: when there is no plan or no record, or it is of another plan or a newer format.
     """
-    path = record_path(plan)
+    path = metadata_path(plan)
     if not plan.is_file():
         raise CheckpointError(f"{plan}: no such file")
     missing = f"{plan}: what it computes is told by {path.name}, which qdq build writes beside it and which is missing"

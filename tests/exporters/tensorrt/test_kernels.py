@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from exporters.tensorrt.layers import Kernel, parse_inspector, parse_layers, short_type
+from exporters.tensorrt.kernels import Kernel, parse_inspector, parse_layers, short_type
 
 MESSAGE = (
     "Layers:\n"

@@ -1,4 +1,4 @@
-"""What the runners of a file have in common."""
+"""What the runners of a model file have in common."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 from qdq.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from exporters.runners.feed import TensorInfo
+    from exporters.runners.inputs import TensorInfo
 
-__all__ = ["FileRunner", "existing", "one_line"]
+__all__ = ["FileRunner", "existing_file", "one_line"]
 
 
 class FileRunner:
-    """The names that the file gives."""
+    """Take the names of inputs and outputs from a file.
+
+    Attributes that a subclass must set in its constructor: ``inputs`` and ``_output_names``.
+    """
 
     inputs: tuple[TensorInfo, ...]
     _output_names: tuple[str, ...]
@@ -30,11 +33,11 @@ class FileRunner:
         return self._output_names
 
 
-def existing(path: Path) -> Path:
-    """``path``, which must be a file.
+def existing_file(path: Path) -> Path:
+    """Return ``path`` if it is a file.
 
     Raises:
-        CheckpointError: it is none.
+        CheckpointError: If it is not.
     """
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such model file")
@@ -42,6 +45,6 @@ def existing(path: Path) -> Path:
 
 
 def one_line(error: Exception) -> str:
-    """The runtime's message without the lines that name its own source files."""
+    """Return the message of a runtime in one line, without the lines that name source files of the runtime."""
     lines = [line for line in str(error).splitlines() if not line.startswith(("Exception from ", "Check '"))]
     return " ".join(" ".join(lines or [str(error)]).split())

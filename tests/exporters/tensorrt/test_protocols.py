@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from exporters.tensorrt import api
+from exporters.tensorrt import protocols as api
 from exporters.tensorrt.backend import BACKENDS
 from exporters.tensorrt.build import HARDWARE
 
@@ -30,7 +30,7 @@ CLASSES = {
     "ITensor": api.NetworkTensor,
     "ITimingCache": api.TimingCache,
     "OnnxParser": api.Parser,
-    "ParserError": api.ParserFault,
+    "ParserError": api.ParserError,
     "Runtime": api.Runtime,
 }
 

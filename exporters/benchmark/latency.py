@@ -1,43 +1,40 @@
-"""Latency that can be believed on a machine that is not quiet.
-
-1. One process per (round, model): two sessions in one process disturb each other through their spinning threads.
-2. Rounds are interleaved and each begins with another model, so that a slow minute or a warm processor meets all of
-   them alike.
-3. Everything reported is a median; a speedup is the median of the ratios within each round, which stays put when the
-   milliseconds do not.
-"""
+"""Time models in fresh processes and take medians; see the package for why."""
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from exporters.tensorrt.driver import require_driver
+from exporters.benchmark.machine import Machine
+from exporters.tensorrt.nvidia_driver import require_driver
 from qdq.errors import CheckpointError, ConfigError, MissingPackageError, QDQError, describe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
-__all__ = ["BenchmarkResult", "Candidate", "Machine", "Runtime", "Shape", "Timing", "benchmark"]
+__all__ = ["BenchmarkResult", "Candidate", "Runtime", "Shape", "Timing", "benchmark"]
 
 Runtime = Literal["onnxruntime", "openvino", "tensorrt"]
-
-INT8_INSTRUCTIONS = ("avx2", "avx512_vnni", "avx_vnni", "amx_int8")  # as /proc/cpuinfo spells them
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to time, under the name it is reported with."""
+    """Name a model to time.
+
+    Args:
+        name: Name that the model is reported with.
+        path: The model file, or the engine.
+        runtime: The runtime that runs it.
+    """
 
     name: str
     path: Path
@@ -45,7 +42,7 @@ class Candidate:
 
     @property
     def problem(self) -> str | None:
-        """Why there is nothing to time; None where there is."""
+        """Why the model cannot be timed; None if it can."""
         if self.path.is_file():
             return None
         where = "" if self.name == str(self.path) else f": {self.path}"
@@ -54,7 +51,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Shape:
-    """A batch of ``batch_size`` rows of ``seq_len`` tokens, none of them padding."""
+    """Give the shape of a batch without padding.
+
+    Args:
+        batch_size: Number of rows.
+        seq_len: Number of tokens of each row.
+    """
 
     batch_size: int
     seq_len: int
@@ -65,10 +67,20 @@ class Shape:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one run of one model at one shape.
+    """Hold how long one run of one model takes at one shape.
 
-    ``median_s``, ``p10_s``, ``p90_s`` and ``p99_s`` are taken in each round, and of each the median over the rounds is
-    kept: a round with more runs does not weigh more. ``runs`` counts all runs of all ``rounds``.
+    Quantiles are taken in each round, and the median over the rounds is kept. A round with more runs has no more
+    weight.
+
+    Args:
+        name: Name of the model.
+        shape: The shape.
+        median_s: Median time in seconds.
+        p10_s: Time that 10% of the runs stay below, in seconds.
+        p90_s: Time that 90% of the runs stay below, in seconds.
+        p99_s: Time that 99% of the runs stay below, in seconds.
+        runs: Number of runs in all rounds.
+        rounds: Number of rounds.
     """
 
     name: str
@@ -81,40 +93,20 @@ class Timing:
     rounds: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The same, ready for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What was measured on: the processor, its logical cores, and its int8 instruction sets (x86 on Linux)."""
-
-    cpu: str
-    logical_cores: int
-    int8_instructions: tuple[str, ...]
-
-    @classmethod
-    def this(cls, cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
-        """The machine we run on."""
-        fields: dict[str, str] = {}
-        if cpuinfo.exists():
-            for line in cpuinfo.read_text().splitlines():
-                key, _, value = line.partition(":")
-                fields.setdefault(key.strip(), value.strip())  # the first core stands for all
-        flags = set(fields.get("flags", "").split())
-        return cls(
-            cpu=fields.get("model name") or platform.processor() or platform.machine(),
-            logical_cores=os.cpu_count() or 1,
-            int8_instructions=tuple(name for name in INT8_INSTRUCTIONS if name in flags),
-        )
-
-
-@dataclass(frozen=True)
 class BenchmarkResult:
-    """What :func:`benchmark` measured.
+    """Hold what :func:`benchmark` measured.
 
-    ``round_medians_s`` holds, per (name, shape), the median of each round in order; ``peak_rss_bytes`` per name the
-    largest memory of a process that did nothing but run this model at all shapes.
+    Args:
+        timings: One for each model and shape.
+        threads: Threads of each session.
+        machine: The machine that ran the benchmark.
+        round_medians_s: Median of each round in seconds, in order, by name and shape.
+        peak_rss_bytes: Largest memory of a process that ran only this model, at all shapes, by name.
     """
 
     timings: tuple[Timing, ...]
@@ -124,10 +116,10 @@ class BenchmarkResult:
     peak_rss_bytes: Mapping[str, int]
 
     def speedup(self, name: str, baseline: str, shape: Shape) -> float:
-        """How many times faster ``name`` is than ``baseline``: the median over rounds of that round's ratio.
+        """Return how many times faster ``name`` is than ``baseline``: the median of the ratios of the rounds.
 
         Raises:
-            ConfigError: One of them was not measured.
+            ConfigError: If one of them was not measured at this shape.
         """
         if absent := [n for n in (name, baseline) if (n, shape) not in self.round_medians_s]:
             measured = ", ".join(f"{n} at {s}" for n, s in self.round_medians_s)
@@ -136,7 +128,7 @@ class BenchmarkResult:
         return statistics.median(slow / fast for slow, fast in pairs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same, ready for JSON; each timing has its round medians and its model's peak memory with it."""
+        """Return plain values for JSON; each timing includes its round medians and the peak memory of its model."""
         return {
             "threads": self.threads,
             "machine": {**asdict(self.machine), "int8_instructions": list(self.machine.int8_instructions)},
@@ -161,23 +153,23 @@ def benchmark(
     warmup: int = 3,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> BenchmarkResult:
-    """Time every candidate at every shape; see the module for how.
+    """Time every candidate at every shape; see :mod:`exporters.benchmark` for how.
 
     Args:
-        candidates: The models; their names must differ.
-        shapes: The shapes, each measured in every process.
+        candidates: The models. Their names must differ.
+        shapes: The shapes. Each process measures all of them.
         threads: Threads of each session.
-        rounds: How often each model gets a fresh process.
-        min_seconds: Time spent on each shape in each round, after the warm-up.
-        warmup: Runs of each shape that are not counted.
-        progress: Called before each process with the number done, the total and the candidate's name, and once at the
-            end with an empty name.
+        rounds: Number of rounds. Each model gets a fresh process in each round.
+        min_seconds: Seconds to spend on each shape in each round, after the warm-up.
+        warmup: Number of runs of each shape that are not counted.
+        progress: Called before each process with the number done, the total and the name of the candidate, and once at
+            the end with an empty name.
 
     Raises:
-        ConfigError: The request makes no sense; all reasons are listed.
-        CheckpointError: A model file does not exist; all of them are listed.
-        MissingPackageError: A candidate needs a runtime that is not installed.
-        QDQError: A worker failed; its last line is in the message.
+        ConfigError: If an argument is invalid. All problems are listed.
+        CheckpointError: If a model file does not exist. All of them are listed.
+        MissingPackageError: If a candidate needs a runtime that is not installed.
+        QDQError: If a process failed. The message ends with the last line that it printed.
     """
     _check(candidates, shapes, threads=threads, rounds=rounds, min_seconds=min_seconds, warmup=warmup)
     seconds: dict[tuple[str, Shape], list[list[float]]] = {(c.name, s): [] for c in candidates for s in shapes}
@@ -187,7 +179,7 @@ def benchmark(
     for done, candidate in enumerate(schedule):
         if progress is not None:
             progress(done, len(schedule), candidate.name)
-        answer = _run_worker(
+        response = _run_worker(
             candidate,
             {
                 "path": str(candidate.path),
@@ -198,9 +190,9 @@ def benchmark(
                 "shapes": [asdict(shape) for shape in shapes],
             },
         )
-        for shape, times in zip(shapes, answer["seconds"], strict=True):
+        for shape, times in zip(shapes, response["seconds"], strict=True):
             seconds[candidate.name, shape].append(times)
-        peak_rss_bytes[candidate.name] = max(peak_rss_bytes[candidate.name], answer["peak_rss_bytes"])
+        peak_rss_bytes[candidate.name] = max(peak_rss_bytes[candidate.name], response["peak_rss_bytes"])
     if progress is not None:
         progress(len(schedule), len(schedule), "")
 
@@ -249,19 +241,16 @@ def _check(
 
 
 def _schedule(candidates: Sequence[Candidate], rounds: int) -> list[Candidate]:
-    """Who runs when: every candidate once a round, each round beginning with the next one."""
+    """Return the order of the processes: every candidate once per round, each round beginning with the next one."""
     starts = [r % len(candidates) for r in range(rounds)]
     return [candidate for start in starts for candidate in [*candidates[start:], *candidates[:start]]]
 
 
 def _run_worker(candidate: Candidate, request: dict[str, Any]) -> dict[str, Any]:
-    """One request answered in a fresh process, which is killed when we are interrupted.
-
-    The environment is inherited. The worker imports from where we do, and not from the current directory (``-P``),
-    where any ``onnx.py`` would be in its way.
-    """
+    """Send a request to a fresh process and return its response. The process dies with this one when interrupted."""
+    # -P keeps the current directory off the import path: a file onnx.py there would shadow the package.
     process = subprocess.run(
-        [sys.executable, "-P", "-m", "exporters._benchmark_worker"],
+        [sys.executable, "-P", "-m", "exporters.benchmark.worker"],
         input=json.dumps(request),
         capture_output=True,
         text=True,
@@ -271,8 +260,8 @@ def _run_worker(candidate: Candidate, request: dict[str, Any]) -> dict[str, Any]
     if process.returncode != 0:
         lines = process.stderr.strip().splitlines() or [f"the process ended with status {process.returncode}"]
         raise QDQError(f"timing {candidate.name} ({candidate.path}) failed: {lines[-1]}")
-    answer: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
-    return answer
+    response: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return response
 
 
 def _round_medians(by_round: Sequence[Sequence[float]]) -> tuple[float, ...]:

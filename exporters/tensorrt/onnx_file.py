@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from exporters.tensorrt.profiles import Declared
 
-__all__ = ["Source", "read_source"]
+__all__ = ["OnnxFile", "read_onnx_file"]
 
 
 @dataclass(frozen=True)
-class Source:
+class OnnxFile:
     """An ONNX file.
 
     Args:
@@ -43,7 +43,7 @@ class Source:
     float_bytes: int = field(default=0)
 
 
-def read_source(given: Path) -> Source:
+def read_onnx_file(given: Path) -> OnnxFile:
     """An exported directory, or an ONNX file of anybody.
 
     Raises:
@@ -66,7 +66,7 @@ def read_source(given: Path) -> Source:
         if value.name not in model.graph.initializers
     }
     operators = {node.op_type for node in model.graph}
-    return Source(
+    return OnnxFile(
         path,
         model,
         inputs,

@@ -1,4 +1,4 @@
-"""A model that an export refuses stays what it was."""
+"""Restore the quantizers of a model when its export fails."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["unchanged_when_refused"]
+__all__ = ["restored_on_error"]
 
 
 @contextmanager
-def unchanged_when_refused(model: nn.Module) -> Iterator[None]:
-    """Put the quantizers of ``model`` back, and what hangs on them, when the context ends with an error."""
+def restored_on_error(model: nn.Module) -> Iterator[None]:
+    """Restore the quantizers of ``model``, their modes and the bias corrections if the context ends with an error."""
     quantizers = [
         (model.get_submodule(slot.module), f"{slot.name}_quantizer", quantizer, quantizer.mode)
         for slot, quantizer in named_slots(model)

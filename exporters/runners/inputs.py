@@ -1,4 +1,4 @@
-"""What a model is given, held against what it declares."""
+"""Check the inputs of a model against what the model declares."""
 
 from __future__ import annotations
 
@@ -14,48 +14,54 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["TensorInfo", "feed", "missing", "raise_problems"]
+__all__ = ["TensorInfo", "check_inputs", "missing_inputs", "raise_problems"]
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input as the model declares it. A free dimension of ``shape`` is its name, or None when it has none."""
+    """Describe an input as the model declares it.
+
+    Args:
+        name: Name of the input.
+        dtype: Type of its elements.
+        shape: Its dimensions. A free dimension is its name, or None without a name.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | str | None, ...]
 
 
-def missing(names: Sequence[str], inputs: Mapping[str, Any]) -> list[str]:
-    """A problem for each of ``names`` that is not given."""
+def missing_inputs(names: Sequence[str], inputs: Mapping[str, Any]) -> list[str]:
+    """Return a problem for each of ``names`` that ``inputs`` lacks."""
     return [
         f"the input {name} is missing (given: {', '.join(inputs) or 'none'})" for name in names if name not in inputs
     ]
 
 
 def raise_problems(name: str, problems: Sequence[str]) -> None:
-    """Nothing where there are no problems.
+    """Raise if there are problems.
 
     Raises:
-        DataError: with all of them, and the name of the model.
+        DataError: If ``problems`` is not empty. It lists all of them and the name of the model.
     """
     if problems:
         raise DataError(describe_problems(name, problems))
 
 
-def feed(name: str, infos: Sequence[TensorInfo], inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The inputs the model has, as arrays.
+def check_inputs(name: str, infos: Sequence[TensorInfo], inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the inputs that the model declares, as arrays.
 
     Args:
-        name: of the model, for the message.
-        infos: what it declares.
-        inputs: what it is given; more than it declares is ignored.
+        name: Name of the model, for the message.
+        infos: The inputs that the model declares.
+        inputs: The inputs that are given. Others than the declared ones are ignored.
 
     Raises:
-        DataError: with everything that does not fit.
+        DataError: If inputs do not fit. All problems are listed.
     """
     fed = {info.name: np.asarray(inputs[info.name]) for info in infos if info.name in inputs}
-    problems = missing([info.name for info in infos], inputs)
+    problems = missing_inputs([info.name for info in infos], inputs)
     for info in infos:
         array = fed.get(info.name)
         if array is None:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from exporters.interface import Form
-from exporters.onnx.export import export_model
-from exporters.onnx.refusal import unchanged_when_refused
+from exporters.interface import ExportInterface
+from exporters.onnx.export import export_onnx
+from exporters.onnx.restore import restored_on_error
 from qdq.errors import CalibrationError, ExportError
 from qdq.quantization.quantizer import Mode, set_mode
 from qdq.quantization.wrap import named_slots
@@ -39,7 +39,7 @@ def test_a_scale_that_half_precision_cannot_hold_leaves_the_model_as_it_was(work
     with torch.no_grad():
         expected = model(**batch).last_hidden_state
     with pytest.raises(ExportError, match=r"(?s)fp16 holds scales from .*query\.input: its scale"):
-        export_model(model, tmp_path / "model.onnx", target="tensorrt", form=Form(dtype="fp16"))
+        export_onnx(model, tmp_path / "model.onnx", target="tensorrt", interface=ExportInterface(dtype="fp16"))
     assert state(model) == before
     with torch.no_grad():
         assert torch.equal(model(**batch).last_hidden_state, expected)
@@ -52,13 +52,13 @@ def test_slots_that_are_not_calibrated_leave_the_model_as_it_was(workshop: Any, 
     model.get_submodule("encoder.layers.0.attention.scores").input_quantizer.range = None
     before = state(model)
     with pytest.raises(CalibrationError, match=r"scores\.input"):
-        export_model(model, tmp_path / "model.onnx", target="tensorrt")
+        export_onnx(model, tmp_path / "model.onnx", target="tensorrt")
     assert state(model) == before
 
 
 def test_what_ends_well_stays(workshop: Any) -> None:
     model = workshop.calibrated("onnxruntime")
     before = state(model)
-    with unchanged_when_refused(model):
+    with restored_on_error(model):
         apply_recipe(model, load_recipe("tensorrt"))
     assert state(model) != before

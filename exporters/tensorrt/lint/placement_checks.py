@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from exporters.onnx.passes.graph import constant, is_op, producer
-from exporters.tensorrt.facts import LAYOUT, Attention, Facts, Operand, Product, array, consumers, title
-from exporters.tensorrt.lint.quantizers import found
+from exporters.tensorrt.graph_structure import (
+    LAYOUT,
+    Attention,
+    GraphStructure,
+    Operand,
+    Product,
+    array,
+    consumers,
+    title,
+)
+from exporters.tensorrt.lint.quantizer_checks import finding
 from exporters.tensorrt.profiles import longest_sequence
 
 if TYPE_CHECKING:
@@ -26,21 +35,21 @@ _ELEMENTWISE = ("Div", "Erf", "Mul", "Pow", "Relu", "Sigmoid", "Sqrt", "Sub", "T
 _FLOAT_INPUT = ("LayerNormalization", "Softmax", "Gelu")
 
 
-def products(facts: Facts, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
+def products(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
     """E13, W2, W3, W13: the operands of a product."""
-    for product in facts.products:
+    for product in structure.products:
         node, sides = product.node, (product.left, product.right)
         types = {side.type for side in sides}
         if ir.DataType.FLOAT8E4M3FN in types and ir.DataType.INT8 in types:
-            yield found("E13", node, "it multiplies int8 with fp8")
+            yield finding("E13", node, "it multiplies int8 with fp8")
         if [side.is_quantized for side in sides].count(True) == 1:
             free = product.left if product.right.is_quantized else product.right
             if not types & {ir.DataType.INT4, ir.DataType.FLOAT4E2M1}:  # of which weights alone are quantized
-                yield found("W2", node, f"{_named(free.value)} is not quantized, the other operand is")
+                yield finding("W2", node, f"{_named(free.value)} is not quantized, the other operand is")
         kinds = {kind for side in sides if (kind := _scale_type(side)) is not None}
         if len(kinds) > 1:
             names = " and ".join(sorted(kind.name.lower() for kind in kinds))
-            yield found("E9", node, f"the scales of its operands are {names}")
+            yield finding("E9", node, f"the scales of its operands are {names}")
         if product.is_linear and product.right.stored and product.right.dequantize is not None:
             yield from _weight(product)
 
@@ -62,13 +71,13 @@ def _weight(product: Product) -> Iterator[Finding]:
     axis = _axis_at_product(product.right.value, dequantize, len(shape))
     wanted = _output_axis(node, len(shape))
     if scale.ndim == 1 and scale.size > 1 and axis is not None and axis != wanted:
-        yield found("W3", node, f"the scales of its weight are on axis {axis}, its outputs on {wanted}")
+        yield finding("W3", node, f"the scales of its weight are on axis {axis}, its outputs on {wanted}")
     sizes = [size for size in shape if isinstance(size, int)]
     if product.left.is_quantized and node.op_type != "Conv" and len(sizes) == 2:
         if min(sizes) < _LEAST:
-            yield found("W13", node, f"its weight is {sizes[0]} x {sizes[1]}")
+            yield finding("W13", node, f"its weight is {sizes[0]} x {sizes[1]}")
         elif any(size % _LEAST for size in sizes):
-            yield found("W13", node, f"its weight is {sizes[0]} x {sizes[1]}, not a multiple of 16", "info")
+            yield finding("W13", node, f"its weight is {sizes[0]} x {sizes[1]}, not a multiple of 16", "info")
 
 
 def _axis_at_product(value: ir.Value, dequantize: ir.Node, rank: int) -> int | None:
@@ -94,9 +103,9 @@ def _output_axis(node: ir.Node, rank: int) -> int:
     return rank - 1
 
 
-def shared(facts: Facts, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
+def shared(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
     """W5: query, key and value read one quantizer."""
-    for group in facts.siblings:
+    for group in structure.siblings:
         scales = {}
         for product in group:
             dequantize = product.left.dequantize
@@ -106,13 +115,13 @@ def shared(facts: Facts, settings: Settings) -> Iterator[Finding]:  # noqa: ARG0
                     scales[product] = scale.tobytes()
         if len(set(scales.values())) > 1:
             names = ", ".join(title(product.node) for product in scales)
-            yield found("W5", group[0].node, f"{names} read one tensor with {len(set(scales.values()))} scales")
+            yield finding("W5", group[0].node, f"{names} read one tensor with {len(set(scales.values()))} scales")
 
 
-def attention(facts: Facts, settings: Settings) -> Iterator[Finding]:
+def attention(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:
     """W6, W7, W8: what fused int8 attention needs."""
     longest = max((longest_sequence(p, settings.source.inputs) for p in settings.profiles), default=0)
-    for one in facts.attentions:
+    for one in structure.attentions:
         sites = {
             "query": one.scores.left.is_quantized,
             "key": one.scores.right.is_quantized,
@@ -123,14 +132,14 @@ def attention(facts: Facts, settings: Settings) -> Iterator[Finding]:
         free = [name for name, is_quantized in sites.items() if not is_quantized]
         quantized_inside = len(free) < 4 or (len(free) == 4 and "context" in free)
         if free and quantized_inside:
-            yield found("W6", one.softmax, f"{', '.join(free)} {'is' if len(free) == 1 else 'are'} not quantized")
+            yield finding("W6", one.softmax, f"{', '.join(free)} {'is' if len(free) == 1 else 'are'} not quantized")
         if quantized_inside:
             yield from _sizes(one, longest)
         for node in one.between:
             if is_op(node, "QuantizeLinear"):
-                yield found("W8", node, "it stands between scores and softmax")
+                yield finding("W8", node, "it stands between scores and softmax")
             elif is_op(node, "Mul", "Div") and any(_is_number(value) for value in node.inputs):
-                yield found("W8", node, "it scales the scores", "info")
+                yield finding("W8", node, "it scales the scores", "info")
 
 
 def _is_number(value: ir.Value | None) -> bool:
@@ -149,25 +158,25 @@ def _sizes(one: Attention, longest: int) -> Iterator[Finding]:
     shapes = (one.scores.left.value.shape, one.context.right.value.shape)
     head = next((shape[-1] for shape in shapes if shape is not None and isinstance(shape[-1], int)), None)
     if head is not None and head not in _HEADS:
-        yield found("W7", one.softmax, f"its heads have a size of {head}")
+        yield finding("W7", one.softmax, f"its heads have a size of {head}")
     if longest > _LONGEST:
-        yield found("W7", one.softmax, f"a profile goes up to {longest} tokens")
+        yield finding("W7", one.softmax, f"a profile goes up to {longest} tokens")
 
 
-def residuals(facts: Facts, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
+def residuals(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
     """W9: residual operands, and nothing in front of a GELU."""
-    int8 = {product.node for product in facts.products if product.is_linear and product.wanted == "int8"}
-    for residual in facts.residuals:
+    int8 = {product.node for product in structure.products if product.is_linear and product.wanted == "int8"}
+    for residual in structure.residuals:
         behind = _product_behind(residual.branch.value)
         if behind in int8 and not residual.skip.is_quantized:
-            yield found("W9", residual.node, f"its residual operand {_named(residual.skip.value)} is not quantized")
-    for node in facts.of("Gelu", "Erf"):
+            yield finding("W9", residual.node, f"its residual operand {_named(residual.skip.value)} is not quantized")
+    for node in structure.of("Gelu", "Erf"):
         start = node.inputs[0]
         scaled = producer(start, "Div", "Mul") if is_op(node, "Erf") else None
         first = scaled.inputs[0] if scaled is not None else start
         dequantize = producer(first, "DequantizeLinear")
         if dequantize is not None:
-            yield found("W9", node, f"the quantizer {title(dequantize)} stands in front of it")
+            yield finding("W9", node, f"the quantizer {title(dequantize)} stands in front of it")
 
 
 def _product_behind(value: ir.Value | None) -> ir.Node | None:
@@ -181,23 +190,23 @@ def _product_behind(value: ir.Value | None) -> ir.Node | None:
     return None
 
 
-def in_float(facts: Facts, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
+def in_float(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
     """W10 and W15: what does not gain from integers."""
-    for node in facts.of(*_FLOAT_INPUT):
+    for node in structure.of(*_FLOAT_INPUT):
         if producer(node.inputs[0], "DequantizeLinear") is not None and not is_op(node, "Gelu"):  # GELU: W9
-            yield found("W10", node, f"the input of {node.op_type} is quantized")
-    for node in facts.of("Gather"):
+            yield finding("W10", node, f"the input of {node.op_type} is quantized")
+    for node in structure.of("Gather"):
         if producer(node.inputs[0], "DequantizeLinear") is not None:
-            yield found("W10", node, "its table is quantized")
-    for product in facts.products:
+            yield finding("W10", node, "its table is quantized")
+    for product in structure.products:
         if product.is_linear and product.wanted != "float" and _ends_the_graph(product.node.outputs[0]):
-            yield found("W10", product.node, "it is the last layer in front of an output")
-    for node in facts.of(*_ELEMENTWISE):
+            yield finding("W10", product.node, "it is the last layer in front of an output")
+    for node in structure.of(*_ELEMENTWISE):
         computed = [value for value in node.inputs if value is not None and constant(value) is None]
         if not computed or not all(producer(value, "DequantizeLinear") for value in computed):
             continue
         if not consumers(node.outputs[0], "QuantizeLinear") and not _in_gelu(node):
-            yield found("W15", node, f"{node.op_type} reads integers and gives float")
+            yield finding("W15", node, f"{node.op_type} reads integers and gives float")
 
 
 def _in_gelu(node: ir.Node) -> bool:
@@ -212,19 +221,19 @@ def _ends_the_graph(value: ir.Value) -> bool:
     return len(readers) == 1 and is_op(readers[0], *through) and any(map(_ends_the_graph, readers[0].outputs))
 
 
-def chains(facts: Facts, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
+def chains(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
     """W11: normalizations and GELUs that are written out."""
-    for mean in facts.of("ReduceMean"):
+    for mean in structure.of("ReduceMean"):
         centred = [node for node in consumers(mean.outputs[0], "Sub") if node.inputs[0] is mean.inputs[0]]
         squares = [node for sub in centred for node in consumers(sub.outputs[0], "Pow", "Mul")]
         if any(consumers(square.outputs[0], "ReduceMean") for square in squares):
-            yield found("W11", mean, "a LayerNormalization is written out")
-    for tanh in facts.of("Tanh"):
+            yield finding("W11", mean, "a LayerNormalization is written out")
+    for tanh in structure.of("Tanh"):
         inner = producer(tanh.inputs[0], "Mul")
         sums = [] if inner is None else [producer(value, "Add") for value in inner.inputs]
         terms = [producer(value, "Mul") for add in sums if add is not None for value in add.inputs]
         if any(producer(value, "Pow") is not None for term in terms if term is not None for value in term.inputs):
-            yield found("W11", tanh, "a GELU is written out with Tanh")
+            yield finding("W11", tanh, "a GELU is written out with Tanh")
 
 
 def _named(value: ir.Value) -> str:
