@@ -160,12 +160,12 @@ def _open_export(directory: ModelDirectory, task: str, runtime: str, threads: in
 
 def _open_engine(path: Path, task: str) -> ModelUnderTest:
     """Open an engine with the configuration and tokenizer of the export beside it or that it was built from."""
-    from exporters.tensorrt.plan_metadata import read_plan_metadata
+    from exporters.tensorrt.plan_metadata import read_metadata
     from exporters.tensorrt.runner import TensorRTRunner
 
     folder = path.parent
     if not (folder / "config.json").is_file():
-        folder = Path(read_plan_metadata(path)["source"])
+        folder = Path(read_metadata(path)["source"])
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"{path}: its configuration and tokenizer are in {folder}, which does not exist: put the engine into the "
