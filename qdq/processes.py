@@ -1,4 +1,4 @@
-"""What a process knows of its situation: which of several processes it is, and that it is being interrupted."""
+"""What a process knows of its surroundings: its rank, interruptions, and modules that hide ours."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import signal
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Interruption", "Process", "terminated_as_interrupted"]
+__all__ = ["Interruption", "Process", "shadowing_problem", "terminated_as_interrupted"]
 
 
 @dataclass(frozen=True)
@@ -101,3 +103,19 @@ def terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def shadowing_problem(package: str) -> str | None:
+    """Return why importing ``package`` gives another module than ours, or None if it gives ours.
+
+    Python looks into the working directory, or the folder of the script, before it looks into site-packages. A user's
+    own calibration.py there would be imported in place of the package that is installed beside qdq.
+    """
+    ours = Path(__file__).resolve().parents[1] / package / "__init__.py"
+    spec = find_spec(package)
+    found = None if spec is None else spec.origin
+    if found is None:
+        return f"the package {package} of qdq is missing from {ours.parents[1]}: install qdq again"
+    if Path(found).resolve() != ours:
+        return f"{found} hides the package {package} of qdq: rename it, or start from another directory"
+    return None

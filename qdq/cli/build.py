@@ -11,7 +11,7 @@ import typer
 from qdq.cli.engine_shapes import MaxShapesOption, MinShapesOption, OptShapesOption, chosen_profiles
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
-from qdq.errors import BuildError, ConfigError, describe_problems
+from qdq.errors import BuildError, describe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from exporters.tensorrt.build import BuildResult
-    from exporters.tensorrt.lint.lint import LintReport
     from exporters.tensorrt.onnx_file import OnnxFile
     from exporters.tensorrt.report import EngineReport
 
@@ -100,6 +99,7 @@ def build(
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
     from exporters.tensorrt.build import BuildOptions
+    from exporters.tensorrt.engine import build_engine, check_engine_path
     from exporters.tensorrt.onnx_file import read_onnx_file
 
     options = BuildOptions(
@@ -112,14 +112,25 @@ def build(
         strip=strip,
         tf32=tf32,
     )
-    if output.is_dir():
-        raise ConfigError(f"{output}: is a folder; name a file, {output / 'model.plan'}")
+    check_engine_path(output)
     source = read_onnx_file(model)
     profiles = chosen_profiles(source, min_shapes, opt_shapes, max_shapes)
     if print_trtexec or print_polygraphy:
         _print_commands(session, source, output, profiles, options, trtexec=print_trtexec, other=print_polygraphy)
         return
-    _build(session, source, model, output, profiles, options, backend)
+    with session.progress("building", total=1) as advance:
+        engine = build_engine(
+            model,
+            output,
+            profiles=profiles,
+            options=options,
+            backend=backend,
+            progress=lambda phase, done, total: advance(done, f"building: {phase.lower()}", total),
+        )
+    for finding in engine.lint.findings:
+        if finding.severity != "info":
+            session.say(f"{finding.id} {finding.node}: {finding.problem}; {finding.rule.cure}")
+    session.result(engine.to_dict(), _head(output, engine.result), "", *shown_report(engine.report))
 
 
 def _print_commands(
@@ -148,46 +159,6 @@ def _vocabulary(config: Path) -> dict[str, int]:
         return {"input_ids": int(document["vocab_size"]) - 1}
     except (OSError, ValueError, KeyError, TypeError):
         return {"input_ids": 999}
-
-
-def _build(
-    session: Session, source: OnnxFile, model: Path, output: Path, profiles: Any, options: Any, backend: str
-) -> None:
-    from exporters.tensorrt import build as building
-    from exporters.tensorrt.lint.lint import lint
-    from exporters.tensorrt.plan_metadata import write_metadata
-    from exporters.tensorrt.report import engine_report
-
-    linted = lint(source, target="tensorrt", profiles=profiles, refit=options.refit or options.strip)
-    with session.progress("building", total=1) as advance:
-        try:
-            built = building.build(
-                model,
-                output,
-                profiles=profiles,
-                options=options,
-                backend=backend,
-                progress=lambda phase, done, total: advance(done, f"building: {phase.lower()}", total),
-            )
-        except BuildError as error:
-            raise _with_findings(error, linted) from error
-    report = engine_report(source.model, built.kernels, linted.reasons())
-    findings = [finding.to_dict() for finding in linted.findings]
-    write_metadata(output, built, report, findings, source=model)
-    for finding in linted.findings:
-        if finding.severity != "info":
-            session.say(f"{finding.id} {finding.node}: {finding.problem}; {finding.rule.cure}")
-    document = {**built.to_dict(), "output": output, "report": report.to_dict(), "findings": findings}
-    session.result(document, _head(output, built), "", *shown_report(report))
-
-
-def _with_findings(error: BuildError, linted: LintReport) -> BuildError:
-    """What TensorRT said, and what the lint says about the same file: which node, and what to do."""
-    errors = [f for f in linted.findings if f.severity == "error" and f.id != "E12"]
-    if not errors:
-        return error
-    lines = [f"{finding.id} {finding.node}: {finding.problem}; {finding.rule.cure}" for finding in errors]
-    return BuildError(f"{error}\n{describe_problems('what qdq lint finds', lines)}")
 
 
 def _head(output: Path, built: BuildResult) -> str:
