@@ -46,9 +46,9 @@ def test_a_plan_is_known_by_its_name_or_its_record(plan: Path, tmp_path: Path) -
     ("change", "words"),
     [
         ({"format": 2}, "not a format that this version reads"),
-        ({"sha256": "0"}, "is of another engine"),
-        ({"report": {}}, "is missing or of another kind"),
-        ({"layers": [{}]}, "is missing or of another kind"),
+        ({"sha256": "0"}, "belongs to another engine"),
+        ({"report": {}}, "is missing or has another type"),
+        ({"layers": [{}]}, "is missing or has another type"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
