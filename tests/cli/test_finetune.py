@@ -73,6 +73,7 @@ class TestResult:
             ".qdq.json",
         }
         assert files(tmp_path) == {"out", "out.training.csv"}
+        assert json.loads((tmp_path / "out" / "training.json").read_text())["settings"]["lr"] == 5e-5
         assert (tmp_path / "out.training.csv").read_text().startswith("step,epoch,loss,lr,accuracy")
         record = json.loads((tmp_path / "out" / "training.json").read_text())
         assert record["settings"]["epochs"] == 1
@@ -91,6 +92,7 @@ class TestResult:
         assert ended.code == 0, ended.err
         assert ended.document["quantized"] is True
         assert ended.document["history"][0]["step"] == 0, "the model as it was calibrated counts, too"
+        assert json.loads((tmp_path / "out" / "training.json").read_text())["settings"]["lr"] == 5e-6
         written = read_quantization(tmp_path / "out")
         assert written["recipe"]["name"] == "linear"
         assert {slot["learned_scale"] for slot in written["slots"].values()} == {ranges == "learned"}
