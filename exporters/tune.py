@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporters.benchmark import Candidate, Machine, Shape, benchmark
-from exporters.directory import MODEL_FILE, export
+from exporters.directory import export
 from exporters.runners import OnnxRuntimeRunner
 from exporters.verification.verify import cosine
 from qdq.errors import CalibrationError, ConfigError, ExportError, VerificationError, describe_problems
 from qdq.quantization.wrap import named_slots
 from qdq.recipes.apply import apply_recipe
 from qdq.recipes.recipe import load_recipe
+from qdq.source import MODEL_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from exporters.interface import Form
+    from qdq.source import ModelDirectory
 
 __all__ = ["MIN_COSINE", "Tuned", "Tuning", "choose", "text_vectors", "tune"]
 
@@ -89,7 +91,7 @@ class Tuning:
 
 
 def tune(
-    checkpoint: str | Path,
+    checkpoint: str | Path | ModelDirectory,
     *,
     shape: Shape | None = None,
     min_cosine: float = MIN_COSINE,
@@ -192,7 +194,7 @@ def text_vectors(output: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return output.reshape(len(output), -1)
 
 
-def _wanted(checkpoint: str | Path, recipe: str | None) -> list[tuple[str, str | None]]:
+def _wanted(checkpoint: str | Path | ModelDirectory, recipe: str | None) -> list[tuple[str, str | None]]:
     """Name and recipe of every form; presets that would be the same as the first are left out."""
     from qdq.checkpoint import load
 
@@ -207,7 +209,9 @@ def _wanted(checkpoint: str | Path, recipe: str | None) -> list[tuple[str, str |
     return [first, *((name, name) for name in others)]
 
 
-def _cosines(checkpoint: str | Path, in_float: Path, files: Mapping[str, Path], form: Form | None) -> dict[str, float]:
+def _cosines(
+    checkpoint: str | Path | ModelDirectory, in_float: Path, files: Mapping[str, Path], form: Form | None
+) -> dict[str, float]:
     """Of the first output of every file to that of the float file, on text that ships with the package."""
     from exporters.export_model import deploy
     from exporters.verification.inputs import verification_batches

@@ -19,8 +19,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from calibration.calibrate import calibrate
     from calibration.pipeline import calibrate_and_refine
+    from calibration.ranges import calibrate
     from exporters.benchmark import benchmark
     from exporters.directory import export, verify
     from exporters.interface import Form
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from qdq.quantization.spec import PerAxis, PerTensor, QuantSpec
     from qdq.recipes.apply import apply_recipe, quantize
     from qdq.recipes.recipe import Recipe, load_recipe
+    from qdq.source import open  # noqa: A004 (it is read as qdq.open)
     from qdq.tasks.evaluate import evaluate
     from qdq.training.loop import finetune
 
@@ -58,6 +59,7 @@ _HOMES = {
     "load": "qdq.checkpoint",
     "load_recipe": "qdq.recipes.recipe",
     "load_tokenizer": "qdq.data.tokenize",
+    "open": "qdq.source",
     "quantize": "qdq.recipes.apply",
     "read_samples": "qdq.data.text",
     "save": "qdq.checkpoint",
@@ -85,6 +87,7 @@ __all__ = [
     "load",
     "load_recipe",
     "load_tokenizer",
+    "open",
     "quantize",
     "read_samples",
     "save",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 import time
 import warnings
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from exporters.tensorrt.layers import Kernel, parse_inspector, parse_layers
 from exporters.tensorrt.profiles import check_profiles, default_profile
 from exporters.tensorrt.source import read_source
 from qdq.errors import BuildError, describe_problems
+from qdq.processes import Interruption
 from qdq.storage import write_bytes_atomic
 
 if TYPE_CHECKING:
@@ -175,10 +175,11 @@ def build(
     start = time.perf_counter()
     logger, heard = messages(backend)
     heard.clear()
-    with _interruptible() as interrupted, warnings.catch_warnings():
+    # An exception that passes through the builder's C++ frames would end the process: it asks between two steps.
+    with Interruption(signal.SIGINT, patient=True) as interruption, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorRT's own deprecations
-        plan = _serialized(backend.trt, logger, model.path, profiles, options, progress, interrupted)
-        if interrupted():
+        plan = _serialized(backend.trt, logger, model.path, profiles, options, progress, lambda: interruption.came)
+        if interruption.came:
             raise KeyboardInterrupt
     if plan is None:
         raise BuildError(describe_problems(f"{backend.name} {backend.version} cannot build {model.path}", _told(heard)))
@@ -300,25 +301,6 @@ def _monitor(trt: TensorRT, progress: Callable[[str, int, int], None] | None, in
             return not interrupted()
 
     return Monitor()
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Let an interrupt wait until the builder asks: an exception through its C++ frames would end the process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    heard = False
-
-    def hear(number: int, frame: Any) -> None:  # noqa: ARG001
-        nonlocal heard
-        heard = True
-
-    before = signal.signal(signal.SIGINT, hear)
-    try:
-        yield lambda: heard
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

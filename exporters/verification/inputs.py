@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,11 +11,13 @@ from exporters.export_model import cache_names, deploy
 from exporters.interface import Form
 from exporters.io_signature import PAST_AND_SEQ, SIZES, TEXTS, Input, example_inputs
 from qdq.data.text import TextSample, draw, read_samples, sample_text
-from qdq.data.tokenize import encode_batches, load_tokenizer
+from qdq.data.tokenize import encode_batches
 from qdq.errors import CheckpointError
+from qdq.source import ModelDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -34,7 +35,7 @@ _SENTENCES = 40  # together longer than any of the lengths
 
 
 def verification_batches(
-    checkpoint: str | Path, deployed: Deployed, shapes: tuple[tuple[int, int], ...] = PROOF_SHAPES
+    checkpoint: str | Path | ModelDirectory, deployed: Deployed, shapes: tuple[tuple[int, int], ...] = PROOF_SHAPES
 ) -> list[dict[str, Tensor]]:
     """Several shapes with padding: sample text, or random token ids where the checkpoint has no tokenizer.
 
@@ -57,10 +58,10 @@ def verification_batches(
     ]
 
 
-def _encoder(checkpoint: str | Path, config: Any) -> Callable[[int, int, int], Mapping[str, Tensor]]:
+def _encoder(checkpoint: str | Path | ModelDirectory, config: Any) -> Callable[[int, int, int], Mapping[str, Tensor]]:
     """A function from number of texts, longest length and seed to the three tensors of tokens."""
     try:
-        tokenizer = load_tokenizer(Path(checkpoint))
+        tokenizer = ModelDirectory.of(checkpoint).tokenizer
     except CheckpointError:
         tokenizer = None
     if tokenizer is not None and tokenizer.get_vocab_size() > config.vocab_size:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qdq.cli.column_options import USUAL_COLUMNS, ColumnOptions
-from qdq.cli.processes import set_threads
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
+from qdq.cli.threads import ThreadsOption, set_threads
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,7 +55,7 @@ def evaluate(
         str | None,
         typer.Option(metavar="NAME", help="Runtime of an exported directory: onnxruntime (by default) or openvino."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads to compute with.", min=1)] = None,
+    threads: ThreadsOption = None,
     batch_size: Annotated[int, typer.Option(metavar="B", help="Rows in a batch.", min=1)] = 32,
     seq_len: Annotated[
         int | None,

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qdq.cli.column_options import USUAL_COLUMNS, ColumnOptions
-from qdq.cli.processes import is_first, set_threads
 from qdq.cli.recipe_options import NO_CHANGES, RecipeChanges, RecipeChoice
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
+from qdq.cli.threads import ThreadsOption, set_threads
+from qdq.processes import Process
 from qdq.training.settings import Distillation, InitialCalibration, TaskSettings, TrainingSettings
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def finetune(
     tensorboard: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for TensorBoard's files; a CSV log is always written.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads to compute with.", min=1)] = None,
+    threads: ThreadsOption = None,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -87,7 +88,7 @@ def finetune(
     or with torchrun. Example: qdq finetune -m quantized/ -o qat/ --train-data train.tsv --eval-data dev.tsv
     --teacher float/
     """
-    is_speaking = is_first()
+    is_speaking = Process.current().is_first
     session = Session(json=json and is_speaking, verbose=verbose, quiet=quiet or not is_speaking)
     from qdq.training.finetuning import finetune_checkpoint
     from qdq.training.request import resume_folder_of
@@ -128,15 +129,14 @@ def finetune(
 def _recipe(choice: RecipeChoice, model: Path, task: str | None, name: str | None) -> Recipe | None:
     """Return the recipe with its changes; None if ``name``, the option --recipe, is not given."""
     from qdq.errors import ConfigError
-    from qdq.models.huggingface import read_config
-    from qdq.recipes.plan import skeleton
+    from qdq.source import ModelDirectory
     from qdq.training.initial_model import choose_task
 
     if name is None:
         if choice.changes:
             raise ConfigError("options that change a recipe need --recipe; a quantized checkpoint keeps its own recipe")
         return None
-    return choice.plan(skeleton(read_config(model), choose_task(model, task))).recipe
+    return choice.recipe_for(ModelDirectory.of(model), choose_task(model, task))
 
 
 def _shown(output: Path, document: dict[str, Any]) -> list[Table | str]:

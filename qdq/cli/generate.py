@@ -11,6 +11,7 @@ from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, Verbos
 
 if TYPE_CHECKING:
     from qdq.generation import Decoder
+    from qdq.source import ModelDirectory
 
 __all__ = ["generate"]
 
@@ -53,10 +54,10 @@ def generate(
     session = Session(json=json, verbose=verbose, quiet=quiet)
     import torch
 
-    from qdq.data.tokenize import load_tokenizer
     from qdq.errors import DataError
     from qdq.generation import GenerationSettings, visible_tokens
     from qdq.generation import generate as run
+    from qdq.source import ModelDirectory
 
     settings = GenerationSettings(
         max_new_tokens=max_new_tokens,
@@ -66,7 +67,8 @@ def generate(
         num_return_sequences=num_return_sequences,
     )
     with session.progress("loading"):
-        decoder, tokenizer = _decoder(model), load_tokenizer(model)
+        directory = ModelDirectory.of(model)
+        decoder, tokenizer = _decoder(directory), directory.tokenizer
     rows = []
     for text in texts:
         encoding = tokenizer.encode(text)
@@ -91,13 +93,11 @@ def generate(
     session.result({"model": model, "results": results}, *(line for entry in results for line in entry["continued"]))
 
 
-def _decoder(model: Path) -> Decoder:
-    from exporters.directory import EXPORT_FILE, MODEL_FILE
+def _decoder(directory: ModelDirectory) -> Decoder:
     from exporters.runners import OnnxRuntimeRunner
     from qdq.checkpoint import load
     from qdq.generation import RunnerDecoder, TorchDecoder
-    from qdq.models.huggingface import read_config
 
-    if (model / EXPORT_FILE).is_file():
-        return RunnerDecoder(OnnxRuntimeRunner(model / MODEL_FILE), read_config(model))
-    return TorchDecoder(load(model))
+    if directory.export is not None:
+        return RunnerDecoder(OnnxRuntimeRunner(directory.model_file), directory.config)
+    return TorchDecoder(load(directory))

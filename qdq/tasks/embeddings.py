@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qdq.data.batches import in_order
-from qdq.tasks.pooling import pool, read_max_length, read_pooling
+from qdq.tasks.pooling import pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from qdq.data.batches import Batch
     from qdq.data.examples import Example
-    from qdq.tasks.pooling import Pooling, Vectors
+    from qdq.source import Pooling
+    from qdq.tasks.pooling import Vectors
     from qdq.tasks.scoring import Job
 
 __all__ = ["embed", "embed_in_batches", "embedding_settings"]
@@ -25,8 +26,8 @@ __all__ = ["embed", "embed_in_batches", "embedding_settings"]
 def embedding_settings(job: Job) -> dict[str, Any]:
     """How token vectors become one, and the longest text."""
     subject, settings = job.subject, job.settings
-    length = settings.seq_len or min(read_max_length(subject.folder) or subject.max_length, subject.max_length)
-    return {"pooling": settings.pooling or read_pooling(subject.folder), "seq_len": length}
+    length = settings.seq_len or min(subject.directory.sentence_length or subject.max_length, subject.max_length)
+    return {"pooling": settings.pooling or subject.directory.pooling, "seq_len": length}
 
 
 def embed(job: Job, texts: Iterable[Example], *, rows_per_example: int = 1) -> Iterator[Vectors]:

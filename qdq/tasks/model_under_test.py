@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import CheckpointError, ConfigError
-from qdq.models.huggingface import read_config
 from qdq.models.registry import task_of
-from qdq.storage import no_directory
+from qdq.source import ModelDirectory
 
 if TYPE_CHECKING:
     from torch import nn
 
     from exporters.runners import Runner
+    from qdq.models.attention import AttentionImplementation
     from qdq.models.config import ModelConfig
 
-__all__ = ["EMBEDDING_TASKS", "RUNTIMES", "TASKS", "Subject", "is_export", "open_subject", "subject_of"]
+__all__ = ["EMBEDDING_TASKS", "RUNTIMES", "TASKS", "Subject", "open_subject", "subject_of"]
 
 RUNTIMES = ("onnxruntime", "openvino")
 
@@ -48,14 +47,14 @@ class Subject:
 
     Args:
         name: for reports.
-        folder: with config.json, the tokenizer, and what sentence-transformers keeps beside them.
+        directory: The directory that configuration and tokenizer come from.
         config: the model's configuration.
         runner: arrays in, arrays out.
         runtime: what computes: ``torch``, ``onnxruntime``, ``openvino``, ``tensorrt``, or ``runner`` for a foreign one.
     """
 
     name: str
-    folder: Path
+    directory: ModelDirectory
     config: ModelConfig
     runner: Runner
     runtime: str
@@ -66,7 +65,9 @@ class Subject:
         return self.config.max_length
 
 
-def open_subject(path: str | Path, task: str, *, runtime: str | None = None, threads: int | None = None) -> Subject:
+def open_subject(
+    path: str | Path | ModelDirectory, task: str, *, runtime: str | None = None, threads: int | None = None
+) -> Subject:
     """A checkpoint, float or quantized, an exported directory, or an engine built from one, ready for ``task``.
 
     Args:
@@ -82,21 +83,18 @@ def open_subject(path: str | Path, task: str, *, runtime: str | None = None, thr
     """
     from exporters.tensorrt.record import is_plan
 
-    path = Path(path)
-    if is_plan(path):
-        return _open_engine(path, task)
-    if not path.is_dir():
-        raise CheckpointError(no_directory(path, "give a checkpoint or an exported directory"))
+    if not isinstance(path, ModelDirectory) and is_plan(Path(path)):
+        return _open_engine(Path(path), task)
+    directory = ModelDirectory.of(path)
     if runtime is not None and runtime not in RUNTIMES:
         raise ConfigError(f"no runtime {runtime!r}: it must be {' or '.join(RUNTIMES)}")
-    config = read_config(path)
-    _check_head(str(path), config, task)
-    if is_export(path):
-        return _open_export(path, task, config, runtime or RUNTIMES[0], threads)
-    return _open_checkpoint(path, task)
+    _check_head(str(directory), directory.config, task)
+    if directory.is_export:
+        return _open_export(directory, task, runtime or RUNTIMES[0], threads)
+    return _open_checkpoint(directory, task)
 
 
-def subject_of(model: nn.Module | Runner, folder: str | Path, task: str) -> Subject:
+def subject_of(model: nn.Module | Runner, folder: str | Path | ModelDirectory, task: str) -> Subject:
     """A model in memory, or any runner, with the directory that its configuration and tokenizer come from.
 
     Raises:
@@ -107,61 +105,50 @@ def subject_of(model: nn.Module | Runner, folder: str | Path, task: str) -> Subj
 
     from exporters.runners import TorchRunner
 
-    folder = Path(folder)
+    directory = ModelDirectory.of(folder)
     if isinstance(model, nn.Module):
-        config: Any = getattr(model, "config", None) or read_config(folder)
+        config: Any = getattr(model, "config", None) or directory.config
         name = type(model).__name__
         runner: Runner = TorchRunner(model)
         if hasattr(model, "task") and task not in EMBEDDING_TASKS:
             _check_head(name, config, task, head=model.task)  # type: ignore[arg-type]
-        return Subject(name, folder, config, runner, "torch")
-    config, name = read_config(folder), type(model).__name__
+        return Subject(name, directory, config, runner, "torch")
+    name = type(model).__name__
     if model.output_names:
         _check_outputs(name, model.output_names, task, "the runner")
-    return Subject(name, folder, config, model, "runner")
+    return Subject(name, directory, directory.config, model, "runner")
 
 
-def is_export(path: Path) -> bool:
-    """Whether a directory holds an exported model."""
-    from exporters.directory import EXPORT_FILE, MODEL_FILE
-
-    return (path / EXPORT_FILE).is_file() or (path / MODEL_FILE).is_file()
-
-
-def _open_checkpoint(path: Path, task: str) -> Subject:
+def _open_checkpoint(directory: ModelDirectory, task: str) -> Subject:
     from exporters.runners import TorchRunner
-    from qdq.checkpoint import is_quantized, load
+    from qdq.checkpoint import load
 
+    # Fused attention is faster, but leaves quantizers no tensors to quantize.
+    attention: AttentionImplementation = "eager" if directory.is_quantized else "sdpa"
     if task in EMBEDDING_TASKS:  # the pooler is not read
-        model = load(path, "feature-extraction", allow_missing=("pooler",), **_attention(path))
+        model = load(directory, "feature-extraction", allow_missing=("pooler",), attn_implementation=attention)
     else:
-        config = read_config(path)
-        head = task_of(config)[0] if config.architectures else task
-        model = load(path, head if head in _ALSO_SERVES.get(task, ()) else task, **_attention(path))
-    kind = "quantized" if is_quantized(path) else "float"
+        head = directory.head or task
+        head = head if head in _ALSO_SERVES.get(task, ()) else task
+        model = load(directory, head, attn_implementation=attention)
     names = next((n for n in OUTPUTS[task] if n != ("sentence_embedding",) and _gives(model, n)), OUTPUTS[task][-1])
-    return Subject(f"{path} ({kind} checkpoint)", path, model.config, TorchRunner(model, output_names=names), "torch")
-
-
-def _attention(path: Path) -> dict[str, Any]:
-    """Fused attention where there is nothing to quantize in it."""
-    from qdq.checkpoint import is_quantized
-
-    return {"attn_implementation": "eager" if is_quantized(path) else "sdpa"}
+    name = f"{directory} ({directory.kind} checkpoint)"
+    return Subject(name, directory, model.config, TorchRunner(model, output_names=names), "torch")
 
 
 def _gives(model: Any, names: tuple[str, ...]) -> bool:
     return set(names) <= set(getattr(model, "returns", ("last_hidden_state",)))
 
 
-def _open_export(path: Path, task: str, config: ModelConfig, runtime: str, threads: int | None) -> Subject:
-    from exporters.directory import MODEL_FILE
+def _open_export(directory: ModelDirectory, task: str, runtime: str, threads: int | None) -> Subject:
     from exporters.runners import OnnxRuntimeRunner, OpenVINORunner
 
     runners = {"onnxruntime": OnnxRuntimeRunner, "openvino": OpenVINORunner}
-    runner: Any = runners[runtime](path / MODEL_FILE, threads=threads)
-    _check_outputs(str(path / MODEL_FILE), runner.output_names, task, "the file")
-    return Subject(f"{path} ({_target(path)} export)", path, config, runner, runtime)
+    runner: Any = runners[runtime](directory.model_file, threads=threads)
+    _check_outputs(str(directory.model_file), runner.output_names, task, "the file")
+    return Subject(
+        f"{directory} ({directory.target or 'foreign'} export)", directory, directory.config, runner, runtime
+    )
 
 
 def _open_engine(path: Path, task: str) -> Subject:
@@ -177,21 +164,11 @@ def _open_engine(path: Path, task: str) -> Subject:
             f"{path}: its configuration and tokenizer are in {folder}, which is not there: put the engine into the "
             "directory that it was built from"
         )
-    config = read_config(folder)
-    _check_head(str(path), config, task)
+    directory = ModelDirectory.of(folder)
+    _check_head(str(path), directory.config, task)
     runner = TensorRTRunner(path)
     _check_outputs(str(path), runner.output_names, task, "the engine")
-    return Subject(f"{path} (engine)", folder, config, runner, "tensorrt")
-
-
-def _target(path: Path) -> str:
-    from exporters.directory import EXPORT_FILE
-
-    try:
-        document = json.loads((path / EXPORT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "foreign"
-    return str(document.get("target")) if isinstance(document, dict) else "foreign"
+    return Subject(f"{path} (engine)", directory, directory.config, runner, "tensorrt")
 
 
 def _check_head(name: str, config: ModelConfig, task: str, *, head: str | None = None) -> None:

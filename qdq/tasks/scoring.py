@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qdq.data.batches import make_batches
-from qdq.data.encoder import load_encoder
 from qdq.data.examples import read_examples
 from qdq.errors import VerificationError
 
@@ -77,8 +76,7 @@ class Job:
     @property
     def encoder(self) -> TextEncoder:
         """The model's tokenizer."""
-        subject = self.subject
-        return load_encoder(subject.folder, max_length=subject.max_length, pad_id=subject.config.pad_token_id)
+        return replace(self.subject.directory.encoder, max_length=self.subject.max_length)
 
     def examples(self, task: str, labels: Labels | None = None, *, need_labels: bool = True) -> Examples:
         """The examples of ``task`` in the data, which is read through first: its problems come before the work.

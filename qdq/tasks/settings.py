@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import ConfigError, describe_problems
-from qdq.tasks.pooling import POOLINGS
+from qdq.source import POOLINGS
 
 if TYPE_CHECKING:
     from qdq.data.examples import Columns

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import DataError
-from qdq.training.interruption import Interruption
+from qdq.processes import Interruption
 from qdq.training.progress import TrainingProgress, TrainingResult
 from qdq.training.random_state import get_random_state, set_random_state
 

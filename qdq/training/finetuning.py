@@ -8,11 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq import checkpoint
 from qdq.data.examples import read_examples
 from qdq.errors import ConfigError, TrainingError, describe_problems
-from qdq.models.huggingface import read_config
-from qdq.tasks.pooling import read_pooling
+from qdq.source import ModelDirectory
 from qdq.training.accelerator import open_accelerator
 from qdq.training.checkpoint_writer import CheckpointWriter, check_output
 from qdq.training.distillation import DistillationLoss, teacher_problems
@@ -100,7 +98,7 @@ def finetune_checkpoint(
     """
     model = Path(model)
     settings = settings or TrainingSettings()
-    if settings.lr is None and (recipe is not None or checkpoint.is_quantized(model)):
+    if settings.lr is None and (recipe is not None or ModelDirectory.of(model).is_quantized):
         settings = replace(settings, lr=QAT_LR)
     request = FinetuneRequest(
         model=model,
@@ -144,10 +142,11 @@ def _check_request(request: FinetuneRequest, initial: InitialModel) -> None:
 def _teacher_problems(request: FinetuneRequest, initial: InitialModel) -> list[str]:
     assert request.teacher is not None
     embeds = initial.task == "sts"
-    problems = teacher_problems(initial.config, read_config(request.teacher), request.distillation, embeds=embeds)
-    if embeds and (theirs := read_pooling(request.teacher)) != (ours := read_pooling(request.model)):
+    teacher, model = ModelDirectory.of(request.teacher), ModelDirectory.of(request.model)
+    problems = teacher_problems(initial.config, teacher.config, request.distillation, embeds=embeds)
+    if embeds and (theirs := teacher.pooling) != (ours := model.pooling):
         problems.append(f"its pooling is {theirs}, the model's {ours}")
-    if not problems and _read_vocabulary(request.teacher) != _read_vocabulary(request.model):
+    if not problems and teacher.tokenizer.get_vocab() != model.tokenizer.get_vocab():
         problems.append("its tokenizer has another vocabulary")
     return problems
 
@@ -260,7 +259,7 @@ def _quantize(
 
 
 def _make_loss(request: FinetuneRequest, initial: InitialModel, accelerator: TrainingAccelerator) -> Loss:
-    pooling = read_pooling(request.model) if initial.task == "sts" else None
+    pooling = ModelDirectory.of(request.model).pooling if initial.task == "sts" else None
     if request.teacher is None:
         return model_loss if pooling is None else partial(sts_loss, pooling=pooling)
     teacher = load_for_task(request.teacher, initial.task)
@@ -308,12 +307,6 @@ def _identity(request: FinetuneRequest, initial: InitialModel, loader: EpochLoad
         "metric": str(request.task.metric),
         "evaluated": str(request.eval_data is not None),
     }
-
-
-def _read_vocabulary(path: Path) -> dict[str, int]:
-    from qdq.data.tokenize import load_tokenizer
-
-    return dict(load_tokenizer(path).get_vocab())
 
 
 def _say_nothing(text: str) -> None:

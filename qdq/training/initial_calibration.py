@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from qdq import checkpoint
 from qdq.errors import ConfigError
 from qdq.recipes.recipe import Recipe
+from qdq.source import ModelDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,9 +28,9 @@ def read_calibration(path: Path) -> tuple[Recipe, dict[str, Any]]:
     Raises:
         ConfigError: If it is a QDQBERT checkpoint, which has neither.
     """
-    if not (path / checkpoint.QUANTIZATION_FILE).is_file():
+    document = ModelDirectory.of(path).quantization
+    if document is None:
         raise ConfigError(f"{path}: is a QDQBERT checkpoint without ranges; calibrate it first with qdq calibrate")
-    document = checkpoint.read_quantization(path)
     return Recipe.from_dict(document["recipe"], source=str(path)), dict(document["calibration"])
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qdq import checkpoint
-from qdq.data.encoder import load_encoder
 from qdq.data.labels import Labels, find_labels
 from qdq.errors import ConfigError
-from qdq.models.huggingface import load_model, read_config
+from qdq.models.huggingface import load_model
 from qdq.models.registry import build, task_of
+from qdq.source import ModelDirectory
 from qdq.training.settings import TASKS
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class InitialModel:
 
     def load_encoder(self) -> TextEncoder:
         """Return the tokenizer of the model, set up for its longest row."""
-        return load_encoder(self.path, max_length=self.config.max_length, pad_id=self.config.pad_token_id)
+        return ModelDirectory.of(self.path).encoder
 
 
 def load_for_task(path: Path, task: str) -> Model:
@@ -82,13 +82,13 @@ def load_for_task(path: Path, task: str) -> Model:
     return checkpoint.load(path, task)
 
 
-def choose_task(path: Path, task: str | None) -> str:
+def choose_task(path: Path | ModelDirectory, task: str | None) -> str:
     """Return ``task``, or the task of the checkpoint's head when it is None.
 
     Raises:
         ConfigError: If the task cannot be trained.
     """
-    chosen = task_of(read_config(path))[0] if task is None else task
+    chosen = ModelDirectory.of(path).task if task is None else task
     if chosen not in TASKS:
         problem = f"{path} has no head to train (its task is {chosen})" if task is None else f"no task {task!r}"
         raise ConfigError(f"{problem}: choose one of {', '.join(TASKS)}")
@@ -117,15 +117,14 @@ def choose_initial_model(
         ConfigError: If the head does not fit the task.
         DataError: If the data has no labels for a new head.
     """
-    from qdq.tasks.model_under_test import is_export
     from qdq.tasks.sequence_classification import labels_of
 
-    config = read_config(path)
-    if is_export(path):
+    directory = ModelDirectory.of(path)
+    config = directory.config
+    if directory.is_export:
         raise ConfigError(f"{path} is an exported directory, which cannot be trained: give its checkpoint")
-    task = choose_task(path, settings.task)
-    is_quantized = checkpoint.is_quantized(path)
-    head = task_of(config)[0] if config.architectures else "feature-extraction"
+    task = choose_task(directory, settings.task)
+    is_quantized, head = directory.is_quantized, directory.task
     fits = task in {head, "sts"} or (task == "masked-lm" and head == "pre-training")
     is_kept = fits and not settings.new_head
     if settings.multi_label:

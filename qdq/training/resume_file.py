@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qdq.errors import CheckpointError, StorageError, TrainingError
-from qdq.storage import atomic_directory, other_work
+from qdq.storage import atomic_directory, resume_mismatch
 from qdq.training.progress import TrainingProgress
 from qdq.training.quantization import get_ranges, set_ranges
 from qdq.training.random_state import get_random_state
@@ -80,7 +80,7 @@ class ResumeFile:
             raise CheckpointError(
                 f"{path}: damaged or of another version ({error}); train from the beginning, without resuming"
             ) from error
-        if problem := other_work(self.folder, theirs, self.identity, what="training"):
+        if problem := resume_mismatch(self.folder, theirs, self.identity, what="training"):
             raise TrainingError(problem)
         return dict(content)
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from qdq.checkpoint import load, read_quantization
+from qdq.checkpoint import load
 from qdq.cli.main import main
+from qdq.source import read_quantization
 
 if TYPE_CHECKING:
     from pathlib import Path

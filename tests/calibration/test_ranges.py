@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration import Max, Percentile, TokenMask, calibrate
-from calibration.distributed import Part
+from calibration.distributed import ProcessRank
 from qdq.errors import CalibrationError
 from qdq.models.registry import build, configure
 from qdq.quantization.quantizer import Mode, quantizers
@@ -224,16 +224,16 @@ def test_several_processes_find_what_one_finds(method: Method, count: int, monke
     want, summary = calibrated(data, method)
     given: list[Any] = []
 
-    def gather(_: Part, value: Any) -> list[Any]:
+    def gather(_: ProcessRank, value: Any) -> list[Any]:
         given.append(value)
         return given + [(None, {name: fresh(method) for name in value[1]})] * (count - len(given))
 
-    monkeypatch.setattr(Part, "gather", gather)
+    monkeypatch.setattr(ProcessRank, "gather", gather)
     for rank in range(count):
         model = quantize(tiny(), "qdqbert")
         # before the last one, slots of processes without a batch may have seen nothing
         with suppress(CalibrationError):
-            got = calibrate(model, data, method=method, part=Part(rank, count))
+            got = calibrate(model, data, method=method, process=ProcessRank(rank, count))
     assert ranges(model) == ranges(want)
     assert got == summary
 
@@ -427,7 +427,7 @@ def test_float_slot_without_data_is_no_problem_and_keeps_no_old_range() -> None:
         ),
         pytest.param(
             [*batches(sentences(4), 4), {"input_ids": torch.ones(1, 3, dtype=torch.long), "pixels": torch.ones(1)}],
-            "batch 1: the model takes no pixels",
+            "batch 1: the model has no input pixels",
             id="unknown-input",
         ),
     ],

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from calibration import HistogramCollector, MinMaxCollector, TokenMask
-from calibration.statistics.saved import CalibrationState, add_up
+from calibration.statistics.statistics_file import SavedStatistics, merge_statistics
 from qdq.errors import CalibrationError, StorageError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ KINDS = [MinMaxCollector, HistogramCollector]
 SLOTS = ("encoder.layers.0.up.input", "pooler.dense.input")
 
 
-def collected(kind: type[MinMaxCollector], *values: Tensor, **changes: Any) -> CalibrationState:
+def collected(kind: type[MinMaxCollector], *values: Tensor, **changes: Any) -> SavedStatistics:
     slots = {}
     for number, slot in enumerate(SLOTS, 1):
         collector = kind(TokenMask())
@@ -31,10 +31,10 @@ def collected(kind: type[MinMaxCollector], *values: Tensor, **changes: Any) -> C
             collector.update(x * number)
         slots[slot] = collector.state()
     fields = {"identity": IDENTITY, "kind": kind.kind, "samples": 3, "tokens": 30, "slots": slots}
-    return CalibrationState(**{**fields, **changes})
+    return SavedStatistics(**{**fields, **changes})
 
 
-def same(one: CalibrationState, other: CalibrationState) -> bool:
+def same(one: SavedStatistics, other: SavedStatistics) -> bool:
     assert (one.identity, one.kind) == (other.identity, other.kind)
     assert one.slots.keys() == other.slots.keys()
     return all(
@@ -46,7 +46,7 @@ def same(one: CalibrationState, other: CalibrationState) -> bool:
 def test_a_file_and_back(kind: type[MinMaxCollector], tmp_path: Path) -> None:
     state = collected(kind, torch.randn(500))
     state.save(tmp_path / "a")
-    read = CalibrationState.load(tmp_path / "a")
+    read = SavedStatistics.load(tmp_path / "a")
     assert same(read, state)
     assert (read.samples, read.tokens) == (3, 30)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -61,7 +61,7 @@ def test_files_add_up_to_one_run(kind: type[MinMaxCollector], tmp_path: Path) ->
         collected(kind, part).save(files[-1])
     whole = collected(kind, *parts)
     for order in (files, files[::-1]):
-        total = add_up([CalibrationState.load(file) for file in order])
+        total = merge_statistics([SavedStatistics.load(file) for file in order])
         assert same(total, whole)
         assert (total.samples, total.tokens) == (21, 210)
 
@@ -70,22 +70,22 @@ def test_nothing_else_is_added() -> None:
     state = collected(MinMaxCollector, torch.ones(3))
     other = collected(HistogramCollector, torch.ones(3), identity={"model": "xyz", "recipe": "linear"})
     with pytest.raises(CalibrationError) as caught:
-        add_up([state, state, other])
+        merge_statistics([state, state, other])
     text = str(caught.value)
     assert "number 2: model: abc here, xyz there" in text
     assert "number 2: collector: min-max here, histogram there" in text
     assert "recipe" not in text
-    fewer = CalibrationState(**{**vars(state), "slots": {SLOTS[0]: state.slots[SLOTS[0]]}})
-    with pytest.raises(CalibrationError, match=r"slots: 1 are in one of them only \(pooler.dense.input"):
-        add_up([state, fewer])
+    fewer = SavedStatistics(**{**vars(state), "slots": {SLOTS[0]: state.slots[SLOTS[0]]}})
+    with pytest.raises(CalibrationError, match=r"slots: 1 are in only one of them \(pooler.dense.input"):
+        merge_statistics([state, fewer])
     with pytest.raises(CalibrationError, match="no statistics"):
-        add_up([])
+        merge_statistics([])
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "state"
     with pytest.raises(CalibrationError, match="no such file"):
-        CalibrationState.load(path)
+        SavedStatistics.load(path)
     state = collected(HistogramCollector, torch.randn(10))
     state.save(path)
     good, tensors = path.read_bytes(), load_file(path)
@@ -108,8 +108,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         written(cut, {"qdq": json.dumps(about)}),
     ):
         path.write_bytes(content)
-        with pytest.raises(CalibrationError, match="collect them anew"):
-            CalibrationState.load(path)
+        with pytest.raises(CalibrationError, match="collect them again"):
+            SavedStatistics.load(path)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
