@@ -23,8 +23,8 @@ help:  ## list the targets
 quickstart: $(VENV)/.installed-demo  ## install, then quantize, export, verify and time a real model
 	$(BIN)/qdq quickstart -o quickstart/
 
-# In the order of the folders: sorted by size, as is xdist's habit, the files with few and long tests would come last.
-test: lint  ## install, lint, then the tests that take no GPU and no patience
+# xdist would sort the files by their number of tests, and start the ones with few and long tests last.
+test: lint  ## install, lint, then the tests that need no GPU and take no minutes
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-$(DEV)  ## ruff and mypy
