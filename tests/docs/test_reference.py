@@ -99,3 +99,15 @@ def test_every_page_is_in_the_index() -> None:
     for path in (ROOT / "docs").rglob("*.md"):
         name = path.relative_to(ROOT / "docs").with_suffix("").as_posix()
         assert name == "index" or re.search(rf"^{name}$", index, flags=re.MULTILINE), f"{name} is not in the index"
+
+
+RETIRED = (
+    *("bake", "prov(?:e|es|en|ing)", "proofs?", "journal", "snapshot", "subject", "equipment", "twins?", "companions"),
+    *("seals?", "sealed", "faults?", "quietest", "unrest", "closeness", "scatters?", "spelled_out"),
+)
+
+
+def test_pages_use_the_words_of_the_field(page: Path) -> None:
+    """Words that were ours alone; see CONTRIBUTING."""
+    found = re.findall(rf"\b(?:{'|'.join(RETIRED)})\b", page.read_text(encoding="utf-8"), flags=re.IGNORECASE)
+    assert not found
