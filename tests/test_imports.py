@@ -26,7 +26,7 @@ PACKAGES = ("qdq", "calibration", "exporters")
 # The rooms from the ground up, each with the rooms it may know. A file belongs to the row with the longest name that
 # begins its own; within a row everybody knows everybody.
 
-BASE = ("qdq.errors", "qdq.storage")
+BASE = ("qdq.errors", "qdq.storage", "qdq.settings")
 FLOAT = (*BASE, "qdq.models.ops", "qdq.models.uninitialized")  # what float and wrapped modules have in common
 NUMBERS = tuple(f"qdq.quantization.{name}" for name in ("spec", "functional", "transform", "quantizer", "slot"))
 QUANTIZATION = (*NUMBERS, *(f"qdq.quantization.{name}" for name in ("modules", "wrap", "graph", "fold")))
@@ -37,6 +37,7 @@ EVERYTHING = (*CORE, *SIDES, "qdq.training", "qdq.conversion")
 ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.errors": (),
     "qdq.storage": ("qdq.errors",),
+    "qdq.settings": ("qdq.errors",),
     "qdq.data": BASE,
     # the float reference knows nothing of quantization
     "qdq.models.ops": BASE,
@@ -84,16 +85,16 @@ ROOMS: dict[str, tuple[str, ...]] = {
 MODEL_STEPS: tuple[frozenset[str], ...] = tuple(
     frozenset(f"qdq.models.{name}" for name in step.split())
     for step in (
-        "activations ops inputs outputs",
-        "config keymap masks cache losses",
-        "attention feed_forward embeddings",
+        "activations ops inputs outputs uninitialized forward_signature",
+        "config keymap masks cache losses dataflow relative_positions",
+        "attention feed_forward embeddings heads",
         "encoder",
-        "heads",
-        "model",
-        "task_models realm_models",
+        "model assembly",
+        "task_models",
         "family",
-        "bert",  # the others may begin from it
-        "albert megatron_bert realm roberta_prelayernorm",
+        "bert albert_config realm_config roberta_heads",  # the others may begin from these
+        "realm_models roberta_prelayernorm",
+        "albert megatron_bert qdqbert realm roberta",
         "registry",
         "huggingface",
     )

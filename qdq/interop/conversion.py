@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdq.errors import CheckpointError, describe_problems
 from qdq.models.huggingface import load_weights, parameter_keys
+from qdq.models.keymap import name_of
 from qdq.models.registry import construct, family_of
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def build_model(config: ModelConfig, task: str, tensors: dict[str, Tensor], repo
             another shape.
     """
     model = construct(config, task)
-    needed = {key for keys in parameter_keys(model).values() for key in keys}
+    needed = {name_of(key) for keys in parameter_keys(model).values() for key in keys}
 
     def is_needed(key: str) -> bool:
         return key in needed or key.partition(".")[2] in needed
@@ -117,7 +118,8 @@ def build_model(config: ModelConfig, task: str, tensors: dict[str, Tensor], repo
 
 def _is_of_family(key: str, family: Family) -> bool:
     """Whether some model of the family has this key, in some layer."""
-    known = {*family.keys.values()} | {name for task in family.tasks.values() for name in task.keys.values()}
+    tables = [family.keys, *(task.keys for task in family.tasks.values())]
+    known = {name_of(key) for keys in tables for key in keys.values()}
     parts = key.removeprefix(f"{family.prefix}.").split(".")
     template = ".".join("{}" if part.isdigit() else part for part in parts)
     # The bias of a language model's head is under its own name and under that of its linear layer.

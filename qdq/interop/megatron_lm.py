@@ -26,7 +26,7 @@ from torch import Tensor
 
 from qdq.errors import CheckpointError, ConfigError, StorageError
 from qdq.interop.conversion import Conversion, Converted, Mapped, Skipped, build_model
-from qdq.models.registry import configure, family_of
+from qdq.models.registry import configure
 
 if TYPE_CHECKING:
     from qdq.models.config import ModelConfig
@@ -222,8 +222,8 @@ def _config(
         )
     # What the tensors show must be so; where arguments differ, the problems of the shapes will tell.
     values = {**measured, **values, **overrides}
-    usual = family_of("megatron-bert").defaults
-    if "num_attention_heads" not in values and values.get("hidden_size") != usual["hidden_size"]:
+    usual = configure("megatron-bert")
+    if "num_attention_heads" not in values and values.get("hidden_size") != usual.hidden_size:
         raise ConfigError(f"{report.source}: nothing tells num_attention_heads: set it (--set num_attention_heads=N)")
     return configure("megatron-bert", **values)
 
