@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import qdq
+from exporters.onnx.targets import TARGETS
 from qdq.recipes.recipe import presets
 
 if TYPE_CHECKING:
@@ -92,6 +93,13 @@ def test_links_lead_to_files(page: Path) -> None:
 
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
+
+
+def test_readme_lists_every_target_and_preset() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for kind, known in (("targets", TARGETS), ("presets", presets())):
+        (row,) = re.findall(rf"^\| {kind} \| (.*) \|$", text, flags=re.MULTILINE)
+        assert set(re.findall(r"`([\w-]+)`", row)) == set(known)
 
 
 def test_every_page_is_in_the_index() -> None:
