@@ -36,7 +36,7 @@ def _one_thread(_reproducible: None) -> None:
 class ToyTask:
     """Tiny models, and batches whose label is whether the second token comes from the upper half."""
 
-    NO_DROPOUT: ClassVar[Mapping[str, float]] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    NO_DROPOUT: ClassVar[Mapping[str, Any]] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
     def model(self, model_type: str = "bert", task: str = "sequence-classification", **changes: Any) -> Model:
         """Return a float model with the same numbers each time."""
