@@ -136,7 +136,8 @@ def _recipe(choice: RecipeChoice, model: Path, task: str | None, name: str | Non
         if choice.changes:
             raise ConfigError("options that change a recipe need --recipe; a quantized checkpoint keeps its own recipe")
         return None
-    return choice.recipe_for(ModelDirectory.of(model), choose_task(model, task))
+    directory = ModelDirectory.of(model)
+    return choice.recipe_for(directory, choose_task(directory, task))
 
 
 def _shown(output: Path, document: dict[str, Any]) -> list[Table | str]:

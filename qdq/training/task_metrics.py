@@ -79,7 +79,9 @@ class TaskMetrics:
             seed=self.seed,
         )
         # A model that FSDP wrapped has neither task nor configuration.
-        model_under_test = replace(subject_of(model, self.initial.path, self.initial.task), config=self.initial.config)
+        model_under_test = replace(
+            subject_of(model, self.initial.directory, self.initial.task), config=self.initial.config
+        )
         scores = evaluate_subject(model_under_test, self.initial.task, self.data, settings)
         metrics = {metric.name: metric.value(scores.table) for metric in scores.metrics}
         deciding = self.settings.metric
