@@ -88,6 +88,7 @@ def finetune(
     or with torchrun. Example: qdq finetune -m quantized/ -o qat/ --train-data train.tsv --eval-data dev.tsv
     --teacher float/
     """
+    # All processes of torchrun or accelerate run this command; one of them prints.
     is_speaking = Process.current().is_first
     session = Session(json=json and is_speaking, verbose=verbose, quiet=quiet or not is_speaking)
     from qdq.training.finetuning import finetune_checkpoint

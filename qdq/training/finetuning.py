@@ -230,8 +230,9 @@ def _train(
             resume_folder=request.resume_folder,
             identity=_identity(request, initial, loader, model),
             resume=request.resume,
-            keep_best=False,
+            keep_best=False,  # the best checkpoint is on disk
             on_best=writer.write,
+            # No step may improve a calibrated model: then the checkpoint is the model as it was calibrated.
             evaluate_first=recipe is not None and not initial.has_new_head,
             log=log,
             progress=request.progress,

@@ -57,6 +57,7 @@ class InitialModel:
             return load_for_task(self.directory, self.task)
         torch.manual_seed(seed)
         model = build(self.config, self.task)
+        # Many pretrained checkpoints have no pooler: that of a new classifier is then new as well.
         encoder = load_model(self.directory.path, "feature-extraction", allow_missing=("pooler",))
         model.load_state_dict(
             {name: tensor for name, tensor in encoder.state_dict().items() if name in model.state_dict()}, strict=False
@@ -117,6 +118,7 @@ def choose_initial_model(
         raise ConfigError(f"{directory} is an exported directory, which cannot be trained: give its checkpoint")
     task = choose_task(directory, settings.task)
     is_quantized, head = directory.is_quantized, directory.task
+    # sts needs the encoder alone, whatever the head is; a head for pre-training contains one for masked-lm.
     fits = task in {head, "sts"} or (task == "masked-lm" and head == "pre-training")
     is_kept = fits and not settings.new_head
     if settings.multi_label:
