@@ -18,14 +18,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import qdq
 from qdq.cli.main import main
-from qdq.models.huggingface import save_model
-from qdq.models.registry import build, configure
+from qdq.models.huggingface import load_model, save_model
+from qdq.models.registry import FAMILIES, build, configure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from qdq.models.family import Family
 
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCES = "A cat sat on the mat.\nThe dog was there, too.\nNobody saw them.\n" * 16
@@ -166,6 +169,7 @@ def nothing(folder: Path) -> dict[str, Any]:
 
 PREPARED: dict[str, Callable[[Path], dict[str, Any]]] = {
     "docs/coming_from.md": little_qdqbert,
+    "docs/families.md": nothing,
     "docs/guides/accuracy.md": nothing,
     "docs/guides/data.md": nothing,
     "docs/guides/export.md": nothing,
@@ -176,11 +180,28 @@ PREPARED: dict[str, Callable[[Path], dict[str, Any]]] = {
 """What the blocks of a page find there; README and the tutorial have tests of their own."""
 
 
+def is_saved_and_loaded(family: Family, folder: Path) -> bool:
+    """Tell whether a model of ``family`` comes back as it was written, its weights fused in the file."""
+    sizes = {"vocab_size": 60, "dim": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    FAMILIES[family.model_type] = family
+    try:
+        model = build(configure(family.model_type, **sizes), "sequence-classification")
+        save_model(model, folder)
+        again = load_model(folder)
+    finally:
+        del FAMILIES[family.model_type]
+    stored = load_file(folder / "model.safetensors")
+    same = all(torch.equal(parameter, again.get_parameter(name)) for name, parameter in model.named_parameters())
+    return same and stored["model.layers.0.attn.Wqkv.weight"].shape == (96, 32)
+
+
 def holds_for(page: str, folder: Path, left: Mapping[str, Any], printed: str) -> bool:
     """Tell whether the blocks of a page did what its text says."""
     match page:
         case "docs/coming_from.md":
             return (folder / "trt/model.onnx").is_file() and (folder / "qdqbert-again/config.json").is_file()
+        case "docs/families.md":
+            return is_saved_and_loaded(left["RMS_BERT"], folder / "rms-bert")
         case "docs/guides/accuracy.md":
             return printed.count("%") == 2 and "encoder.layers.0" in printed
         case "docs/guides/data.md":
