@@ -17,8 +17,8 @@ from calibration.resume_file import ResumeFile
 from calibration.settings import CalibrationSettings, RangeAdjustments
 from calibration.statistics.statistics_file import SavedStatistics
 from qdq import checkpoint
-from qdq.data.text import TextSample, draw, read_samples
-from qdq.data.tokenize import encode_batches
+from qdq.data.source import draw
+from qdq.data.text import TextSample, encode_batches, read_samples
 from qdq.errors import CalibrationError, DataError, QDQError, StorageError
 from qdq.models.huggingface import load_model
 from qdq.processes import terminated_as_interrupted

@@ -24,7 +24,7 @@ from qdq.storage import missing_directory, read_json
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from qdq.data.encoder import TextEncoder
+    from qdq.data.tokenizer import TextEncoder
     from qdq.models.config import ModelConfig
 
 __all__ = [
@@ -188,7 +188,7 @@ class ModelDirectory:
         Raises:
             CheckpointError: There is none, or it is damaged.
         """
-        from qdq.data.tokenize import load_tokenizer
+        from qdq.data.tokenizer import load_tokenizer
 
         return load_tokenizer(self.path)
 
@@ -199,7 +199,7 @@ class ModelDirectory:
         Raises:
             CheckpointError: There is no tokenizer or no configuration, or one of them is damaged.
         """
-        from qdq.data.encoder import load_encoder
+        from qdq.data.tokenizer import load_encoder
 
         return load_encoder(self.path, max_length=self.config.max_length, pad_id=self.config.pad_token_id)
 

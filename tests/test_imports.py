@@ -32,7 +32,7 @@ NUMBERS = tuple(
     f"qdq.quantization.{name}" for name in ("spec", "functional", "operators", "transform", "quantizer", "slot")
 )
 QUANTIZATION = (*NUMBERS, *(f"qdq.quantization.{name}" for name in ("modules", "wrap", "graph", "fold")))
-CORE = (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes", "qdq.source", "qdq.checkpoint", "qdq.data")
+CORE = (*BASE, "qdq.protobuf", "qdq.models", *QUANTIZATION, "qdq.recipes", "qdq.source", "qdq.checkpoint", "qdq.data")
 SIDES = ("calibration", "exporters", "qdq.tasks", "qdq.interop", "qdq.generation", "qdq.retrieval")
 EVERYTHING = (*CORE, *SIDES, "qdq.training", "qdq.analysis", "qdq.conversion")
 
@@ -41,7 +41,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.storage": ("qdq.errors",),
     "qdq.settings": ("qdq.errors",),
     "qdq.processes": (),
-    "qdq.data": BASE,
+    "qdq.protobuf": (),
+    "qdq.data": (*BASE, "qdq.protobuf"),
     # the float reference knows nothing of quantization
     "qdq.models.ops": BASE,
     "qdq.models.uninitialized": (),
@@ -110,7 +111,7 @@ MODEL_STEPS: tuple[frozenset[str], ...] = tuple(
 # Imported inside functions only. The onnx ones may stand at the top of files that do nothing else.
 ONNX = frozenset({"onnx", "onnx_ir", "onnxruntime", "onnxscript"})
 HEAVY = ONNX | {
-    *("openvino", "datasets", "matplotlib", "transformers", "accelerate", "torchmetrics", "seqeval"),
+    *("openvino", "datasets", "matplotlib", "transformers", "accelerate", "seqeval"),
     *("tensorflow", "faiss"),
 }
 HEAVY_FOR_COMMANDS = HEAVY | {"torch"}

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from exporters.tensorrt.backend import Backend, find_backend, messages
-from exporters.tensorrt.layers import Kernel, parse_inspector, parse_layers
+from exporters.tensorrt.kernels import Kernel, parse_inspector, parse_layers
+from exporters.tensorrt.onnx_file import read_onnx_file
 from exporters.tensorrt.profiles import check_profiles, default_profile
-from exporters.tensorrt.source import read_source
 from qdq.errors import BuildError, describe_problems
 from qdq.processes import Interruption
 from qdq.storage import write_bytes_atomic
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from exporters.tensorrt.api import Builder, Config, HostMemory, Network, Parser, TensorRT
     from exporters.tensorrt.profiles import Profile
+    from exporters.tensorrt.protocols import Builder, Config, HostMemory, Network, Parser, TensorRT
 
-__all__ = ["HARDWARE", "BuildOptions", "Built", "build", "check_options"]
+__all__ = ["HARDWARE", "BuildOptions", "BuildResult", "build", "check_options"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
-class Built:
+class BuildResult:
     """What was built.
 
     Args:
@@ -141,7 +141,7 @@ def build(
     options: BuildOptions | None = None,
     backend: str | Backend = "auto",
     progress: Callable[[str, int, int], None] | None = None,
-) -> Built:
+) -> BuildResult:
     """Build an engine and write it to ``output``.
 
     Args:
@@ -160,7 +160,7 @@ def build(
         KeyboardInterrupt: when interrupted; nothing is written then.
     """
     options = options or BuildOptions()
-    model = read_source(source)
+    model = read_onnx_file(source)
     if profiles is None:
         profiles = [default_profile(model.inputs, longest=model.longest or 512)]
     problems = check_profiles(profiles, model.inputs, longest=model.longest)
@@ -187,7 +187,7 @@ def build(
     data = memoryview(plan)
     kernels = parse_layers(heard.layers) if heard.layers else _inspected(backend, logger, data)
     write_bytes_atomic(output, data)
-    return Built(
+    return BuildResult(
         f"{backend.name} {backend.version}",
         data.nbytes,
         model.onnx_bytes,
@@ -268,7 +268,7 @@ def _one_line(text: str) -> str:
 
 def _inspected(backend: Backend, logger: Any, plan: memoryview) -> list[Kernel]:
     """From the finished engine, where a GPU can load it."""
-    from exporters.tensorrt.driver import driver_problem
+    from exporters.tensorrt.nvidia_driver import driver_problem
 
     if driver_problem() is not None:
         return []

@@ -14,12 +14,12 @@ from qdq.analysis.settings import AnalysisSettings, TaskMetricSettings
 from qdq.analysis.task_metric import TaskMetric
 from qdq.checkpoint import load
 from qdq.data.examples import Columns
-from qdq.data.text import draw, read_samples
-from qdq.data.tokenize import encode_batches
+from qdq.data.source import draw
+from qdq.data.text import encode_batches, read_samples
 from qdq.errors import CheckpointError
 from qdq.source import ModelDirectory
-from qdq.tasks.model_under_test import Subject, open_subject
-from qdq.tasks.settings import Settings
+from qdq.tasks.evaluation_settings import EvaluationSettings
+from qdq.tasks.model_under_test import ModelUnderTest, open_model_under_test
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -75,16 +75,16 @@ def analyze_checkpoint(
     progress = progress or _silent
     directory = _quantized(checkpoint)
     task = task_metric.task
-    subject = _subject(directory) if task is None else open_subject(directory, task)
-    model: nn.Module = subject.runner.model  # type: ignore[attr-defined]
+    under_test = _open(directory) if task is None else open_model_under_test(directory, task)
+    model: nn.Module = under_test.runner.model  # type: ignore[attr-defined]
     chosen = group_slots(model, settings.by, only=settings.only or [])
     found = Findings(directory.path, settings.by, target)
     evaluator = None
     if task is None:
-        batches = _text_batches(subject, data, settings, columns)
+        batches = _text_batches(under_test, data, settings, columns)
     else:
         evaluator = TaskMetric(
-            subject, task, data, _evaluation_settings(settings, task_metric, subject, columns), task_metric.metric
+            under_test, task, data, _evaluation_settings(settings, task_metric, under_test, columns), task_metric.metric
         )
         batches = evaluator.measured_batches(settings.num_samples, partial(progress, f"evaluating {task}"))
         found.metric = MetricFigures(evaluator.name, evaluator.in_float)
@@ -121,14 +121,14 @@ def _quantized(checkpoint: str | Path | ModelDirectory) -> ModelDirectory:
     return directory
 
 
-def _subject(directory: ModelDirectory) -> Subject:
+def _open(directory: ModelDirectory) -> ModelUnderTest:
     """Open the checkpoint with the head that it has."""
     model = load(directory)
-    return Subject(str(directory), directory, model.config, TorchRunner(model), "torch")
+    return ModelUnderTest(str(directory), directory, model.config, TorchRunner(model), "torch")
 
 
 def _text_batches(
-    subject: Subject, data: Any, settings: AnalysisSettings, columns: Columns | None
+    under_test: ModelUnderTest, data: Any, settings: AnalysisSettings, columns: Columns | None
 ) -> list[dict[str, Tensor]]:
     columns = columns or Columns()
     samples = read_samples(data, text_column=columns.text, text_pair_column=columns.text_pair)
@@ -137,20 +137,20 @@ def _text_batches(
     return list(
         encode_batches(
             texts,
-            subject.directory.tokenizer,
+            under_test.directory.tokenizer,
             batch_size=settings.batch_size,
-            seq_len=min(settings.seq_len, subject.max_length),
-            pad_token_id=subject.config.pad_token_id or 0,
+            seq_len=min(settings.seq_len, under_test.max_length),
+            pad_token_id=under_test.config.pad_token_id or 0,
         )
     )
 
 
 def _evaluation_settings(
-    settings: AnalysisSettings, task_metric: TaskMetricSettings, subject: Subject, columns: Columns | None
-) -> Settings:
-    return Settings(
+    settings: AnalysisSettings, task_metric: TaskMetricSettings, under_test: ModelUnderTest, columns: Columns | None
+) -> EvaluationSettings:
+    return EvaluationSettings(
         batch_size=settings.batch_size,
-        seq_len=min(settings.seq_len, subject.max_length),
+        seq_len=min(settings.seq_len, under_test.max_length),
         num_samples=task_metric.task_samples,
         columns=columns,
         seed=settings.seed,

@@ -9,8 +9,8 @@ import torch
 
 from calibration.sensitivity.ranking import enable_only
 from qdq.errors import ConfigError
-from qdq.tasks.evaluate import evaluate_subject
-from qdq.tasks.scoring import silent
+from qdq.tasks.evaluate import score_model
+from qdq.tasks.evaluator import silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from exporters.runners import Runner
     from qdq.quantization.quantizer import Quantizer
-    from qdq.tasks.model_under_test import Subject
-    from qdq.tasks.settings import Settings
+    from qdq.tasks.evaluation_settings import EvaluationSettings
+    from qdq.tasks.model_under_test import ModelUnderTest
 
 __all__ = ["TaskMetric"]
 
@@ -30,7 +30,7 @@ class TaskMetric:
     """Measure a metric of a model as its quantizers are switched on and off.
 
     Args:
-        subject: The model under test, in torch.
+        model: The model under test, in torch.
         task: The task to evaluate.
         data: Labelled examples.
         settings: How to evaluate.
@@ -41,16 +41,18 @@ class TaskMetric:
         in_float: The metric of the float model, once :meth:`measured_batches` was called.
     """
 
-    def __init__(self, subject: Subject, task: str, data: Any, settings: Settings, metric: str | None) -> None:
-        self._subject, self._task, self._data, self._settings = subject, task, data, settings
-        self._model: nn.Module = subject.runner.model  # type: ignore[attr-defined]
+    def __init__(
+        self, model: ModelUnderTest, task: str, data: Any, settings: EvaluationSettings, metric: str | None
+    ) -> None:
+        self._model, self._task, self._data, self._settings = model, task, data, settings
+        self._module: nn.Module = model.runner.model  # type: ignore[attr-defined]
         self._wanted = metric
         self.name = metric or ""
         self.in_float = float("nan")
 
     def __call__(self, on: Collection[Quantizer]) -> float:
         """Return the metric with these quantizers on, in the unit that people use (percent, not a share of 1)."""
-        return self._evaluate(self._subject, on)
+        return self._evaluate(self._model, on)
 
     def measured_batches(self, samples: int, progress: Callable[[int, int | None], None]) -> list[dict[str, Tensor]]:
         """Evaluate the float model, and return some of the batches that the task gave it.
@@ -59,17 +61,20 @@ class TaskMetric:
             samples: Least number of rows in the batches; they are of all lengths.
             progress: Called with the number of examples done and in all.
         """
-        recorder = _Recorder(self._subject.runner)
-        self.in_float = self._evaluate(replace(self._subject, runner=recorder), (), progress)
+        recorder = _Recorder(self._model.runner)
+        self.in_float = self._evaluate(replace(self._model, runner=recorder), (), progress)
         rows = sum(len(next(iter(batch.values()))) for batch in recorder.batches)
         stride = max(1, rows // samples)  # batches come in the order of their lengths
         return [{n: torch.from_numpy(a) for n, a in batch.items()} for batch in recorder.batches[::stride]]
 
     def _evaluate(
-        self, subject: Subject, on: Collection[Quantizer], progress: Callable[[int, int | None], None] | None = None
+        self,
+        model: ModelUnderTest,
+        on: Collection[Quantizer],
+        progress: Callable[[int, int | None], None] | None = None,
     ) -> float:
-        enable_only(self._model, on)
-        scores = evaluate_subject(subject, self._task, self._data, self._settings, progress=progress or silent)
+        enable_only(self._module, on)
+        scores = score_model(model, self._task, self._data, self._settings, progress=progress or silent)
         metrics = {metric.name: metric for metric in scores.metrics}
         self.name = self._wanted or next(iter(metrics))
         if self.name not in metrics:

@@ -86,7 +86,7 @@ def benchmark(
 def _candidates(exported: Sequence[Path], runtimes: Sequence[str] | None) -> list[Candidate]:
     """Every file in every runtime, named after both where there are several."""
     from exporters.benchmark import Candidate
-    from exporters.tensorrt.record import is_plan
+    from exporters.tensorrt.plan_metadata import is_plan
     from qdq.source import MODEL_FILE
 
     found = []

@@ -113,15 +113,16 @@ def evaluate(
 ) -> None:
     """Measure a model on a task, with confidence intervals, and compare it with a baseline.
 
-    Needs the extra "evaluate". Example: qdq evaluate ort/ --task sts --data sts.tsv --against model/ --max-drop 1%
+    The task token-classification needs the extra "evaluate".
+    Example: qdq evaluate ort/ --task sts --data sts.tsv --against model/ --max-drop 1%
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
     from qdq.errors import VerificationError
     from qdq.tasks.evaluate import evaluate as run
-    from qdq.tasks.settings import Settings
+    from qdq.tasks.evaluation_settings import EvaluationSettings
 
     set_threads(threads)
-    settings = Settings(
+    settings = EvaluationSettings(
         batch_size=batch_size,
         seq_len=seq_len,
         num_samples=num_samples,

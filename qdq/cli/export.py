@@ -14,7 +14,7 @@ from qdq.cli.tables import new_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from exporters.tune import Tuning
+    from exporters.tune import TuningResult
 
 __all__ = ["export", "model_bytes"]
 
@@ -114,7 +114,7 @@ def export(
     if in_float and recipe is not None:
         raise ExportError("--recipe goes with --target: a model exported with --float has no quantizers")
     from exporters import directory
-    from exporters.interface import CACHES, POOLINGS, Form
+    from exporters.interface import CACHES, POOLINGS, ExportInterface
     from qdq.source import MODEL_FILE, ModelDirectory
 
     for option, value, known in (("--pooling", pooling, ("auto", *POOLINGS)), ("--cache", cache, CACHES)):
@@ -122,7 +122,7 @@ def export(
             raise ExportError(f"{option} {value}: it must be one of {', '.join(known)}")
     if pooling == "auto":
         pooling = ModelDirectory.of(model).pooling
-    form = Form(
+    interface = ExportInterface(
         pooling=pooling,  # type: ignore[arg-type]
         normalize=normalize,
         softmax=softmax,
@@ -146,7 +146,7 @@ def export(
             rounds=rounds,
             recipe=recipe,
             opset=opset,
-            form=form,
+            interface=interface,
             isa=isa,
         )
         recipe = tuning.recipe
@@ -157,7 +157,7 @@ def export(
             target=target,
             recipe=recipe,
             opset=opset,
-            form=form,
+            interface=interface,
             isa=isa,
             tuning=None if tuning is None else tuning.to_dict(),
         )
@@ -177,7 +177,7 @@ def export(
     )
 
 
-def _tuned(session: Session, model: Path, *, shape: str, **options: Any) -> Tuning:
+def _tuned(session: Session, model: Path, *, shape: str, **options: Any) -> TuningResult:
     from exporters.benchmark import Shape
     from exporters.tune import tune
 
@@ -186,7 +186,7 @@ def _tuned(session: Session, model: Path, *, shape: str, **options: Any) -> Tuni
         return tune(model, shape=Shape(rows, tokens), progress=lambda what: advance(0, what), **options)
 
 
-def _choices(tuning: Tuning) -> list[Table | str]:
+def _choices(tuning: TuningResult) -> list[Table | str]:
     table = new_table("form", "median\nms", "speed-up", "cosine\nto float")
     for row in tuning.rows:
         if row.median_s is None or row.speedup is None or row.cosine is None:

@@ -80,7 +80,7 @@ def inspect(
         raise CheckpointError(f"{path}: a recipe is for a model, which is a directory with a config.json, or that file")
     if task is not None:
         raise ConfigError("--task goes with --recipe or a config.json: anything else has its own")
-    from exporters.tensorrt.record import is_plan
+    from exporters.tensorrt.plan_metadata import is_plan
 
     if is_plan(path):
         _inspect_engine(session, path, full=verbose > 0)
@@ -101,9 +101,9 @@ def inspect(
 
 
 def _inspect_engine(session: Session, path: Path, *, full: bool) -> None:
-    from exporters.tensorrt.record import read_record
+    from exporters.tensorrt.plan_metadata import read_metadata
 
-    record = read_record(path)
+    record = read_metadata(path)
     report, kernels = record.pop("report"), record.pop("layers")
     table = new_table("kernel", "kind", "in", "stored", "out", words=5)
     for kernel in kernels if full else ():
@@ -237,10 +237,10 @@ def _for_isa(report: GraphReport) -> list[str]:
     if report.isa is None:
         return []
     from exporters.onnx.isa import ISAS
-    from exporters.onnx.saturation import pairs_note
+    from exporters.onnx.saturation import saturation_note
 
     cpus = {"any": "every CPU"}.get(report.isa, report.isa)
     return [
         f"integer products for: {cpus}",
-        *(pairs_note(report.pair_sums, ISAS[report.isa]) if report.isa in ISAS else []),
+        *(saturation_note(report.pair_sums, ISAS[report.isa]) if report.isa in ISAS else []),
     ]

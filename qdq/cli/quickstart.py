@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from exporters.benchmark import Runtime
     from exporters.runners import Runner
-    from exporters.verification.verify import Verification
+    from exporters.verification.verify import VerificationReport
 
 __all__ = ["quickstart"]
 
@@ -151,7 +151,7 @@ def _export_all(session: Session, folder: Path) -> dict[str, list[str]]:
     return notes
 
 
-def _verify_all(session: Session, folder: Path) -> dict[str, Verification]:
+def _verify_all(session: Session, folder: Path) -> dict[str, VerificationReport]:
     from exporters import directory as exported
 
     proofs = {}
@@ -169,8 +169,7 @@ def _compare_all(session: Session, folder: Path, *, seq_len: int) -> dict[str, t
 
     from exporters.runners import OnnxRuntimeRunner, TorchRunner
     from exporters.verification.verify import cosine, sqnr_db
-    from qdq.data.text import read_samples, sample_text
-    from qdq.data.tokenize import encode_batches
+    from qdq.data.text import encode_batches, read_samples, sample_text
     from qdq.models.huggingface import load_model
     from qdq.source import ModelDirectory
 

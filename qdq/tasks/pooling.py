@@ -1,4 +1,4 @@
-"""From token vectors to one vector per text."""
+"""Combine the token vectors of a text to one vector, as sentence-transformers does."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ Vectors = NDArray[np.float32]
 
 
 def pool(hidden: NDArray[Any], mask: NDArray[Any], how: Pooling) -> Vectors:
-    """One vector ``(batch, hidden)`` per text from token vectors ``(batch, seq, hidden)``, padding left out.
+    """Return one vector ``(batch, hidden)`` for each text, without its padding.
 
-    1. ``mean``: of the tokens where ``mask`` ``(batch, seq)`` is not 0.
-    2. ``cls``: the first of them.
-    3. ``max``: the largest value of each component.
+    Args:
+        hidden: Token vectors ``(batch, seq, hidden)``.
+        mask: Attention mask ``(batch, seq)``; tokens with 0 do not count.
+        how: ``mean`` of the tokens, ``cls`` for the first token, or ``max`` of each component.
     """
     visible = mask != 0
     if how == "cls":

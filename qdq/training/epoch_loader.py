@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from qdq.data.batches import make_batches
-from qdq.data.kinds import TextExample
-from qdq.data.masking import Masking
+from qdq.data.example_types import TextExample, fingerprint
+from qdq.data.features import Masking
 from qdq.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from qdq.data.encoder import TextEncoder
-    from qdq.data.kinds import Example
+    from qdq.data.example_types import Example
+    from qdq.data.tokenizer import TextEncoder
 
 __all__ = ["EpochLoader"]
 
@@ -90,7 +90,7 @@ class EpochLoader:
         """Return a digest of examples and settings: loaders with equal digests give equal batches."""
         sha = hashlib.sha256()
         for example in self.examples:
-            sha.update(repr(replace(example, place="")).encode())
+            sha.update(fingerprint(example).encode())
         settings = (self.task, self.batch_size, self.seq_len, self.seed)
         return f"{len(self.examples)} examples {hashlib.sha256(repr(settings).encode() + sha.digest()).hexdigest()}"
 
@@ -98,9 +98,9 @@ class EpochLoader:
         texts: list[TextExample] = []
         for number, example in enumerate(examples):
             if not isinstance(example, TextExample) or example.text_pair is None:
-                raise DataError(f"{example.place}: no second text; the task sts needs pairs with a score")
+                raise DataError(f"{example.location}: no second text; the task sts needs pairs with a score")
             for half, text in enumerate((example.text, example.text_pair)):
-                texts.append(TextExample(2 * number + half, example.place, text, None, None))
+                texts.append(TextExample(2 * number + half, example.location, text, None, None))
         rows = make_batches(
             texts,
             self.encoder,

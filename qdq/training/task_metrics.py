@@ -67,11 +67,11 @@ class TaskMetrics:
         Raises:
             ConfigError: If the task does not have the deciding metric.
         """
-        from qdq.tasks.evaluate import evaluate_subject
-        from qdq.tasks.model_under_test import subject_of
-        from qdq.tasks.settings import Settings
+        from qdq.tasks.evaluate import score_model
+        from qdq.tasks.evaluation_settings import EvaluationSettings
+        from qdq.tasks.model_under_test import model_under_test_of
 
-        settings = Settings(
+        settings = EvaluationSettings(
             batch_size=self.settings.batch_size,
             seq_len=self.settings.seq_len,
             columns=self.columns,
@@ -79,10 +79,9 @@ class TaskMetrics:
             seed=self.seed,
         )
         # A model that FSDP wrapped has neither task nor configuration.
-        model_under_test = replace(
-            subject_of(model, self.initial.directory, self.initial.task), config=self.initial.config
-        )
-        scores = evaluate_subject(model_under_test, self.initial.task, self.data, settings)
+        opened = model_under_test_of(model, self.initial.directory, self.initial.task)
+        model_under_test = replace(opened, config=self.initial.config)
+        scores = score_model(model_under_test, self.initial.task, self.data, settings)
         metrics = {metric.name: metric.value(scores.table) for metric in scores.metrics}
         deciding = self.settings.metric
         if deciding is None:

@@ -13,8 +13,9 @@ from calibration.sensitivity.similarity import Similarity, output_vectors
 from qdq.analysis.task_metric import TaskMetric
 from qdq.checkpoint import load
 from qdq.cli.main import main
-from qdq.data.text import draw, read_samples, sample_text
-from qdq.data.tokenize import encode_batches, load_tokenizer
+from qdq.data.source import draw
+from qdq.data.text import encode_batches, read_samples, sample_text
+from qdq.data.tokenizer import load_tokenizer
 from qdq.quantization.quantizer import Mode, set_mode
 
 if TYPE_CHECKING:

@@ -267,7 +267,7 @@ DATA: dict[str, tuple[str, bytes | None, list[str], tuple[str, ...]]] = {
     "binary": ("a.txt", bytes(range(256)), [], ("line 1", "binary")),
     "not UTF-8": ("a.txt", "good\nGröße\n".encode("latin-1"), [], ("line 2", "UTF-8")),
     "unsupported extension": ("a.docx", b"PK", [], (".docx", ".jsonl")),
-    "damaged parquet": ("a.parquet", b"PAR1", [], ("a.parquet", "no parquet file")),
+    "damaged parquet": ("a.parquet", b"PAR1", [], ("a.parquet", "not a Parquet file")),
     "no such column": ("a.csv", b"text,label\nx,1\n", ["--text-column", "body"], ("'body'", "'text', 'label'")),
     "no usual column": ("a.csv", b"x,y\n1,2\n", [], ("'x', 'y'", "--text-column")),
     "a column of plain text": ("a.txt", b"x\n", ["--text-column", "text"], ("no columns",)),

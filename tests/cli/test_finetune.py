@@ -275,7 +275,7 @@ class TestRefusals:
         strange.write_text(labelled.read_text() + "a sentence\t7\nanother\t-3\n")
         message = refused(*request(classifier, tmp_path / "out", strange))
         assert "2 problems" in message
-        assert "'7' is none of the head's 0 'LABEL_0', 1 'LABEL_1'" in message
+        assert "'7' is not one of the head's labels: 0 'LABEL_0', 1 'LABEL_1'" in message
 
     def test_no_data(self, refused: Any, model: Path, tmp_path: Path, root: Path) -> None:
         empty = root / "empty.tsv"
@@ -293,7 +293,7 @@ class TestRefusals:
         strange.write_text("a sentence\t0\nanother\t5\n")
         asked = request(classifier, tmp_path / "out", labelled, "--eval-data", strange)
         assert "strange-eval.tsv" in (message := refused(*asked))
-        assert "'5' is none of the head's" in message
+        assert "'5' is not one of the head's labels" in message
 
     def test_a_teacher_of_another_size(
         self, refused: Any, run: Any, kit: Any, classifier: Path, labelled: Path, tmp_path: Path, root: Path
