@@ -88,6 +88,7 @@ def finetune(
     or with torchrun. Example: qdq finetune -m quantized/ -o qat/ --train-data train.tsv --eval-data dev.tsv
     --teacher float/
     """
+    # All processes of torchrun or accelerate run this command; one of them prints.
     is_speaking = Process.current().is_first
     session = Session(json=json and is_speaking, verbose=verbose, quiet=quiet or not is_speaking)
     from qdq.training.finetuning import finetune_checkpoint
@@ -136,7 +137,8 @@ def _recipe(choice: RecipeChoice, model: Path, task: str | None, name: str | Non
         if choice.changes:
             raise ConfigError("options that change a recipe need --recipe; a quantized checkpoint keeps its own recipe")
         return None
-    return choice.recipe_for(ModelDirectory.of(model), choose_task(model, task))
+    directory = ModelDirectory.of(model)
+    return choice.recipe_for(directory, choose_task(directory, task))
 
 
 def _shown(output: Path, document: dict[str, Any]) -> list[Table | str]:

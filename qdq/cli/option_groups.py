@@ -81,7 +81,10 @@ class _Group:
 
     def options(self, parameter_kind: Any) -> Iterator[Parameter]:
         """Yield a parameter for typer for each option."""
-        hints = get_type_hints(self._kind, include_extras=True)
+        # Only the options' types are resolved: others may be imported for type checkers alone.
+        types = {one.name: one.type for one in self._fields.values()}
+        options = type(self._kind.__name__, (), {"__annotations__": types, "__module__": self._kind.__module__})
+        hints = get_type_hints(options, include_extras=True)
         for parameter, one in self._fields.items():
             annotation = hints[one.name]
             if self._settings:

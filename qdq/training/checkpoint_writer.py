@@ -68,6 +68,7 @@ class CheckpointWriter:
 
     def to_dict(self, result: TrainingResult) -> dict[str, Any]:
         """Return the record of the written checkpoint and the result of the training, as plain values."""
+        # Without evaluations the checkpoint is that of the last step.
         step = result.steps if result.metric is None else result.best_step
         return {**self._record_of(result.history, step), **result.to_dict()}
 

@@ -62,6 +62,7 @@ def make_components(
     quantizers = QuantizerSchedule(model, total, settings, whole_weights=not accelerator.is_sharded)
     if settings.gradient_checkpointing:
         _enable_checkpointing(model)
+    # Grouped before the model is wrapped: sharded parameters have lost the shapes that tell matrices from vectors.
     groups = parameter_groups(model, settings)
     wrapped, whole_model = wrap_model(accelerator, model, is_own_loss=is_own_loss, settings=settings)
     parameters = parameters_of(wrapped, groups)
@@ -75,6 +76,7 @@ def make_components(
         weights=[p for group, own in zip(groups, parameters, strict=True) if not group.is_scales for p in own],
         scales=[p for group, own in zip(groups, parameters, strict=True) if group.is_scales for p in own],
         optimizer=accelerator.prepare(optimizer),
+        # Not prepared by accelerate, whose schedulers advance once for every process in each step.
         scheduler=make_scheduler(optimizer, groups, total, settings),
     )
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DistillationLoss", "attention_loss", "hidden_loss", "logits_loss", "teacher_problems"]
 
+# All outputs that are logits, in every family and task.
 _LOGITS = ("logits", "start_logits", "end_logits", "prediction_logits", "seq_relationship_logits", "sop_logits")
 _LABELS = {"labels", "start_positions", "end_positions"}
 _SPAN = ("start_logits", "end_logits")
@@ -99,6 +100,7 @@ def logits_loss(
         each = (student - teacher).square().squeeze(-1)
     else:
         log_p, log_q = ((logits / temperature).log_softmax(-1) for logits in (teacher, student))
+        # Softening divides gradients by about T**2; multiplying by it keeps the weights of the terms comparable.
         each = (log_p.exp() * (log_p - log_q)).sum(-1) * temperature**2
     return each.mean() if counts is None else _mean(each, counts)
 
@@ -160,12 +162,14 @@ class DistillationLoss:
         more = {"output_hidden_states": bool(weights.hidden), "output_attentions": bool(weights.attention)}
         given = batch if self._pooling is None else texts_of(batch)
         inputs = {name: tensor for name, tensor in given.items() if name not in _LABELS}
+        # accelerate moves the model, but knows nothing of its teacher.
         device = next(iter(inputs.values())).device
         if next(self.teacher.parameters()).device != device:
             self.teacher.to(device)
         with torch.no_grad():
             teacher = self.teacher(**inputs, **more)
         student = model(**given, **more)
+        # Pairs and choices have an axis more than (batch, seq), which the model sees as rows.
         mask = batch["attention_mask"].flatten(0, -2) != 0
         terms: list[tuple[float, Tensor]] = []
         if weights.task:
@@ -198,6 +202,7 @@ class DistillationLoss:
                 # The classes are the tokens of the row: no answer begins or ends at padding.
                 a, b = (logits.masked_fill(~mask, torch.finfo(logits.dtype).min) for logits in (a, b))
             elif a.dim() == 3:
+                # Logits of tokens: where tokens have labels, the same ones count as in the loss of the task.
                 labels = batch.get("labels")
                 counts = mask if labels is None or labels.shape != mask.shape else labels != IGNORED
             losses.append(logits_loss(a, b, self.weights.temperature, counts, independent=self._independent))

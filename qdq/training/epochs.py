@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EpochLoop"]
 
-LOG_STEPS = 10
+LOG_STEPS = 10  # between two rows of the log
 
 
 class EpochLoop:
@@ -119,11 +119,12 @@ class EpochLoop:
                 raise KeyboardInterrupt
             if progress.step == self._total or progress.stopped:
                 break
-        else:
+        else:  # the loader had no more batches
             if progress.batches == 0:
                 raise DataError(f"epoch {progress.epoch + 1} has no batch to train on")
             self._end_epoch()
             return
+        # The training ended; its last step may also have been the last one of the epoch.
         if self._per_epoch is not None and progress.batches >= (self._batches.length or 0):
             self._end_epoch()
 
@@ -193,6 +194,7 @@ class EpochLoop:
         if self._report is None or not self._accelerator.is_main_process:
             return
         if progress.history:
+            # After the step comes the deciding metric.
             name, value = list(progress.history[-1].items())[1]
             text = f"{text}, {name} {value:.4f}".removeprefix(", ")
         self._report(progress.step, self._total, text)

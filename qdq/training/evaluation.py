@@ -89,6 +89,8 @@ class Evaluator:
         components.quantizers.quantize_all()
         components.wrapped.eval()
         is_sharded = components.accelerator.is_sharded
+        # The deployed model computes in float32 between its quantizers, so it is measured without mixed precision.
+        # Sharded weights can be used through the wrapper only.
         with _without_mixed_precision(components.model), torch.no_grad():
             found = self._evaluate(components.wrapped if is_sharded else components.model)
         set_random_state(random, device)
@@ -97,6 +99,7 @@ class Evaluator:
     def _keep(self, progress: TrainingProgress) -> None:
         accelerator, model = self._components.accelerator, self._components.model
         if accelerator.is_sharded:
+            # All processes take part in gathering the weights; the first one has a model to put them into.
             weights = accelerator.get_state_dict(self._components.wrapped)
             if self._components.whole_model is not None:
                 model = self._components.whole_model

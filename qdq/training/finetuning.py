@@ -48,7 +48,7 @@ _LONG_EPOCH = 40  # steps
 
 
 def finetune_checkpoint(
-    model: str | Path,
+    model: str | Path | ModelDirectory,
     output: str | Path,
     train_data: Any,
     *,
@@ -58,7 +58,7 @@ def finetune_checkpoint(
     columns: Columns | None = None,
     recipe: Recipe | None = None,
     calibration: InitialCalibration | None = None,
-    teacher: str | Path | None = None,
+    teacher: str | Path | ModelDirectory | None = None,
     distillation: Distillation | None = None,
     tensorboard: str | Path | None = None,
     resume: bool = False,
@@ -96,12 +96,12 @@ def finetune_checkpoint(
         DataError: If the data does not fit the task.
         QDQError: As :func:`qdq.training.loop.finetune` and the readers of data and models raise it.
     """
-    model = Path(model)
+    directory = ModelDirectory.of(model)
     settings = settings or TrainingSettings()
-    if settings.lr is None and (recipe is not None or ModelDirectory.of(model).is_quantized):
+    if settings.lr is None and (recipe is not None or directory.is_quantized):
         settings = replace(settings, lr=QAT_LR)
     request = FinetuneRequest(
-        model=model,
+        model=directory,
         output=Path(output),
         train_data=train_data,
         eval_data=eval_data,
@@ -110,14 +110,14 @@ def finetune_checkpoint(
         columns=columns,
         recipe=recipe,
         calibration=calibration or InitialCalibration(),
-        teacher=None if teacher is None else Path(teacher),
+        teacher=None if teacher is None else ModelDirectory.of(teacher),
         distillation=distillation or Distillation(),
         tensorboard=None if tensorboard is None else Path(tensorboard),
         resume=resume,
         say=say,
         progress=progress,
     )
-    initial = choose_initial_model(model, train_data, request.task, columns=columns)
+    initial = choose_initial_model(directory, train_data, request.task, columns=columns)
     _check_request(request, initial)
     metrics = _task_metrics(request, initial)
     log = TrainingLog(request.tensorboard)
@@ -140,9 +140,9 @@ def _check_request(request: FinetuneRequest, initial: InitialModel) -> None:
 
 
 def _teacher_problems(request: FinetuneRequest, initial: InitialModel) -> list[str]:
-    assert request.teacher is not None
+    teacher, model = request.teacher, request.model
+    assert teacher is not None
     embeds = initial.task == "sts"
-    teacher, model = ModelDirectory.of(request.teacher), ModelDirectory.of(request.model)
     problems = teacher_problems(initial.config, teacher.config, request.distillation, embeds=embeds)
     if embeds and (theirs := teacher.pooling) != (ours := model.pooling):
         problems.append(f"its pooling is {theirs}, the model's {ours}")
@@ -181,7 +181,7 @@ def _read_training_data(
     )
     loader = EpochLoader(
         list(examples),
-        initial.load_encoder(),
+        request.model.encoder,
         initial.task,
         batch_size=request.task.batch_size * accelerator.num_processes,
         seq_len=request.task.seq_len,
@@ -230,8 +230,9 @@ def _train(
             resume_folder=request.resume_folder,
             identity=_identity(request, initial, loader, model),
             resume=request.resume,
-            keep_best=False,
+            keep_best=False,  # the best checkpoint is on disk
             on_best=writer.write,
+            # No step may improve a calibrated model: then the checkpoint is the model as it was calibrated.
             evaluate_first=recipe is not None and not initial.has_new_head,
             log=log,
             progress=request.progress,
@@ -259,7 +260,7 @@ def _quantize(
 
 
 def _make_loss(request: FinetuneRequest, initial: InitialModel, accelerator: TrainingAccelerator) -> Loss:
-    pooling = ModelDirectory.of(request.model).pooling if initial.task == "sts" else None
+    pooling = request.model.pooling if initial.task == "sts" else None
     if request.teacher is None:
         return model_loss if pooling is None else partial(sts_loss, pooling=pooling)
     teacher = load_for_task(request.teacher, initial.task)

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from qdq.errors import ConfigError
 from qdq.recipes.recipe import Recipe
-from qdq.source import ModelDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from qdq.models.model import Model
+    from qdq.source import ModelDirectory
     from qdq.training.epoch_loader import EpochLoader
     from qdq.training.settings import InitialCalibration
 
@@ -22,16 +21,16 @@ __all__ = ["calibrate_on_training_data", "read_calibration"]
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-def read_calibration(path: Path) -> tuple[Recipe, dict[str, Any]]:
+def read_calibration(directory: ModelDirectory) -> tuple[Recipe, dict[str, Any]]:
     """Return the recipe of a quantized checkpoint and the record of its calibration.
 
     Raises:
         ConfigError: If it is a QDQBERT checkpoint, which has neither.
     """
-    document = ModelDirectory.of(path).quantization
+    document = directory.quantization
     if document is None:
-        raise ConfigError(f"{path}: is a QDQBERT checkpoint without ranges; calibrate it first with qdq calibrate")
-    return Recipe.from_dict(document["recipe"], source=str(path)), dict(document["calibration"])
+        raise ConfigError(f"{directory}: is a QDQBERT checkpoint without ranges; calibrate it first with qdq calibrate")
+    return Recipe.from_dict(document["recipe"], source=str(directory)), dict(document["calibration"])
 
 
 def calibrate_on_training_data(

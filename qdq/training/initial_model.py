@@ -12,16 +12,13 @@ from qdq.data.labels import Labels, find_labels
 from qdq.errors import ConfigError
 from qdq.models.huggingface import load_model
 from qdq.models.registry import build, task_of
-from qdq.source import ModelDirectory
 from qdq.training.settings import TASKS
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from qdq.data.columns import Columns
-    from qdq.data.tokenizer import TextEncoder
     from qdq.models.config import ModelConfig
     from qdq.models.model import Model
+    from qdq.source import ModelDirectory
     from qdq.training.settings import TaskSettings
 
 __all__ = ["InitialModel", "choose_initial_model", "choose_task", "load_for_task"]
@@ -35,7 +32,7 @@ class InitialModel:
     """What a training begins with, known before any weights are read.
 
     Args:
-        path: The checkpoint.
+        directory: The checkpoint.
         task: Task to train.
         config: Configuration of the model to train.
         labels: Labels of its head; None for a task without labels.
@@ -43,7 +40,7 @@ class InitialModel:
         is_quantized: Whether the checkpoint is quantized.
     """
 
-    path: Path
+    directory: ModelDirectory
     task: str
     config: ModelConfig
     labels: Labels | None
@@ -57,46 +54,43 @@ class InitialModel:
             CheckpointError: If tensors are damaged, missing or unexpected.
         """
         if not self.has_new_head:
-            return load_for_task(self.path, self.task)
+            return load_for_task(self.directory, self.task)
         torch.manual_seed(seed)
         model = build(self.config, self.task)
-        encoder = load_model(self.path, "feature-extraction", allow_missing=("pooler",))
+        # Many pretrained checkpoints have no pooler: that of a new classifier is then new as well.
+        encoder = load_model(self.directory.path, "feature-extraction", allow_missing=("pooler",))
         model.load_state_dict(
             {name: tensor for name, tensor in encoder.state_dict().items() if name in model.state_dict()}, strict=False
         )
         return model
 
-    def load_encoder(self) -> TextEncoder:
-        """Return the tokenizer of the model, set up for its longest row."""
-        return ModelDirectory.of(self.path).encoder
 
-
-def load_for_task(path: Path, task: str) -> Model:
+def load_for_task(directory: ModelDirectory, task: str) -> Model:
     """Return the checkpoint as a model for ``task``; for sts that is the encoder alone, which needs no pooler.
 
     Raises:
         CheckpointError: If tensors are damaged, missing or unexpected.
     """
     if task == "sts":
-        return checkpoint.load(path, "feature-extraction", allow_missing=("pooler",))
-    return checkpoint.load(path, task)
+        return checkpoint.load(directory, "feature-extraction", allow_missing=("pooler",))
+    return checkpoint.load(directory, task)
 
 
-def choose_task(path: Path | ModelDirectory, task: str | None) -> str:
+def choose_task(directory: ModelDirectory, task: str | None) -> str:
     """Return ``task``, or the task of the checkpoint's head when it is None.
 
     Raises:
         ConfigError: If the task cannot be trained.
     """
-    chosen = ModelDirectory.of(path).task if task is None else task
+    chosen = directory.task if task is None else task
     if chosen not in TASKS:
-        problem = f"{path} has no head to train (its task is {chosen})" if task is None else f"no task {task!r}"
+        problem = f"{directory} has no head to train (its task is {chosen})" if task is None else f"no task {task!r}"
         raise ConfigError(f"{problem}: choose one of {', '.join(TASKS)}")
     return chosen
 
 
 def choose_initial_model(
-    path: Path, data: Any, settings: TaskSettings, *, columns: Columns | None = None
+    directory: ModelDirectory, data: Any, settings: TaskSettings, *, columns: Columns | None = None
 ) -> InitialModel:
     """Return what a training of a checkpoint on labelled data begins with; no weights are read.
 
@@ -107,7 +101,7 @@ def choose_initial_model(
     5. For several labels per text, a new head is made so, and a head that is kept must have been made so.
 
     Args:
-        path: The checkpoint.
+        directory: The checkpoint.
         data: Labelled examples, for the labels of a new head.
         settings: Task, new head, several labels per text, and the split to train on.
         columns: Names of the columns where they are not the usual ones.
@@ -119,31 +113,31 @@ def choose_initial_model(
     """
     from qdq.tasks.sequence_classification import labels_of
 
-    directory = ModelDirectory.of(path)
     config = directory.config
     if directory.is_export:
-        raise ConfigError(f"{path} is an exported directory, which cannot be trained: give its checkpoint")
+        raise ConfigError(f"{directory} is an exported directory, which cannot be trained: give its checkpoint")
     task = choose_task(directory, settings.task)
     is_quantized, head = directory.is_quantized, directory.task
+    # sts needs the encoder alone, whatever the head is; a head for pre-training contains one for masked-lm.
     fits = task in {head, "sts"} or (task == "masked-lm" and head == "pre-training")
     is_kept = fits and not settings.new_head
     if settings.multi_label:
-        _check_multi_label(path, config, task, is_kept=is_kept)
+        _check_multi_label(directory, config, task, is_kept=is_kept)
     if is_kept:
         return InitialModel(
-            path=path,
+            directory=directory,
             task=task,
             config=config,
             labels=labels_of(config) if task in _LABELLED else None,
             has_new_head=False,
             is_quantized=is_quantized,
         )
-    _check_new_head(path, config, task, head, is_quantized=is_quantized, is_asked=settings.new_head)
+    _check_new_head(directory, config, task, head, is_quantized=is_quantized, is_asked=settings.new_head)
     labels = None
     if task in _LABELLED:
         labels = find_labels(data, task, columns=columns, split=settings.split, multi_label=settings.multi_label)
     return InitialModel(
-        path=path,
+        directory=directory,
         task=task,
         config=_config_of_new_head(config, task, labels),
         labels=labels,
@@ -153,30 +147,30 @@ def choose_initial_model(
 
 
 def _check_new_head(
-    path: Path, config: ModelConfig, task: str, head: str, *, is_quantized: bool, is_asked: bool
+    directory: ModelDirectory, config: ModelConfig, task: str, head: str, *, is_quantized: bool, is_asked: bool
 ) -> None:
     if task == "sts":
         raise ConfigError("sts is trained without a head: leave the new head out")
     if is_quantized:
         what = "no head" if head in _PRETRAINED else f"a head for {head}"
         raise ConfigError(
-            f"{path} is quantized and has {what}, it cannot be trained for {task}: train the float model first, then "
-            "quantize it"
+            f"{directory} is quantized and has {what}, it cannot be trained for {task}: train the float model first, "
+            "then quantize it"
         )
     if not is_asked and head not in _PRETRAINED:
         raise ConfigError(
-            f"{path} has a head for {head} ({', '.join(config.architectures)}), which does not fit the task {task}: "
-            "choose that task, or ask for a new head"
+            f"{directory} has a head for {head} ({', '.join(config.architectures)}), which does not fit the task "
+            f"{task}: choose that task, or ask for a new head"
         )
     task_of(config, task)  # raises for a family that does not have the task
 
 
-def _check_multi_label(path: Path, config: ModelConfig, task: str, *, is_kept: bool) -> None:
+def _check_multi_label(directory: ModelDirectory, config: ModelConfig, task: str, *, is_kept: bool) -> None:
     if task != "sequence-classification":
         raise ConfigError(f"only sequence-classification allows several labels per text, not {task}")
     if is_kept and config.problem_type != "multi_label_classification":
         kind = config.problem_type or "single_label_classification"
-        raise ConfigError(f"{path} has a head for {kind}: ask for a new head to train several labels per text")
+        raise ConfigError(f"{directory} has a head for {kind}: ask for a new head to train several labels per text")
 
 
 def _config_of_new_head(config: ModelConfig, task: str, labels: Labels | None) -> ModelConfig:

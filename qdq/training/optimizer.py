@@ -60,6 +60,7 @@ def parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[Param
         if not parameter.requires_grad:
             continue
         if id(parameter) in scales:
+            # A quantizer per channel has many scales: their mean stands for all.
             sizes.setdefault(round(math.log2(float(parameter.detach().abs().mean()))), []).append(name)
         else:
             weights[parameter.dim() > 1].append(name)

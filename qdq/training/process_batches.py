@@ -51,11 +51,13 @@ class ProcessBatches:
             self.length = len(self._loader)
         if self.length == 0:
             raise DataError("there is no batch to train on")
+        # A generator would be empty in the second epoch, and when a resumed training makes its batches again.
         if not callable(loader) and iter(loader) is loader:
             raise ConfigError("batches come from an iterator, which can be read once: pass a list or a DataLoader")
 
     def __call__(self, epoch: int) -> Iterator[tuple[Any, int]]:
         """Yield the batches of an epoch, each with the number of its labels; 0 for a batch that must not count."""
+        # Loaders of accelerate shuffle by the number of the epoch.
         if hasattr(self._loader, "set_epoch"):
             self._loader.set_epoch(epoch)
         source = self._loader(epoch) if callable(self._loader) else self._loader

@@ -119,6 +119,7 @@ def _make_learned(quantizer: Quantizer) -> bool:
     if spec is None or spec.dynamic or spec.is_float8 or spec.group is not None or spec.arithmetic != "onnx":
         return False
     if not spec.learned_scale:
+        # configure() makes new tensors without values: put the calibrated ones into them.
         scale, zero_point, range_ = quantizer.scale.clone(), quantizer.zero_point.clone(), quantizer.range
         quantizer.configure(replace(spec, learned_scale=True), shape=tuple(scale.shape))
         quantizer.to(scale.device)
@@ -148,12 +149,14 @@ def update_ranges(model: nn.Module) -> None:
         spec = quantizer.spec
         if spec is None:
             quantizer.range = None
+        # Other scales are not trained: dynamic ones are found in every call, the others follow another rule.
         if spec is None or spec.dynamic or spec.is_float8 or spec.arithmetic != "onnx" or quantizer.range is None:
             continue
         scale, zero_point = (tensor.detach() for tensor in quantizer.grid(quantizer.scale))
         lower, upper = (spec.qmin - zero_point) * scale, (spec.qmax - zero_point) * scale
         if spec.symmetric:
             amax = (spec.qmax - spec.middle) * scale
+            # What was seen lies within the new limit, or is clipped to it.
             known = quantizer.range
             quantizer.range = Range(known.lower.clamp(min=-amax), known.upper.clamp(max=amax), amax)
         else:
@@ -220,7 +223,7 @@ class QuantizerSchedule:
         if self._whole_weights and self._phase is not None and self._phase.updates_ranges and not self._phase.weights:
             self._update_weight_scales()
         set_mode(self._model, Mode.QUANTIZE)
-        self._phase = None
+        self._phase = None  # so that the next step enters its phase again
         self._set_hooks(wanted=False)
 
     def close(self) -> None:

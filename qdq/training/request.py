@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from qdq.data.columns import Columns
     from qdq.recipes.recipe import Recipe
+    from qdq.source import ModelDirectory
     from qdq.training.settings import Distillation, InitialCalibration, TaskSettings, TrainingSettings
 
 __all__ = ["FinetuneRequest", "resume_folder_of"]
@@ -20,7 +21,7 @@ __all__ = ["FinetuneRequest", "resume_folder_of"]
 class FinetuneRequest:
     """The arguments of :func:`qdq.training.finetuning.finetune_checkpoint`, which documents them."""
 
-    model: Path
+    model: ModelDirectory
     output: Path
     train_data: Any
     eval_data: Any
@@ -29,7 +30,7 @@ class FinetuneRequest:
     columns: Columns | None
     recipe: Recipe | None
     calibration: InitialCalibration
-    teacher: Path | None
+    teacher: ModelDirectory | None
     distillation: Distillation
     tensorboard: Path | None
     resume: bool

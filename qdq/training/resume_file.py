@@ -70,6 +70,7 @@ class ResumeFile:
         """
         path = self.folder / STATE_FILE
         try:
+            # weights_only: a file that somebody else made must not be able to run code.
             content = torch.load(path, map_location="cpu", weights_only=True)
             theirs = dict(content["identity"])
             if content["format"] != FORMAT:
@@ -144,6 +145,7 @@ class ResumableTraining:
         from accelerate.utils import gather_object
 
         components, accelerator = self.components, self.components.accelerator
+        # Every process draws its own dropout, so the file holds the generators of all processes.
         own = [{"epoch": epoch_random, "step": get_random_state(accelerator.device)}]
         random_of_all = gather_object(own) if accelerator.num_processes > 1 else own
         if accelerator.is_main_process:
@@ -174,6 +176,7 @@ class ResumableTraining:
         components.model.load_state_dict(content["model"])
         set_ranges(components.model, content["ranges"])
         components.optimizer.load_state_dict(content["optimizer"])
+        # The functions of a scheduler follow from the settings; only its count of steps is restored.
         scheduler = components.scheduler
         scheduler.last_epoch = content["scheduler"]
         scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]

@@ -79,7 +79,7 @@ class TaskMetrics:
             seed=self.seed,
         )
         # A model that FSDP wrapped has neither task nor configuration.
-        opened = model_under_test_of(model, self.initial.path, self.initial.task)
+        opened = model_under_test_of(model, self.initial.directory, self.initial.task)
         model_under_test = replace(opened, config=self.initial.config)
         scores = score_model(model_under_test, self.initial.task, self.data, settings)
         metrics = {metric.name: metric.value(scores.table) for metric in scores.metrics}

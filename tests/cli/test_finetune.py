@@ -17,6 +17,7 @@ import torch
 from qdq.checkpoint import load
 from qdq.cli.main import main
 from qdq.source import read_quantization
+from qdq.training import TaskSettings, TrainingSettings, finetune_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,6 +75,7 @@ class TestResult:
             ".qdq.json",
         }
         assert files(tmp_path) == {"out", "out.training.csv"}
+        assert json.loads((tmp_path / "out" / "training.json").read_text())["settings"]["lr"] == 5e-5
         assert (tmp_path / "out.training.csv").read_text().startswith("step,epoch,loss,lr,accuracy")
         record = json.loads((tmp_path / "out" / "training.json").read_text())
         assert record["settings"]["epochs"] == 1
@@ -92,6 +94,7 @@ class TestResult:
         assert ended.code == 0, ended.err
         assert ended.document["quantized"] is True
         assert ended.document["history"][0]["step"] == 0, "the model as it was calibrated counts, too"
+        assert json.loads((tmp_path / "out" / "training.json").read_text())["settings"]["lr"] == 5e-6
         written = read_quantization(tmp_path / "out")
         assert written["recipe"]["name"] == "linear"
         assert {slot["learned_scale"] for slot in written["slots"].values()} == {ranges == "learned"}
@@ -134,6 +137,26 @@ class TestResult:
         ]
         assert files(tmp_path) == {"out", "out.training.csv", "other", "other.training.csv"}
         assert (tmp_path / "out.training.csv").read_text() == (tmp_path / "other.training.csv").read_text()
+
+    def test_the_library_does_the_same(self, run: Any, model: Path, labelled: Path, tmp_path: Path) -> None:
+        said: list[str] = []
+        document = finetune_checkpoint(
+            model,
+            tmp_path / "library",
+            labelled,
+            eval_data=labelled,
+            task=TaskSettings(task="sequence-classification", batch_size=16, seq_len=16),
+            settings=TrainingSettings(epochs=1),
+            say=said.append,
+        )
+        assert said == ["a new head for LABEL_0, LABEL_1"]
+        ended = run(*request(model, tmp_path / "command", labelled, "--json"))
+        different = {"checkpoint", "seconds"}
+        assert {k: v for k, v in ended.document.items() if k not in different} == {
+            k: v for k, v in document.items() if k not in different
+        }
+        weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("library", "command")]
+        assert weights[0] == weights[1]
 
     def test_tensorboard(self, run: Any, model: Path, labelled: Path, tmp_path: Path) -> None:
         assert run(*request(model, tmp_path / "out", labelled, "--tensorboard", tmp_path / "logs")).code == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import pytest
 import typer
@@ -11,6 +11,9 @@ from typer.testing import CliRunner
 
 from qdq.cli.option_groups import with_groups
 from qdq.settings import check, flag, number, setting, whole
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Search:
     centred: bool | None = setting(None, "Centre them.", flag().or_none(), option="--centre/--no-centre")
     deep: int = setting(3, "Depth to search.", whole(1), panel="Depth")
     momentum: float = setting(0.1, "Not for the command line.", number(0), option=None)
-    other: int = 7
+    folder: Path | None = None  # its type is not there when the command is made
 
     def __post_init__(self) -> None:
         check(self, "settings of the search")
@@ -116,7 +119,7 @@ def test_help_metavar_and_panel_come_from_the_settings() -> None:
     assert shown.index("Searching") < shown.index("--beams")
     assert shown.index("Depth ") < shown.index("--deep"), "the panel of the setting itself"
     assert "Not for the command line." not in shown
-    assert "--other" not in shown
+    assert "--folder" not in shown
 
 
 def test_the_rule_of_a_setting_refuses_a_value() -> None:

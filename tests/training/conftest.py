@@ -9,7 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import torch
@@ -19,6 +19,8 @@ from qdq.models.registry import build, configure
 from qdq.recipes.apply import quantize
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from qdq.models.model import Model
@@ -33,6 +35,8 @@ def _one_thread(_reproducible: None) -> None:
 @dataclass(frozen=True)
 class ToyTask:
     """Tiny models, and batches whose label is whether the second token comes from the upper half."""
+
+    NO_DROPOUT: ClassVar[Mapping[str, Any]] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
     def model(self, model_type: str = "bert", task: str = "sequence-classification", **changes: Any) -> Model:
         """Return a float model with the same numbers each time."""

@@ -10,9 +10,8 @@ import torch
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.training.conftest import TrainingProcesses
+    from tests.training.conftest import ToyTask, TrainingProcesses
 
-STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SETTINGS = {"epochs": 2, "lr": 1e-3, "warmup": 0.0}
 
 
@@ -24,11 +23,11 @@ def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(processes: TrainingProcesses, tmp_path: Path) -> None:
+def test_two_processes_take_the_steps_of_one(toy: ToyTask, processes: TrainingProcesses, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "recipe": "linear",
         "settings": {**SETTINGS, "ranges": "learned", "accumulation": 2},
-        "changes": STILL,
+        "changes": toy.NO_DROPOUT,
         "shuffles": False,
         "rows": 15,  # the second process has a row less
     }
@@ -45,12 +44,12 @@ def test_two_processes_take_the_steps_of_one(processes: TrainingProcesses, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", [None, "linear"], ids=["float", "linear"])
 def test_sharded_weights_are_trained_and_saved_whole(
-    processes: TrainingProcesses, recipe: str | None, tmp_path: Path
+    toy: ToyTask, processes: TrainingProcesses, recipe: str | None, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {
         "recipe": recipe,
         "settings": {**SETTINGS, "max_grad_norm": 0.1},
-        "changes": STILL,
+        "changes": toy.NO_DROPOUT,
         "shuffles": False,
         "rows": 16,
         "resumable": False,
@@ -67,8 +66,8 @@ def test_sharded_weights_are_trained_and_saved_whole(
 
 
 @pytest.mark.slow
-def test_shared_layers_are_not_sharded(processes: TrainingProcesses, tmp_path: Path) -> None:
-    changes = {**STILL, "embedding_size": 8}
+def test_shared_layers_are_not_sharded(toy: ToyTask, processes: TrainingProcesses, tmp_path: Path) -> None:
+    changes = {**toy.NO_DROPOUT, "embedding_size": 8}
     options: dict[str, Any] = {"family": "albert", "settings": SETTINGS, "changes": changes, "resumable": False}
     with pytest.raises(AssertionError, match="the layers of this model share their weights"):
         processes.run(tmp_path / "two", count=2, shards=True, **options)

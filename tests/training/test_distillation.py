@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from qdq.errors import ConfigError
 from qdq.training.distillation import (
     DistillationLoss,
     attention_loss,
@@ -86,7 +85,7 @@ def test_attention_takes_the_last_layer_of_each_group() -> None:
 
 
 def test_a_model_is_its_own_perfect_teacher(toy: ToyTask) -> None:
-    model = toy.model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = toy.model(**toy.NO_DROPOUT)
     wanted = Distillation(task=0, logits=1, hidden=1, attention=1)
     loss = DistillationLoss(copy.deepcopy(model), wanted)
     assert float(loss(model, toy.batches(1)[0]).detach()) == pytest.approx(0, abs=1e-6)
@@ -143,11 +142,3 @@ def test_what_cannot_teach_says_why(
     assert problem in found[0]
     if not set(changes) & {"vocab_size", "num_labels"}:
         assert teacher_problems(student, replace(student, **changes), Distillation()) == []
-
-
-def test_settings_that_make_no_sense_come_together() -> None:
-    with pytest.raises(ConfigError, match="2 problems") as caught:
-        Distillation(task=-1, temperature=0)
-    assert "task is -1" in str(caught.value)
-    with pytest.raises(ConfigError, match="nothing to learn"):
-        Distillation(task=0, logits=0)

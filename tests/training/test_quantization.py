@@ -79,7 +79,7 @@ def test_fixed_ranges_of_activations_stay(toy: ToyTask) -> None:
 
 
 def test_moving_ranges_are_averages_of_what_tokens_say(toy: ToyTask) -> None:
-    model = toy.quantized_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = toy.quantized_model(**toy.NO_DROPOUT)
     quantizer = model.encoder.layers[0].attention.query.input_quantizer
     amax, momentum, batches = float(quantizer.range.amax), 0.25, toy.batches(3)
     with torch.no_grad():
