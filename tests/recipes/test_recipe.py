@@ -327,7 +327,7 @@ rules: [{module: a, slot: input, spec: one}]
         5: ["one: dynamic is 1, must be true or false"],
         6: ["one: learned_scale is 'maybe'"],
         7: ["one: arithmetic is 'numpy', must be one of onnx, pytorch-quantization"],
-        8: ["one: granularity is per-group(0)"],
+        8: ["one: granularity is 'per-group(0)'"],
         12: ["two: learned_scale and dynamic exclude each other"],
         15: ["three: granularity per-token needs dynamic"],
         16: ["symmetric", "has no granularity per-token"],
