@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporters.interface import Form
-from qdq.checkpoint import copy_companions, load
+from qdq.checkpoint import copy_tokenizer_files, load
 from qdq.errors import CheckpointError, ExportError, describe_problems
 from qdq.models.huggingface import config_to_json
 from qdq.quantization.quantizer import Mode, quantizers, set_mode
@@ -74,7 +74,7 @@ def export(
         exported = export_model(
             model, folder / MODEL_FILE, target=target, recipe=recipe, opset=opset, form=form, isa=isa
         )
-        copy_companions(Path(checkpoint), folder)
+        copy_tokenizer_files(Path(checkpoint), folder)
         write_json(folder / "config.json", config_to_json(model.config, model.task))
         record = {"format": FORMAT, **exported.to_dict()}
         write_json(folder / EXPORT_FILE, record if tuning is None else {**record, "tuning": dict(tuning)})

@@ -1,14 +1,17 @@
-"""A quantized checkpoint on disk: a Hugging Face directory, and beside it what the quantizers know.
+"""Save and load quantized checkpoints: a Hugging Face directory with two more files.
 
-    config.json  model.safetensors  tokenizer ...     the float model, which transformers loads as ever
+    config.json  model.safetensors  tokenizer ...     the float model, which transformers loads as usual
     quantization.json                                 format version, recipe, spec of every slot, how it was calibrated,
-                                                      digests of what decides the model's outputs
-    quantizers.safetensors                            per slot: scale, zero_point; of activations also the range found:
-                                                      lower, upper, amax; what is done to the tensor beforehand:
-                                                      transform.shift, .factor, .rows; of weights a chosen rounding;
-                                                      per linear layer a bias_correction
+                                                      checksums of the files that decide the model's outputs
+    quantizers.safetensors                            tensors of every slot and linear layer:
+        scale, zero_point                             of quantized slots
+        lower, upper, amax                            the range that was found, of activations
+        transform.shift                               the transform before the quantizer: its shift,
+        transform.factor, transform.rows              its smoothing scale and its row scale
+        rounding                                      a chosen rounding, of weights
+        bias_correction                               of linear layers
 
-The ranges of slots that stay float are stored too: from them the checkpoint can be exported with another recipe.
+The ranges of slots that stay float are stored too, so that the checkpoint can be exported with another recipe.
 """
 
 from __future__ import annotations
@@ -54,24 +57,29 @@ if TYPE_CHECKING:
     from qdq.quantization.slot import Slot
     from qdq.recipes.recipe import Recipe
 
-__all__ = ["QUANTIZATION_FILE", "copy_companions", "is_quantized", "load", "read_quantization", "save", "write"]
+__all__ = ["QUANTIZATION_FILE", "copy_tokenizer_files", "is_quantized", "load", "read_quantization", "save", "write"]
 
 FORMAT = 3
 READABLE = (1, 2, 3)
 QUANTIZATION_FILE = "quantization.json"
 QUANTIZERS_FILE = "quantizers.safetensors"
 
-_SEALED = ("config.json", "model.safetensors", QUANTIZERS_FILE)
-"""The files whose contents decide what the model computes; their digests stand in ``quantization.json``."""
+_CHECKSUMMED = ("config.json", "model.safetensors", QUANTIZERS_FILE)
+"""The files that decide what the model computes. Their checksums are in ``quantization.json``."""
 
 _RANGE = ("lower", "upper", "amax")
-_TRANSFORM = ("shift", "factor", "rows")
+_TRANSFORM = {"shift": "shift", "factor": "smoothing_scale", "rows": "row_scale"}  # names on disk and in code
 _CORRECTION = "bias_correction"
 _WEIGHT = ".weight_quantizer"
 
-# What sentence-transformers keeps beside the model: how token vectors become one.
-_COMPANIONS = (*TOKENIZER_FILES, "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
-_COMPANION_FOLDERS = ("1_Pooling", "2_Normalize")
+# The files of sentence-transformers say how the vectors of tokens become one vector.
+_TOKENIZER_AND_POOLING = (
+    *TOKENIZER_FILES,
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)
+_POOLING_FOLDERS = ("1_Pooling", "2_Normalize")
 
 
 def save(
@@ -82,19 +90,19 @@ def save(
     calibration: Mapping[str, Any],
     source: str | Path | None = None,
 ) -> None:
-    """Write a quantized checkpoint; the directory appears whole or not at all.
+    """Write a quantized checkpoint. The directory appears whole or not at all.
 
     Args:
-        model: wrapped and calibrated.
-        path: of the directory; an older checkpoint of ours there is replaced.
-        recipe: that the specs came from, for the record.
-        calibration: how the ranges were found, for the record: ``CalibrationSummary.to_dict()``.
-        source: the directory the model came from, whose tokenizer is copied along.
+        model: A wrapped and calibrated model.
+        path: The directory. An older checkpoint of qdq there is replaced.
+        recipe: The recipe that the specs came from, for the record.
+        calibration: How the ranges were found, for the record: ``CalibrationSummary.to_dict()``.
+        source: The directory that the model came from, whose tokenizer is copied.
 
     Raises:
-        CalibrationError: when the model is not wrapped or slots are not calibrated, all of them named.
-        ConfigError: when something that is not ours is in the way.
-        StorageError: when the disk is full, or the like.
+        CalibrationError: The model is not wrapped, or slots are not calibrated; all of them are named.
+        ConfigError: The directory holds something that qdq did not write.
+        StorageError: The disk is full, a permission is missing, or another I/O error occurred.
     """
     with atomic_directory(Path(path), kind="checkpoint") as folder:
         write(model, folder, recipe=recipe, calibration=calibration, source=source)
@@ -108,14 +116,17 @@ def write(
     calibration: Mapping[str, Any],
     source: str | Path | None = None,
 ) -> None:
-    """Write the files of a quantized checkpoint into ``folder``, which exists; :func:`save` without its care."""
+    """Write the files of a quantized checkpoint into a directory that exists, one after another.
+
+    :func:`save` uses this inside an atomic directory. Arguments and errors are those of :func:`save`.
+    """
     if not any(quantizers(model)):
         raise CalibrationError("the model has no quantizers: wrap it first with qdq.quantize(model, recipe)")
     if missing := [name for name, quantizer in quantizers(model) if not quantizer.is_calibrated]:
         raise CalibrationError(describe_problems("not calibrated", missing))
     save_model(model, folder)
     if source is not None:
-        copy_companions(Path(source), folder)
+        copy_tokenizer_files(Path(source), folder)
     (folder / QUANTIZERS_FILE).write_bytes(serialize(_tensors(model)))
     document = {
         "format": FORMAT,
@@ -123,32 +134,32 @@ def write(
         "slots": {str(slot): q.spec.to_dict() for slot, q in named_slots(model) if q.spec is not None},
         "unshared": [str(slot) for slot in unshared_slots(model)],
         "calibration": dict(calibration),
-        "sha256": {name: _digest(folder / name) for name in _SEALED},
+        "sha256": {name: _checksum(folder / name) for name in _CHECKSUMMED},
     }
-    write_json(folder / QUANTIZATION_FILE, {**document, "sha256_of_this": _own_digest(document)})
+    write_json(folder / QUANTIZATION_FILE, {**document, "sha256_of_this": _own_checksum(document)})
 
 
-def copy_companions(source: Path, target: Path) -> None:
-    """Copy tokenizer and sentence-transformers files, those that there are."""
-    for name in _COMPANIONS:
+def copy_tokenizer_files(source: Path, target: Path) -> None:
+    """Copy the tokenizer and the files of sentence-transformers from one directory to another, those that exist."""
+    for name in _TOKENIZER_AND_POOLING:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-    for name in _COMPANION_FOLDERS:
+    for name in _POOLING_FOLDERS:
         if (source / name).is_dir():
             shutil.copytree(source / name, target / name, dirs_exist_ok=True)
 
 
 def is_quantized(path: str | Path) -> bool:
-    """Whether :func:`load` gives a quantized model: a checkpoint of ours, be it an incomplete one, or any QDQBERT."""
-    if _is_ours(Path(path)):
+    """Return whether :func:`load` returns a quantized model: for QDQBERT, and checkpoints of qdq, even incomplete."""
+    if _has_quantizers(Path(path)):
         return True
     try:
         return read_config(path).model_type == "qdqbert"
-    except QDQError:  # whoever loads it hears of that
+    except QDQError:  # Loading the model will report the error.
         return False
 
 
-def _is_ours(path: Path) -> bool:
+def _has_quantizers(path: Path) -> bool:
     return any((path / name).is_file() for name in (QUANTIZATION_FILE, QUANTIZERS_FILE))
 
 
@@ -159,30 +170,31 @@ def load(
     allow_missing: Collection[str] = (),
     attn_implementation: AttentionImplementation = "eager",
 ) -> Model:
-    """A model from a directory: the float reference, or wrapped and quantizing when the checkpoint is quantized.
+    """Load a model: the float reference, or a wrapped model that quantizes if the checkpoint is quantized.
 
-    A QDQBERT checkpoint quantizes too, as it does where it comes from: with the ranges that are in it, and dynamic ones
-    where there are none. ``qdq.models.huggingface.load_model`` gives the float model.
+    A QDQBERT checkpoint quantizes too, as in pytorch-quantization: with the ranges that it holds, and with dynamic ones
+    where it holds none. ``qdq.models.huggingface.load_model`` loads the float model of any checkpoint.
 
     Args:
-        path: Hugging Face directory, or one that ``qdq calibrate`` wrote.
-        task: one of the tasks; None reads it from ``architectures`` in config.json.
-        allow_missing: ``{"head"}`` to put a fresh head on a base checkpoint.
+        path: A Hugging Face directory, or one that ``qdq calibrate`` wrote.
+        task: The task; None reads it from ``architectures`` in config.json.
+        allow_missing: ``{"head"}`` to add a new head to a base checkpoint.
         attn_implementation: ``eager``, or for float models ``sdpa``, torch's fused attention.
 
     Raises:
-        CheckpointError: for anything damaged, missing or left over, all problems at once.
-        ConfigError: for a configuration that cannot be followed, or fused attention in a quantized model, where its
-            quantizers would have no place.
+        CheckpointError: Something is damaged, missing or left over; all problems are named.
+        ConfigError: The configuration is not supported, or fused attention is requested for a quantized model, whose
+            quantizers are between the operations that it fuses.
+        StorageError: A file cannot be read.
     """
     path = Path(path)
     if is_quantized(path) and attn_implementation != "eager":
         raise ConfigError(f"{path} is quantized: attn_implementation must be eager, not {attn_implementation}")
-    document = read_quantization(path) if _is_ours(path) else {}
+    document = read_quantization(path) if _has_quantizers(path) else {}
     model = load_model(path, task, allow_missing=allow_missing, attn_implementation=attn_implementation)
     if document:
         wrap(model)
-        # A head or pooler that this task has not: the float weights may hold them too.
+        # The checkpoint may hold a head or pooler that this task does not have.
         elsewhere = () if model.task == task_of(model.config)[0] else ("head.", "pooler.")
         specs = _specs(model, document, path / QUANTIZATION_FILE, elsewhere)
         try:
@@ -190,7 +202,7 @@ def load(
         except (RecipeError, CalibrationError) as error:
             raise CheckpointError(f"{path}: {error}") from error
         _fill(model, path / QUANTIZERS_FILE, elsewhere)
-        _check_seals(path, document)  # last: where something does not fit, its own message says more
+        _check_checksums(path, document)  # last, because the messages of the other checks are more helpful
         set_mode(model, Mode.QUANTIZE)
     elif model.config.model_type == "qdqbert":
         from qdq.interop.pytorch_quantization import load_amax
@@ -203,11 +215,14 @@ def load(
 
 
 def read_quantization(path: str | Path) -> dict[str, Any]:
-    """The contents of ``quantization.json``.
+    """Return the contents of ``quantization.json``.
+
+    Args:
+        path: The directory of the checkpoint.
 
     Raises:
-        CheckpointError: when it is missing, not JSON, incomplete, or of a newer format.
-        StorageError: when it cannot be read.
+        CheckpointError: The file is missing, not JSON, incomplete, or of a newer format.
+        StorageError: The file cannot be read.
     """
     file = Path(path) / QUANTIZATION_FILE
     missing = f"{path} has no {QUANTIZATION_FILE}: not a quantized checkpoint, or an incomplete one"
@@ -224,34 +239,36 @@ def read_quantization(path: str | Path) -> dict[str, Any]:
     return document
 
 
-def _digest(file: Path) -> str:
+def _checksum(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _own_digest(document: Mapping[str, Any]) -> str:
-    """Of the contents of ``quantization.json``, however they are written down."""
+def _own_checksum(document: Mapping[str, Any]) -> str:
+    """Return a checksum of the contents of ``quantization.json`` that does not depend on formatting."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def _check_seals(path: Path, document: Mapping[str, Any]) -> None:
-    """Refuse files that are not as they were written: a flipped bit in a scale makes another model, silently.
+def _check_checksums(path: Path, document: Mapping[str, Any]) -> None:
+    """Raise if files changed after they were written: a flipped bit in a scale would change the model unnoticed.
 
-    Checkpoints of format 1 carry no digests.
+    Checkpoints of format 1 have no checksums.
     """
     if document["format"] == 1:
         return
-    seals = document.get("sha256")
-    if not isinstance(seals, dict) or set(seals) != set(_SEALED):
-        raise CheckpointError(f"{path / QUANTIZATION_FILE}: sha256 must hold the digests of {', '.join(_SEALED)}")
+    checksums = document.get("sha256")
+    if not isinstance(checksums, dict) or set(checksums) != set(_CHECKSUMMED):
+        raise CheckpointError(
+            f"{path / QUANTIZATION_FILE}: sha256 must hold the checksums of {', '.join(_CHECKSUMMED)}"
+        )
     own = {key: value for key, value in document.items() if key != "sha256_of_this"}
-    changed = [name for name in _SEALED if (path / name).is_file() and _digest(path / name) != seals[name]]
-    if document.get("sha256_of_this") != _own_digest(own):
+    changed = [name for name in _CHECKSUMMED if (path / name).is_file() and _checksum(path / name) != checksums[name]]
+    if document.get("sha256_of_this") != _own_checksum(own):
         changed.append(QUANTIZATION_FILE)
     if changed:
         raise CheckpointError(
-            f"{path}: {' and '.join(changed)} changed after the checkpoint was written, by damage or by hand: quantize "
-            "again, or load the float model alone with qdq.models.huggingface.load_model and save that"
+            f"{path}: {' and '.join(changed)} changed after the checkpoint was written, by damage or by hand; quantize "
+            "again, or load only the float model with qdq.models.huggingface.load_model and save that"
         )
 
 
@@ -273,7 +290,10 @@ def _tensors(model: Model) -> dict[str, Tensor]:
 def _specs(
     model: Model, document: Mapping[str, Any], file: Path, elsewhere: tuple[str, ...]
 ) -> dict[Slot, QuantSpec | None]:
-    """The spec of every slot; names that begin like one of ``elsewhere`` may be of another task's model."""
+    """Return the spec of every slot.
+
+    Slots that do not exist in the model are an error unless their names begin with one of ``elsewhere``.
+    """
     specs: dict[Slot, QuantSpec | None] = dict.fromkeys(slots(model))
     known = {str(slot): slot for slot in specs}
     problems: list[str] = []
@@ -293,7 +313,7 @@ def _specs(
 
 
 def _unshared(model: Model, document: Mapping[str, Any], file: Path, elsewhere: tuple[str, ...]) -> list[Slot]:
-    """The slots that have a quantizer of their own although they read a tensor that others read, too."""
+    """Return the slots that do not share a quantizer with the other slots that read the same tensor."""
     names = document.get("unshared", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{file}: unshared is {names!r}, must be a list of slots")
@@ -306,7 +326,7 @@ def _unshared(model: Model, document: Mapping[str, Any], file: Path, elsewhere: 
 
 
 def _fill(model: Model, file: Path, elsewhere: tuple[str, ...]) -> None:
-    """Set scales, zero points and ranges, strictly: every tensor has its place and every place its tensor."""
+    """Set scales, zero points and ranges, and raise for every tensor that is missing or belongs to no slot."""
     try:
         tensors = load_file(file)
     except FileNotFoundError as error:
@@ -321,7 +341,7 @@ def _fill(model: Model, file: Path, elsewhere: tuple[str, ...]) -> None:
         wrong = _fill_transform(
             quantizer, _taken(tensors, f"{name}.transform"), owner, is_weight=name.endswith(_WEIGHT)
         )
-        wrong += _fill_one(quantizer, _taken(tensors, name), owner, is_weight=name.endswith(_WEIGHT))
+        wrong += _fill_state(quantizer, _taken(tensors, name), owner, is_weight=name.endswith(_WEIGHT))
         problems += [f"{name}: {problem}" for problem in wrong]
     for name, linear in _linears(model):
         correction = tensors.pop(f"{name}.{_CORRECTION}", None)
@@ -334,7 +354,7 @@ def _fill(model: Model, file: Path, elsewhere: tuple[str, ...]) -> None:
 
 
 def _taken(tensors: dict[str, Tensor], owner: str) -> dict[str, Tensor]:
-    """The tensors of ``owner`` by their own names; they leave ``tensors``."""
+    """Remove the tensors of ``owner`` from ``tensors``, and return them by their own names."""
     return {key.rpartition(".")[2]: tensors.pop(key) for key in list(tensors) if key.rpartition(".")[0] == owner}
 
 
@@ -355,10 +375,10 @@ def _fill_transform(
         return []
     if unknown := [f"unexpected tensor transform.{key}" for key in tensors if key not in _TRANSFORM]:
         return unknown
-    transform = Transform(**tensors)
+    transform = Transform(**{_TRANSFORM[key]: tensor for key, tensor in tensors.items()})
     channels = owner.in_features if isinstance(owner, QuantLinear) else None
-    if isinstance(owner, QuantAdd) and transform.shift is not None and transform.factor is None:
-        channels = transform.shift.numel()  # a residual may be shifted; how wide it is, an addition does not know
+    if isinstance(owner, QuantAdd) and transform.shift is not None and transform.smoothing_scale is None:
+        channels = transform.shift.numel()  # A residual may be shifted, but an addition does not know its width.
     rows = owner.out_features if is_weight and isinstance(owner, QuantLinear) else None
     if problems := transform.problems(channels, rows):
         return [f"transform.{problem}" for problem in problems]
@@ -366,7 +386,7 @@ def _fill_transform(
     return []
 
 
-def _fill_one(quantizer: Quantizer, tensors: dict[str, Tensor], owner: nn.Module, *, is_weight: bool) -> list[str]:
+def _fill_state(quantizer: Quantizer, tensors: dict[str, Tensor], owner: nn.Module, *, is_weight: bool) -> list[str]:
     rounding = tensors.pop("rounding", None)
     expected = [key for key in quantizer.state_dict() if "." not in key]
     known = expected if is_weight else [*dict.fromkeys([*expected, *_RANGE])]
@@ -382,7 +402,7 @@ def _fill_one(quantizer: Quantizer, tensors: dict[str, Tensor], owner: nn.Module
             if bool(torch.isfinite(torch.stack(bounds)).all()) and lower <= upper and amax >= 0:
                 quantizer.range = Range(lower, upper, amax)
             else:
-                problems.append(f"no range: lower {lower:.6g}, upper {upper:.6g}, amax {amax:.6g}")
+                problems.append(f"not a range: lower {lower:.6g}, upper {upper:.6g}, amax {amax:.6g}")
         elif bounds and {key for key in _RANGE if key in tensors} != {"amax"} & set(expected):
             problems.append("lower, upper and amax must be three numbers")
     missing = [key for key in expected if key not in tensors]

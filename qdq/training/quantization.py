@@ -83,8 +83,8 @@ def _fold_correction(linear: QuantLinear) -> None:
     linear.bias_correction = None
     if correction is None or linear.bias is None:
         return
-    if transform is not None and transform.rows is not None:  # the bias is multiplied by them
-        correction = correction / transform.rows
+    if transform is not None and transform.row_scale is not None:  # the bias is multiplied by them
+        correction = correction / transform.row_scale
     with torch.no_grad():
         linear.bias.add_(correction.to(linear.bias.dtype))
 

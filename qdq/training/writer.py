@@ -50,7 +50,7 @@ class Writer:
         with atomic_directory(job.output, kind="checkpoint") as folder:
             if self._recipe is None:
                 save_model(model, folder)
-                checkpoint.copy_companions(job.model, folder)
+                checkpoint.copy_tokenizer_files(job.model, folder)
             else:
                 checkpoint.write(model, folder, recipe=self._recipe, calibration=self._calibration, source=job.model)
             write_json(folder / RECORD_FILE, record)
