@@ -77,6 +77,26 @@ def attention(
     )
 
 
+def feed_forward(
+    config: BertLikeConfig,
+    *,
+    norm: Norm | None = layer_norm,
+    norm_first: bool = False,
+    dropout: float | None = None,
+    chunk_size: int | None = None,
+) -> FeedForward:
+    """Feed-forward block with the configured activation and dropout, unless they are given."""
+    return FeedForward(
+        config.hidden_size,
+        config.intermediate_size,
+        activation=activation(config.hidden_act),
+        norm=None if norm is None else norm(config, config.hidden_size),
+        norm_first=norm_first,
+        dropout=config.hidden_dropout_prob if dropout is None else dropout,
+        chunk_size=config.chunk_size_feed_forward if chunk_size is None else chunk_size,
+    )
+
+
 def layer(
     config: BertLikeConfig,
     *,
@@ -102,16 +122,8 @@ def layer(
     cross = None
     if config.add_cross_attention:
         cross = attention(config, norm=norm, norm_first=norm_first, relative=cross_relative, cross=True)
-    feed_forward = FeedForward(
-        config.hidden_size,
-        config.intermediate_size,
-        activation=activation(config.hidden_act),
-        norm=norm(config, config.hidden_size),
-        norm_first=norm_first,
-        dropout=config.hidden_dropout_prob if feed_forward_dropout is None else feed_forward_dropout,
-        chunk_size=config.chunk_size_feed_forward if chunk_size is None else chunk_size,
-    )
-    return Layer(own, feed_forward, cross_attention=cross)
+    last = feed_forward(config, norm=norm, norm_first=norm_first, dropout=feed_forward_dropout, chunk_size=chunk_size)
+    return Layer(own, last, cross_attention=cross)
 
 
 def language_model_head(

@@ -16,11 +16,12 @@ from qdq.models.megatron_bert import MEGATRON_BERT
 from qdq.models.model import Model, fresh_parameter
 from qdq.models.qdqbert import QDQBERT
 from qdq.models.realm import REALM
+from qdq.models.roberta import ROBERTA
 from qdq.models.roberta_prelayernorm import ROBERTA_PRELAYERNORM
 from qdq.models.uninitialized import Uninitialized
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (BERT, QDQBERT, ALBERT, ROBERTA_PRELAYERNORM, MEGATRON_BERT, REALM)
+    family.model_type: family for family in (BERT, QDQBERT, ALBERT, ROBERTA, ROBERTA_PRELAYERNORM, MEGATRON_BERT, REALM)
 }
 
 _NOT_IN_JSON = {"model_type", "extra", "read_as"}

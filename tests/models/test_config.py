@@ -11,7 +11,7 @@ from qdq.models.bert import BertConfig
 from qdq.models.registry import FAMILIES, configure
 
 
-@pytest.mark.parametrize("model_type", ["bert", "albert", "megatron-bert", "roberta-prelayernorm"])
+@pytest.mark.parametrize("model_type", ["bert", "albert", "megatron-bert", "roberta", "roberta-prelayernorm"])
 def test_defaults_are_upstreams(model_type: str) -> None:
     import transformers
 

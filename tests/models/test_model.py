@@ -20,7 +20,7 @@ from qdq.models.task_models import SequenceClassification
 if TYPE_CHECKING:
     from pathlib import Path
 
-DECODERS = ["bert", "qdqbert", "megatron-bert", "roberta-prelayernorm", "realm"]
+DECODERS = ["bert", "qdqbert", "megatron-bert", "roberta", "roberta-prelayernorm", "realm"]
 
 
 def small(kit: Any, model_type: str, task: str = "feature-extraction", **changes: Any) -> Any:
@@ -178,7 +178,7 @@ def test_albert_uses_the_first_rows_of_a_head_mask(kit: Any) -> None:
 # --- changes of a model ---
 
 
-@pytest.mark.parametrize("model_type", ["bert", "albert", "megatron-bert", "roberta-prelayernorm"])
+@pytest.mark.parametrize("model_type", ["bert", "albert", "megatron-bert", "roberta", "roberta-prelayernorm"])
 def test_pruned_heads_equal_masked_heads(model_type: str, kit: Any, assert_same: Any) -> None:
     model = small(
         kit, model_type, **({"num_hidden_groups": 1, "num_hidden_layers": 2} if model_type == "albert" else {})
@@ -292,7 +292,7 @@ def test_torchscript_copies_the_tied_table(kit: Any, tmp_path: Path, assert_same
     assert torch.equal(built.head.decoder.weight, built.embeddings.word.weight)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "qdqbert", "megatron-bert", "roberta-prelayernorm"])
+@pytest.mark.parametrize("model_type", ["bert", "qdqbert", "megatron-bert", "roberta", "roberta-prelayernorm"])
 def test_gradient_checkpointing_gives_the_same_gradients(model_type: str, kit: Any, assert_same: Any) -> None:
     model = small(kit, model_type).train()
     ids = torch.randint(4, 83, (2, 6))
