@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 
 import qdq
 from calibration.digests import model_digest
-from calibration.statistics.saved import CalibrationState
+from calibration.statistics.statistics_file import SavedStatistics
 from exporters.directory import verify
 from exporters.tensorrt.record import read_record
 from qdq.cli.main import main
@@ -127,7 +127,7 @@ def test_an_interrupted_calibration_goes_on(old: Path) -> None:
 
 
 def test_statistics_are_added_to_those_of_a_new_run(old: Path) -> None:
-    state = CalibrationState.load(old / "statistics.safetensors")
+    state = SavedStatistics.load(old / "statistics.safetensors")
     assert state
     command(
         *("calibrate", "-m", "float", "-o", "summed", "-r", "onnxruntime", "--no-refinement", *CALIBRATE),
