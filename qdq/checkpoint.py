@@ -1,12 +1,15 @@
-"""Write and read a quantized checkpoint: a Hugging Face directory with the state of the quantizers beside it.
+"""Save and load quantized checkpoints: a Hugging Face directory with two more files.
 
-    config.json  model.safetensors  tokenizer ...     the float model, which transformers loads as before
+    config.json  model.safetensors  tokenizer ...     the float model, which transformers loads as usual
     quantization.json                                 format version, recipe, spec of every slot, how it was calibrated,
                                                       checksums of the files that decide the model's outputs
-    quantizers.safetensors                            per slot: scale and zero_point; per activation slot also its range
-                                                      (lower, upper, amax) and its transform (transform.shift, .factor,
-                                                      .rows); per weight its chosen rounding; per linear layer its
-                                                      bias_correction
+    quantizers.safetensors                            tensors of every slot and linear layer:
+        scale, zero_point                             of quantized slots
+        lower, upper, amax                            the range that was found, of activations
+        transform.shift                               the transform before the quantizer: its shift,
+        transform.factor, transform.rows              its smoothing scale and its row scale
+        rounding                                      a chosen rounding, of weights
+        bias_correction                               of linear layers
 
 The ranges of slots that stay float are stored too, so that the checkpoint can be exported with another recipe.
 """
@@ -25,7 +28,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from qdq.data.tokenizer import TOKENIZER_FILES
+from qdq.data.tokenize import TOKENIZER_FILES
 from qdq.errors import (
     CalibrationError,
     CheckpointError,
@@ -54,21 +57,26 @@ if TYPE_CHECKING:
     from qdq.quantization.slot import Slot
     from qdq.recipes.recipe import Recipe
 
-__all__ = ["copy_tokenizer", "load", "save", "write"]
+__all__ = ["copy_tokenizer_files", "load", "save", "write"]
 
 FORMAT = 3
 
-_CHECKED = ("config.json", "model.safetensors", QUANTIZERS_FILE)
-"""The files whose contents decide what the model computes; ``quantization.json`` holds their checksums."""
+_CHECKSUMMED = ("config.json", "model.safetensors", QUANTIZERS_FILE)
+"""The files that decide what the model computes. Their checksums are in ``quantization.json``."""
 
 _RANGE = ("lower", "upper", "amax")
-_TRANSFORM = ("shift", "factor", "rows")
+_TRANSFORM = {"shift": "shift", "factor": "smoothing_scale", "rows": "row_scale"}  # names on disk and in code
 _CORRECTION = "bias_correction"
 _WEIGHT = ".weight_quantizer"
 
-# sentence-transformers keeps beside the model how token vectors become one vector per text.
-_TEXT_FILES = (*TOKENIZER_FILES, "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
-_TEXT_FOLDERS = ("1_Pooling", "2_Normalize")
+# The files of sentence-transformers say how the vectors of tokens become one vector.
+_TOKENIZER_AND_POOLING = (
+    *TOKENIZER_FILES,
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)
+_POOLING_FOLDERS = ("1_Pooling", "2_Normalize")
 
 
 def save(
@@ -83,15 +91,15 @@ def save(
 
     Args:
         model: A wrapped and calibrated model.
-        path: Directory to write. An older checkpoint of ours there is replaced.
+        path: The directory. An older checkpoint of qdq there is replaced.
         recipe: The recipe that the specs came from, for the record.
         calibration: How the ranges were found, for the record: ``CalibrationSummary.to_dict()``.
-        source: Directory that the model came from, whose tokenizer is copied.
+        source: The directory that the model came from, whose tokenizer is copied.
 
     Raises:
         CalibrationError: The model is not wrapped, or slots are not calibrated; all of them are named.
-        ConfigError: Something that is not ours is in the way.
-        StorageError: The disk is full, or the like.
+        ConfigError: The directory holds something that qdq did not write.
+        StorageError: The disk is full, a permission is missing, or another I/O error occurred.
     """
     with atomic_directory(Path(path), kind="checkpoint") as folder:
         write(model, folder, recipe=recipe, calibration=calibration, source=source)
@@ -105,14 +113,17 @@ def write(
     calibration: Mapping[str, Any],
     source: str | Path | ModelDirectory | None = None,
 ) -> None:
-    """Write the files of a quantized checkpoint into ``folder``, which exists; :func:`save` replaces a folder whole."""
+    """Write the files of a quantized checkpoint into a directory that exists, one after another.
+
+    :func:`save` uses this inside an atomic directory. Arguments and errors are those of :func:`save`.
+    """
     if not any(quantizers(model)):
         raise CalibrationError("the model has no quantizers: wrap it first with qdq.quantize(model, recipe)")
     if missing := [name for name, quantizer in quantizers(model) if not quantizer.is_calibrated]:
         raise CalibrationError(describe_problems("not calibrated", missing))
     save_model(model, folder)
     if source is not None:
-        copy_tokenizer(source, folder)
+        copy_tokenizer_files(source, folder)
     (folder / QUANTIZERS_FILE).write_bytes(serialize(_tensors(model)))
     document = {
         "format": FORMAT,
@@ -120,20 +131,20 @@ def write(
         "slots": {str(slot): q.spec.to_dict() for slot, q in named_slots(model) if q.spec is not None},
         "unshared": [str(slot) for slot in unshared_slots(model)],
         "calibration": dict(calibration),
-        "sha256": {name: _digest(folder / name) for name in _CHECKED},
+        "sha256": {name: _checksum(folder / name) for name in _CHECKSUMMED},
     }
-    write_json(folder / QUANTIZATION_FILE, {**document, "sha256_of_this": _own_digest(document)})
+    write_json(folder / QUANTIZATION_FILE, {**document, "sha256_of_this": _own_checksum(document)})
 
 
-def copy_tokenizer(source: str | Path | ModelDirectory, target: Path) -> None:
-    """Copy the files of the tokenizer and of sentence-transformers, as far as they exist."""
-    folder = Path(str(source))
-    for name in _TEXT_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, target / name)
-    for name in _TEXT_FOLDERS:
-        if (folder / name).is_dir():
-            shutil.copytree(folder / name, target / name, dirs_exist_ok=True)
+def copy_tokenizer_files(source: str | Path | ModelDirectory, target: Path) -> None:
+    """Copy the tokenizer and the files of sentence-transformers from one directory to another, those that exist."""
+    source = Path(str(source))
+    for name in _TOKENIZER_AND_POOLING:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    for name in _POOLING_FOLDERS:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name, dirs_exist_ok=True)
 
 
 def load(
@@ -143,21 +154,22 @@ def load(
     allow_missing: Collection[str] = (),
     attn_implementation: AttentionImplementation = "eager",
 ) -> Model:
-    """Load a model from a directory: the float reference, or a quantizing model if the checkpoint is quantized.
+    """Load a model: the float reference, or a wrapped model that quantizes if the checkpoint is quantized.
 
-    A QDQBERT checkpoint quantizes too, as it does where it comes from: with the ranges that it holds, and dynamically
+    A QDQBERT checkpoint quantizes too, as in pytorch-quantization: with the ranges that it holds, and with dynamic ones
     where it holds none. ``qdq.models.huggingface.load_model`` loads the float model of any checkpoint.
 
     Args:
-        path: Hugging Face directory, or one that ``qdq calibrate`` wrote.
-        task: Task whose head is loaded. None reads it from ``architectures`` in config.json.
-        allow_missing: ``{"head"}`` to put a new head on a base checkpoint.
+        path: A Hugging Face directory, or one that ``qdq calibrate`` wrote.
+        task: The task; None reads it from ``architectures`` in config.json.
+        allow_missing: ``{"head"}`` to add a new head to a base checkpoint.
         attn_implementation: ``eager``, or for float models ``sdpa``, torch's fused attention.
 
     Raises:
-        CheckpointError: Files are damaged, missing or left over; all problems at once.
-        ConfigError: The configuration is not supported, or fused attention is asked of a quantized model: its
-            quantizers sit between the products that it fuses.
+        CheckpointError: Something is damaged, missing or left over; all problems are named.
+        ConfigError: The configuration is not supported, or fused attention is requested for a quantized model, whose
+            quantizers are between the operations that it fuses.
+        StorageError: A file cannot be read.
     """
     directory = ModelDirectory.of(path)
     path = directory.path
@@ -169,7 +181,7 @@ def load(
     )
     if document is not None:
         wrap(model)
-        # The float weights may hold a head or a pooler that this task does not have; so may the quantizers' file.
+        # The checkpoint may hold a head or pooler that this task does not have.
         elsewhere = () if model.task == task_of(model.config)[0] else ("head.", "pooler.")
         specs = _specs(model, document, path / QUANTIZATION_FILE, elsewhere)
         try:
@@ -177,7 +189,7 @@ def load(
         except (RecipeError, CalibrationError) as error:
             raise CheckpointError(f"{path}: {error}") from error
         _fill(model, path / QUANTIZERS_FILE, elsewhere)
-        _check_checksums(path, document)  # last: where something does not fit, its own message says more
+        _check_checksums(path, document)  # last, because the messages of the other checks are more helpful
         set_mode(model, Mode.QUANTIZE)
     elif model.config.model_type == "qdqbert":
         from qdq.interop.pytorch_quantization import load_amax
@@ -189,34 +201,36 @@ def load(
     return model
 
 
-def _digest(file: Path) -> str:
+def _checksum(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _own_digest(document: Mapping[str, Any]) -> str:
-    """Return the checksum of the contents of ``quantization.json``, whatever their order and layout."""
+def _own_checksum(document: Mapping[str, Any]) -> str:
+    """Return a checksum of the contents of ``quantization.json`` that does not depend on formatting."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _check_checksums(path: Path, document: Mapping[str, Any]) -> None:
-    """Refuse files that have changed since they were written: one flipped bit in a scale silently changes the model.
+    """Raise if files changed after they were written: a flipped bit in a scale would change the model unnoticed.
 
-    Checkpoints of format 1 carry no checksums.
+    Checkpoints of format 1 have no checksums.
     """
     if document["format"] == 1:
         return
-    recorded = document.get("sha256")
-    if not isinstance(recorded, dict) or set(recorded) != set(_CHECKED):
-        raise CheckpointError(f"{path / QUANTIZATION_FILE}: sha256 must hold the checksums of {', '.join(_CHECKED)}")
+    checksums = document.get("sha256")
+    if not isinstance(checksums, dict) or set(checksums) != set(_CHECKSUMMED):
+        raise CheckpointError(
+            f"{path / QUANTIZATION_FILE}: sha256 must hold the checksums of {', '.join(_CHECKSUMMED)}"
+        )
     own = {key: value for key, value in document.items() if key != "sha256_of_this"}
-    changed = [name for name in _CHECKED if (path / name).is_file() and _digest(path / name) != recorded[name]]
-    if document.get("sha256_of_this") != _own_digest(own):
+    changed = [name for name in _CHECKSUMMED if (path / name).is_file() and _checksum(path / name) != checksums[name]]
+    if document.get("sha256_of_this") != _own_checksum(own):
         changed.append(QUANTIZATION_FILE)
     if changed:
         raise CheckpointError(
-            f"{path}: {' and '.join(changed)} changed after the checkpoint was written, by damage or by hand: quantize "
-            "again, or load the float model alone with qdq.models.huggingface.load_model and save that"
+            f"{path}: {' and '.join(changed)} changed after the checkpoint was written, by damage or by hand; quantize "
+            "again, or load only the float model with qdq.models.huggingface.load_model and save that"
         )
 
 
@@ -238,7 +252,10 @@ def _tensors(model: Model) -> dict[str, Tensor]:
 def _specs(
     model: Model, document: Mapping[str, Any], file: Path, elsewhere: tuple[str, ...]
 ) -> dict[Slot, QuantSpec | None]:
-    """Return the spec of every slot. Names that begin like one of ``elsewhere`` may belong to another task's model."""
+    """Return the spec of every slot.
+
+    Slots that do not exist in the model are an error unless their names begin with one of ``elsewhere``.
+    """
     specs: dict[Slot, QuantSpec | None] = dict.fromkeys(slots(model))
     known = {str(slot): slot for slot in specs}
     problems: list[str] = []
@@ -258,7 +275,7 @@ def _specs(
 
 
 def _unshared(model: Model, document: Mapping[str, Any], file: Path, elsewhere: tuple[str, ...]) -> list[Slot]:
-    """Return the slots that have a quantizer of their own although other slots read the same tensor."""
+    """Return the slots that do not share a quantizer with the other slots that read the same tensor."""
     names = document.get("unshared", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{file}: unshared is {names!r}, must be a list of slots")
@@ -271,7 +288,7 @@ def _unshared(model: Model, document: Mapping[str, Any], file: Path, elsewhere: 
 
 
 def _fill(model: Model, file: Path, elsewhere: tuple[str, ...]) -> None:
-    """Set scales, zero points and ranges, strictly: every tensor belongs to a slot and every slot has its tensors."""
+    """Set scales, zero points and ranges, and raise for every tensor that is missing or belongs to no slot."""
     try:
         tensors = load_file(file)
     except FileNotFoundError as error:
@@ -286,7 +303,7 @@ def _fill(model: Model, file: Path, elsewhere: tuple[str, ...]) -> None:
         wrong = _fill_transform(
             quantizer, _taken(tensors, f"{name}.transform"), owner, is_weight=name.endswith(_WEIGHT)
         )
-        wrong += _fill_one(quantizer, _taken(tensors, name), owner, is_weight=name.endswith(_WEIGHT))
+        wrong += _fill_state(quantizer, _taken(tensors, name), owner, is_weight=name.endswith(_WEIGHT))
         problems += [f"{name}: {problem}" for problem in wrong]
     for name, linear in _linears(model):
         correction = tensors.pop(f"{name}.{_CORRECTION}", None)
@@ -299,7 +316,7 @@ def _fill(model: Model, file: Path, elsewhere: tuple[str, ...]) -> None:
 
 
 def _taken(tensors: dict[str, Tensor], owner: str) -> dict[str, Tensor]:
-    """Take the tensors of ``owner`` out of ``tensors`` and return them by their own names."""
+    """Remove the tensors of ``owner`` from ``tensors``, and return them by their own names."""
     return {key.rpartition(".")[2]: tensors.pop(key) for key in list(tensors) if key.rpartition(".")[0] == owner}
 
 
@@ -320,10 +337,10 @@ def _fill_transform(
         return []
     if unknown := [f"unexpected tensor transform.{key}" for key in tensors if key not in _TRANSFORM]:
         return unknown
-    transform = Transform(**tensors)
+    transform = Transform(**{_TRANSFORM[key]: tensor for key, tensor in tensors.items()})
     channels = owner.in_features if isinstance(owner, QuantLinear) else None
-    if isinstance(owner, QuantAdd) and transform.shift is not None and transform.factor is None:
-        channels = transform.shift.numel()  # an addition does not know the width of its operands
+    if isinstance(owner, QuantAdd) and transform.shift is not None and transform.smoothing_scale is None:
+        channels = transform.shift.numel()  # A residual may be shifted, but an addition does not know its width.
     rows = owner.out_features if is_weight and isinstance(owner, QuantLinear) else None
     if problems := transform.problems(channels, rows):
         return [f"transform.{problem}" for problem in problems]
@@ -331,7 +348,7 @@ def _fill_transform(
     return []
 
 
-def _fill_one(quantizer: Quantizer, tensors: dict[str, Tensor], owner: nn.Module, *, is_weight: bool) -> list[str]:
+def _fill_state(quantizer: Quantizer, tensors: dict[str, Tensor], owner: nn.Module, *, is_weight: bool) -> list[str]:
     rounding = tensors.pop("rounding", None)
     expected = [key for key in quantizer.state_dict() if "." not in key]
     known = expected if is_weight else [*dict.fromkeys([*expected, *_RANGE])]
@@ -347,7 +364,7 @@ def _fill_one(quantizer: Quantizer, tensors: dict[str, Tensor], owner: nn.Module
             if bool(torch.isfinite(torch.stack(bounds)).all()) and lower <= upper and amax >= 0:
                 quantizer.range = Range(lower, upper, amax)
             else:
-                problems.append(f"no range: lower {lower:.6g}, upper {upper:.6g}, amax {amax:.6g}")
+                problems.append(f"not a range: lower {lower:.6g}, upper {upper:.6g}, amax {amax:.6g}")
         elif bounds and {key for key in _RANGE if key in tensors} != {"amax"} & set(expected):
             problems.append("lower, upper and amax must be three numbers")
     missing = [key for key in expected if key not in tensors]

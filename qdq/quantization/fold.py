@@ -93,7 +93,7 @@ def _fold_norm(changes: _Changes, read: QuantizedRead) -> None:
         _fold_source(changes, read, transform)
         return
     norm, add, branch = read.norm, read.add, read.branch
-    shift, factor = transform.shift, transform.factor
+    shift, factor = transform.shift, transform.smoothing_scale
     weight: Tensor = norm.get_parameter("weight")
     bias: Tensor | None = getattr(norm, "bias", None)
     if bias is None and shift is not None:  # an RMSNorm has nothing that could take a shift in
@@ -111,7 +111,7 @@ def _fold_norm(changes: _Changes, read: QuantizedRead) -> None:
         changes.set(norm, "bias", _parameter(bias - shift))
         changes.set(branch, "bias", _parameter(shift if branch.bias is None else branch.bias + shift))
         changes.set(add.other_quantizer, "transform", None)
-        left = None if factor is None else Transform(factor=factor)
+        left = None if factor is None else Transform(smoothing_scale=factor)
     else:
         return
     for linear in read.linears:
@@ -120,7 +120,7 @@ def _fold_norm(changes: _Changes, read: QuantizedRead) -> None:
 
 def _fold_source(changes: _Changes, read: QuantizedRead, transform: Transform) -> None:
     """Case 5; OpenVINO 2026.4 errs where a multiplication stands between a float linear layer and a quantizer."""
-    source, add, factor = read.source, read.add, transform.factor
+    source, add, factor = read.source, read.add, transform.smoothing_scale
     if source is None or add is None or factor is None or transform.shift is not None:
         return
     if source.weight_quantizer.spec is not None or add.other_quantizer.transform is not None:
@@ -128,7 +128,7 @@ def _fold_source(changes: _Changes, read: QuantizedRead, transform: Transform) -
     changes.set(source, "weight", _parameter(source.weight * factor[:, None]))
     if source.bias is not None:
         changes.set(source, "bias", _parameter(source.bias * factor))
-    changes.set(add.other_quantizer, "transform", Transform(factor=1 / factor))
+    changes.set(add.other_quantizer, "transform", Transform(smoothing_scale=1 / factor))
     for linear in read.linears:
         changes.set(linear.input_quantizer, "transform", None)
 
@@ -140,7 +140,7 @@ def _others(read: QuantizedRead) -> list[Transform | None]:
 def _same(transform: Transform, other: Transform | None) -> bool:
     if other is None or transform is other:
         return transform is other
-    pairs = ((getattr(transform, name), getattr(other, name)) for name in ("shift", "factor"))
+    pairs = ((getattr(transform, name), getattr(other, name)) for name in ("shift", "smoothing_scale"))
     return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
 
 

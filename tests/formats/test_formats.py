@@ -24,13 +24,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from exporters.tensorrt.record import read_record
 from safetensors.torch import load_file
 
 import qdq
 from calibration.digests import model_digest
 from calibration.statistics.statistics_file import SavedStatistics
 from exporters.directory import verify
-from exporters.tensorrt.record import read_record
 from qdq.cli.main import main
 from qdq.models.registry import build, configure
 

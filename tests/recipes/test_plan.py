@@ -50,9 +50,9 @@ def test_a_plan_is_what_quantize_does(preset: str, family: str, task: str, chang
 def test_the_numbers_of_qdqbert() -> None:
     """Twenty places a layer, of which query, key and value share one."""
     planned = plan(skeleton(configure("bert")), load_recipe("qdqbert"))
-    assert sum(planned.places.values()) == 240
+    assert sum(planned.slot_counts.values()) == 240
     assert sum(planned.quantizers.values()) == 216
-    assert planned.places == {QuantSpec(granularity=PerAxis(0)): 72, QuantSpec(): 168}
+    assert planned.slot_counts == {QuantSpec(granularity=PerAxis(0)): 72, QuantSpec(): 168}
 
 
 def test_nothing_is_loaded_and_nothing_is_changed() -> None:
