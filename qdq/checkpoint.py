@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from qdq.data.tokenize import TOKENIZER_FILES
+from qdq.data.tokenizer import TOKENIZER_FILES
 from qdq.errors import (
     CalibrationError,
     CheckpointError,
