@@ -1,4 +1,4 @@
-"""``qdq build``: a TensorRT engine from an exported directory, and what really runs in int8 in it."""
+"""``qdq build``: build a TensorRT engine from an exported directory, and show what runs in int8."""
 
 from __future__ import annotations
 
@@ -30,9 +30,11 @@ _PANEL = "Engine"
 @command
 def build(
     model: Annotated[
-        Path, typer.Option("--model", "-m", metavar="OUT_DIR", help="Directory of qdq export, or an .onnx file.")
+        Path, typer.Option("--model", "-m", metavar="OUT_DIR", help="Exported directory, or an .onnx file.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The engine to write, model.plan.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Engine file to write, such as model.plan.")
+    ],
     min_shapes: MinShapesOption = None,
     opt_shapes: OptShapesOption = None,
     max_shapes: MaxShapesOption = None,
@@ -40,52 +42,85 @@ def build(
         str,
         typer.Option(
             metavar="NAME",
-            help="tensorrt, tensorrt-rtx (builds without a GPU), or auto: the former where there is a GPU.",
+            help="Builder: tensorrt, tensorrt-rtx (builds without a GPU), or auto for tensorrt if there is a GPU.",
             rich_help_panel=_PANEL,
         ),
     ] = "auto",
     workspace: Annotated[
-        int | None, typer.Option(metavar="MIB", help="Memory that kernels may use.", rich_help_panel=_PANEL)
+        int | None,
+        typer.Option(
+            metavar="MIB",
+            help="Largest memory in MiB that kernels may use besides the tensors; by default TensorRT chooses.",
+            rich_help_panel=_PANEL,
+        ),
     ] = None,
     optimization_level: Annotated[
         int | None,
-        typer.Option(metavar="N", help="0 to 5: how long to search for kernels.", rich_help_panel=_PANEL),
+        typer.Option(
+            metavar="N", help="How long to search for fast kernels, from 0 to 5; by default 3.", rich_help_panel=_PANEL
+        ),
     ] = None,
     timing_cache: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Timings to start from, and to add to.", rich_help_panel=_PANEL),
+        typer.Option(
+            metavar="FILE",
+            help="File of kernel timings to read and to extend, which makes later builds faster.",
+            rich_help_panel=_PANEL,
+        ),
     ] = None,
     hardware_compatibility: Annotated[
         str,
-        typer.Option(metavar="NAME", help="none, ampere-plus or same-compute-capability.", rich_help_panel=_PANEL),
+        typer.Option(
+            metavar="NAME",
+            help="Other GPUs that can load the engine: none, ampere-plus or same-compute-capability.",
+            rich_help_panel=_PANEL,
+        ),
     ] = "none",
     version_compatible: Annotated[
         bool,
         typer.Option(
-            "--version-compatible", metavar="", help="Later versions of TensorRT can load it.", rich_help_panel=_PANEL
+            "--version-compatible",
+            metavar="",
+            help="Let later versions of TensorRT load the engine.",
+            rich_help_panel=_PANEL,
         ),
     ] = False,
     refit: Annotated[
         bool,
         typer.Option(
-            "--refit", metavar="", help="Weights can be exchanged later; float models.", rich_help_panel=_PANEL
+            "--refit",
+            metavar="",
+            help="Allow the weights to be replaced later. Float models only.",
+            rich_help_panel=_PANEL,
         ),
     ] = False,
     strip: Annotated[
-        bool, typer.Option("--strip", metavar="", help="Leave the weights out, to be refitted.", rich_help_panel=_PANEL)
+        bool,
+        typer.Option(
+            "--strip",
+            metavar="",
+            help="Leave the weights out of the engine, to be added by refitting. Float models only.",
+            rich_help_panel=_PANEL,
+        ),
     ] = False,
     tf32: Annotated[
-        bool, typer.Option("--tf32", metavar="", help="Let float32 products round to tf32.", rich_help_panel=_PANEL)
+        bool,
+        typer.Option(
+            "--tf32", metavar="", help="Let float32 products round their operands to tf32.", rich_help_panel=_PANEL
+        ),
     ] = False,
     print_trtexec: Annotated[
-        bool, typer.Option("--print-trtexec", metavar="", help="Print the same build for trtexec, and build nothing.")
+        bool,
+        typer.Option(
+            "--print-trtexec", metavar="", help="Print the same build as a command of trtexec instead of building."
+        ),
     ] = False,
     print_polygraphy: Annotated[
         bool,
         typer.Option(
             "--print-polygraphy",
             metavar="",
-            help="Print the same build and a comparison with ONNX Runtime for polygraphy.",
+            help="Print the same build, and a comparison with ONNX Runtime, as commands of polygraphy instead.",
         ),
     ] = False,
     json: JsonOption = False,
@@ -93,7 +128,7 @@ def build(
     quiet: QuietOption = False,
     seed: SeedOption = 0,  # noqa: ARG001 (a build has nothing random)
 ) -> None:
-    """Build a TensorRT engine, strongly typed, and show what runs in int8; works without a GPU in TensorRT-RTX.
+    """Build a strongly typed TensorRT engine, and show what runs in int8. TensorRT-RTX builds without a GPU.
 
     Example: qdq build -m exported/ -o model.plan --min-shapes 1x8 --opt-shapes 8x128 --max-shapes 32x512
     """
@@ -169,9 +204,9 @@ def _head(output: Path, built: BuildResult) -> str:
 
 
 def shown_report(report: EngineReport) -> list[Table | str]:
-    """The report for people."""
+    """Return the report as people read it."""
     if not report.kernels:
-        return ["what its kernels compute is not known: TensorRT did not tell"]
+        return ["what its kernels compute is unknown: TensorRT did not report it"]
     table = new_table("what", "as meant", "of")
     for kind, name in (("linear", "linear layers"), ("attention", "products of attention")):
         done, wanted, _ = report.count(kind)

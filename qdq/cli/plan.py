@@ -1,4 +1,4 @@
-"""What ``qdq inspect --recipe`` shows: which slot would get which spec, before anything is loaded or computed."""
+"""``qdq inspect --recipe``: which slot gets which spec, without loading or computing anything."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _LAYER = re.compile(r"\blayers\.([0-9]+)\.")
 
 
 def planned(config: Path, choice: RecipeChoice | None, task: str | None) -> tuple[dict[str, Any], Plan | None]:
-    """What is to be said of the model of a config.json, and what ``choice`` would make of it.
+    """Return a description of the model of a config.json, and the plan of a recipe for it.
 
     Raises:
-        ConfigError: for a configuration that cannot be followed.
-        RecipeError: for a recipe that does not fit the model.
+        ConfigError: The configuration is not supported.
+        RecipeError: The recipe does not fit the model.
     """
     from qdq.models.huggingface import read_config
     from qdq.recipes.plan import skeleton
@@ -42,7 +42,7 @@ def planned(config: Path, choice: RecipeChoice | None, task: str | None) -> tupl
 
 
 def described(plan: Plan) -> dict[str, Any]:
-    """A plan as plain values."""
+    """Return a plan as plain values."""
     places = plan.slot_counts
     kinds: dict[str, dict[str, dict[str, int]]] = {}
     for slot, spec in plan.specs.items():
@@ -68,7 +68,7 @@ def described(plan: Plan) -> dict[str, Any]:
 
 
 def shown(plan: Mapping[str, Any]) -> list[Table | str]:
-    """The same for people: counts, and the slots of all layers that are alike in one line."""
+    """Return a plan as people read it: counts, and equal slots of several layers in one line."""
     letters = {row["spec"]: chr(ord("A") + index) for index, row in enumerate(plan["specs"])}
     specs = new_table("spec", "", "places", "quantizers", words=2)
     for row in plan["specs"]:
@@ -93,9 +93,11 @@ def shown(plan: Mapping[str, Any]) -> list[Table | str]:
 
 
 def whole_layers(slots: Iterable[tuple[str, str | None]]) -> list[tuple[str, str | None, str]]:
-    """Slots that differ in the layer alone and have the same spec as one: its name with N, the spec, the layers.
+    """Merge slots that have the same spec and differ only in the layer.
 
-    ``0-5, 8``; no layers for slots outside of layers. In the order of the first of each.
+    Returns:
+        Name with N for the layer, spec, and layers as in ``0-5, 8`` (empty for slots outside of layers), in the order
+        of the first slot of each.
     """
     found: dict[tuple[str, str | None], list[int]] = {}
     for name, spec in slots:

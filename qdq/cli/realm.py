@@ -1,4 +1,4 @@
-"""``qdq realm``: an index of blocks, and answers from it."""
+"""``qdq realm``: index blocks of text, and answer questions from the index."""
 
 from __future__ import annotations
 
@@ -24,38 +24,41 @@ app = typer.Typer(help="Open question answering with REALM: index blocks of text
 def index(
     model: Annotated[
         Path,
-        typer.Option(
-            "--model", "-m", metavar="DIR", help="The embedder: a checkpoint, float or quantized, or an export of it."
-        ),
+        typer.Option("--model", "-m", metavar="DIR", help="Embedder: a checkpoint, float or quantized, or an export."),
     ],
     records: Annotated[
-        str, typer.Option(metavar="FILE", help="The blocks: .jsonl, .parquet, .txt, ...; or upstream's .npy.")
+        str,
+        typer.Option(metavar="FILE", help="File of the blocks: .jsonl, .parquet, .txt, ..., or the published .npy."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="INDEX", help="Directory to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="INDEX", help="Directory of the index to write.")],
     column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of the text; text, block, ... if not given.")
+        str | None,
+        typer.Option(metavar="NAME", help="Column of the text; by default text, block and the like are tried."),
     ] = None,
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", metavar="", help="Read .npy, which may run code of its maker.")
+        bool,
+        typer.Option("--allow-pickle", metavar="", help="Read a .npy file although it may run code of its author."),
     ] = False,
     faiss: Annotated[
-        list[str] | None, typer.Option(metavar="flat|int8", help="An index of FAISS beside; repeatable.")
+        list[str] | None, typer.Option(metavar="flat|int8", help="Also write a FAISS index of this kind. Repeatable.")
     ] = None,
     seq_len: Annotated[
         int | None,
-        typer.Option(metavar="L", help="Tokens of a block; the reader's room if not given.", min=3),
+        typer.Option(
+            metavar="L", help="Longest block in tokens; by default what fits into the reader beside a question.", min=3
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="B", help="Blocks in a batch.", min=1)] = 32,
     threads: ThreadsOption = None,
     no_resume: Annotated[
-        bool, typer.Option("--no-resume", metavar="", help="Begin anew where an earlier run was interrupted.")
+        bool, typer.Option("--no-resume", metavar="", help="Begin anew instead of continuing an interrupted run.")
     ] = False,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
     seed: SeedOption = 0,  # noqa: ARG001 (an index has nothing random)
 ) -> None:
-    """Embed blocks of text for `qdq realm answer`. Interrupted, it goes on where it was.
+    """Embed blocks of text for `qdq realm answer`. An interrupted run is continued by the same command.
 
     Several processes share the work: torchrun --nproc-per-node 4 -m qdq realm index ...
     Example: qdq realm index -m embedder/ --records blocks.jsonl -o blocks.index
@@ -84,7 +87,7 @@ def index(
             batch=8 * batch_size,
             shard=shard,
             resume=not no_resume,
-            progress=lambda done, total: advance(done, f"embedding part {shard.rank + 1} of {shard.world}", total),
+            progress=lambda done, total: advance(done, f"embedding share {shard.rank + 1} of {shard.world}", total),
         )
     if shard.rank:
         return
@@ -95,17 +98,29 @@ def index(
 @app.command()
 @command
 def answer(
-    questions: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="What to ask; several are answered.")],
+    questions: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="Questions to answer.")],
     model: Annotated[
         Path,
-        typer.Option("--model", "-m", metavar="DIR", help="RealmForOpenQA's, or embedder/ and reader/."),
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="DIR",
+            help="Checkpoint of RealmForOpenQA, or a directory with embedder/ and reader/.",
+        ),
     ],
-    index_folder: Annotated[Path, typer.Option("--index", metavar="INDEX", help="Made by qdq realm index.")],
-    reader: Annotated[Path | None, typer.Option(metavar="DIR", help="Another checkpoint for the reader.")] = None,
+    index_folder: Annotated[Path, typer.Option("--index", metavar="INDEX", help="Index that qdq realm index wrote.")],
+    reader: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Checkpoint of the reader, if it is another one.")
+    ] = None,
     searcher: Annotated[
-        str, typer.Option(metavar="exact|flat|int8", help="Who finds blocks; flat and int8 are FAISS's.")
+        str,
+        typer.Option(
+            metavar="exact|flat|int8", help="How blocks are found: exactly, or with a FAISS index, flat or int8."
+        ),
     ] = "exact",
-    top_k: Annotated[int, typer.Option(metavar="K", help="Answers, from a block each.", min=1)] = 1,
+    top_k: Annotated[
+        int, typer.Option(metavar="K", help="Number of answers to each question, each from another block.", min=1)
+    ] = 1,
     threads: ThreadsOption = None,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
@@ -150,7 +165,7 @@ def answer(
 
 
 def _embedder(model: Path, *, seq_len: int | None, batch_size: int, threads: int | None) -> tuple[TextEmbedder, int]:
-    """Who makes vectors: a checkpoint in torch, or an exported file in ONNX Runtime; and the length of its texts."""
+    """Return the embedder, in torch or an export in ONNX Runtime, and the longest block in tokens."""
     from exporters.runners import OnnxRuntimeRunner
     from qdq.models.realm_config import RealmConfig
     from qdq.retrieval.embedding import TextEmbedder, torch_runner

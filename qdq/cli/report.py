@@ -1,4 +1,4 @@
-"""The quickstart's report: a table on the terminal, JSON for machines, Markdown for people."""
+"""The report of the quickstart: a table for the terminal, JSON for machines, Markdown for people."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["Report", "Row"]
 
 @dataclass(frozen=True)
 class Row:
-    """One model.
+    """The figures of one model.
 
     Args:
-        name: of its folder.
-        bytes: size of the file.
-        latency_s: median seconds, by shape.
-        speedup: times faster than the float file, by shape.
-        cosine: mean cosine of the sentence embeddings to the float model's.
-        sqnr_db: of the token vectors against the float model's.
-        verified: whether the proof holds.
+        name: Name of its folder.
+        bytes: Size of the file.
+        latency_s: Median latency in seconds, by shape.
+        speedup: How many times faster than the float file it is, by shape.
+        cosine: Mean cosine of its sentence embeddings to those of the float model.
+        sqnr_db: SQNR of its token vectors against those of the float model, in decibels.
+        verified: Whether the verification holds.
     """
 
     name: str
@@ -48,30 +48,30 @@ class Report:
     notes: dict[str, list[str]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for ``report.json``."""
+        """Return plain values for ``report.json``."""
         return asdict(self)
 
     def title(self) -> str:
-        """What was measured, and on what."""
+        """Return what was measured, and on which machine."""
         machine = self.timing["machine"]
         instructions = ", ".join(machine["int8_instructions"]) or "none known"
         return f"{self.model}: ONNX Runtime, {self.timing['threads']} threads, {machine['cpu']} (int8: {instructions})"
 
     def elsewhere(self) -> list[str]:
-        """A sentence about the files that another runtime than ONNX Runtime was timed with."""
+        """Return a sentence about the files that were timed in another runtime than ONNX Runtime."""
         runtimes: dict[str, str] = self.timing.get("runtimes", {})
         names = [name for name, runtime in runtimes.items() if runtime == "openvino"]
         return [f"Timed in OpenVINO: {', '.join(names)}; the others in ONNX Runtime."] if names else []
 
     def to_table(self) -> Table:
-        """For the terminal: 80 columns are enough for two shapes."""
+        """Return a table for the terminal, in which two shapes fit into 80 columns."""
         table = new_table(*("\n".join(column) for column in self._columns()))
         for cells in self._body():
             table.add_row(*cells)
         return table
 
     def _columns(self) -> list[tuple[str, str]]:
-        """Header and unit, top line and bottom line on the terminal."""
+        """Return header and unit of each column."""
         shapes = [shape.replace(" ", "") for shape in self.rows[0].latency_s]
         timing = [(shape, unit) for shape in shapes for unit in ("ms", "speed-up")]
         return [("", "model"), ("size", "MB"), *timing, ("", "cosine"), ("SQNR", "dB"), ("", "verified")]
@@ -87,7 +87,7 @@ class Report:
         return body
 
     def to_markdown(self) -> str:
-        """For people."""
+        """Return the report in Markdown."""
         header = [f"{name} {unit}".strip() for name, unit in self._columns()]
         lines = [f"# {self.model} in int8", "", self.title(), ""]
         lines += [_row(header), _row(["---"] + ["---:"] * (len(header) - 1)), *map(_row, self._body()), ""]
@@ -109,14 +109,14 @@ class Report:
             "",
         ]
         for row in self.rows:
-            proof = self.verification[row.name]
-            segments = proof["segments"]
+            verified = self.verification[row.name]
+            segments = verified["segments"]
             total = {key: sum(segment[key] for segment in segments) for key in ("values", "ties", "wrong")}
             lines.append(
                 f"- `{row.name}/model.onnx`: {len(segments)} segments, {total['values']:,} values compared, "
-                f"{total['ties']} at a rounding tie, {total['wrong']} wrong; end to end in {proof['runtime']}."
+                f"{total['ties']} at a rounding tie, {total['wrong']} wrong; end to end in {verified['runtime']}."
             )
-            lines += [f"  - {text}" for text in (*self.notes.get(row.name, []), *proof["faults"])]
+            lines += [f"  - {text}" for text in (*self.notes.get(row.name, []), *verified["faults"])]
         lines += [
             "",
             "`tensorrt/model.onnx` is made for TensorRT on a GPU; its time on a CPU is beside the point.",
