@@ -22,6 +22,8 @@ from qdq.training import TaskSettings, TrainingSettings, finetune_checkpoint
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.cli.conftest import ModelFolders, Refused, Run
+
 SLOW = pytest.mark.slow
 QUICK = ("--epochs", "1", "--batch-size", "16", "--seq-len", "16")
 
@@ -56,7 +58,7 @@ def files(folder: Path) -> set[str]:
 
 
 class TestResult:
-    def test_a_new_head(self, run: Any, model: Path, labelled: Path, tmp_path: Path) -> None:
+    def test_a_new_head(self, run: Run, model: Path, labelled: Path, tmp_path: Path) -> None:
         ended = run(*request(model, tmp_path / "out", labelled, "--json"))
         assert ended.code == 0, ended.err
         document = ended.document
@@ -87,7 +89,7 @@ class TestResult:
         "ranges", ["learned", pytest.param("fixed", marks=SLOW), pytest.param("moving", marks=SLOW)]
     )
     def test_qat_of_a_float_model(
-        self, run: Any, classifier: Path, labelled: Path, tmp_path: Path, ranges: str
+        self, run: Run, classifier: Path, labelled: Path, tmp_path: Path, ranges: str
     ) -> None:
         more = ("--recipe", "linear", "--ranges", ranges, "--json", "--teacher", classifier, "--hidden-weight", "0.5")
         ended = run(*request(classifier, tmp_path / "out", labelled, *more))
@@ -104,7 +106,7 @@ class TestResult:
             assert torch.isfinite(load(tmp_path / "out")(ids).logits).all()
 
     def test_qat_of_a_refined_checkpoint_exports_and_verifies(
-        self, run: Any, classifier: Path, labelled: Path, text: Path, tmp_path: Path
+        self, run: Run, classifier: Path, labelled: Path, text: Path, tmp_path: Path
     ) -> None:
         refined, trained, exported = (tmp_path / name for name in ("refined", "trained", "exported"))
         assert run("calibrate", "-m", classifier, "-o", refined, "--calib-data", text).code == 0
@@ -116,7 +118,7 @@ class TestResult:
         assert run("verify", "-m", trained, exported).code == 0
 
     @pytest.mark.slow
-    def test_interrupted_and_resumed(self, run: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
+    def test_interrupted_and_resumed(self, run: Run, classifier: Path, labelled: Path, tmp_path: Path) -> None:
         long = ("--recipe", "linear", "--epochs", "12", "--save-steps", "2")
         command = [sys.executable, "-m", "qdq", *map(str, request(classifier, tmp_path / "out", labelled, *long))]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -138,7 +140,7 @@ class TestResult:
         assert files(tmp_path) == {"out", "out.training.csv", "other", "other.training.csv"}
         assert (tmp_path / "out.training.csv").read_text() == (tmp_path / "other.training.csv").read_text()
 
-    def test_the_library_does_the_same(self, run: Any, model: Path, labelled: Path, tmp_path: Path) -> None:
+    def test_the_library_does_the_same(self, run: Run, model: Path, labelled: Path, tmp_path: Path) -> None:
         said: list[str] = []
         document = finetune_checkpoint(
             model,
@@ -158,7 +160,7 @@ class TestResult:
         weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("library", "command")]
         assert weights[0] == weights[1]
 
-    def test_tensorboard(self, run: Any, model: Path, labelled: Path, tmp_path: Path) -> None:
+    def test_tensorboard(self, run: Run, model: Path, labelled: Path, tmp_path: Path) -> None:
         assert run(*request(model, tmp_path / "out", labelled, "--tensorboard", tmp_path / "logs")).code == 0
         (events,) = (tmp_path / "logs").iterdir()
         assert events.name.startswith("events.out.tfevents")
@@ -180,7 +182,7 @@ class TestResult:
         ("sts", [{"sentence1": "a", "sentence2": f"{'a ' * n}man", "score": n / 2} for n in range(1, 6)], "spearman"),
     ],
 )  # fmt: skip
-def test_every_task(run: Any, model: Path, tmp_path: Path, task: str, rows: list[Any], metric: str) -> None:
+def test_every_task(run: Run, model: Path, tmp_path: Path, task: str, rows: list[Any], metric: str) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)) + "\n")
     ended = run(
@@ -193,7 +195,7 @@ def test_every_task(run: Any, model: Path, tmp_path: Path, task: str, rows: list
     assert load(tmp_path / "out").task in {task, "feature-extraction"}
 
 
-def test_embeddings_with_a_teacher(run: Any, model: Path, tmp_path: Path) -> None:
+def test_embeddings_with_a_teacher(run: Run, model: Path, tmp_path: Path) -> None:
     def trained(name: str, scores: list[int], *more: object) -> Any:
         data = tmp_path / f"{name}.tsv"
         data.write_text("".join(f"{score}\ta\t{'a ' * n}man\n" for n, score in enumerate(scores)))
@@ -222,7 +224,7 @@ def test_embeddings_with_a_teacher(run: Any, model: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "no").exists()
 
 
-def test_several_labels_a_text(run: Any, model: Path, tmp_path: Path) -> None:
+def test_several_labels_a_text(run: Run, model: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     rows = [{"text": "the good man", "label": ["kind", "male"]}, {"text": "she was there", "label": []}] * 8
     data.write_text("\n".join(map(json.dumps, rows)) + "\n")
@@ -241,14 +243,14 @@ def test_several_labels_a_text(run: Any, model: Path, tmp_path: Path) -> None:
 
 class TestRefusals:
     def test_several_labels_for_a_head_of_one(
-        self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path
+        self, refused: Refused, classifier: Path, labelled: Path, tmp_path: Path
     ) -> None:
         message = refused(*request(classifier, tmp_path / "out", labelled, "--multi-label"))
         assert "has a head for single_label_classification" in message
         assert "new head" in message
 
     def test_a_checkpoint_trained_for_another_recipe(
-        self, refused: Any, run: Any, classifier: Path, labelled: Path, tmp_path: Path
+        self, refused: Refused, run: Run, classifier: Path, labelled: Path, tmp_path: Path
     ) -> None:
         trained = tmp_path / "trained"
         assert run(*request(classifier, trained, labelled, "--recipe", "linear")).code == 0
@@ -256,20 +258,20 @@ class TestRefusals:
                           "tensorrt")  # fmt: skip
         assert "a training for another recipe drops them" in message
 
-    def test_a_head_for_another_task(self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
+    def test_a_head_for_another_task(self, refused: Refused, classifier: Path, labelled: Path, tmp_path: Path) -> None:
         folders = ("-m", classifier, "-o", tmp_path / "out")
         message = refused("finetune", *folders, "--train-data", labelled, "--task", "token-classification")
         assert "has a head for sequence-classification" in message
         assert "does not fit the task token-classification" in message
 
     def test_a_quantized_model_without_head(
-        self, refused: Any, checkpoint: Path, labelled: Path, tmp_path: Path
+        self, refused: Refused, checkpoint: Path, labelled: Path, tmp_path: Path
     ) -> None:
         message = refused(*request(checkpoint, tmp_path / "out", labelled))
         assert "is quantized and has no head" in message
 
     def test_labels_that_the_head_has_not(
-        self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path, root: Path
+        self, refused: Refused, classifier: Path, labelled: Path, tmp_path: Path, root: Path
     ) -> None:
         strange = root / "strange.tsv"
         strange.write_text(labelled.read_text() + "a sentence\t7\nanother\t-3\n")
@@ -277,7 +279,7 @@ class TestRefusals:
         assert "2 problems" in message
         assert "'7' is not one of the head's labels: 0 'LABEL_0', 1 'LABEL_1'" in message
 
-    def test_no_data(self, refused: Any, model: Path, tmp_path: Path, root: Path) -> None:
+    def test_no_data(self, refused: Refused, model: Path, tmp_path: Path, root: Path) -> None:
         empty = root / "empty.tsv"
         empty.write_text("")
         assert "holds no row" in refused(*request(model, tmp_path / "out", empty), kind="DataError")
@@ -286,7 +288,7 @@ class TestRefusals:
         assert "header.tsv" in refused(*request(model, tmp_path / "out", header), kind="DataError")
 
     def test_data_to_measure_on_that_does_not_fit(
-        self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path, root: Path
+        self, refused: Refused, classifier: Path, labelled: Path, tmp_path: Path, root: Path
     ) -> None:
         """Before anything is trained: nothing is written."""
         strange = root / "strange-eval.tsv"
@@ -296,26 +298,39 @@ class TestRefusals:
         assert "'5' is not one of the head's labels" in message
 
     def test_a_teacher_of_another_size(
-        self, refused: Any, run: Any, kit: Any, classifier: Path, labelled: Path, tmp_path: Path, root: Path
+        self,
+        refused: Refused,
+        run: Run,
+        model_folders: ModelFolders,
+        classifier: Path,
+        labelled: Path,
+        tmp_path: Path,
+        root: Path,
     ) -> None:
-        teacher = kit.model(root / "wide", task="sequence-classification", hidden_size=64)
+        teacher = model_folders.model(root / "wide", task="sequence-classification", hidden_size=64)
         message = refused(
             *request(classifier, tmp_path / "out", labelled, "--teacher", teacher, "--hidden-weight", "1")
         )
         assert "hidden states are 64 wide, the model's 32" in message
 
     def test_all_that_is_wrong_with_a_teacher(
-        self, refused: Any, kit: Any, classifier: Path, labelled: Path, tmp_path: Path, root: Path
+        self,
+        refused: Refused,
+        model_folders: ModelFolders,
+        classifier: Path,
+        labelled: Path,
+        tmp_path: Path,
+        root: Path,
     ) -> None:
         odd = {"vocab_size": 90, "num_labels": 3, "num_attention_heads": 2}
-        teacher = kit.model(root / "odd", task="sequence-classification", **odd)
+        teacher = model_folders.model(root / "odd", task="sequence-classification", **odd)
         message = refused(
             *request(classifier, tmp_path / "out", labelled, "--teacher", teacher, "--attention-weight", "1")
         )
         for problem in ("a vocabulary of 90", "its head has 3 labels, the model's 2", "2 attention heads, the model 4"):
             assert problem in message
 
-    def test_a_loss_that_is_no_number(self, run: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
+    def test_a_loss_that_is_no_number(self, run: Run, classifier: Path, labelled: Path, tmp_path: Path) -> None:
         wild = ("--lr", "1e30", "--max-grad-norm", "0", "--warmup", "0", "--recipe", "linear")
         ended = run(*request(classifier, tmp_path / "out", labelled, *wild))
         assert ended.code == 2
@@ -326,9 +341,9 @@ class TestRefusals:
         assert "Traceback" not in ended.err
 
     def test_a_disk_without_room_for_the_checkpoint(
-        self, run: Any, kit: Any, classifier: Path, labelled: Path, tmp_path: Path
+        self, run: Run, model_folders: ModelFolders, classifier: Path, labelled: Path, tmp_path: Path
     ) -> None:
-        with kit.files_of_at_most((classifier / "model.safetensors").stat().st_size // 2):
+        with model_folders.files_of_at_most((classifier / "model.safetensors").stat().st_size // 2):
             ended = run(*request(classifier, tmp_path / "out", labelled, "--json"))
         assert ended.code == 4
         assert ended.document["kind"] == "StorageError"
@@ -338,27 +353,27 @@ class TestRefusals:
         assert list(tmp_path.iterdir()) == []
 
     def test_a_disk_without_room_for_the_resume_file(
-        self, run: Any, kit: Any, classifier: Path, labelled: Path, tmp_path: Path
+        self, run: Run, model_folders: ModelFolders, classifier: Path, labelled: Path, tmp_path: Path
     ) -> None:
         """Weights fit, weights with their moments do not: the checkpoint that was written before stays."""
-        with kit.files_of_at_most((classifier / "model.safetensors").stat().st_size * 3 // 2):
+        with model_folders.files_of_at_most((classifier / "model.safetensors").stat().st_size * 3 // 2):
             ended = run(*request(classifier, tmp_path / "out", labelled))
         assert ended.code == 4
         assert ended.err.splitlines()[-1] == f"error: {tmp_path / 'out.training'}: writing failed; is the disk full?"
         assert load(tmp_path / "out").task == "sequence-classification"
         assert files(tmp_path) == {"out"}
 
-    def test_settings(self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
+    def test_settings(self, refused: Refused, classifier: Path, labelled: Path, tmp_path: Path) -> None:
         message = refused(*request(classifier, tmp_path / "out", labelled, "--lr", "-1", "--ranges", "loose"))
         assert "2 problems" in message
         assert "--recipe" in refused(*request(classifier, tmp_path / "out", labelled, "--exclude", "*query*"))
         assert "no metric 'bleu'" in refused(*request(classifier, tmp_path / "out", labelled, "--metric", "bleu"))
 
-    def test_an_export(self, refused: Any, exports: dict[str, Path], labelled: Path, tmp_path: Path) -> None:
+    def test_an_export(self, refused: Refused, exports: dict[str, Path], labelled: Path, tmp_path: Path) -> None:
         assert "exported directory" in refused(*request(exports["float"], tmp_path / "out", labelled))
 
     def test_an_output_that_holds_other_files(
-        self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path
+        self, refused: Refused, classifier: Path, labelled: Path, tmp_path: Path
     ) -> None:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.txt").write_text("years of work")
