@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from exporters.interface import ExportInterface
     from exporters.onnx.export import ExportResult, export_onnx
     from exporters.runners import EvaluatorRunner, OnnxRuntimeRunner, OpenVINORunner, Runner, TorchRunner
-    from exporters.tensorrt.build import BuildOptions
+    from exporters.tensorrt.build_options import BuildOptions
     from exporters.tensorrt.engine import Engine, build_engine, lint
     from exporters.tensorrt.lint.lint import LintReport
     from exporters.tensorrt.profiles import Profile, parse_profiles
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BenchmarkResult": "benchmark",
-    "BuildOptions": "tensorrt.build",
+    "BuildOptions": "tensorrt.build_options",
     "Candidate": "benchmark",
     "Engine": "tensorrt.engine",
     "EvaluatorRunner": "runners",

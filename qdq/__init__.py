@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from exporters.benchmark import benchmark
     from exporters.directory import export, verify
     from exporters.interface import ExportInterface
-    from exporters.tensorrt.build import BuildOptions
+    from exporters.tensorrt.build_options import BuildOptions
     from exporters.tensorrt.engine import build_engine, lint
     from qdq import calibration, exporters, training
     from qdq.analysis.checkpoint import analyze_checkpoint
@@ -69,7 +69,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AnalysisSettings": "qdq.analysis.settings",
-    "BuildOptions": "exporters.tensorrt.build",
+    "BuildOptions": "exporters.tensorrt.build_options",
     "CalibrationSettings": "calibration.settings",
     "Distillation": "qdq.training.settings",
     "EvaluationSettings": "qdq.tasks.evaluation_settings",

@@ -118,7 +118,7 @@ def loaded_after(code: str) -> set[str]:
         "import qdq.quantization.spec",
         "import qdq; dir(qdq); qdq.QuantSpec()",
         "import qdq.calibration; qdq.calibration.CalibrationSettings()",
-        "import qdq; qdq.TrainingSettings(); qdq.AnalysisSettings()",
+        "import qdq; qdq.TrainingSettings(); qdq.AnalysisSettings(); qdq.BuildOptions()",
         "from qdq.exporters import ExportInterface",
         "import qdq.cli.main",
     ],

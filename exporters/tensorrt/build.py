@@ -11,10 +11,11 @@ import signal
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from exporters.tensorrt.backend import Backend, find_backend, messages
+from exporters.tensorrt.build_options import HARDWARE, BuildOptions
 from exporters.tensorrt.kernels import Kernel, parse_inspector, parse_layers
 from exporters.tensorrt.onnx_file import read_onnx_file
 from exporters.tensorrt.profiles import check_profiles, default_profile
@@ -32,39 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["HARDWARE", "BuildOptions", "BuildResult", "build", "check_options"]
 
 _LOG = logging.getLogger(__name__)
-
-HARDWARE = {"none": "NONE", "ampere-plus": "AMPERE_PLUS", "same-compute-capability": "SAME_COMPUTE_CAPABILITY"}
-"""Name on the command line -> member of TensorRT's ``HardwareCompatibilityLevel``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildOptions:
-    """Choose how an engine is built.
-
-    Args:
-        workspace_mb: Memory that kernels may use besides the tensors, in MiB; None leaves it to TensorRT.
-        optimization_level: How long the builder searches, 0 to 5; None is TensorRT's default, 3.
-        timing_cache: File with timings to read and to update. Full TensorRT only.
-        hardware: On which other GPUs the engine must work, a key of :data:`HARDWARE`.
-        version_compatible: Whether later versions of TensorRT, and lean runtimes, can load the engine.
-        refit: Whether weights can be replaced later. Float graphs and full TensorRT only.
-        strip: Leave the weights out of the plan; they are added by refitting. Same limits as ``refit``.
-        tf32: Let float32 products round their operands to tf32. int8 layers gain nothing, and float layers lose
-            accuracy.
-    """
-
-    workspace_mb: int | None = None
-    optimization_level: int | None = None
-    timing_cache: Path | None = None
-    hardware: str = "none"
-    version_compatible: bool = False
-    refit: bool = False
-    strip: bool = False
-    tf32: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self) | {"timing_cache": None if self.timing_cache is None else str(self.timing_cache)}
 
 
 @dataclass(frozen=True)

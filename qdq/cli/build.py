@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from exporters.tensorrt.build_options import BuildOptions
 from qdq.cli.engine_shapes import MaxShapesOption, MinShapesOption, OptShapesOption, chosen_profiles
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["build", "shown_report"]
 
 _PANEL = "Engine"
+_DEFAULT = BuildOptions()
 
 
 @command
@@ -46,69 +48,7 @@ def build(
             rich_help_panel=_PANEL,
         ),
     ] = "auto",
-    workspace: Annotated[
-        int | None,
-        typer.Option(
-            metavar="MIB",
-            help="Largest memory in MiB that kernels may use besides the tensors; by default TensorRT chooses.",
-            rich_help_panel=_PANEL,
-        ),
-    ] = None,
-    optimization_level: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="How long to search for fast kernels, from 0 to 5; by default 3.", rich_help_panel=_PANEL
-        ),
-    ] = None,
-    timing_cache: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="File of kernel timings to read and to extend, which makes later builds faster.",
-            rich_help_panel=_PANEL,
-        ),
-    ] = None,
-    hardware_compatibility: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Other GPUs that can load the engine: none, ampere-plus or same-compute-capability.",
-            rich_help_panel=_PANEL,
-        ),
-    ] = "none",
-    version_compatible: Annotated[
-        bool,
-        typer.Option(
-            "--version-compatible",
-            metavar="",
-            help="Let later versions of TensorRT load the engine.",
-            rich_help_panel=_PANEL,
-        ),
-    ] = False,
-    refit: Annotated[
-        bool,
-        typer.Option(
-            "--refit",
-            metavar="",
-            help="Allow the weights to be replaced later. Float models only.",
-            rich_help_panel=_PANEL,
-        ),
-    ] = False,
-    strip: Annotated[
-        bool,
-        typer.Option(
-            "--strip",
-            metavar="",
-            help="Leave the weights out of the engine, to be added by refitting. Float models only.",
-            rich_help_panel=_PANEL,
-        ),
-    ] = False,
-    tf32: Annotated[
-        bool,
-        typer.Option(
-            "--tf32", metavar="", help="Let float32 products round their operands to tf32.", rich_help_panel=_PANEL
-        ),
-    ] = False,
+    options: Annotated[BuildOptions, _PANEL] = _DEFAULT,
     print_trtexec: Annotated[
         bool,
         typer.Option(
@@ -133,20 +73,9 @@ def build(
     Example: qdq build -m exported/ -o model.plan --min-shapes 1x8 --opt-shapes 8x128 --max-shapes 32x512
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
-    from exporters.tensorrt.build import BuildOptions
     from exporters.tensorrt.engine import build_engine, check_engine_path
     from exporters.tensorrt.onnx_file import read_onnx_file
 
-    options = BuildOptions(
-        workspace_mb=workspace,
-        optimization_level=optimization_level,
-        timing_cache=timing_cache,
-        hardware=hardware_compatibility,
-        version_compatible=version_compatible,
-        refit=refit,
-        strip=strip,
-        tf32=tf32,
-    )
     check_engine_path(output)
     source = read_onnx_file(model)
     profiles = chosen_profiles(source, min_shapes, opt_shapes, max_shapes)
