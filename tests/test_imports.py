@@ -29,7 +29,7 @@ QUANTIZATION = (*NUMBERS, *(f"qdq.quantization.{name}" for name in ("modules", "
 CORE = (*BASE, "qdq.protobuf", "qdq.models", *QUANTIZATION, "qdq.recipes", "qdq.source", "qdq.checkpoint", "qdq.data")
 RULES = tuple(f"qdq.recipes.{name}" for name in ("yaml_reader", "refinement", "rule"))
 SIDES = ("calibration", "exporters", "qdq.tasks", "qdq.interop", "qdq.generation", "qdq.retrieval")
-EVERYTHING = (*CORE, *SIDES, "qdq.training", "qdq.analysis", "qdq.conversion")
+EVERYTHING = (*CORE, *SIDES, "qdq.training", "qdq.analysis", "qdq.quickstart", "qdq.conversion")
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.errors": (),
@@ -80,6 +80,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.retrieval": (*CORE, "qdq.tasks"),  # has metrics of its own task
     "qdq.training": (*CORE, *SIDES),
     "qdq.analysis": (*CORE, *SIDES),
+    "qdq.quickstart": (*CORE, *SIDES),
     # who sees every other
     "qdq": (
         *EVERYTHING,

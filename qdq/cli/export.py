@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from exporters.tune import TuningResult
 
-__all__ = ["export", "model_bytes"]
+__all__ = ["export"]
 
 
 @command
@@ -167,6 +167,7 @@ def export(
         raise ExportError("--recipe goes with --target: a model exported with --float has no quantizers")
     from exporters import directory
     from exporters.interface import CACHES, POOLINGS, ExportInterface
+    from exporters.onnx.inspect import model_bytes
     from qdq.source import MODEL_FILE, ModelDirectory
 
     for option, value, known in (("--pooling", pooling, ("auto", *POOLINGS)), ("--cache", cache, CACHES)):
@@ -247,9 +248,3 @@ def _choices(tuning: TuningResult) -> list[Table | str]:
             table.add_row(row.name, f"{1e3 * row.median_s:.2f}", f"{row.speedup:.2f}x", f"{row.cosine:.4f}")
     refused = [f"{row.name} is not possible: {row.refused}" for row in tuning.rows if row.refused]
     return [table, *refused, f"chosen: {tuning.chosen}, {tuning.why}", ""]
-
-
-def model_bytes(path: Path) -> int:
-    """Return the size of an ONNX file, with the weights that a large file keeps beside it."""
-    beside = path.with_name(f"{path.name}.data")
-    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)

@@ -10,7 +10,6 @@ import typer
 
 from qdq.cli.build import shown_report
 from qdq.cli.calibrate import describe
-from qdq.cli.export import model_bytes
 from qdq.cli.plan import described, planned, shown
 from qdq.cli.profile import ProfileOption, RuntimeOption, ShapeOption, ThreadsOption, profiled
 from qdq.cli.recipe_options import NO_CHANGES, RecipeChanges, RecipeChoice
@@ -205,7 +204,7 @@ def _slots_table(rows: list[dict[str, Any]], letters: dict[str, str]) -> Table:
 
 
 def _inspect_graph(session: Session, path: Path, run: dict[str, Any] | None) -> None:
-    from exporters.onnx.inspect import inspect_graph
+    from exporters.onnx.inspect import inspect_graph, model_bytes
 
     report = inspect_graph(path)
     products = Counter((product.kind, product.runs_in) for product in report.products)

@@ -1,14 +1,9 @@
-"""The report of the quickstart: a table for the terminal, JSON for machines, Markdown for people."""
+"""The report of the quickstart: JSON for machines, Markdown and the cells of a table for people."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
-
-from qdq.cli.tables import new_table
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from typing import Any
 
 __all__ = ["Report", "Row"]
 
@@ -63,20 +58,18 @@ class Report:
         names = [name for name, runtime in runtimes.items() if runtime == "openvino"]
         return [f"Timed in OpenVINO: {', '.join(names)}; the others in ONNX Runtime."] if names else []
 
-    def to_table(self) -> Table:
-        """Return a table for the terminal, in which two shapes fit into 80 columns."""
-        table = new_table(*("\n".join(column) for column in self._columns()))
-        for cells in self._body():
-            table.add_row(*cells)
-        return table
+    def problems(self) -> list[str]:
+        """Return what does not hold, each line with the name of the export."""
+        return [f"{name}: {problem}" for name, verified in self.verification.items() for problem in verified["faults"]]
 
-    def _columns(self) -> list[tuple[str, str]]:
+    def columns(self) -> list[tuple[str, str]]:
         """Return header and unit of each column."""
         shapes = [shape.replace(" ", "") for shape in self.rows[0].latency_s]
         timing = [(shape, unit) for shape in shapes for unit in ("ms", "speed-up")]
         return [("", "model"), ("size", "MB"), *timing, ("", "cosine"), ("SQNR", "dB"), ("", "verified")]
 
-    def _body(self) -> list[list[str]]:
+    def body(self) -> list[list[str]]:
+        """Return the cells of each row."""
         body = []
         for row in self.rows:
             cells = [row.name, f"{row.bytes / 1e6:.1f}"]
@@ -88,9 +81,9 @@ class Report:
 
     def to_markdown(self) -> str:
         """Return the report in Markdown."""
-        header = [f"{name} {unit}".strip() for name, unit in self._columns()]
+        header = [f"{name} {unit}".strip() for name, unit in self.columns()]
         lines = [f"# {self.model} in int8", "", self.title(), ""]
-        lines += [_row(header), _row(["---"] + ["---:"] * (len(header) - 1)), *map(_row, self._body()), ""]
+        lines += [_row(header), _row(["---"] + ["---:"] * (len(header) - 1)), *map(_row, self.body()), ""]
         calibration = self.calibration["calibration"]
         lines += [
             "- **ms**: latency of a batch, as rows x tokens, median over interleaved rounds, one model a process; "
