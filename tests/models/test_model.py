@@ -10,7 +10,7 @@ import torch
 
 from qdq.errors import ConfigError
 from qdq.models.bert import BertConfig
-from qdq.models.cache import masked_slot, new_tokens, reorder_cache
+from qdq.models.cache import append_hidden_padding, new_tokens, reorder_cache
 from qdq.models.huggingface import load_model, save_model
 from qdq.models.inputs import InputError
 from qdq.models.ops import Add, MatMul
@@ -86,15 +86,15 @@ def test_new_tokens_keeps_the_last_when_all_are_cached() -> None:
 
 def test_masked_slot_is_a_hidden_padding_token(kit: Any, assert_same: Any) -> None:
     ids, mask = torch.tensor([[5, 6, 7], [8, 9, 1]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
-    given = masked_slot(ids, mask, 0)
+    given = append_hidden_padding(ids, mask, 0)
     assert given["input_ids"].tolist() == [[5, 6, 7, 0], [8, 9, 1, 0]]
     assert given["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
     model = small(kit, "bert", "masked-lm")
     with torch.no_grad():
         assert_same(model(**given).logits[:, :3], model(ids, mask).logits)
-        assert_same(model(**masked_slot(ids, None, 0)).logits[:, :3], model(ids).logits)
+        assert_same(model(**append_hidden_padding(ids, None, 0)).logits[:, :3], model(ids).logits)
     with pytest.raises(InputError, match="pad_token_id is null"):
-        masked_slot(ids, mask, None)
+        append_hidden_padding(ids, mask, None)
 
 
 def test_reordered_cache_continues_the_chosen_beams(kit: Any, assert_same: Any) -> None:
