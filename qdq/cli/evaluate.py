@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from qdq.cli.column_options import USUAL_COLUMNS, ColumnOptions
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
 from qdq.cli.threads import ThreadsOption, set_threads
+from qdq.tasks.evaluation_settings import EvaluationSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +26,7 @@ _TASKS = (
     "Task to evaluate: sts, sequence-classification, token-classification, question-answering, multiple-choice, "
     "masked-lm or retrieval."
 )
-_QA = "Question answering"
+_DEFAULT = EvaluationSettings()
 
 
 @command
@@ -56,55 +58,10 @@ def evaluate(
         typer.Option(metavar="NAME", help="Runtime of an exported directory: onnxruntime (by default) or openvino."),
     ] = None,
     threads: ThreadsOption = None,
-    batch_size: Annotated[int, typer.Option(metavar="B", help="Rows in a batch.", min=1)] = 32,
-    seq_len: Annotated[
-        int | None,
-        typer.Option(metavar="L", help="Longest row in tokens; by default the longest that the model takes.", min=3),
-    ] = None,
-    num_samples: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of examples to draw at random; by default all.", min=1)
-    ] = None,
-    split: Annotated[str | None, typer.Option(metavar="NAME", help="Split of a saved dataset to evaluate on.")] = None,
+    settings: EvaluationSettings = _DEFAULT,
     resamples: Annotated[
         int, typer.Option(metavar="N", help="Bootstrap resamples for the intervals; 0 computes no intervals.", min=0)
     ] = 1000,
-    pooling: Annotated[
-        str | None,
-        typer.Option(
-            metavar="mean|cls|max",
-            help="Pooling of token vectors for sts and retrieval; by default that of the model's directory, or mean.",
-        ),
-    ] = None,
-    stride: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Tokens that neighbouring windows of a long context share; by default 128.",
-            min=0,
-            rich_help_panel=_QA,
-        ),
-    ] = None,
-    n_best: Annotated[
-        int,
-        typer.Option(
-            metavar="N", help="Number of best start and end positions to combine.", min=1, rich_help_panel=_QA
-        ),
-    ] = 20,
-    max_answer_length: Annotated[
-        int, typer.Option(metavar="N", help="Longest answer in tokens.", min=1, rich_help_panel=_QA)
-    ] = 30,
-    null_threshold: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            help='Answer "no answer" if it scores higher than the best answer by more than this; by default 0, but '
-            "never if every question of the data has an answer.",
-            rich_help_panel=_QA,
-        ),
-    ] = None,
-    always_answer: Annotated[
-        bool, typer.Option("--always-answer", metavar="", help='Never answer "no answer".', rich_help_panel=_QA)
-    ] = False,
     columns: ColumnOptions = USUAL_COLUMNS,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
@@ -119,23 +76,8 @@ def evaluate(
     session = Session(json=json, verbose=verbose, quiet=quiet)
     from qdq.errors import VerificationError
     from qdq.tasks.evaluate import evaluate as run
-    from qdq.tasks.evaluation_settings import EvaluationSettings
 
     set_threads(threads)
-    settings = EvaluationSettings(
-        batch_size=batch_size,
-        seq_len=seq_len,
-        num_samples=num_samples,
-        split=split,
-        columns=columns.chosen(),
-        seed=seed,
-        pooling=pooling,
-        stride=stride,
-        n_best=n_best,
-        max_answer_length=max_answer_length,
-        null_threshold=null_threshold,
-        always_answer=always_answer,
-    )
     with session.progress("evaluating", total=1) as advance:
         result = run(
             path,
@@ -147,7 +89,7 @@ def evaluate(
             runtime=runtime,
             threads=threads,
             resamples=resamples,
-            settings=settings,
+            settings=replace(settings, columns=columns.chosen(), seed=seed),
             progress=lambda done, total: advance(done, f"evaluating {task}", total or done),
         )
     for note in result.notes:
