@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from calibration.distributed import WHOLE
+from calibration.distributed import SINGLE_PROCESS
 from calibration.statistics.channels import channel_ranges
 from qdq.errors import CalibrationError
 from qdq.quantization.graph import QuantizedRead, quantized_reads
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from calibration.distributed import Part
+    from calibration.distributed import ProcessRank
     from calibration.resume_file import ResumeFile
     from qdq.quantization.quantizer import Quantizer
 
@@ -68,7 +68,7 @@ def smooth(
     *,
     strength: float | None = 0.9,
     shift: bool = True,
-    part: Part = WHOLE,
+    process: ProcessRank = SINGLE_PROCESS,
     progress: Callable[[int], object] | None = None,
     resume_file: ResumeFile | None = None,
 ) -> list[str]:
@@ -82,7 +82,7 @@ def smooth(
             every channel.
         strength: ``a`` in ``s = max|x| ** a / max|w| ** (1 - a)``, for each channel. None does not scale channels.
         shift: Whether to shift channels.
-        part: The batches that are for this process, if there are several.
+        process: Which of several processes this one is, and thereby which batches are its own.
         progress: Called with the number of finished batches.
         resume_file: Stores the extremes, so that an interrupted run can be continued.
 
@@ -103,7 +103,7 @@ def smooth(
     }
     if not wanted or (strength is None and not shift):
         return []
-    bounds = channel_ranges(model, batches, wanted, part=part, progress=progress, resume_file=resume_file)
+    bounds = channel_ranges(model, batches, wanted, process=process, progress=progress, resume_file=resume_file)
     for group in groups:
         shifts = [_midpoint(bounds[_input(read)]) if shift and _can_shift(read) else None for read in group]
         scales = None
