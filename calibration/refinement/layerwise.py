@@ -95,7 +95,7 @@ def refine(
         raise CalibrationError(f"no rounding {rounding!r}: it must be one of {', '.join(ROUNDINGS)}")
     if clipping not in CLIPPINGS:
         raise CalibrationError(f"no clipping {clipping!r}: it must be one of {', '.join(CLIPPINGS)}")
-    kept = list(batches)
+    kept = list(batches)  # they are read at least twice for each encoder
     set_mode(model, Mode.QUANTIZE)
     changed: list[str] = []
     try:
@@ -150,6 +150,7 @@ class _Refiner:
         modes = {quantizer: quantizer.mode for _, quantizer in quantizers(self.model)}
         _set_modes(modes, off=True)
         plain = LayerInputs(self.model, self.encoder, self.batches)
+        # Two streams of hidden states: one as in the float model, one as in the quantized model refined so far.
         _set_modes(modes, off=False)
         rounded = LayerInputs(self.model, self.encoder, self.batches)
         layers = self.encoder.layers
@@ -158,6 +159,7 @@ class _Refiner:
             stages = [[one for one in linears if one in inside and one.quantizes] for linears in self.stages]
             stages = [linears for linears in stages if linears]
             _set_modes(modes, off=True)
+            # All layers of a stage read the same tensor, so the input of the first one is that of all.
             floats = plain.inputs(layer, [linears[0] for linears in stages]) if stages else []
             plain.advance(layer)
             _set_modes(modes, off=False)
@@ -238,6 +240,7 @@ def _moments(linear: QuantLinear, x: Tensor, q: Tensor, name: str) -> _Moments:
     x, q = (x if quantizer.transform is None else quantizer.transform(x)), quantizer(q)
     if not bool(torch.isfinite(x).all() and torch.isfinite(q).all()):
         raise CalibrationError(f"{name} saw NaN or infinite values")
+    # Sums over many tokens lose digits in float32.
     return _Moments(len(x), x.double().mean(0).float(), q.double().mean(0).float(), q.T @ q / len(q))
 
 

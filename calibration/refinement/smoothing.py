@@ -95,6 +95,7 @@ def smooth(
     if strength is not None:
         check_strength(strength)
     groups = _groups(model)
+    # Channels of the values are observed under a name of their own, if they are quantized.
     wanted = {
         quantizer: name
         for group in groups
@@ -119,7 +120,7 @@ def smooth(
 
 def _groups(model: nn.Module) -> list[list[QuantizedRead]]:
     """Return the inputs that can be transformed, in groups that the same weights read."""
-    users: dict[int, int] = {}
+    users: dict[int, int] = {}  # how many layers of the whole model, heads included, read a weight
     for slot, _ in named_slots(model):
         if slot.name == "weight":
             weight = id(model.get_submodule(slot.module).weight)

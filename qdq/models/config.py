@@ -136,6 +136,7 @@ class ModelConfig:
         heads, pad = self.num_attention_heads, self.pad_token_id
         if self.hidden_size % heads:
             found.append(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}")
+        # A negative index counts from the end of the table, as in nn.Embedding.
         if pad is not None and not (_is_whole_number(pad, 1 - self.vocab_size) and pad < self.vocab_size):
             found.append(f"pad_token_id is {pad!r}, must be null or below vocab_size {self.vocab_size}")
         if self.add_cross_attention and not self.is_decoder:
@@ -144,6 +145,7 @@ class ModelConfig:
             found.append(f"is_decoder is not possible for model_type '{self.model_type}'")
         if self.id2label is not None and len(self.id2label) != self.num_labels:
             found.append(f"id2label has {len(self.id2label)} entries, but num_labels is {self.num_labels}")
+        # Heads are pruned from distinct layers, of which there may be fewer than depths.
         distinct = len(set(self.layer_order))
         for layer, pruned in self.pruned_heads.items():
             if not 0 <= layer < distinct:
@@ -165,6 +167,7 @@ class BertLikeConfig(ModelConfig):
 
 
 def _is_whole_number(value: object, low: int) -> bool:
+    # True and False are instances of int as well.
     return isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**31
 
 

@@ -35,7 +35,8 @@ class LinearRead:
         activation: The activation function whose output it is, if any.
         value: For the output projection of attention: the value projection, whose channels the tensor has.
         context: For the output projection of attention: the product of attention weights and values, which computes it.
-        add: The residual addition that also reads it (post-norm). If None, ``linears`` are its only readers.
+        add: The residual addition that also reads it (post-norm). If it is None and the origin is known, only
+            ``linears`` read it.
         branch: The linear layer whose output ``add`` adds to the tensor.
     """
 

@@ -41,6 +41,7 @@ class Embeddings(nn.Module):
         super().__init__()
         self.first_position = first_position
         self.word = nn.Embedding(vocab_size, width, padding_idx=padding)
+        # As upstream, the position of padding gets no gradient.
         padding_row = first_position - 1 if first_position else None
         self.position = None if positions is None else nn.Embedding(positions, width, padding_idx=padding_row)
         self.adds_positions = positions is not None and adds_positions
@@ -80,6 +81,7 @@ class Embeddings(nn.Module):
         hidden: Tensor = words
         if self.token_type is not None:
             if token_type_ids is None:
+                # One zero broadcasts over batch and sequence.
                 token_type_ids = torch.zeros(1, 1, dtype=torch.long, device=words.device)
             hidden = hidden + self.token_type(token_type_ids)
         if self.position is not None and self.adds_positions:

@@ -158,11 +158,13 @@ class Encoder(nn.Module):
         states, used = [hidden], []
         for depth, layer in enumerate(self.layers):
             given = hidden, *self.arguments(call, depth)
+            # Checkpointing saves memory for the backward pass only.
             if self.checkpointing and self.training:
                 hidden, *others = checkpoint(layer, *given, use_reentrant=False)
             else:
                 hidden, *others = layer(*given)
             used.append(others)
+            # Upstream records one state for each repetition of a group, not one for each of its inner layers (ALBERT).
             if call.output_hidden_states and (depth + 1) % self.layers_per_state == 0:
                 states.append(hidden)
         if self.norm is not None:

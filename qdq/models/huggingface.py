@@ -241,7 +241,7 @@ def load_weights(
         present = [key for name in names for key in keys[name] if name_of(key) in given]
         used |= {name_of(key) for key in present}
         if present:
-            # Of several keys, the first one is that of the parameter that upstream computes with.
+            # If the checkpoint has several of the keys, upstream computes with the first one.
             key, tensor = given[name_of(present[0])]
             shape = shape_of_whole(present[0], wanted.shape)
             if [*tensor.shape] != shape or not tensor.is_floating_point():

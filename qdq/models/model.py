@@ -96,7 +96,8 @@ class Model(nn.Module):
         Modules with the attribute ``stored_apart`` (quantizers) are skipped, since checkpoints keep their parameters
         in a file of their own.
         """
-        foreign = {id(p) for part in self.modules() if getattr(part, "stored_apart", False) for p in part.parameters()}
+        # A tied weight is one Parameter with several names, so Parameters are told apart by identity.
+        foreign = {id(p) for m in self.modules() if getattr(m, "stored_apart", False) for p in m.parameters()}
         names: dict[int, list[str]] = {}
         for name, parameter in self.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
@@ -108,6 +109,7 @@ class Model(nn.Module):
         Args:
             parameters: The new parameter of every name. Names of a shared weight get the same one.
         """
+        # assign=True puts the given objects into the modules, instead of copying their values into the old ones.
         self.load_state_dict(parameters, assign=True)
         for module in self.modules():
             if isinstance(module, EncoderModel):
@@ -146,6 +148,7 @@ class EncoderModel(Model):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        # The signature names the labels of the task; see forward_signature.
         cls.forward = with_named_inputs(Model.forward, cls.encode, cls.targets)  # type: ignore[method-assign]
 
     def __init__(
@@ -163,6 +166,7 @@ class EncoderModel(Model):
         self.encoder = encoder
         self.pooler = pooler
         self.head = head
+        # The checkpoint of a pruned model has smaller projections, and its configuration says which heads are gone.
         self._prune(config.pruned_heads)
         self.tie_weights()
 
@@ -229,6 +233,7 @@ class EncoderModel(Model):
             raise InputError(
                 "encoder_hidden_states are for decoders, but the model is no decoder: set is_decoder in its config"
             )
+        # Only a decoder returns a cache, but every model accepts one, for instance of learned prefixes.
         past = 0 if past_key_values is None else past_key_values[0][0].shape[2]
         caching = config.is_decoder and (config.use_cache if use_cache is None else use_cache)
         if caching and self.encoder.checkpointing and self.training:
@@ -283,7 +288,7 @@ class EncoderModel(Model):
             pad_to_multiple_of: Round ``size`` up to a multiple of this number.
         """
         multiple = pad_to_multiple_of or 1
-        size = -(-size // multiple) * multiple
+        size = -(-size // multiple) * multiple  # rounded up
         old, std = self.embeddings.word, self.config.initializer_range
         new = nn.Embedding(size, old.embedding_dim, _weight=_resized(old.weight, size, std))
         self.embeddings.word = new
@@ -314,10 +319,12 @@ class EncoderModel(Model):
                 raise InputError(f"{what}: heads can only be pruned before a model is quantized")
         before = self.config.pruned_heads
         after = {layer: tuple(sorted({*before.get(layer, ()), *heads.get(layer, ())})) for layer in {*before, *heads}}
+        # The new configuration checks layers and heads before any layer is changed.
         self.config = replace(self.config, pruned_heads={layer: cut for layer, cut in after.items() if cut})
         self._prune(heads)
 
     def _prune(self, heads: Mapping[int, Iterable[int]]) -> None:
+        # Heads are counted by distinct layers, and depths that repeat one are pruned like it.
         order = self.config.layer_order
         distinct = sorted(set(order))
         for layer, indices in zip(self.encoder.layers, order, strict=True):

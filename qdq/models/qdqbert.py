@@ -37,6 +37,6 @@ QDQBERT = Family(
     prefix="bert",
     keys=BERT_KEYS,
     tasks={name: task for name, task in bert_tasks("QDQBert").items() if name != "pre-training"},
-    # The ranges that pytorch-quantization's quantizers store beside the weights
+    # The ranges that pytorch-quantization's quantizers store together with the weights
     ignored_keys=tuple(f"_quantizer.{name}" for name in ("_amax", "clip.clip_value_min", "clip.clip_value_max")),
 )

@@ -247,6 +247,7 @@ class Reader(TaskModel):
             attentions=encoded.attentions,
         )
         if not any(target is None for target in (first, last, has_answers)):
+            # Without a correct block or span, the marginal loss has no meaning, and is multiplied by 0.
             gold_starts, gold_ends = (gold[:count].clamp(-1, length)[:, :, None] for gold in (first, last))
             correct = ((gold_starts == starts) & (gold_ends == ends)).any(dim=1)  # (k, c) of (k, answers, c)
             result.retriever_correct = has_answers

@@ -157,7 +157,7 @@ def build(
     """
     model = construct(config, task, attn_implementation=attn_implementation)
     state: dict[str, nn.Parameter] = {}
-    for names in model.shared_names():
+    for names in model.shared_names():  # a shared weight is initialised once
         state |= dict.fromkeys(names, fresh_parameter(model, names[0]))
     model.assign(state)
     return model

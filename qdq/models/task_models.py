@@ -80,7 +80,7 @@ class NextSentence(PooledModel):
 class MultipleChoice(TaskModel):
     """Logits ``(batch, choices)`` from inputs ``(batch, choices, seq)``; ``labels`` ``(batch,)``."""
 
-    targets = ("labels", "choices")
+    targets = ("labels", "choices")  # callers give no choices: ``prepare`` passes their number to ``apply_head``
     flattened: ClassVar = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 
     def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
