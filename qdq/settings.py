@@ -79,18 +79,26 @@ def whole(low: int, high: int | None = None) -> Rule:
     return Rule(holds, words, {"type": "integer", "minimum": low} | ({} if high is None else {"maximum": high}))
 
 
-def number(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
+def number(low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> Rule:
     """Require a finite number from ``low`` to ``high``; with ``above`` it must be greater than ``low``."""
 
     def holds(value: Any) -> bool:
         return _is_number(value, int | float) and (low < value if above else low <= value) and value <= high
 
-    words = f"a number {'above' if above else 'of at least'} {low:g}"
-    bounds: dict[str, Any] = {"exclusiveMinimum" if above else "minimum": low}
-    if not math.isinf(high):
-        words = f"{words} and at most {high:g}" if above else f"a number from {low:g} to {high:g}"
+    bounds: dict[str, Any] = {}
+    if math.isfinite(low):
+        bounds["exclusiveMinimum" if above else "minimum"] = low
+    if math.isfinite(high):
         bounds["maximum"] = high
-    return Rule(holds, words, {"type": "number", **bounds})
+    return Rule(holds, _describe_number(low, high, above=above), {"type": "number", **bounds})
+
+
+def _describe_number(low: float, high: float, *, above: bool) -> str:
+    if math.isinf(low):
+        return "a number" if math.isinf(high) else f"a number of at most {high:g}"
+    if math.isinf(high):
+        return f"a number above {low:g}" if above else f"a number of at least {low:g}"
+    return f"a number above {low:g} and at most {high:g}" if above else f"a number from {low:g} to {high:g}"
 
 
 def choice(*names: str) -> Rule:

@@ -44,7 +44,17 @@ class Search:
 
 
 VALUES: list[Any] = [None, True, False, -1, 0, 1, 2, 0.5, 1.5, math.inf, math.nan, "best", "first", "other", [], {}]
-RULES = [whole(1), whole(0, 1), number(0), number(0, 1), number(0, 1, above=True), choice("best", "first"), flag()]
+RULES = [
+    whole(1),
+    whole(0, 1),
+    number(0),
+    number(0, 1),
+    number(0, 1, above=True),
+    number(),
+    number(high=1),
+    choice("best", "first"),
+    flag(),
+]
 RULES += [rule.or_none() for rule in RULES]
 
 

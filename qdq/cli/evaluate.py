@@ -78,7 +78,6 @@ def evaluate(
     from qdq.tasks.evaluate import evaluate as run
 
     set_threads(threads)
-    settings = replace(settings, columns=columns.chosen(), seed=seed)
     with session.progress("evaluating", total=1) as advance:
         result = run(
             path,
@@ -90,7 +89,7 @@ def evaluate(
             runtime=runtime,
             threads=threads,
             resamples=resamples,
-            settings=settings,
+            settings=replace(settings, columns=columns.chosen(), seed=seed),
             progress=lambda done, total: advance(done, f"evaluating {task}", total or done),
         )
     for note in result.notes:

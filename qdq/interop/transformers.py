@@ -15,7 +15,7 @@ import torch
 from qdq.errors import CheckpointError, ConfigError, MissingPackageError, describe_problems
 from qdq.models.attention import Attention, AttentionImplementation
 from qdq.models.huggingface import config_to_json, parameter_keys
-from qdq.models.keymap import Part, name_of, part_of, shape_of_whole
+from qdq.models.keymap import FusedPart, name_of, select_part, shape_of_whole
 from qdq.models.model import EncoderModel, fresh_parameter
 from qdq.models.registry import FAMILIES, configure, construct, family_of, task_of
 
@@ -152,7 +152,7 @@ def _take_parameters(ours: Model, theirs: nn.Module) -> None:
             kind = str(whole.dtype).removeprefix("torch.")
             problems.append(f"{name_of(key)} is {list(whole.shape)} {kind}, must be {shape} float")
         else:
-            chosen[name] = whole if isinstance(key, str) else _view(part_of(key, whole), whole)
+            chosen[name] = whole if isinstance(key, str) else _view(select_part(key, whole), whole)
     problems += [f"{key} is missing" for key in dict.fromkeys(missing)] + [f"{key} is unexpected" for key in left]
     if problems:
         raise CheckpointError(
@@ -219,7 +219,7 @@ def _joined(ours: Model, names: list[str]) -> nn.Parameter:
     parameters = [ours.get_parameter(name) for name in names]
     whole = torch.nn.Parameter(torch.cat([p.detach() for p in parameters]), requires_grad=parameters[0].requires_grad)
     for index, name in enumerate(names):
-        _put(ours, name, _view(part_of(Part("", index, len(names)), whole), whole))
+        _put(ours, name, _view(select_part(FusedPart("", index, len(names)), whole), whole))
     return whole
 
 

@@ -1,4 +1,4 @@
-"""ALBERT (Lan et al. 2019): narrow embeddings, and layers that are repeated in groups."""
+"""ALBERT (Lan et al. 2019): embeddings narrower than the hidden states, and layers that are repeated in groups."""
 
 from qdq.models.albert_config import AlbertConfig
 from qdq.models.assembly import classifier, embeddings, language_model_head, layer, relative_positions
@@ -12,9 +12,9 @@ from qdq.models.task_models import MaskedLM, SentenceOrderPreTraining
 
 
 def build(config: AlbertConfig) -> tuple[Embeddings, Encoder]:
-    """Assemble ALBERT: a module for every depth, which shares its weights with the first depth that it repeats."""
+    """Return the embeddings and the encoder of ALBERT, in which depths of one group share their weights."""
     order, relative = config.layer_order, relative_positions(config, scaled=False)
-    # Each group gets the head masks of its first depths, one per inner layer, for all repetitions.
+    # As upstream: all repetitions of a group use the rows of the head mask that belong to its first depths.
     per_group = config.num_hidden_layers // config.num_hidden_groups
     encoder = Encoder(
         [layer(config, relative=relative, feed_forward_dropout=0.0) for _ in order],
@@ -26,7 +26,7 @@ def build(config: AlbertConfig) -> tuple[Embeddings, Encoder]:
 
 
 def _pre_training_head(config: ModelConfig) -> PreTrainingHead:
-    # The order of sentences has the classifier's dropout, and as many labels as the configuration says.
+    # Unlike BERT's next-sentence head, this one has dropout, and as many labels as the configuration says.
     return PreTrainingHead(language_model_head(config), classifier(config))
 
 
@@ -39,8 +39,8 @@ _LAYER_KEYS: Keys = {
     "feed_forward.down": "ffn_output",
     "feed_forward.norm": "full_layer_layer_norm",
 }
-_PREDICTIONS: Keys = {"dense": "dense", "norm": "LayerNorm", "decoder": "decoder", "decoder.bias": "bias"}
-_BOTH_KEYS = below("head.predictions", "predictions", _PREDICTIONS) | {
+_PREDICTION_KEYS: Keys = {"dense": "dense", "norm": "LayerNorm", "decoder": "decoder", "decoder.bias": "bias"}
+_PRE_TRAINING_KEYS = below("head.predictions", "predictions", _PREDICTION_KEYS) | {
     "head.relationship.classifier": "sop_classifier.classifier"
 }
 
@@ -57,10 +57,10 @@ ALBERT = Family(
     tasks=standard_tasks("Albert")
     | {
         "masked-lm": Task(
-            "AlbertForMaskedLM", MaskedLM, language_model_head, below("head", "predictions", _PREDICTIONS)
+            "AlbertForMaskedLM", MaskedLM, language_model_head, below("head", "predictions", _PREDICTION_KEYS)
         ),
         "pre-training": Task(
-            "AlbertForPreTraining", SentenceOrderPreTraining, _pre_training_head, _BOTH_KEYS, pooler=True
+            "AlbertForPreTraining", SentenceOrderPreTraining, _pre_training_head, _PRE_TRAINING_KEYS, pooler=True
         ),
     },
 )

@@ -27,24 +27,25 @@ class AlbertConfig(BertLikeConfig):
 
     @property
     def embedding_width(self) -> int:
-        """A linear layer maps the tables to the hidden size."""
+        """Width of the embedding tables; a linear layer maps it to the hidden size."""
         return self.embedding_size
 
     @property
     def head_dropout(self) -> float:
-        """The classifier's own dropout, or that of the hidden states."""
+        """Dropout before a classifier; without a value of its own, that of the hidden states."""
         return self.hidden_dropout_prob if self.classifier_dropout_prob is None else self.classifier_dropout_prob
 
     @property
     def layer_order(self) -> tuple[tuple[int, ...], ...]:
-        """For every depth ``(group, inner layer)``."""
-        # In floating point and in this order: with uneven groups the rounding decides, and checkpoints rely on it.
+        """The ``(group, inner layer)`` that computes each depth."""
+        # Divide in floating point, in this order, as upstream does. When the groups do not divide the layers evenly,
+        # the rounding decides which group computes a depth, and checkpoints were trained with that assignment.
         repetitions = self.num_hidden_layers / self.num_hidden_groups
         groups = [int(index / repetitions) for index in range(self.num_hidden_layers)]
         return tuple((group, inner) for group in groups for inner in range(self.inner_group_num))
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the groups, too."""
+        """Return the problems of the groups, or else those that every family checks."""
         if self.num_hidden_groups > self.num_hidden_layers:
             return [f"num_hidden_groups {self.num_hidden_groups} exceeds num_hidden_layers {self.num_hidden_layers}"]
         return super().problems()

@@ -1,6 +1,6 @@
-"""The usual encoder put together from blocks; families say by keyword where they differ.
+"""Assemble the usual encoder from blocks; a family passes as keyword arguments what it does differently.
 
-Only these functions and the family files read configurations. The blocks get plain values.
+Only these functions and the family files read configurations. The blocks take plain values and modules.
 """
 
 from collections.abc import Callable
@@ -17,18 +17,24 @@ from qdq.models.heads import Classifier, LanguageModelHead
 from qdq.models.relative_positions import RelativePositions
 
 Norm = Callable[[ModelConfig, int], nn.Module]
-"""A norm for a configuration and a width."""
+"""A function that makes the norm for a configuration and a width."""
 
 
 def layer_norm(config: ModelConfig, width: int) -> nn.Module:
-    """LayerNorm with the configured epsilon."""
+    """Return a LayerNorm with the configured epsilon."""
     return nn.LayerNorm(width, eps=config.layer_norm_eps)
 
 
 def relative_positions(
     config: BertLikeConfig, *, scaled: bool = True, with_cache: bool = True
 ) -> RelativePositions | None:
-    """What ``position_embedding_type`` says about the scores; None for absolute positions."""
+    """Return the relative positions that ``position_embedding_type`` names, or None if positions are absolute.
+
+    Args:
+        config: The configuration that names the type and the longest sequence.
+        scaled: Whether the position terms are divided by the root of the head size.
+        with_cache: Whether they can be computed for cached keys.
+    """
     if config.position_embedding_type == "absolute":
         return None
     return RelativePositions(
@@ -40,7 +46,13 @@ def relative_positions(
 
 
 def embeddings(config: BertLikeConfig, *, norm: Norm | None = layer_norm, projection: int | None = None) -> Embeddings:
-    """Words, positions and token types, added and normalized."""
+    """Return the sum of word, position and token-type embeddings, with norm and dropout.
+
+    Args:
+        config: The sizes and the dropout.
+        norm: Makes the norm of the sum. None leaves the norm out.
+        projection: The width to which a linear layer maps the sum. None leaves the layer out.
+    """
     width = config.embedding_width
     return Embeddings(
         config.vocab_size,
@@ -64,7 +76,15 @@ def attention(
     relative: RelativePositions | None = None,
     cross: bool = False,
 ) -> Attention:
-    """Attention with the configured heads and dropout."""
+    """Return an attention block with the configured heads and dropout.
+
+    Args:
+        config: The sizes and the dropout.
+        norm: Makes the norm of the block. None leaves the norm out.
+        norm_first: Whether the block is pre-norm.
+        relative: The relative positions in the scores, if any.
+        cross: Whether keys and values come from another sequence.
+    """
     return Attention(
         config.hidden_size,
         config.num_attention_heads,
@@ -85,7 +105,15 @@ def feed_forward(
     dropout: float | None = None,
     chunk_size: int | None = None,
 ) -> FeedForward:
-    """Feed-forward block with the configured activation and dropout, unless they are given."""
+    """Return a feed-forward block with the configured activation.
+
+    Args:
+        config: The sizes, the activation, and the defaults of the other arguments.
+        norm: Makes the norm of the block. None leaves the norm out.
+        norm_first: Whether the block is pre-norm.
+        dropout: Replaces ``hidden_dropout_prob``.
+        chunk_size: Replaces ``chunk_size_feed_forward``.
+    """
     return FeedForward(
         config.hidden_size,
         config.intermediate_size,
@@ -107,29 +135,37 @@ def layer(
     feed_forward_dropout: float | None = None,
     chunk_size: int | None = None,
 ) -> Layer:
-    """Attention and feed-forward, with cross-attention between them where the configuration asks for it.
+    """Return a layer of self-attention, feed-forward, and cross-attention between them if the configuration has it.
 
     Args:
-        config: Sizes, activation and dropout.
-        norm: Of every block.
+        config: The sizes, the activation and the dropout.
+        norm: Makes the norm of each block.
         norm_first: Whether the blocks are pre-norm.
-        relative: Relative positions of self-attention.
-        cross_relative: Relative positions of cross-attention.
-        feed_forward_dropout: In place of ``hidden_dropout_prob``.
-        chunk_size: In place of ``chunk_size_feed_forward``.
+        relative: The relative positions of self-attention, if any.
+        cross_relative: The relative positions of cross-attention, if any.
+        feed_forward_dropout: Replaces ``hidden_dropout_prob`` in the feed-forward block.
+        chunk_size: Replaces ``chunk_size_feed_forward``.
     """
-    own = attention(config, norm=norm, norm_first=norm_first, relative=relative)
+    self_attention = attention(config, norm=norm, norm_first=norm_first, relative=relative)
     cross = None
     if config.add_cross_attention:
         cross = attention(config, norm=norm, norm_first=norm_first, relative=cross_relative, cross=True)
-    last = feed_forward(config, norm=norm, norm_first=norm_first, dropout=feed_forward_dropout, chunk_size=chunk_size)
-    return Layer(own, last, cross_attention=cross)
+    position_wise = feed_forward(
+        config, norm=norm, norm_first=norm_first, dropout=feed_forward_dropout, chunk_size=chunk_size
+    )
+    return Layer(self_attention, position_wise, cross_attention=cross)
 
 
 def language_model_head(
     config: ModelConfig, *, norm: Norm = layer_norm, hidden_act: str | None = None
 ) -> LanguageModelHead:
-    """The head of masked and causal language models."""
+    """Return the head of masked and causal language models.
+
+    Args:
+        config: The sizes and the activation.
+        norm: Makes the norm of the head.
+        hidden_act: Replaces the configured activation.
+    """
     width = config.embedding_width
     return LanguageModelHead(
         config.hidden_size,
@@ -141,20 +177,20 @@ def language_model_head(
 
 
 def classifier(config: ModelConfig) -> Classifier:
-    """One logit per label."""
+    """Return a head with one logit per label."""
     return Classifier(config.hidden_size, config.num_labels, dropout=config.head_dropout)
 
 
 def dense_classifier(config: ModelConfig) -> Classifier:
-    """One logit per label, behind a linear with tanh; it reads the first token where there is no pooler."""
+    """Return a head with one logit per label after a linear layer with tanh, for families without a pooler."""
     return Classifier(config.hidden_size, config.num_labels, dropout=config.head_dropout, dense=True)
 
 
 def choice_classifier(config: ModelConfig) -> Classifier:
-    """One score per choice."""
+    """Return a head with one score, for each choice."""
     return Classifier(config.hidden_size, 1, dropout=config.head_dropout)
 
 
 def pair_classifier(config: ModelConfig) -> Classifier:
-    """Two logits: start and end of an answer, or the relation of two sentences."""
+    """Return a head with two logits: start and end of an answer, or the relation of two sentences."""
     return Classifier(config.hidden_size, 2)

@@ -19,29 +19,39 @@ class BertConfig(BertLikeConfig):
 
     @property
     def head_dropout(self) -> float:
-        """The classifier's own dropout, or that of the hidden states."""
+        """Dropout before a classifier; without a value of its own, that of the hidden states."""
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
 
 def build(config: BertConfig) -> tuple[Embeddings, Encoder]:
-    """Assemble embeddings and layers."""
+    """Return the embeddings and the encoder of BERT."""
     relative = relative_positions(config)
     return embeddings(config), Encoder([layer(config, relative=relative) for _ in range(config.num_hidden_layers)])
 
 
 def pre_training_head(config: ModelConfig) -> PreTrainingHead:
-    """Masked tokens and next sentence."""
+    """Return the head that predicts masked tokens and the next sentence."""
     return PreTrainingHead(language_model_head(config), pair_classifier(config))
 
 
-_PREDICTIONS = {"dense": "transform.dense", "norm": "transform.LayerNorm", "decoder": "decoder", "decoder.bias": "bias"}
-LANGUAGE_MODEL_KEYS = below("head", "cls.predictions", _PREDICTIONS)
-# A head in which the language model is only a part
-PREDICTIONS_KEYS = below("head.predictions", "cls.predictions", _PREDICTIONS)
+_PREDICTION_KEYS = {
+    "dense": "transform.dense",
+    "norm": "transform.LayerNorm",
+    "decoder": "decoder",
+    "decoder.bias": "bias",
+}
+LANGUAGE_MODEL_KEYS = below("head", "cls.predictions", _PREDICTION_KEYS)
+# The same tensors where the language model is one half of a head
+PREDICTIONS_KEYS = below("head.predictions", "cls.predictions", _PREDICTION_KEYS)
 
 
 def bert_tasks(stem: str, causal: str = "LMHeadModel") -> dict[str, Task]:
-    """The tasks of BERT under the class names of a family that has BERT's heads."""
+    """Return BERT's tasks for a family that has BERT's heads.
+
+    Args:
+        stem: The beginning of upstream's class names, such as "Bert".
+        causal: The end of the name of upstream's causal language model.
+    """
     language, relation = LANGUAGE_MODEL_KEYS, {"head.classifier": "cls.seq_relationship"}
     both = {**PREDICTIONS_KEYS, "head.relationship.classifier": "cls.seq_relationship"}
     return {

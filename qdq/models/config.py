@@ -1,4 +1,4 @@
-"""The configuration of a model: Hugging Face's fields under Hugging Face's names, and what every family has of them."""
+"""The configuration of a model: the fields of ``config.json`` under Hugging Face's names, and their rules."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,7 +16,10 @@ PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 def configuration(cls: type[T]) -> type[T]:
-    """Make ``cls`` a frozen dataclass, but for ``use_cache``, which transformers' Trainer sets in any model it gets."""
+    """Make ``cls`` a frozen dataclass with keyword arguments, in which only ``use_cache`` may be set.
+
+    transformers' Trainer sets ``use_cache`` in the configuration of every model that it trains.
+    """
     made = dataclass(frozen=True, kw_only=True)(cls)
     refuse = made.__setattr__
 
@@ -32,17 +35,25 @@ def configuration(cls: type[T]) -> type[T]:
 
 @configuration
 class ModelConfig:
-    """What decides shapes and arithmetic of every family; a family adds its own fields and defaults in a subclass.
+    """The fields that all families have. A family adds its own fields and defaults in a subclass.
+
+    Fields have Hugging Face's names and meaning; ``max_position_embeddings`` is the number of rows of the position
+    table, ``initializer_range`` the standard deviation of fresh weights.
+
+    Args:
+        extra: Fields of the ``config.json`` that no family uses. They are written back unchanged.
+        read_as: The names under which fields were read, if they are not ours. They are written back under these.
 
     Raises:
-        ConfigError: One or more values cannot be followed; all of them are listed.
+        ConfigError: One or more values are invalid. The message lists all of them.
     """
 
     names: ClassVar[Mapping[str, str]] = {}
-    """Upstream's names of fields that are called otherwise here, ``{"dim": "hidden_size"}``; several may name one."""
+    """Other names of fields in the family's ``config.json``, ``{"dim": "hidden_size"}``. Several may name one field."""
     supports_decoder: ClassVar[bool] = True
-    """Whether decoder mode, cross-attention and a cache exist."""
+    """Whether the family has a decoder mode, with cross-attention and a cache."""
     supports_gradient_checkpointing: ClassVar[bool] = True
+    """Whether upstream offers gradient checkpointing."""
     zero_padding_row: ClassVar[bool] = True
     """Whether the embedding of the padding token is initialised with zeros."""
 
@@ -75,14 +86,13 @@ class ModelConfig:
     output_hidden_states: bool = False
     return_dict: bool = True
     torchscript: bool = False
-    # not of config.json
+    # These two describe the file that was read, not the model.
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the ``config.json`` that mean nothing here; they are written back unchanged."""
     read_as: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """The names under which fields were read, where they are not ours; they are written back under these."""
 
     def __post_init__(self) -> None:
-        if problems := _problems_by_field(self) or self.problems():
+        # Rules between fields may assume that each field by itself is valid.
+        if problems := _field_problems(self) or self.problems():
             raise ConfigError(describe_problems(f"configuration of model_type '{self.model_type}'", problems))
 
     @property
@@ -97,12 +107,12 @@ class ModelConfig:
 
     @property
     def max_length(self) -> int:
-        """The longest text in tokens that the model has positions for."""
+        """Number of tokens in the longest text that the model has positions for."""
         return self.max_position_embeddings - self.first_position
 
     @property
     def min_length(self) -> int:
-        """The shortest text in tokens that every head can read."""
+        """Number of tokens in the shortest text that every head can read."""
         return 1
 
     @property
@@ -117,16 +127,17 @@ class ModelConfig:
 
     @property
     def layer_order(self) -> tuple[tuple[int, ...], ...]:
-        """For every depth upstream's indices of the layer that works there: one, unless layers are repeated."""
+        """Upstream's indices of the layer that computes each depth: one index, unless layers are repeated."""
         return tuple((index,) for index in range(self.num_hidden_layers))
 
     def problems(self) -> list[str]:
-        """Return every reason in the fields together why they cannot be followed; each by itself is sound."""
+        """Return the rules between fields that do not hold, one sentence each. Every field by itself is valid."""
         found: list[str] = []
         heads, pad = self.num_attention_heads, self.pad_token_id
         if self.hidden_size % heads:
             found.append(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}")
-        if pad is not None and not (_whole(pad, 1 - self.vocab_size) and pad < self.vocab_size):
+        # A negative index counts from the end of the table, as in nn.Embedding.
+        if pad is not None and not (_is_whole_number(pad, 1 - self.vocab_size) and pad < self.vocab_size):
             found.append(f"pad_token_id is {pad!r}, must be null or below vocab_size {self.vocab_size}")
         if self.add_cross_attention and not self.is_decoder:
             found.append("add_cross_attention needs is_decoder")
@@ -134,6 +145,7 @@ class ModelConfig:
             found.append(f"is_decoder is not possible for model_type '{self.model_type}'")
         if self.id2label is not None and len(self.id2label) != self.num_labels:
             found.append(f"id2label has {len(self.id2label)} entries, but num_labels is {self.num_labels}")
+        # Heads are pruned from distinct layers, of which there may be fewer than depths.
         distinct = len(set(self.layer_order))
         for layer, pruned in self.pruned_heads.items():
             if not 0 <= layer < distinct:
@@ -147,37 +159,38 @@ class ModelConfig:
 
 @configuration
 class BertLikeConfig(ModelConfig):
-    """The fields that BERT and its nearest relatives have besides the common ones."""
+    """The common fields, and those that BERT and its nearest relatives share."""
 
     type_vocab_size: int = 2
     position_embedding_type: PositionType = "absolute"
     chunk_size_feed_forward: int = 0
 
 
-def _whole(value: object, low: int) -> bool:
+def _is_whole_number(value: object, low: int) -> bool:
+    # True and False are instances of int as well.
     return isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**31
 
 
-def _number(value: object, high: float = math.inf) -> bool:
+def _is_number(value: object, high: float = math.inf) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= high
 
 
-# What a field must be: (holds, in words), by its name or else by its type.
+# The rule of a field as (predicate, description). The name of a field goes before its type.
 _RULES: dict[Any, tuple[Callable[[Any], bool], str]] = {
-    int: (lambda v: _whole(v, 1), "a positive whole number below 2**31"),
+    int: (lambda v: _is_whole_number(v, 1), "a positive whole number below 2**31"),
     bool: (lambda v: isinstance(v, bool), "true or false"),
-    float: (_number, "a number of at least 0"),
-    float | None: (lambda v: v is None or _number(v, 1), "a probability between 0 and 1"),
-    "hidden_dropout_prob": (lambda v: _number(v, 1), "a probability between 0 and 1"),
-    "attention_probs_dropout_prob": (lambda v: _number(v, 1), "a probability between 0 and 1"),
-    "chunk_size_feed_forward": (lambda v: _whole(v, 0), "a whole number of at least 0, below 2**31"),
+    float: (_is_number, "a number of at least 0"),
+    float | None: (lambda v: v is None or _is_number(v, 1), "a probability between 0 and 1"),
+    "hidden_dropout_prob": (lambda v: _is_number(v, 1), "a probability between 0 and 1"),
+    "attention_probs_dropout_prob": (lambda v: _is_number(v, 1), "a probability between 0 and 1"),
+    "chunk_size_feed_forward": (lambda v: _is_whole_number(v, 0), "a whole number of at least 0, below 2**31"),
     "position_embedding_type": (lambda v: v in get_args(PositionType), f"one of {', '.join(get_args(PositionType))}"),
     "problem_type": (lambda v: v in PROBLEM_TYPES, f"null or one of {', '.join(map(str, PROBLEM_TYPES[1:]))}"),
     "hidden_act": (lambda v: callable(v) or v in [*ACTIVATIONS], f"one of {', '.join(sorted(ACTIVATIONS))}"),
 }
 
 
-def _problems_by_field(config: ModelConfig) -> list[str]:
+def _field_problems(config: ModelConfig) -> list[str]:
     found = []
     for one in fields(config):
         value = getattr(config, one.name)

@@ -1,7 +1,7 @@
-"""What a block says about its linear layers: which tensor they read, what makes it, and who else reads it.
+"""How a block describes the input of its linear layers: what computes the tensor, and what else reads it.
 
-Smoothing, shifts, rounding and folding change weights on both sides of such a tensor. They ask the blocks of a model,
-and know nothing of its family.
+Smoothing, shifts, rounding and folding change weights on both sides of such a tensor. Each block describes its own, so
+that they work for every family without knowing any.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from qdq.models.ops import Add, MatMul
 
 @dataclass(frozen=True)
 class Origin:
-    """What makes the tensor that a block reads; neither of the two where nothing is known or the tensor is a sum.
+    """What computes the input of a block. Both fields are None if it is a sum, or if nothing is known.
 
     Args:
         norm: The norm whose output it is.
@@ -30,13 +30,14 @@ class LinearRead:
 
     Args:
         linears: All linear layers that read it.
-        norm: The norm that makes it; None when something else does.
-        source: The linear layer that makes it.
-        activation: The activation function that makes it.
-        value: For the output projection of attention the projection of the values, whose channels the tensor has.
-        context: Likewise the product of attention weights and values.
-        add: The residual addition that reads the same tensor (post-norm). Without it, ``linears`` are the only readers.
-        branch: The linear layer whose output ``add`` adds.
+        norm: The norm whose output it is, if any.
+        source: The linear layer whose output it is, if any.
+        activation: The activation function whose output it is, if any.
+        value: For the output projection of attention: the value projection, whose channels the tensor has.
+        context: For the output projection of attention: the product of attention weights and values, which computes it.
+        add: The residual addition that also reads it (post-norm). If it is None and the origin is known, only
+            ``linears`` read it.
+        branch: The linear layer whose output ``add`` adds to the tensor.
     """
 
     linears: tuple[nn.Linear, ...]
@@ -49,26 +50,28 @@ class LinearRead:
     branch: nn.Linear | None = None
 
 
-def read_of_block(linears: tuple[nn.Linear, ...], origin: Origin, own_norm: nn.Module | None, add: Add,
-                  branch: nn.Linear) -> LinearRead:  # fmt: skip
-    """Return what the first linear layers of a residual block read.
+def block_input_read(
+    linears: tuple[nn.Linear, ...], origin: Origin, own_norm: nn.Module | None, add: Add, branch: nn.Linear
+) -> LinearRead:
+    """Describe the tensor that the first linear layers of a residual block read.
 
-    1. Pre-norm: the block's own norm makes it, for them alone.
-    2. Post-norm: the norm of the block before makes it, and the residual addition of this block reads it, too.
-    3. Nothing normalizes it: a linear layer makes it (a projection of embeddings), and the addition reads it, too.
-    4. It is a sum, or of unknown origin: nothing can be said.
+    1. Pre-norm: it is the output of the block's own norm, and nothing else reads it.
+    2. Post-norm: it is the output of the norm of the block before, and the residual addition of this block reads it as
+       well.
+    3. No norm: it is the output of a linear layer (a projection of embeddings), and the addition reads it as well.
+    4. It is a sum, or its origin is unknown: only its readers are known.
 
     Args:
         linears: The layers that read the input of the block.
-        origin: What makes the input of the block.
-        own_norm: The norm in front of ``linears`` inside the block.
+        origin: What computes the input of the block.
+        own_norm: The norm before ``linears`` inside the block, if any.
         add: The residual addition of the block.
         branch: The last linear layer of the block, whose output ``add`` adds to its input.
     """
-    if own_norm is not None:
+    if own_norm is not None:  # case 1
         return LinearRead(linears=linears, norm=own_norm)
-    if origin.norm is not None:
+    if origin.norm is not None:  # case 2
         return LinearRead(linears=linears, norm=origin.norm, add=add, branch=branch)
-    if origin.linear is not None:
+    if origin.linear is not None:  # case 3
         return LinearRead(linears=linears, source=origin.linear, add=add)
-    return LinearRead(linears=linears)
+    return LinearRead(linears=linears)  # case 4

@@ -1,4 +1,4 @@
-"""What a family file states: its configuration, how it is assembled, its key table, its tasks."""
+"""The description of a family: its configuration, how it is assembled, its key table, and its tasks."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,15 +18,15 @@ from qdq.models.task_models import MultipleChoice, QuestionAnswering, SequenceCl
 
 @dataclass(frozen=True)
 class Task:
-    """One architecture of a family.
+    """One task of a family, and the model for it.
 
     Args:
-        name: Upstream's class.
-        model: Our class.
-        head: Makes the head for a configuration; None for no head.
-        keys: Head modules to upstream's modules.
+        name: The name of upstream's class, as in ``architectures`` of ``config.json``.
+        model: The class of the model.
+        head: Makes the head for a configuration. None leaves the head out.
+        keys: The key table of the head: our modules to upstream's.
         pooler: Whether the model has a pooler.
-        unused: Modules that checkpoints carry but no call reaches; they may be missing.
+        unused: Beginnings of parameters that checkpoints hold but no call reads. They may be missing from a checkpoint.
         prefixed: Whether upstream nests the encoder under the family's prefix.
     """
 
@@ -41,15 +41,15 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One ``model_type``.
+    """Everything that is particular to one ``model_type``.
 
     Args:
-        config: The class of its configuration.
-        build: Assembles embeddings and layers for a configuration.
-        prefix: Where upstream nests the encoder in a model with a head.
-        keys: Modules of the encoder to upstream's modules.
-        tasks: Its architectures by task.
-        beside: Endings of the keys in checkpoints that are no weights.
+        config: The class of the configuration.
+        build: Makes the embeddings and the encoder for a configuration.
+        prefix: The name of the encoder in upstream's models with a head.
+        keys: The key table of the encoder: our modules to upstream's.
+        tasks: The tasks by name.
+        ignored_keys: Endings of checkpoint keys that are not weights of the model, and are skipped.
     """
 
     config: type[ModelConfig]
@@ -57,7 +57,7 @@ class Family:
     prefix: str
     keys: Keys
     tasks: Mapping[str, Task]
-    beside: tuple[str, ...] = ()
+    ignored_keys: tuple[str, ...] = ()
 
     @property
     def model_type(self) -> str:
@@ -66,6 +66,7 @@ class Family:
 
     def model(self, config: ModelConfig, task: str) -> Model:
         """Return the model of ``config`` for ``task``."""
+        # Semantic similarity (sts) compares the embeddings of the bare encoder.
         entry = self.tasks["feature-extraction" if task == "sts" else task]
         embeddings, encoder = self.build(config)
         return entry.model(
@@ -82,7 +83,11 @@ CLASSIFIER_KEYS: Keys = {"head.classifier": "classifier"}
 
 
 def standard_tasks(stem: str) -> dict[str, Task]:
-    """The tasks that most families share; ``stem`` begins upstream's class names."""
+    """Return the tasks that most families have.
+
+    Args:
+        stem: The beginning of upstream's class names, such as "Bert".
+    """
     keys, span_keys = CLASSIFIER_KEYS, {"head.classifier": "qa_outputs"}
     return {
         "feature-extraction": Task(f"{stem}Model", pooler=True, prefixed=False),

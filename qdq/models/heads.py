@@ -1,30 +1,34 @@
-"""Head modules: what stands between hidden states and logits."""
+"""Head modules, which compute logits from hidden states."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Pooler(nn.Module):
-    """tanh of a linear on the first token, whichever side the padding is on."""
+    """Linear layer and tanh on the first position, also if the padding is on the left.
+
+    Args:
+        hidden_size: Width of the hidden states.
+    """
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``(batch, seq, hidden)`` -> ``(batch, hidden)``."""
+        """Return the pooled output ``(batch, hidden)`` of hidden states ``(batch, seq, hidden)``."""
         return torch.tanh(self.dense(hidden[:, 0]))
 
 
 class LanguageModelHead(nn.Module):
-    """Linear, activation, norm, and the linear to the vocabulary, whose weight is usually the word embedding.
+    """Linear layer, activation, norm, and a linear layer to the vocabulary, usually tied to the word embedding.
 
     Args:
         hidden: Width of the hidden states.
         width: Width of the word embedding.
         vocab_size: Number of logits.
-        activation: Behind the first linear.
-        norm: Behind the activation.
+        activation: The function after the first linear layer.
+        norm: The norm after the activation.
     """
 
     def __init__(self, hidden: int, width: int, vocab_size: int, *, activation: nn.Module, norm: nn.Module) -> None:
@@ -35,19 +39,19 @@ class LanguageModelHead(nn.Module):
         self.decoder = nn.Linear(width, vocab_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``(batch, seq, hidden)`` -> ``(batch, seq, vocab)``."""
+        """Return logits ``(batch, seq, vocab)`` of hidden states ``(batch, seq, hidden)``."""
         logits: Tensor = self.decoder(self.norm(self.activation(self.dense(hidden))))
         return logits
 
 
 class Classifier(nn.Module):
-    """Dropout and a linear to the labels.
+    """Dropout, and a linear layer to the labels.
 
     Args:
         hidden: Width of the hidden states.
         num_labels: Number of logits.
-        dropout: In front of each linear.
-        dense: Whether a linear of the same width with tanh stands in front (RoBERTa).
+        dropout: Dropout before each linear layer.
+        dense: Whether a linear layer of the same width, with tanh, comes first (RoBERTa).
     """
 
     def __init__(self, hidden: int, num_labels: int, *, dropout: float = 0.0, dense: bool = False) -> None:
@@ -57,7 +61,7 @@ class Classifier(nn.Module):
         self.classifier = nn.Linear(hidden, num_labels)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``(..., hidden)`` -> ``(..., num_labels)``."""
+        """Return logits ``(..., num_labels)`` of hidden states or pooled output ``(..., hidden)``."""
         hidden = self.dropout(hidden)
         if self.dense is not None:
             hidden = self.dropout(torch.tanh(self.dense(hidden)))
@@ -66,7 +70,12 @@ class Classifier(nn.Module):
 
 
 class PreTrainingHead(nn.Module):
-    """Masked tokens from the sequence, and a relation of the two sentences from the pooled output."""
+    """Two heads: masked tokens from the hidden states, and the relation of two sentences from the pooled output.
+
+    Args:
+        predictions: The head for the tokens.
+        relationship: The head for the sentences.
+    """
 
     def __init__(self, predictions: LanguageModelHead, relationship: Classifier) -> None:
         super().__init__()
@@ -74,5 +83,5 @@ class PreTrainingHead(nn.Module):
         self.relationship = relationship
 
     def forward(self, hidden: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``(batch, seq, vocab)`` and ``(batch, 2)``."""
+        """Return logits ``(batch, seq, vocab)`` and ``(batch, 2)``."""
         return self.predictions(hidden), self.relationship(pooled)

@@ -1,9 +1,8 @@
-"""Translation of parameter names between ours and upstream's, from literal tables.
+"""Translate parameter names between ours and upstream's with literal tables.
 
-A table maps our module (or one whole parameter) to upstream's; ``{}`` stands for the index of a layer: ours is the
-depth, upstream's may be several numbers (ALBERT: group and inner layer). Where upstream stores several of our weights
-in one tensor, the entry is a :class:`Part` of it. The way back is the same table inverted, so both directions are exact
-by construction.
+An entry maps one of our modules, or a single parameter, to upstream's. ``{}`` stands for the index of a layer: ours is
+the depth, upstream's may be several numbers (ALBERT: group and inner layer). If upstream stores several of our weights
+in one tensor, the entry is a :class:`FusedPart`. Loading and saving use the same table, so both directions are exact.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,13 +12,13 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Part:
-    """One of several equal parts, along the first axis, of a tensor of upstream's.
+class FusedPart:
+    """One of several equal parts, along the first axis, of an upstream tensor.
 
     Args:
-        name: Of the whole tensor, or of its module.
-        index: Which part.
-        count: How many there are.
+        name: The name of the whole tensor, or of its module.
+        index: The index of this part.
+        count: The number of parts.
     """
 
     name: str
@@ -27,17 +26,22 @@ class Part:
     count: int
 
 
-Key = str | Part
+Key = str | FusedPart
 Keys = Mapping[str, Key]
 
 
 def fused(theirs: str, *ours: str) -> dict[str, Key]:
-    """Return the entries for modules of ours that are one of upstream's: ``fused("Wqkv", "query", "key", "value")``."""
-    return {name: Part(theirs, index, len(ours)) for index, name in enumerate(ours)}
+    """Return the entries of modules that upstream fuses to one: ``fused("Wqkv", "query", "key", "value")``.
+
+    Args:
+        theirs: Upstream's module.
+        ours: Our modules, in the order in which upstream stores them.
+    """
+    return {name: FusedPart(theirs, index, len(ours)) for index, name in enumerate(ours)}
 
 
 def below(ours: str, theirs: str, keys: Keys) -> dict[str, Key]:
-    """Return ``keys`` as they are called below the module ``ours``, which is upstream's ``theirs``."""
+    """Return ``keys`` with the prefix ``ours`` on our names and the prefix ``theirs`` on upstream's."""
     return {f"{ours}.{name}": _renamed(key, f"{theirs}.{name_of(key)}") for name, key in keys.items()}
 
 
@@ -50,8 +54,13 @@ def _renamed(key: Key, name: str) -> Key:
     return name if isinstance(key, str) else replace(key, name=name)
 
 
-def part_of(key: Key, whole: Tensor) -> Tensor:
-    """Return what ``key`` stands for in upstream's tensor: all of it, or a view of a part."""
+def select_part(key: Key, whole: Tensor) -> Tensor:
+    """Return our weight as stored in upstream's tensor: the whole tensor, or a view of one part.
+
+    Args:
+        key: The entry of the weight.
+        whole: Upstream's tensor.
+    """
     if isinstance(key, str):
         return whole
     rows = whole.shape[0] // key.count
@@ -59,7 +68,12 @@ def part_of(key: Key, whole: Tensor) -> Tensor:
 
 
 def shape_of_whole(key: Key, shape: Sequence[int]) -> list[int]:
-    """Return the shape of upstream's tensor for a weight of ours of ``shape``."""
+    """Return the shape of upstream's tensor.
+
+    Args:
+        key: The entry of one of our weights.
+        shape: The shape of that weight.
+    """
     return [*shape] if isinstance(key, str) else [key.count * shape[0], *shape[1:]]
 
 
@@ -86,7 +100,12 @@ BERT_KEYS: Keys = {
 
 
 def translate(name: str, keys: Keys, layers: Sequence[tuple[int, ...]]) -> Key:
-    """Return upstream's name of our parameter ``name``; ``layers`` holds upstream's indices for every depth.
+    """Return upstream's entry for one of our parameters.
+
+    Args:
+        name: The name of the parameter.
+        keys: The key table.
+        layers: Upstream's indices of the layer at each depth.
 
     Raises:
         KeyError: The table has no entry for the parameter.
@@ -95,5 +114,6 @@ def translate(name: str, keys: Keys, layers: Sequence[tuple[int, ...]]) -> Key:
     depth = next((int(piece) for piece in pieces if piece.isdigit()), None)
     template = ".".join("{}" if piece.isdigit() else piece for piece in pieces)
     module, _, leaf = template.rpartition(".")
+    # An entry for the whole parameter goes before that of its module (a bias that upstream stores elsewhere).
     key = keys[template] if template in keys else _renamed(keys[module], f"{name_of(keys[module])}.{leaf}")
     return key if depth is None else _renamed(key, name_of(key).format(*layers[depth]))

@@ -1,4 +1,4 @@
-"""Megatron-BERT (Shoeybi et al. 2019): pre-norm, no norm after the embeddings, one behind the last layer."""
+"""Megatron-BERT (Shoeybi et al. 2019): pre-norm, with a norm after the last layer instead of after the embeddings."""
 
 from qdq.models.assembly import embeddings, layer, layer_norm, relative_positions
 from qdq.models.bert import bert_tasks
@@ -24,7 +24,7 @@ class MegatronBertConfig(BertLikeConfig):
 
 
 def build(config: MegatronBertConfig) -> tuple[Embeddings, Encoder]:
-    """Assemble Megatron-BERT."""
+    """Return the embeddings and the encoder of Megatron-BERT."""
     relative = relative_positions(config)
     layers = [
         layer(config, norm_first=True, relative=relative, cross_relative=relative)

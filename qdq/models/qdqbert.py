@@ -1,4 +1,4 @@
-"""QDQBERT: BERT for quantization-aware training with pytorch-quantization; its float side is BERT with a few limits."""
+"""QDQBERT: BERT for quantization-aware training with pytorch-quantization, without the quantizers."""
 
 from qdq.models.assembly import embeddings, layer, relative_positions
 from qdq.models.bert import bert_tasks
@@ -20,7 +20,10 @@ class QDQBertConfig(BertLikeConfig):
 
 
 def build(config: QDQBertConfig) -> tuple[Embeddings, Encoder]:
-    """Assemble QDQBERT: cross-attention has relative positions, too, and nothing is computed in chunks."""
+    """Return the embeddings and the encoder of QDQBERT.
+
+    Unlike BERT's, cross-attention has relative positions as well, and ``chunk_size_feed_forward`` is ignored.
+    """
     relative = relative_positions(config, with_cache=False)
     layers = [
         layer(config, relative=relative, cross_relative=relative, chunk_size=0) for _ in range(config.num_hidden_layers)
@@ -34,5 +37,6 @@ QDQBERT = Family(
     prefix="bert",
     keys=BERT_KEYS,
     tasks={name: task for name, task in bert_tasks("QDQBert").items() if name != "pre-training"},
-    beside=tuple(f"_quantizer.{name}" for name in ("_amax", "clip.clip_value_min", "clip.clip_value_max")),
+    # The ranges that pytorch-quantization's quantizers store together with the weights
+    ignored_keys=tuple(f"_quantizer.{name}" for name in ("_amax", "clip.clip_value_min", "clip.clip_value_max")),
 )

@@ -1,4 +1,4 @@
-"""REALM (Guu et al. 2020): a BERT encoder that embeds, scores, augments and reads retrieved text."""
+"""REALM (Guu et al. 2020): BERT with heads that embed, score and read retrieved text."""
 
 from torch import nn
 
@@ -26,14 +26,18 @@ def _reader_head(config: RealmConfig) -> ReaderHead:
     )
 
 
-# Embedder and reader carry a language-model head that nothing calls; checkpoints have its weights.
+# Embedder and reader have a language-model head that nothing calls, because checkpoints hold its weights.
 _EMBEDDER_KEYS: Keys = {**below("head", "cls", {"projection": "dense", "norm": "LayerNorm"}), **PREDICTIONS_KEYS}
 _SPAN_KEYS: Keys = {"intermediate": "dense_intermediate", "norm": "layer_normalization", "output": "dense_output"}
 _READER_KEYS: Keys = {**below("head", "qa_outputs", _SPAN_KEYS), **PREDICTIONS_KEYS}
-_WHOLE: Keys = {**{ours: f"realm.{name_of(theirs)}" for ours, theirs in BERT_KEYS.items()}, **_EMBEDDER_KEYS}
+# A scorer nests whole embedders, each with an encoder under the family's prefix.
+_WHOLE_EMBEDDER_KEYS: Keys = {
+    **{ours: f"realm.{name_of(theirs)}" for ours, theirs in BERT_KEYS.items()},
+    **_EMBEDDER_KEYS,
+}
 _SCORER_KEYS: Keys = {
-    **below("embedder", "embedder", _WHOLE),
-    **below("query_embedder", "query_embedder", _WHOLE),
+    **below("embedder", "embedder", _WHOLE_EMBEDDER_KEYS),
+    **below("query_embedder", "query_embedder", _WHOLE_EMBEDDER_KEYS),
 }
 
 REALM = Family(

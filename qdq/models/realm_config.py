@@ -5,13 +5,15 @@ from qdq.models.config import BertLikeConfig, configuration
 
 @configuration
 class RealmConfig(BertLikeConfig):
-    """REALM's own fields. The special tokens are RoBERTa's although the vocabulary is BERT's."""
+    """REALM's configuration."""
 
     supports_gradient_checkpointing = False
 
     model_type: str = "realm"
     hidden_act: str = "gelu_new"
-    pad_token_id: int | None = 1  # only the padding row of the word table depends on it
+    # Upstream's defaults: RoBERTa's special tokens, although the vocabulary is BERT's. Only the padding row of the
+    # word table depends on them.
+    pad_token_id: int | None = 1
     bos_token_id: int | None = 0
     eos_token_id: int | None = 2
     retriever_proj_size: int = 128
@@ -26,5 +28,5 @@ class RealmConfig(BertLikeConfig):
 
     @property
     def min_length(self) -> int:
-        """The reader compares spans of up to ``max_span_width`` tokens."""
+        """Number of tokens in the shortest text; the reader needs the widest span to fit."""
         return self.max_span_width

@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al. 2019): BERT with positions counted from padding, and heads of its own."""
+"""RoBERTa (Liu et al. 2019): BERT with positions counted from the number of the padding token, and other heads."""
 
 from qdq.models.bert import build
 from qdq.models.config import configuration

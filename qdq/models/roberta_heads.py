@@ -1,4 +1,4 @@
-"""The heads of RoBERTa, which other families share."""
+"""RoBERTa's heads, for all families that have them."""
 
 from functools import partial
 
@@ -11,18 +11,22 @@ from qdq.models.task_models import CausalLM, MaskedLM, MultipleChoice, SequenceC
 
 
 def _choice_head(config: ModelConfig) -> Classifier:
-    # Here alone the classifier's own dropout does not count.
+    # Unlike the other heads, this one ignores ``classifier_dropout``, as upstream.
     return Classifier(config.hidden_size, 1, dropout=config.hidden_dropout_prob)
 
 
-_LM: Keys = {"dense": "dense", "norm": "layer_norm", "decoder": "decoder", "decoder.bias": "bias"}
-_LM_KEYS = below("head", "lm_head", _LM)
+_PREDICTION_KEYS: Keys = {"dense": "dense", "norm": "layer_norm", "decoder": "decoder", "decoder.bias": "bias"}
+_LM_KEYS = below("head", "lm_head", _PREDICTION_KEYS)
 _SENTENCE_KEYS = below("head", "classifier", {"dense": "dense", "classifier": "out_proj"})
-_language_model = partial(language_model_head, hidden_act="gelu")  # exactly this one, whatever the layers use
+_language_model = partial(language_model_head, hidden_act="gelu")  # not the configured activation, as upstream
 
 
 def roberta_tasks(stem: str) -> dict[str, Task]:
-    """The tasks of RoBERTa under the class names of a family that has RoBERTa's heads."""
+    """Return RoBERTa's tasks for a family that has RoBERTa's heads.
+
+    Args:
+        stem: The beginning of upstream's class names, such as "Roberta".
+    """
     sequence = f"{stem}ForSequenceClassification"
     return standard_tasks(stem) | {
         "masked-lm": Task(f"{stem}ForMaskedLM", MaskedLM, _language_model, _LM_KEYS),

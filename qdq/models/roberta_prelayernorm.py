@@ -1,4 +1,4 @@
-"""RoBERTa-PreLayerNorm (Wettig et al. 2022): pre-norm, norms at both ends, positions counted from padding."""
+"""RoBERTa-PreLayerNorm (Wettig et al. 2022): RoBERTa with pre-norm, and norms before and after the layers."""
 
 from qdq.models.assembly import embeddings, layer, layer_norm, relative_positions
 from qdq.models.bert import BertConfig
@@ -12,7 +12,7 @@ from qdq.models.roberta_heads import roberta_tasks
 
 @configuration
 class RobertaPreLayerNormConfig(BertConfig):
-    """The configuration; positions begin behind the number of the padding token."""
+    """RoBERTa-PreLayerNorm's configuration. Positions begin after the number of the padding token."""
 
     model_type: str = "roberta-prelayernorm"
     vocab_size: int = 50265
@@ -22,20 +22,20 @@ class RobertaPreLayerNormConfig(BertConfig):
 
     @property
     def first_position(self) -> int:
-        """Padding has the position of its own number, the first token the one behind."""
+        """The position of the first token; padding has the one before, which is the number of the padding token."""
         return (self.pad_token_id or 0) + 1
 
     def problems(self) -> list[str]:
-        """Return that there is no padding token to count from, too."""
-        counted = f"pad_token_id is null, but model_type '{self.model_type}' counts positions from it"
+        """Return the problems that every family checks, and that the padding token is missing."""
+        counted = f"pad_token_id is null, but model_type '{self.model_type}' counts positions from it: give a number"
         return super().problems() + ([counted] if self.pad_token_id is None else [])
 
 
 def build(config: RobertaPreLayerNormConfig) -> tuple[Embeddings, Encoder]:
-    """Assemble embeddings and layers."""
+    """Return the embeddings and the encoder of RoBERTa-PreLayerNorm."""
     relative = relative_positions(config)
     layers = [layer(config, norm_first=True, relative=relative) for _ in range(config.num_hidden_layers)]
-    # The last of hidden_states has not passed the final norm.
+    # As transformers 4.x, record the last of hidden_states before the final norm (transformers 5: after it).
     norm = layer_norm(config, config.hidden_size)
     return embeddings(config), Encoder(layers, norm=norm, norm_in_hidden_states=False)
 

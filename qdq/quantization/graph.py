@@ -1,4 +1,7 @@
-"""Which tensors the linear layers of a wrapped encoder read, as its blocks say; see :mod:`qdq.models.dataflow`."""
+"""Find the tensors that the linear layers of a wrapped encoder read.
+
+The blocks of a model describe them; see :mod:`qdq.models.dataflow`.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,20 @@ __all__ = ["QuantizedRead", "quantized_reads"]
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedRead:
-    """A :class:`qdq.models.dataflow.LinearRead` of a wrapped model, with the name of its first linear layer.
+    """A :class:`qdq.models.dataflow.LinearRead` of a wrapped model, whose modules have quantizers.
 
-    The linear layers share one input quantizer, unless an import gave them ranges of their own.
+    The linear layers share one input quantizer, unless an imported checkpoint has a range for each of them.
+
+    Args:
+        name: The name of the first linear layer.
+        linears: All linear layers that read the tensor.
+        norm: The norm whose output it is, if any.
+        source: The linear layer whose output it is, if any.
+        activation: The activation function whose output it is, if any.
+        value: For the output projection of attention: the value projection.
+        context: For the output projection of attention: the product of attention weights and values.
+        add: The residual addition that also reads the tensor, if any.
+        branch: The linear layer whose output ``add`` adds to the tensor.
     """
 
     name: str
@@ -38,8 +52,12 @@ _FIELDS = tuple(field.name for field in fields(QuantizedRead) if field.name != "
 
 
 def quantized_reads(model: nn.Module) -> list[QuantizedRead]:
-    """Return what the wrapped linear layers of all encoders in ``model`` read, from the input to the output."""
+    """Return the inputs of the wrapped linear layers of all encoders in ``model``, in the order of the computation.
+
+    Linear layers that are not wrapped are left out.
+    """
     names = {id(module): name for name, module in model.named_modules()}
+    # A model may hold several encoders (REALM's scorer); each describes its own layers.
     return [
         QuantizedRead(name=names[id(read.linears[0])], **{name: getattr(read, name) for name in _FIELDS})
         for module in model.modules()

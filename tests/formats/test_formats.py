@@ -122,6 +122,8 @@ def test_an_interrupted_calibration_goes_on(old: Path) -> None:
     assert_same_tensors(old / "resumed" / "quantizers.safetensors", old / "quantized" / "quantizers.safetensors")
     record = json.loads((old / "resumed" / "quantization.json").read_text())
     wanted = json.loads((old / "quantized" / "quantization.json").read_text())
+    for document in (record, wanted):
+        document["calibration"].pop("warnings")  # sentences, which are not a format
     assert record["calibration"] == wanted["calibration"]
     assert record.keys() == wanted.keys()
 

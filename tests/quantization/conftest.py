@@ -35,7 +35,7 @@ def _float_kit() -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
-    return module.Kit()
+    return module.SmallModels()
 
 
 class Pass(NamedTuple):
