@@ -61,7 +61,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["float", "onnxruntime", "tensorrt"])
-def test_an_export_holds_model_configuration_and_companions(checkpoints: Path, exports: Path, name: str) -> None:
+def test_an_export_holds_model_configuration_and_tokenizer(checkpoints: Path, exports: Path, name: str) -> None:
     found = contents(exports / name)
     assert set(found) == {MODEL_FILE, EXPORT_FILE, "config.json", ".qdq.json", *COPIED_FILES}
     for copied, content in COPIED_FILES.items():
@@ -235,3 +235,9 @@ def test_an_export_without_its_model_is_incomplete(exports: Path, tmp_path: Path
     shutil.copy(exports / "float" / EXPORT_FILE, tmp_path)
     with pytest.raises(CheckpointError, match=f"{MODEL_FILE} is missing"):
         read_export(tmp_path)
+
+
+def test_the_former_name_of_the_interface_still_works(checkpoints: Path, tmp_path: Path) -> None:
+    with pytest.warns(DeprecationWarning, match="the argument form is named interface now"):
+        export(checkpoints / "float", tmp_path / "out", target=None, form=ExportInterface(int32_ids=True))
+    assert read_export(tmp_path / "out")["form"] == {"int32_ids": True}
