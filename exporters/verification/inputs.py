@@ -51,6 +51,7 @@ def verification_batches(
     """
     config: Any = export_model.model.config
     encode = _encoder(checkpoint, config)
+    # REALM's reader needs texts that are at least as long as its widest span.
     least = getattr(config, "max_span_width", 0) if config.model_type == "realm" else 0
     return [
         fill(export_model, batch_size, max(min(seq_len, config.max_length), least), encode, seed=index)
