@@ -5,24 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qdq.errors import CalibrationError
-from qdq.settings import check, choice, flag, number, setting, whole
+from qdq.settings import check, choice, documented, flag, number, setting, whole
 
 __all__ = ["CALIBRATORS", "CalibrationSettings", "RangeAdjustments"]
 
 CALIBRATORS = ("max", "percentile", "mse", "entropy", "auto")
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class CalibrationSettings:
     """Choose how ranges are found, and on how much text.
-
-    Args:
-        calibrator: How the range of a slot is chosen, one of :data:`CALIBRATORS`.
-        percentile: Percentage of the values that the calibrator ``percentile`` keeps; None for 99.99.
-        num_samples: Number of samples to draw at random; None for all of them.
-        seq_len: Longest sample in tokens. Longer samples are cut.
-        batch_size: Samples in a batch.
-        seed: Seed for drawing the samples.
 
     Raises:
         CalibrationError: Settings break their rules; all of them are listed.
@@ -57,14 +50,10 @@ class CalibrationSettings:
         check(self, "settings of the calibration", between, CalibrationError)
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class RangeAdjustments:
     """Choose how ranges are changed after they were found, as NVIDIA's quantization trainer for BERT does.
-
-    Args:
-        fuse_qkv: Give query, key and value of each attention one range, the largest of the three.
-        clip_gelu: Largest magnitude in the range of each feed-forward activation; None for no limit.
-        recalibrate_weights: Set the ranges of weights anew from the weights.
 
     Raises:
         CalibrationError: ``clip_gelu`` is not a positive number.

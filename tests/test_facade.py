@@ -136,6 +136,11 @@ def test_names_are_loaded_one_by_one() -> None:
     assert not loaded & {"onnx", "onnxruntime", "transformers"}
 
 
+def test_a_former_name_still_works() -> None:
+    with pytest.warns(DeprecationWarning, match=r"qdq\.Form is named qdq\.ExportInterface now"):
+        assert qdq.Form is qdq.ExportInterface
+
+
 # --- modules of the user with the names of our packages ---
 
 

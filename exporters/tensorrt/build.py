@@ -190,6 +190,7 @@ def _serialized(
     interrupted: Callable[[], bool],
 ) -> HostMemory | None:
     builder: Builder = trt.Builder(logger)
+    # Flags are bits, and their positions differ between versions.
     network: Network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser: Parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(path)):
@@ -216,7 +217,7 @@ def _configure(trt: TensorRT, config: Config, options: BuildOptions) -> None:
     flags = {
         trt.BuilderFlag.TF32: options.tf32,
         trt.BuilderFlag.VERSION_COMPATIBLE: options.version_compatible,
-        trt.BuilderFlag.REFIT: options.refit or options.strip,
+        trt.BuilderFlag.REFIT: options.refit or options.strip,  # a stripped plan gets its weights by refitting
         trt.BuilderFlag.STRIP_PLAN: options.strip,
     }
     for flag, wanted in flags.items():

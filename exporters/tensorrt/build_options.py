@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path  # noqa: TC003 (options are made from the annotations)
 from typing import Any
 
-from qdq.settings import flag, setting
+from qdq.settings import documented, flag, setting
 
 __all__ = ["HARDWARE", "BuildOptions"]
 
@@ -14,21 +14,10 @@ HARDWARE = {"none": "NONE", "ampere-plus": "AMPERE_PLUS", "same-compute-capabili
 """Name on the command line -> member of TensorRT's ``HardwareCompatibilityLevel``."""
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """Choose how an engine is built.
-
-    Args:
-        workspace_mb: Memory that kernels may use besides the tensors, in MiB; None leaves it to TensorRT.
-        optimization_level: How long the builder searches, 0 to 5; None is TensorRT's default, 3.
-        timing_cache: File with timings to read and to update. Full TensorRT only.
-        hardware: On which other GPUs the engine must work, a key of :data:`HARDWARE`.
-        version_compatible: Whether later versions of TensorRT, and lean runtimes, can load the engine.
-        refit: Whether weights can be replaced later. Float graphs and full TensorRT only.
-        strip: Leave the weights out of the plan; they are added by refitting. Same limits as ``refit``.
-        tf32: Let float32 products round their operands to tf32. int8 layers gain nothing, and float layers lose
-            accuracy.
-    """
+    """Choose how an engine is built."""
 
     workspace_mb: int | None = setting(
         None,

@@ -5,23 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qdq.errors import ConfigError
-from qdq.settings import anything, check, choice, setting, whole
+from qdq.settings import anything, check, choice, documented, setting, whole
 
 __all__ = ["AnalysisSettings", "TaskMetricSettings"]
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class AnalysisSettings:
     """Choose what is switched together, and on how much text it is measured.
-
-    Args:
-        by: What is switched on and off together: ``slot``, ``module``, ``layer``, ``role`` or ``kind``.
-        only: Patterns of modules or slots; other groups are not measured. None measures all of them.
-        num_samples: Number of samples to draw at random.
-        max_batches: Number of batches to measure on; None for all.
-        batch_size: Samples in a batch.
-        seq_len: Longest sample in tokens. Longer samples are cut.
-        seed: Seed for drawing samples and examples.
 
     Raises:
         ConfigError: Settings break their rules; all of them are listed.
@@ -49,14 +41,10 @@ class AnalysisSettings:
         check(self, "settings of the analysis")
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class TaskMetricSettings:
     """Choose the metric of a task that an analysis measures besides the distance to the float model.
-
-    Args:
-        task: The task, as for :func:`qdq.evaluate`; None measures no metric.
-        metric: Name of the metric; None for the task's first one.
-        task_samples: Number of examples to draw at random.
 
     Raises:
         ConfigError: Settings break their rules; all of them are listed.
