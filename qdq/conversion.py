@@ -1,4 +1,4 @@
-"""Checkpoints of other packages to directories of ours, with a report of what became of every tensor."""
+"""Convert checkpoints of other packages to Hugging Face directories, with a report on every tensor."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ def convert(
     """Convert a checkpoint. The directory appears whole or not at all; tokenizer files beside the source are copied.
 
     Args:
-        source: the checkpoint: a file, a prefix or a directory, see the ``convert`` of each format.
-        output: directory to write; an older checkpoint of ours there is replaced.
-        format: one of :data:`FORMATS`.
-        task: the head; by default the one that uses all there are.
-        config: JSON with the sizes; ``tensorflow`` only.
-        model_type: the family; ``tensorflow`` only.
-        overrides: fields of the configuration that win over what the source says.
+        source: The checkpoint: a file, a prefix or a directory; see the ``convert`` of each format.
+        output: Directory to write. An older checkpoint of qdq there is replaced.
+        format: One of :data:`FORMATS`.
+        task: Task whose head is kept; by default the one that uses all tensors.
+        config: JSON file with the sizes; ``tensorflow`` only.
+        model_type: The family; ``tensorflow`` only.
+        overrides: Fields of the configuration that override what the source says.
 
     Returns:
-        The report.
+        What became of every tensor.
 
     Raises:
-        CheckpointError: damaged files, or tensors that are unknown, missing or of another shape: all of them.
-        ConfigError: an unknown format, or options that it does not have.
-        MissingPackageError: the package that reads the format is not installed.
-        StorageError: when the disk is full, or the like.
+        CheckpointError: Files are damaged, or tensors are unknown, missing or of another shape; all of them are listed.
+        ConfigError: The format is unknown, or does not have an option that is given.
+        MissingPackageError: The package that reads the format is not installed.
+        StorageError: The directory cannot be written, for example because the disk is full.
     """
     if format not in FORMATS:
         raise ConfigError(f"format {format!r}: it must be one of {', '.join(FORMATS)}")

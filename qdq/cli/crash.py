@@ -38,8 +38,8 @@ def describe(error: Exception) -> str:
         ) as file:
             file.write(report)
     except OSError:
-        return f"a mistake of qdq itself, please report it with what follows: {what}\n{report}"
-    return f"a mistake of qdq itself, please report it with the file {file.name}: {what}"
+        return f"a defect of qdq, please report it with what follows: {what}\n{report}"
+    return f"a defect of qdq, please report it with the file {file.name}: {what}"
 
 
 def _report(error: Exception) -> str:

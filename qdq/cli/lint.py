@@ -77,8 +77,7 @@ def lint(
         report = report.plus(parser_findings(source.path))
     error = None
     if not report.holds(strict=strict):
-        subject = fix or exported
-        error = VerificationError(f"{subject} is not ready for {target}: {_counted(report)}")
+        error = VerificationError(f"{fix or exported} is not ready for {target}: {_counted(report)}")
     version = ".".join(map(str, report.version))
     session.result(
         {"path": fix or exported, "target": target, **report.to_dict(), "repairs": repairs},

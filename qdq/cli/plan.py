@@ -43,7 +43,7 @@ def planned(config: Path, choice: RecipeChoice | None, task: str | None) -> tupl
 
 def described(plan: Plan) -> dict[str, Any]:
     """Return a plan as plain values."""
-    places = plan.slot_counts
+    counts = plan.slot_counts
     kinds: dict[str, dict[str, dict[str, int]]] = {}
     for slot, spec in plan.specs.items():
         count = kinds.setdefault(slot.kind, {}).setdefault(slot.name, {"places": 0, "quantized": 0})
@@ -52,12 +52,12 @@ def described(plan: Plan) -> dict[str, Any]:
     return {
         "recipe": plan.recipe.name,
         "places": len(plan.specs),
-        "quantized": sum(places.values()),
+        "quantized": sum(counts.values()),
         "quantizers": sum(plan.quantizers.values()),
         "needing_data": len(plan.needing_data),
         "specs": [
             {"spec": str(spec), "places": count, "quantizers": plan.quantizers[spec]}
-            for spec, count in places.most_common()
+            for spec, count in counts.most_common()
         ],
         "kinds": kinds,
         "slots": [
@@ -70,10 +70,10 @@ def described(plan: Plan) -> dict[str, Any]:
 def shown(plan: Mapping[str, Any]) -> list[Table | str]:
     """Return a plan as people read it: counts, and equal slots of several layers in one line."""
     letters = {row["spec"]: chr(ord("A") + index) for index, row in enumerate(plan["specs"])}
-    specs = new_table("spec", "", "places", "quantizers", words=2)
+    specs = new_table("spec", "", "slots", "quantizers", words=2)
     for row in plan["specs"]:
         specs.add_row(letters[row["spec"]], row["spec"], str(row["places"]), str(row["quantizers"]))
-    kinds = new_table("kind", "slot", "places", "quantized", words=2)
+    kinds = new_table("kind", "slot", "slots", "quantized", words=2)
     for kind, slots in plan["kinds"].items():
         for name, count in slots.items():
             kinds.add_row(kind, name, str(count["places"]), str(count["quantized"]))
@@ -83,7 +83,7 @@ def shown(plan: Mapping[str, Any]) -> list[Table | str]:
     counts: list[Table | str] = ["", specs] if plan["specs"] else []
     data = f"{plan['needing_data']} slots need calibration data" if plan["needing_data"] else "no data is needed"
     return [
-        f"{plan['quantized']} of {plan['places']} places quantized, {plan['quantizers']} quantizers; {data}",
+        f"{plan['quantized']} of {plan['places']} slots quantized, {plan['quantizers']} quantizers; {data}",
         *counts,
         "",
         kinds,
