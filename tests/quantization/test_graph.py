@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
+
+    from qdq.models.model import Model
+    from tests.quantization.conftest import QuantizedModels
 
 ATTENTION = [
     *(f"{name}.{slot}" for name in ("query", "key", "value", "output") for slot in ("input", "weight")),
@@ -55,8 +58,8 @@ def test_a_layer_has_twenty_places_and_cross_attention_fourteen_more() -> None:
 
 
 @pytest.mark.parametrize(("model_type", "task"), EVERY)
-def test_exact_places_of_the_preset_qdqbert(model_type: str, task: str, workshop: Any) -> None:
-    model = workshop.model(model_type, task)
+def test_exact_places_of_the_preset_qdqbert(model_type: str, task: str, quantized_models: QuantizedModels) -> None:
+    model = quantized_models.model(model_type, task)
     encoder = "embedder.encoder" if task == "scoring" else "encoder"
     quantize(model, "qdqbert")
     want = {f"{encoder}.layers.{depth}.{place}" for depth in range(2) for place in LAYER}
@@ -66,8 +69,8 @@ def test_exact_places_of_the_preset_qdqbert(model_type: str, task: str, workshop
 
 
 @pytest.mark.parametrize("model_type", DECODERS)
-def test_exact_places_with_cross_attention(model_type: str, workshop: Any) -> None:
-    model = workshop.model(model_type, is_decoder=True, add_cross_attention=True)
+def test_exact_places_with_cross_attention(model_type: str, quantized_models: QuantizedModels) -> None:
+    model = quantized_models.model(model_type, is_decoder=True, add_cross_attention=True)
     quantize(model, "qdqbert")
     assert quantized_places(model) == {
         f"encoder.layers.{depth}.{place}" for depth in range(2) for place in [*LAYER, *CROSS]
@@ -80,8 +83,8 @@ def test_exact_places_with_cross_attention(model_type: str, workshop: Any) -> No
 
 
 @pytest.mark.parametrize(("model_type", "task"), EVERY)
-def test_wrapping_goes_by_type_alone(model_type: str, task: str, workshop: Any) -> None:
-    model = workshop.model(model_type, task)
+def test_wrapping_goes_by_type_alone(model_type: str, task: str, quantized_models: QuantizedModels) -> None:
+    model = quantized_models.model(model_type, task)
     before = {name: type(module) for name, module in model.named_modules()}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     wrap(model)
@@ -97,8 +100,8 @@ def test_wrapping_goes_by_type_alone(model_type: str, task: str, workshop: Any) 
 
 
 @pytest.mark.parametrize("preset", ["qdqbert", "tensorrt"])
-def test_fused_attention_has_no_place_for_its_products(preset: str, workshop: Any) -> None:
-    model = workshop.model()
+def test_fused_attention_has_no_place_for_its_products(preset: str, quantized_models: QuantizedModels) -> None:
+    model = quantized_models.model()
     model.set_attn_implementation("sdpa")
     with pytest.raises(RecipeError, match="fused attention has no modules") as caught:
         quantize(model, preset)
@@ -111,13 +114,13 @@ def test_fused_attention_has_no_place_for_its_products(preset: str, workshop: An
 # --- ALBERT: layers that are repeated ---
 
 
-def repeated(workshop: Any) -> Any:
+def repeated(quantized_models: QuantizedModels) -> Model:
     """Four depths, two of which repeat each of two layers."""
-    return workshop.model("albert", "masked-lm", num_hidden_layers=4, num_hidden_groups=2)
+    return quantized_models.model("albert", "masked-lm", num_hidden_layers=4, num_hidden_groups=2)
 
 
-def test_albert_has_ranges_for_every_depth_and_each_weight_once(workshop: Any) -> None:
-    model = quantize(repeated(workshop), "qdqbert")
+def test_albert_has_ranges_for_every_depth_and_each_weight_once(quantized_models: QuantizedModels) -> None:
+    model = quantize(repeated(quantized_models), "qdqbert")
     assert quantized_places(model) == {f"encoder.layers.{depth}.{place}" for depth in range(4) for place in LAYER}
     assert active(model) == 4 * 12 + 2 * 6, "twelve activations in every depth, six weights in every distinct layer"
     layers = model.encoder.layers
@@ -127,16 +130,16 @@ def test_albert_has_ranges_for_every_depth_and_each_weight_once(workshop: Any) -
         assert first.weight_quantizer is again.weight_quantizer
         assert first.weight_quantizer is not other.weight_quantizer
         assert len({id(layer.get_submodule(name).input_quantizer) for layer in layers}) == 4
-    calibration.calibrate(model, [workshop.unlabelled(workshop.inputs("albert"))])
+    calibration.calibrate(model, [quantized_models.unlabelled(quantized_models.inputs("albert"))])
     scales = {float(layer.feed_forward.up.input_quantizer.scale) for layer in layers}
     assert len(scales) == 4, "each depth has seen its own activations"
 
 
-def test_albert_stores_the_scales_of_a_repeated_weight_once(workshop: Any, tmp_path: Path) -> None:
+def test_albert_stores_the_scales_of_a_repeated_weight_once(quantized_models: QuantizedModels, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    model = quantize(repeated(workshop), "qdqbert")
-    inputs = workshop.unlabelled(workshop.inputs("albert"))
+    model = quantize(repeated(quantized_models), "qdqbert")
+    inputs = quantized_models.unlabelled(quantized_models.inputs("albert"))
     summary = calibration.calibrate(model, [inputs])
     set_mode(model, Mode.QUANTIZE)
     qdq.save(model, tmp_path / "c", recipe=load_recipe("qdqbert"), calibration=summary.to_dict())

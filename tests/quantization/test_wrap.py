@@ -174,7 +174,7 @@ def test_quantizers_are_off_and_weights_have_their_scales() -> None:
 
 def test_second_quantize_is_refused() -> None:
     model = quantize(tiny(), "linear")
-    with pytest.raises(RecipeError, match="quantized already; apply_recipe"):
+    with pytest.raises(RecipeError, match="quantized already; use apply_recipe"):
         quantize(model, "qdqbert")
 
 
