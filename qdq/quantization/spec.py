@@ -280,6 +280,7 @@ _FLAGS = ("signed", "symmetric", "narrow_range", "overflow_safe", "dynamic", "le
 def _problems(values: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the settings, each by itself and with each other."""
     problems = problems_in(QuantSpec, values)
+    # Contradictions may involve settings that are left to their defaults.
     settings = {name: default for name, default, _ in settings_of(QuantSpec)} | dict(values)
     # A contradiction can be found as soon as the flags are true or false, whatever else is wrong.
     is_clear = all(isinstance(settings[name], bool) for name in _FLAGS)
