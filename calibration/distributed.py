@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,11 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch.distributed as dist
 
 from qdq.errors import CalibrationError
+from qdq.processes import Process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["SINGLE_PROCESS", "ProcessRank", "is_under_torchrun", "torchrun_process"]
+__all__ = ["SINGLE_PROCESS", "ProcessRank", "torchrun_process"]
 
 T = TypeVar("T")
 
@@ -76,18 +76,13 @@ SINGLE_PROCESS = ProcessRank()
 """The only process there is."""
 
 
-def is_under_torchrun() -> bool:
-    """Return whether torchrun started this process together with others."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
-
-
 @contextmanager
 def torchrun_process() -> Iterator[ProcessRank]:
     """Give the rank that torchrun assigned to this process, with a process group inside the block.
 
     Without torchrun, give :data:`SINGLE_PROCESS`.
     """
-    if not is_under_torchrun():
+    if Process.of_torchrun().world_size == 1:
         yield SINGLE_PROCESS
         return
     # gloo works without accelerators, and only statistics are exchanged, which are small.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from calibration.calibrate import calibrate
 from calibration.distributed import SINGLE_PROCESS
 from calibration.range_warnings import float8_warnings
+from calibration.ranges import calibrate
 from calibration.refinement.layerwise import refine
 from calibration.refinement.smoothing import smooth
 from qdq.quantization.wrap import named_slots
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from calibration.calibrate import CalibrationSummary
     from calibration.distributed import ProcessRank
     from calibration.methods.method import Method
+    from calibration.ranges import CalibrationSummary
     from calibration.resume_file import ResumeFile
     from qdq.recipes.refinement import Refinement
 

@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from calibration import calibrate
-from exporters.interface import Form
-from exporters.onnx.export import export_model
+from exporters.interface import ExportInterface
+from exporters.onnx.export import export_onnx
 from exporters.runners import OnnxRuntimeRunner
 from qdq.errors import ConfigError, DataError
 from qdq.generation import Decoder, GenerationSettings, RunnerDecoder, TorchDecoder, generate, visible_tokens
@@ -90,8 +90,8 @@ def prompts(padding: str = "") -> tuple[torch.Tensor, torch.Tensor]:
     """Four prompts, two of them shorter where there is padding."""
     ids = torch.randint(3, FIELDS["vocab_size"], (4, 7), generator=torch.Generator().manual_seed(3))
     mask = torch.ones_like(ids)
-    places = {"": slice(0, 0), "left": slice(0, 3), "right": slice(4, 7)}[padding]
-    mask[1:3, places] = 0
+    padded = {"": slice(0, 0), "left": slice(0, 3), "right": slice(4, 7)}[padding]
+    mask[1:3, padded] = 0
     return ids.where(mask == 1, 1), mask
 
 
@@ -246,7 +246,7 @@ def test_a_quantized_model_continues_as_it_computes_without_a_cache(bert: Pair, 
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pair, Decoder]:
     folder = tmp_path_factory.mktemp("exported")
     pair = Pair(request.param, folder, num_hidden_layers=1)
-    export_model(pair.ours, folder / "model.onnx", target=None, form=Form(cache="step"))
+    export_onnx(pair.ours, folder / "model.onnx", target=None, interface=ExportInterface(cache="step"))
     return pair, RunnerDecoder(OnnxRuntimeRunner(folder / "model.onnx", threads=1), pair.ours.config)
 
 
@@ -262,7 +262,7 @@ def test_an_exported_file_gives_the_same_tokens(case: str, padding: str, exporte
 
 
 def test_an_exported_file_refuses_padding_on_the_right(exported: tuple[Pair, Decoder]) -> None:
-    with pytest.raises(DataError, match="padded on the left only"):
+    with pytest.raises(DataError, match="only prompts that are padded on the left"):
         generate(exported[1], *prompts("right"))
 
 
@@ -290,7 +290,7 @@ def test_right_padding_is_warned_of(bert: Pair, caplog: pytest.LogCaptureFixture
     ("changes", "task", "message"),
     [
         ({"is_decoder": False}, "causal-lm", "is_decoder is false"),
-        ({}, "masked-lm", "only a causal-lm"),
+        ({}, "masked-lm", "only a model of the task causal-lm"),
     ],
     ids=["no-decoder", "no-causal-lm"],
 )

@@ -108,7 +108,7 @@ def growth(counts: Sequence[int]) -> None:
 def measure_recall(model: Path, squad: Path, exported: Path | None, limit: int) -> None:
     """recall@5 of questions for their paragraphs: float or int8 embedder, float or int8 index."""
     from exporters.runners import OnnxRuntimeRunner
-    from qdq.data.tokenize import load_tokenizer
+    from qdq.data.tokenizer import load_tokenizer
     from qdq.models.huggingface import load_model
     from qdq.retrieval.embedding import TextEmbedder, torch_runner
 

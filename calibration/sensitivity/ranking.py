@@ -31,10 +31,10 @@ __all__ = [
     "GroupSensitivity",
     "Ranking",
     "active_quantizers",
+    "analyze",
     "enable_only",
     "measure_similarity",
     "rank",
-    "sensitivity",
 ]
 
 
@@ -83,7 +83,7 @@ class Ranking:
     samples: int
 
 
-def sensitivity(
+def analyze(
     model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, by: str = "module", only: Sequence[str] = ()
 ) -> Ranking:
     """Rank the slots of a calibrated model. Its modes are restored afterwards.

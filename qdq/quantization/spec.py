@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import RecipeError, describe_problems
-from qdq.settings import Rule, choice, flag, problems_in, setting, settings_of, whole
+from qdq.settings import Rule, choice, documented, flag, problems_in, setting, settings_of, whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -111,9 +111,10 @@ _GRANULARITY = Rule(
 )
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class QuantSpec:
-    """The frozen description of one quantizer. Each setting is described at its declaration.
+    """The frozen description of one quantizer.
 
     ``overflow_safe`` is for CPUs without VNNI instructions. These add the products of *pairs* of uint8 activations and
     int8 weights in 16 bits, which saturates if two neighbouring weights are large and of the same sign. With this

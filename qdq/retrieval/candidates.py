@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qdq.data.padding import padded
+from qdq.data.batches import padded
 from qdq.errors import DataError
 
 if TYPE_CHECKING:

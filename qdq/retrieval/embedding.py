@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from qdq.data.padding import padded
+from qdq.data.batches import padded
 from qdq.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from qdq.errors import CheckpointError, ConfigError, DataError, StorageError, describe_problems
+from qdq.processes import Process
 from qdq.retrieval.records import OFFSETS_FILE, TEXTS_FILE, Records, write_records
 from qdq.retrieval.search import ExactSearcher, FaissSearcher
 from qdq.storage import atomic_directory, read_json, write_json
@@ -70,7 +71,8 @@ class Shard:
     @classmethod
     def of_torchrun(cls) -> Shard:
         """What ``torchrun`` says in the environment; all the work without it."""
-        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        process = Process.current()
+        return cls(process.rank, process.world_size)
 
     def rows(self, count: int) -> range:
         """The rows of this process, of ``count``."""

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from qdq.data.tokenize import load_tokenizer
 from qdq.errors import CheckpointError, ConfigError, DataError
-from qdq.models.huggingface import config_to_json, load_weights, read_config, read_tensors, upstream_state
+from qdq.models.huggingface import config_to_json, load_weights, read_tensors, upstream_state
 from qdq.models.registry import construct
 from qdq.retrieval.candidates import find_answers, pair_with_blocks
 from qdq.retrieval.search import ExactSearcher
+from qdq.source import ModelDirectory
 from qdq.storage import atomic_directory, write_json
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class OpenQA(nn.Module):
 _GOLD = ("start_positions", "end_positions", "has_answers")
 
 
-def load_part(path: str | Path, task: str) -> Model:
+def load_part(path: str | Path | ModelDirectory, task: str) -> Model:
     """The embedder (``retrieval``) or the reader (``question-answering``) of a directory.
 
     The directory is a checkpoint of this task, float or quantized; one with ``embedder`` and ``reader`` in it; or one
@@ -241,14 +241,15 @@ def load_part(path: str | Path, task: str) -> Model:
     """
     from qdq.checkpoint import load as load_checkpoint
 
-    path, part = Path(path), _PARTS[task]
+    directory, part = ModelDirectory.of(path), _PARTS[task]
+    path = directory.path
     if (path / part / "config.json").is_file():
         return load_checkpoint(path / part, task)
-    config = read_config(path)
+    config = directory.config
     if config.model_type != "realm":
         raise ConfigError(f"{path}: model_type is '{config.model_type}', open question answering needs realm")
     if ARCHITECTURE not in config.architectures:
-        return load_checkpoint(path, task)
+        return load_checkpoint(directory, task)
     model = construct(config, task)
     prefix = f"{part}."
     tensors = {key.removeprefix(prefix): t for key, t in read_tensors(path).items() if key.startswith(prefix)}
@@ -257,7 +258,11 @@ def load_part(path: str | Path, task: str) -> Model:
 
 
 def load(
-    path: str | Path, records: Texts, searcher: Searcher | None = None, *, reader: str | Path | None = None
+    path: str | Path | ModelDirectory,
+    records: Texts,
+    searcher: Searcher | None = None,
+    *,
+    reader: str | Path | ModelDirectory | None = None,
 ) -> OpenQA:
     """Embedder and reader of a directory, with an index.
 
@@ -272,14 +277,14 @@ def load(
         ConfigError: a configuration that cannot be followed.
         DataError: records and embeddings of different length.
     """
-    path = Path(path)
+    path = ModelDirectory.of(path).path
     if searcher is None:
         blocks = read_tensors(path).get("block_emb")
         if blocks is None:
             raise CheckpointError(f"{path} has no block_emb: give an index (qdq realm index)")
         searcher = ExactSearcher(blocks)
     part = path / "embedder" if (path / "embedder" / "config.json").is_file() else path
-    tokenizer = load_tokenizer(part)
+    tokenizer = ModelDirectory.of(part).tokenizer
     models = load_part(path, "retrieval"), load_part(reader or path, "question-answering")
     return OpenQA(*models, searcher, records, tokenizer).eval()
 

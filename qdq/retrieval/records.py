@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from qdq.data.problems import Problems
+from qdq.data.records import Problems
 from qdq.data.source import open_source
 from qdq.errors import CheckpointError, DataError
 
@@ -113,7 +113,7 @@ def _from_rows(source: SourceLike, column: str | None) -> Iterator[str]:
             text = text.decode("utf-8", errors="replace")
         if not isinstance(text, str):
             wanted = column or " or ".join(COLUMNS)
-            problems.add(record.place, f"no text called {wanted}; it has {', '.join(values)}")
+            problems.add(record.location, f"no text called {wanted}; it has {', '.join(values)}")
         elif not problems:
             found += 1
             yield text

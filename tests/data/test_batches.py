@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AlbertTokenizer, AutoTokenizer, RobertaTokenizer
 
 from qdq.data.batches import Masking, in_order, make_batches
-from qdq.data.encoder import TextEncoder, load_encoder
 from qdq.data.examples import ChoiceExample, IdsExample, QuestionExample, TextExample, TokenExample, read_examples
 from qdq.data.features import best_contexts, span_of
 from qdq.data.text import read_samples, sample_text
+from qdq.data.tokenizer import TextEncoder, load_encoder
 from qdq.errors import ConfigError, DataError
 
 FAMILIES = ("bert", "albert", "roberta")
@@ -150,7 +150,7 @@ class TestWindows:
         assert list(chain(*order(shuffle_seed=1, window=None))) != list(range(1000))
 
     def test_an_index_that_is_missing_is_told(self):
-        with pytest.raises(ValueError, match="nothing came for index 1"):
+        with pytest.raises(ValueError, match="the value of index 1 is missing"):
             list(in_order([(0, "a"), (2, "c")]))
 
 
@@ -205,7 +205,9 @@ class TestQuestions:
                 ]
                 assert batch.offsets[place, :length].tolist() == offsets
                 assert (batch.offsets[place, length:] == -1).all()
-                assert int(batch.parts[place]) == expected["overflow_to_sample_mapping"].count(int(batch.index[place]))
+                assert int(batch.window_count[place]) == expected["overflow_to_sample_mapping"].count(
+                    int(batch.index[place])
+                )
                 row += 1
         assert row == len(expected["input_ids"])
 
@@ -240,7 +242,9 @@ class TestQuestions:
         )
         seen = {}
         for count, batch in enumerate(batches):
-            for index, part, parts in zip(*(t.tolist() for t in (batch.index, batch.part, batch.parts)), strict=True):
+            for index, part, parts in zip(
+                *(t.tolist() for t in (batch.index, batch.window_index, batch.window_count)), strict=True
+            ):
                 seen.setdefault(index, []).append((part, parts, count))
         assert sorted(seen) == list(range(30))
         for entries in seen.values():
@@ -275,7 +279,7 @@ class TestQuestions:
     def test_a_question_too_long_is_cut_and_told(self, encoder, caplog):
         example = QuestionExample(0, "", "x", "why " * 500, CONTEXT * 4, (), ())
         (batch,) = make_batches([example], encoder, "question-answering", batch_size=99, max_length=64, stride=16)
-        assert batch["input_ids"].shape == (int(batch.parts[0]), 64)
+        assert batch["input_ids"].shape == (int(batch.window_count[0]), 64)
         # 16 tokens are repeated, and a window moves on by 64 / 12
         assert int((batch.offsets[0, :, 0] >= 0).sum()) == 16 + 5
         assert int((batch["token_type_ids"][0] == 0).sum()) == 64 - 21 - 1  # [SEP] behind the context
@@ -309,10 +313,10 @@ class TestSpans:
         [(0, 3, (1, 1)), (1, 2, (1, 1)), (0, 9, (1, 3)), (3, 4, (2, 2)), (4, 7, (2, 3)), (6, 10, (0, 0))],
     )
     def test_the_tokens_that_hold_it(self, begin, end, expected):
-        assert span_of(self.OFFSETS, begin, end, nothing=0) == expected
+        assert span_of(self.OFFSETS, begin, end, missing=0) == expected
 
     def test_no_text_no_span(self):
-        assert span_of(np.full((3, 2), -1), 0, 1, nothing=2) == (2, 2)
+        assert span_of(np.full((3, 2), -1), 0, 1, missing=2) == (2, 2)
 
     def test_a_single_window_shows_most(self):
         assert best_contexts([np.array([False, True, True])], 4)[0].tolist() == [False, True, True]
@@ -498,7 +502,7 @@ class TestSettings:
             make_batches([], encoder, "question-answering", batch_size=1, max_length=64, stride=stride)
 
     def test_examples_of_another_task_are_refused(self, encoder):
-        with pytest.raises(DataError, match="question-answering wants examples of another kind than TextExample"):
+        with pytest.raises(DataError, match="question-answering does not take examples of the kind TextExample"):
             list(make_batches(texts_of([("a",)]), encoder, "question-answering", batch_size=1))
 
     def test_no_examples_no_batches(self, encoder):

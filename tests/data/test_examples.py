@@ -79,7 +79,7 @@ class TestTexts:
         columns = Columns(text="1", label="2")
         examples = read(path, "sequence-classification", columns=columns, labels=BINARY)
         assert [(example.text, example.label) for example in examples] == [("good film", 1), ("bad film", 0)]
-        assert examples[0].place == "line 1"
+        assert examples[0].location == "line 1"
 
     def test_a_head_with_a_single_output_wants_scores(self):
         example = one({"text": "a", "score": "2.5"}, "sequence-classification", labels=Labels.of(1))
@@ -127,7 +127,7 @@ class TestScores:
         assert one(("a", "b", -1), "sts").label == -1.0
 
     def test_what_is_no_score_is_named(self):
-        assert "row 1: the score 'high' is no number" in refusal([{"text": "a", "score": "high"}], "sts")
+        assert "row 1: the score 'high' is not a number" in refusal([{"text": "a", "score": "high"}], "sts")
 
 
 class TestTokens:
@@ -156,7 +156,7 @@ class TestTokens:
         message = refusal(rows, "token-classification", labels=self.TAGS)
         for problem in (
             "row 1: 2 tokens and 1 tags",
-            "row 2: the label 'B-LOC' is none of the head's 0 'O', 1 'B-PER', 2 'I-PER'",
+            "row 2: the label 'B-LOC' is not one of the head's labels: 0 'O', 1 'B-PER', 2 'I-PER'",
             "row 3: 'tokens' is a string, where a list of words is expected",
             "row 4: 'ner_tags' is a string, where a list with a tag for each token is expected",
         ):
@@ -188,7 +188,7 @@ class TestQuestions:
         [
             (
                 {"text": ["France"], "answer_start": [99]},
-                "the answer 'France' at character 99 does not lie in its context",
+                "the answer 'France' at character 99 is not within its context",
             ),
             ({"text": ["France"], "answer_start": []}, "two lists of the same length"),
             ("France", "wants 'text' and 'answer_start'"),
@@ -234,7 +234,7 @@ class TestChoices:
 
     def test_a_label_beyond_the_choices_is_named(self):
         row = {"ctx": "s", "endings": ["a", "b"], "label": 2}
-        assert "the label 2 is none of the 2 choices, 0 to 1 or A to B" in refusal([row], "multiple-choice")
+        assert "the label 2 is not one of the 2 choices, 0 to 1 or A to B" in refusal([row], "multiple-choice")
 
 
 class TestIds:
@@ -270,7 +270,7 @@ class TestWhole:
         message = refusal(path, "sequence-classification", labels=BINARY)
         assert message.startswith(f"{path}: 4 problems")
         assert [line.split(":")[0] for line in message.splitlines()[1:]] == [f"  - line {n}" for n in (2, 3, 4, 5)]
-        assert "the label 'maybe' is none of the head's 0 'negative', 1 'positive'" in message
+        assert "the label 'maybe' is not one of the head's labels: 0 'negative', 1 'positive'" in message
 
     def test_check_tells_every_problem_before_any_work(self, tmp_path):
         path = text_file(tmp_path / "a.csv", "text,label\n" + "a,0\n" * 50 + "b,7\n" * 30)
@@ -283,7 +283,7 @@ class TestWhole:
         assert str(caught.value).endswith("and 10 more")
 
     def test_a_name_without_the_names_of_a_head_is_named(self):
-        assert "'good' is no whole number, and no label names" in refusal(
+        assert "'good' is not a whole number, and no label names" in refusal(
             [("a", "b", "good")], "sequence-classification"
         )
 

@@ -50,7 +50,7 @@ class TestIds:
         assert Labels(NLI.names, multi_label=True).vector_of(value) == expected
 
     def test_a_long_listing_is_cut(self):
-        assert Labels.of(25).listing().endswith("19 'LABEL_19' and 5 more")
+        assert Labels.of(25).describe().endswith("19 'LABEL_19' and 5 more")
 
 
 class TestConfiguration:

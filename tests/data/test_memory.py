@@ -13,7 +13,7 @@ PROGRAM = """
 import resource, sys
 from pathlib import Path
 from qdq.data.batches import make_batches
-from qdq.data.encoder import load_encoder
+from qdq.data.tokenizer import load_encoder
 from qdq.data.examples import read_examples
 
 def peak():

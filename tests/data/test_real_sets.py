@@ -7,10 +7,10 @@ import json
 import pytest
 
 from qdq.data.batches import make_batches
-from qdq.data.encoder import load_encoder
 from qdq.data.examples import Columns, read_examples
 from qdq.data.labels import Labels, find_labels
 from qdq.data.text import read_samples
+from qdq.data.tokenizer import load_encoder
 from qdq.errors import DataError
 
 STS = ("2014-deft-news", "2014-headlines", "2014-images", "2015-belief", "2015-headlines", "2015-images")

@@ -7,8 +7,7 @@ import tracemalloc
 
 import pytest
 
-from qdq.data.columns import Columns
-from qdq.data.header import headerless
+from qdq.data.columns import Columns, headerless_names
 from qdq.data.source import open_source
 from qdq.errors import DataError, MissingPackageError
 
@@ -42,11 +41,11 @@ class TestConll:
         ]
         path = write(tmp_path / "a.conll", "\n".join(lines))
         first, second = open_source(path)
-        assert first.place == "line 4"
+        assert first.location == "line 4"
         assert first.values["tokens"] == ["EU", "rejects"]
         assert first.values["ner_tags"] == ["B-ORG", "O"]
         assert first.values["1"] == ["NNP", "VBZ"]
-        assert second.place == "line 8"
+        assert second.location == "line 8"
         assert second.values["tokens"] == ["x"]
 
     def test_tabs_keep_blanks_inside_tokens_and_sharps_are_tokens(self, tmp_path):
@@ -194,7 +193,7 @@ class TestArrow:
         assert "without splits" in refusal(folder / "train", split="train")
 
     def test_damage_is_named(self, dataset, tmp_path):
-        assert "is no parquet file, or damaged" in refusal(write(tmp_path / "a.parquet", b"PAR1"))
+        assert "is not a Parquet file, or it is damaged" in refusal(write(tmp_path / "a.parquet", b"PAR1"))
         dataset.save_to_disk(str(tmp_path / "set"))
         (arrow,) = (tmp_path / "set").glob("*.arrow")
         arrow.write_bytes(arrow.read_bytes()[:50])
@@ -275,10 +274,10 @@ class TestHeader:
         ],
     )
     def test_by_its_kinds(self, first, expected):
-        assert headerless(Columns(), "sequence-classification", first.split("|")) == expected
+        assert headerless_names(Columns(), "sequence-classification", first.split("|")) == expected
 
     def test_by_the_columns_asked_for(self):
         first = ["a film", "good"]
-        assert headerless(Columns(text="0", label="1"), "sequence-classification", first) == ("0", "1")
-        assert headerless(Columns(text="a film"), "sequence-classification", first) is None
-        assert headerless(Columns(text="0"), "sequence-classification", ["0", "1"]) is None
+        assert headerless_names(Columns(text="0", label="1"), "sequence-classification", first) == ("0", "1")
+        assert headerless_names(Columns(text="a film"), "sequence-classification", first) is None
+        assert headerless_names(Columns(text="0"), "sequence-classification", ["0", "1"]) is None

@@ -9,7 +9,8 @@ from collections import Counter
 
 import pytest
 
-from qdq.data.text import TextSample, draw, read_samples, sample_text
+from qdq.data.source import draw
+from qdq.data.text import TextSample, read_samples, sample_text
 from qdq.errors import ConfigError, DataError, QDQError
 
 PAIRS = [("Où est-il ?", "In the garden, I think."), ('She said "no", twice.', "日本語のテキスト"), ("a,b;c", "🙂 x")]

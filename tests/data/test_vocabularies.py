@@ -9,9 +9,8 @@ import unicodedata
 import pytest
 from transformers import AlbertTokenizer, RobertaTokenizer
 
-from qdq.data.encoder import load_encoder
-from qdq.data.sentencepiece import parse_model
-from qdq.data.tokenize import load_tokenizer
+from qdq.data.tokenizer import load_encoder, load_tokenizer
+from qdq.data.vocabularies import parse_sentencepiece
 from qdq.errors import CheckpointError
 
 
@@ -71,7 +70,7 @@ class TestSentencePiece:
         import sentencepiece
 
         original = sentencepiece.SentencePieceProcessor(model_file=str(albert_dir / "spiece.model"))
-        model = parse_model((albert_dir / "spiece.model").read_bytes())
+        model = parse_sentencepiece((albert_dir / "spiece.model").read_bytes())
         count = original.get_piece_size()
         assert [piece for piece, _ in model.pieces] == [original.id_to_piece(index) for index in range(count)]
         assert [score for _, score in model.pieces] == [original.get_score(index) for index in range(count)]
@@ -118,10 +117,10 @@ class TestByteLevelPairs:
     @pytest.mark.parametrize(
         ("name", "content", "expected"),
         [
-            ("vocab.json", "[]", "holds no JSON object"),
+            ("vocab.json", "[]", "must hold a JSON object"),
             ("vocab.json", '{"<s>": "0", "</s>": 1}', "not every token has a whole number"),
             ("vocab.json", '{"a": 0}', "lacks the special tokens <s> </s>"),
-            ("merges.txt", "#version: 0.2\na b c", "line 2 is no pair"),
+            ("merges.txt", "#version: 0.2\na b c", "line 2 is not a pair"),
             ("merges.txt", "qqq zzz", "does not fit"),
         ],
     )
@@ -148,7 +147,7 @@ class TestAddedTokens:
 
     def test_an_entry_that_is_no_token_is_refused(self, roberta_dir, tmp_path):
         folder = configured(roberta_dir, tmp_path / "model", {"added_tokens_decoder": {"900": "x"}})
-        with pytest.raises(CheckpointError, match="added_tokens_decoder: '900' is no token"):
+        with pytest.raises(CheckpointError, match="added_tokens_decoder: '900' is not a token"):
             load_tokenizer(folder)
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qdq.checkpoint import save as save_checkpoint
-from qdq.data.tokenize import load_tokenizer
+from qdq.data.tokenizer import load_tokenizer
 from qdq.errors import CheckpointError, ConfigError, DataError
 from qdq.quantization.quantizer import Mode, quantizers, set_mode
 from qdq.recipes.apply import quantize

@@ -10,8 +10,8 @@ import transformers
 
 import qdq
 from qdq.data.batches import Masking, make_batches
-from qdq.data.encoder import load_encoder
 from qdq.data.examples import read_examples
+from qdq.data.tokenizer import load_encoder
 from qdq.errors import DataError
 
 if TYPE_CHECKING:

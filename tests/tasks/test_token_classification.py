@@ -12,9 +12,9 @@ import transformers
 
 import qdq
 from qdq.data.batches import make_batches
-from qdq.data.encoder import load_encoder
 from qdq.data.examples import read_examples
 from qdq.data.labels import Labels
+from qdq.data.tokenizer import load_encoder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,12 +84,12 @@ def test_entities_and_words(tagger: Path, data_dir: Path, tmp_path: Path, max_le
         **{name: pytest.approx(value, abs=EXACT) for name, value in expected.items()},
         "accuracy": pytest.approx(right.mean(), abs=EXACT),
     }
-    assert any("behind the longest sequence" in note for note in found.notes) == (max_length == 16)
+    assert any("beyond the longest sequence" in note for note in found.notes) == (max_length == 16)
 
 
-def test_labels_that_spell_no_entities_give_the_accuracy_alone(kit: Any, tmp_path: Path) -> None:
+def test_labels_that_describe_no_entities_give_the_accuracy_alone(kit: Any, tmp_path: Path) -> None:
     folder = kit.labelled(tmp_path / "model", "token-classification", ["noun", "verb"])
     rows = [{"tokens": ["birds", "fly"], "pos_tags": ["noun", "verb"]}]
     found = qdq.evaluate(folder, "token-classification", rows, resamples=0)
     assert list(found.metrics) == ["accuracy"]
-    assert "spell no entities" in found.notes[0]
+    assert "describe no entities" in found.notes[0]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qdq.errors import CheckpointError, ConfigError, ExportError, RecipeError, describe_problems
-from qdq.interop.pytorch_quantization.places import places, prefix_of
+from qdq.interop.pytorch_quantization.slot_names import prefix_of, qdqbert_names
 from qdq.models.huggingface import save_model
 from qdq.models.registry import family_of
 from qdq.quantization.quantizer import Mode, Quantizer, Range, quantizers, set_mode
@@ -102,7 +102,7 @@ def _read(
     model: Model, tensors: Mapping[str, Tensor], activation: QuantSpec, weight: QuantSpec, source: str
 ) -> tuple[dict[Slot, QuantSpec | None], dict[Slot, Tensor]]:
     """The spec of every slot, and the amax of those that have one, in the shape that a quantizer keeps it."""
-    known = {name: slot for slot, name in places(model).items()}
+    known = {name: slot for slot, name in qdqbert_names(model).items()}
     specs: dict[Slot, QuantSpec | None] = dict.fromkeys(slots(model))
     specs |= {slot: replace(weight if slot.name == "weight" else activation, dynamic=True) for slot in known.values()}
     prefix = family_of(model.config.model_type).prefix
@@ -198,7 +198,7 @@ def amax_tensors(model: Model, *, activation: QuantSpec = ACTIVATION, weight: Qu
         ExportError: for slots that QDQBERT could not compute as they are, all of them at once.
         ConfigError: for a family whose layers are not BERT's.
     """
-    names, prefix = places(model), prefix_of(model)
+    names, prefix = qdqbert_names(model), prefix_of(model)
     found, problems = {}, []
     for slot, quantizer in named_slots(model):
         expected = weight if slot.name == "weight" else activation

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qdq.errors import ConfigError
 from qdq.interop.conversion import Conversion, Converted, Mapped, Skipped, build_model
 from qdq.interop.pytorch_quantization.checkpoint import is_quantizer_key, load_amax
-from qdq.interop.pytorch_quantization.places import places
+from qdq.interop.pytorch_quantization.slot_names import qdqbert_names
 from qdq.models.huggingface import config_to_json, read_config, read_tensors
 from qdq.models.registry import FAMILIES, configure, task_of
 
@@ -56,7 +56,7 @@ def convert(source: str | Path, *, task: str | None = None, overrides: Mapping[s
             report.mapped.append(Mapped(name, shape, (name,)))
     model = build_model(config, task, weights, report)
     load_amax(model, {name: tensor for name, tensor in tensors.items() if is_quantizer_key(name)}, source=str(path))
-    slots = {f"{name}._amax": str(slot) for slot, name in places(model).items()}
+    slots = {f"{name}._amax": str(slot) for slot, name in qdqbert_names(model).items()}
     for name, tensor in tensors.items():
         if is_quantizer_key(name):
             slot = slots[name.removeprefix("bert.")]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from qdq.errors import ExportError, MissingPackageError, RecipeError, describe_problems
 from qdq.interop.pytorch_quantization.checkpoint import amax_of, amax_shape, apply_amax, is_quantizer_key, value_problem
-from qdq.interop.pytorch_quantization.places import places, prefix_of
+from qdq.interop.pytorch_quantization.slot_names import prefix_of, qdqbert_names
 from qdq.models.huggingface import load_weights
 from qdq.models.model import EncoderModel
 from qdq.models.registry import configure, construct
@@ -222,7 +222,7 @@ def _from_qdqbert(module: Any, toolkit: Any) -> Model:
     load_weights(model, weights, source=name, dtype=next(module.parameters()).dtype)
     wrap(model)
     prefix = prefix_of(model)
-    known = {f"{prefix}{place}": slot for slot, place in places(model).items()}
+    known = {f"{prefix}{place}": slot for slot, place in qdqbert_names(model).items()}
     specs: dict[Slot, QuantSpec | None] = dict.fromkeys(slots(model))
     amax: dict[Slot, Tensor] = {}
     problems: list[str] = []

@@ -10,7 +10,7 @@ import torch
 
 from calibration import calibrate
 from calibration.sensitivity.groups import group_slots
-from calibration.sensitivity.ranking import measure_similarity, rank, sensitivity
+from calibration.sensitivity.ranking import analyze, measure_similarity, rank
 from exporters.verification.verify import sqnr_db
 from qdq.errors import CalibrationError
 from qdq.models.registry import build, configure
@@ -72,7 +72,7 @@ def test_alone_and_without_are_the_models_that_a_recipe_makes(model: Model, pres
     reference = copy.deepcopy(model)
     set_mode(reference, Mode.OFF)
     in_float = outputs(reference)
-    rows = sensitivity(model, batches(), by=by).rows
+    rows = analyze(model, batches(), by=by).rows
     assert len(rows) > 3
     for row in (rows[0], rows[len(rows) // 2]):
         for figure, changes in (
@@ -85,7 +85,7 @@ def test_alone_and_without_are_the_models_that_a_recipe_makes(model: Model, pres
 
 
 def test_the_whole_model_and_the_shares(model: Model) -> None:
-    ranking = sensitivity(model, batches())
+    ranking = analyze(model, batches())
     set_mode(model, Mode.OFF)
     in_float = outputs(model)
     set_mode(model, Mode.QUANTIZE)
@@ -104,7 +104,7 @@ def test_a_slot_with_a_bad_range_comes_first(model: Model, by: str) -> None:
     quantizer = next(quantizer for slot, quantizer in named_slots(model) if str(slot) == bad)
     far = torch.tensor(500.0)
     quantizer.set_range(Range(-far, far, far))
-    first = sensitivity(model, batches(), by=by).rows[0]
+    first = analyze(model, batches(), by=by).rows[0]
     assert bad in map(str, first.group.slots)
     assert first.share > 0.5
     assert first.without.sqnr_db > first.alone.sqnr_db
@@ -120,7 +120,7 @@ def test_nothing_is_left_changed(model: Model) -> None:
         return modes + [module.training for module in model.modules()]
 
     before = state()
-    sensitivity(model, batches(), by="layer")
+    analyze(model, batches(), by="layer")
     assert state() == before
 
 
@@ -134,26 +134,26 @@ def test_who_stops_early_has_every_group_on_less(model: Model) -> None:
     assert (first.batches, first.samples) == (1, 4)
     assert len(steps) == 2 * len(chosen) + 1
     assert all(quantizer.mode is Mode.QUANTIZE for _, quantizer in quantizers(model) if quantizer.spec is not None)
-    alone = sensitivity(model, batches(1), by="layer")
+    alone = analyze(model, batches(1), by="layer")
     assert [row.to_dict() for row in first.rows] == [row.to_dict() for row in alone.rows]
 
 
 def test_only_some_are_measured_and_the_rest_stays_quantized(model: Model) -> None:
-    everything = {row.group.name: row for row in sensitivity(model, batches()).rows}
-    (row,) = sensitivity(model, batches(), only=["encoder.layers.1.feed_forward.down"]).rows
+    everything = {row.group.name: row for row in analyze(model, batches()).rows}
+    (row,) = analyze(model, batches(), only=["encoder.layers.1.feed_forward.down"]).rows
     assert row.without == everything[row.group.name].without
     assert row.alone == everything[row.group.name].alone
 
 
 def test_no_data_is_refused(model: Model) -> None:
     with pytest.raises(CalibrationError, match="there is no batch"):
-        sensitivity(model, [])
+        analyze(model, [])
 
 
 def test_a_model_without_ranges_is_refused(preset: str) -> None:
     made = quantize(build(configure("bert", **SMALL)), preset)
     with pytest.raises(CalibrationError, match="not calibrated"):
-        sensitivity(made, batches())
+        analyze(made, batches())
 
 
 def test_outputs_that_are_no_numbers_are_named(model: Model) -> None:
@@ -162,7 +162,7 @@ def test_outputs_that_are_no_numbers_are_named(model: Model) -> None:
     with pytest.raises(
         CalibrationError, match="last_hidden_state has NaN or infinite values, with the float model, in the batch"
     ):
-        sensitivity(model, batches())
+        analyze(model, batches())
 
 
 def test_configurations_are_independent_of_their_order(model: Model) -> None:

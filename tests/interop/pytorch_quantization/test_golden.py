@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import qdq
-from qdq.interop.pytorch_quantization.places import places, prefix_of
+from qdq.interop.pytorch_quantization.slot_names import prefix_of, qdqbert_names
 from qdq.models.huggingface import load_weights
 from qdq.models.registry import configure
 from qdq.quantization.quantizer import Quantizer, quantizers
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def run(model: Model, inputs: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
     """The output, and under upstream's names what every quantizer of an activation saw, in steps of its grid."""
-    names, prefix = places(model), prefix_of(model)
+    names, prefix = qdqbert_names(model), prefix_of(model)
     called: dict[Quantizer, list[str]] = {}
     for slot, quantizer in named_slots(model):
         if slot in names and slot.name != "weight":
@@ -99,8 +99,8 @@ def test_a_flip_that_is_no_tie_would_be_found() -> None:
 def test_quantizers_by_number_and_name(golden: Any, tmp_path: Path) -> None:
     """Upstream's own: 6 linears x 2, 4 operands of products, 4 of additions a layer, 14 more with cross-attention."""
     model = qdq.load(golden.write(tmp_path / "c"))
-    names = {prefix_of(model) + name for name in places(model).values()}
+    names = {prefix_of(model) + name for name in qdqbert_names(model).values()}
     assert {f"{name}._amax" for name in names} == set(golden.amax)
     assert len(names) == 2 * (34 if golden.config.get("add_cross_attention") else 20)
     quantized = {slot for slot, quantizer in named_slots(model) if quantizer.spec is not None}
-    assert quantized == set(places(model))
+    assert quantized == set(qdqbert_names(model))
