@@ -202,7 +202,7 @@ def nodes(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     entries = (
         document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
     )
-    return [place for key, value in entries for place in ((*path, key), *nodes(value, (*path, key)))]
+    return [node for key, value in entries for node in ((*path, key), *nodes(value, (*path, key)))]
 
 
 VALUES: list[Any] = [None, True, False, 0, 1, 2, -1, 4, 1.5, 1e308, "", "per-tensor", "per-axis(0)", "x", [], {}, [1], 10**30]  # fmt: skip  # noqa: E501

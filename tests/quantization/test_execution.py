@@ -180,18 +180,18 @@ def test_copy_after_a_training_step_is_equal_and_independent(
     model, inputs = quantized_models.specified(*kind, *MASKED).train(), quantized_models.inputs(*MASKED)
     model(**inputs).loss.backward()
     torch.optim.SGD(model.parameters(), lr=0.01).step()
-    model(**inputs)  # a graph that nobody has used up
-    twin = duplicate(model)
+    model(**inputs)  # a graph whose backward pass has not run
+    copied = duplicate(model)
     want = logits(model, inputs)
-    assert torch.equal(logits(twin, inputs), want)
-    assert twin.training
-    attention = twin.encoder.layers[0].attention
+    assert torch.equal(logits(copied, inputs), want)
+    assert copied.training
+    attention = copied.encoder.layers[0].attention
     assert attention.query.input_quantizer is attention.key.input_quantizer is attention.value.input_quantizer
-    assert twin.head.decoder.weight is twin.embeddings.word.weight
-    assert not {p.data_ptr() for p in twin.parameters()} & {p.data_ptr() for p in model.parameters()}
-    assert_same_gradients(quantized_models.gradients(twin, inputs), quantized_models.gradients(model, inputs))
+    assert copied.head.decoder.weight is copied.embeddings.word.weight
+    assert not {p.data_ptr() for p in copied.parameters()} & {p.data_ptr() for p in model.parameters()}
+    assert_same_gradients(quantized_models.gradients(copied, inputs), quantized_models.gradients(model, inputs))
     with torch.no_grad():
-        for parameter in twin.parameters():
+        for parameter in copied.parameters():
             parameter.mul_(1.5)
     assert torch.equal(logits(model, inputs), want)
 

@@ -183,14 +183,14 @@ def test_duplicate_is_equal_and_independent(duplicate: Duplicate) -> None:
     range_ = Range(torch.tensor(-1.0), torch.tensor(3.0), torch.tensor(3.0))
     model.first.set_range(range_)
     model.first.mode = Mode.QUANTIZE
-    twin = duplicate(model)
+    copied = duplicate(model)
     x = torch.randn(100)
-    assert torch.equal(twin.first(x), model.first(x))
-    assert twin.first is twin.block["again"], "what was shared still is"
-    assert twin.first.mode is Mode.QUANTIZE
-    assert twin.first.spec == model.first.spec
-    assert torch.equal(twin.first.range.amax, range_.amax)
-    twin.first.set_scale(torch.tensor(9.0), torch.tensor(0))
+    assert torch.equal(copied.first(x), model.first(x))
+    assert copied.first is copied.block["again"], "what was shared still is"
+    assert copied.first.mode is Mode.QUANTIZE
+    assert copied.first.spec == model.first.spec
+    assert torch.equal(copied.first.range.amax, range_.amax)
+    copied.first.set_scale(torch.tensor(9.0), torch.tensor(0))
     assert float(model.first.scale) != 9
 
 

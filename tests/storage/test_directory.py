@@ -199,7 +199,7 @@ class TestRefusals:
         self.refused(target, "was not made by qdq")
         assert (target / "photos").is_dir()
 
-    def test_all_files_of_somebody_else_are_named(self, target: Path) -> None:
+    def test_all_files_of_others_are_named(self, target: Path) -> None:
         make(target, OLD)
         fill(target, {"notes.txt": "mine", "weights/mine.bin": "mine"})
         (target / "folder").mkdir()

@@ -62,7 +62,7 @@ def test_extremes_are_those_of_the_tensors_themselves() -> None:
 
 @pytest.mark.parametrize("batch", [0, 2])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
-def test_broken_values_are_named_by_place_and_batch(value: float, batch: int) -> None:
+def test_broken_values_are_named_by_slot_and_batch(value: float, batch: int) -> None:
     model = tiny()
     with torch.no_grad():
         model.embeddings.word.weight[BAD] = value
@@ -75,7 +75,7 @@ def test_broken_values_are_named_by_place_and_batch(value: float, batch: int) ->
         calibrate_and_refine(model, lambda: batches(bad_in=batch), Refinement(smoothing=0.5))
 
 
-def test_places_without_data_and_no_data() -> None:
+def test_slots_without_data_and_no_data() -> None:
     model = tiny()
     other = tiny()
     with pytest.raises(CalibrationError, match=r"attention\.query saw no data"):
