@@ -3,10 +3,13 @@
     config.json  model.safetensors  tokenizer ...     the float model, which transformers loads as before
     quantization.json                                 format version, recipe, spec of every slot, how it was calibrated,
                                                       checksums of the files that decide the model's outputs
-    quantizers.safetensors                            per slot: scale and zero_point; per activation slot also its range
-                                                      (lower, upper, amax) and its transform (transform.shift, .factor,
-                                                      .rows); per weight its chosen rounding; per linear layer its
-                                                      bias_correction
+    quantizers.safetensors                            tensors of every slot and linear layer:
+        scale, zero_point                             of quantized slots
+        lower, upper, amax                            the range that was found, of activations
+        transform.shift                               the transform before the quantizer: its shift,
+        transform.factor, transform.rows              its smoothing scale and its row scale
+        rounding                                      a chosen rounding, of weights
+        bias_correction                               of linear layers
 
 The ranges of slots that stay float are stored too, so that the checkpoint can be exported with another recipe.
 """
@@ -62,7 +65,7 @@ _CHECKED = ("config.json", "model.safetensors", QUANTIZERS_FILE)
 """The files whose contents decide what the model computes; ``quantization.json`` holds their checksums."""
 
 _RANGE = ("lower", "upper", "amax")
-_TRANSFORM = ("shift", "factor", "rows")
+_TRANSFORM = {"shift": "shift", "factor": "smoothing_scale", "rows": "row_scale"}  # names on disk and in code
 _CORRECTION = "bias_correction"
 _WEIGHT = ".weight_quantizer"
 
@@ -83,15 +86,15 @@ def save(
 
     Args:
         model: A wrapped and calibrated model.
-        path: Directory to write. An older checkpoint of ours there is replaced.
+        path: Directory to write. An older checkpoint of qdq there is replaced.
         recipe: The recipe that the specs came from, for the record.
         calibration: How the ranges were found, for the record: ``CalibrationSummary.to_dict()``.
         source: Directory that the model came from, whose tokenizer is copied.
 
     Raises:
         CalibrationError: The model is not wrapped, or slots are not calibrated; all of them are named.
-        ConfigError: Something that is not ours is in the way.
-        StorageError: The disk is full, or the like.
+        ConfigError: The directory holds something that qdq did not write.
+        StorageError: The disk is full, a permission is missing, or another I/O error occurred.
     """
     with atomic_directory(Path(path), kind="checkpoint") as folder:
         write(model, folder, recipe=recipe, calibration=calibration, source=source)
@@ -120,9 +123,9 @@ def write(
         "slots": {str(slot): q.spec.to_dict() for slot, q in named_slots(model) if q.spec is not None},
         "unshared": [str(slot) for slot in unshared_slots(model)],
         "calibration": dict(calibration),
-        "sha256": {name: _digest(folder / name) for name in _CHECKED},
+        "sha256": {name: _checksum(folder / name) for name in _CHECKED},
     }
-    write_json(folder / QUANTIZATION_FILE, {**document, "sha256_of_this": _own_digest(document)})
+    write_json(folder / QUANTIZATION_FILE, {**document, "sha256_of_this": _own_checksum(document)})
 
 
 def copy_tokenizer(source: str | Path | ModelDirectory, target: Path) -> None:
@@ -177,7 +180,7 @@ def load(
         except (RecipeError, CalibrationError) as error:
             raise CheckpointError(f"{path}: {error}") from error
         _fill(model, path / QUANTIZERS_FILE, elsewhere)
-        _check_checksums(path, document)  # last: where something does not fit, its own message says more
+        _check_checksums(path, document)  # last, because the messages of the other checks are more helpful
         set_mode(model, Mode.QUANTIZE)
     elif model.config.model_type == "qdqbert":
         from qdq.interop.pytorch_quantization import load_amax
@@ -189,18 +192,18 @@ def load(
     return model
 
 
-def _digest(file: Path) -> str:
+def _checksum(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _own_digest(document: Mapping[str, Any]) -> str:
+def _own_checksum(document: Mapping[str, Any]) -> str:
     """Return the checksum of the contents of ``quantization.json``, whatever their order and layout."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _check_checksums(path: Path, document: Mapping[str, Any]) -> None:
-    """Refuse files that have changed since they were written: one flipped bit in a scale silently changes the model.
+    """Raise if files have changed since they were written: one flipped bit in a scale silently changes the model.
 
     Checkpoints of format 1 carry no checksums.
     """
@@ -210,8 +213,8 @@ def _check_checksums(path: Path, document: Mapping[str, Any]) -> None:
     if not isinstance(recorded, dict) or set(recorded) != set(_CHECKED):
         raise CheckpointError(f"{path / QUANTIZATION_FILE}: sha256 must hold the checksums of {', '.join(_CHECKED)}")
     own = {key: value for key, value in document.items() if key != "sha256_of_this"}
-    changed = [name for name in _CHECKED if (path / name).is_file() and _digest(path / name) != recorded[name]]
-    if document.get("sha256_of_this") != _own_digest(own):
+    changed = [name for name in _CHECKED if (path / name).is_file() and _checksum(path / name) != recorded[name]]
+    if document.get("sha256_of_this") != _own_checksum(own):
         changed.append(QUANTIZATION_FILE)
     if changed:
         raise CheckpointError(
@@ -286,7 +289,7 @@ def _fill(model: Model, file: Path, elsewhere: tuple[str, ...]) -> None:
         wrong = _fill_transform(
             quantizer, _taken(tensors, f"{name}.transform"), owner, is_weight=name.endswith(_WEIGHT)
         )
-        wrong += _fill_one(quantizer, _taken(tensors, name), owner, is_weight=name.endswith(_WEIGHT))
+        wrong += _fill_state(quantizer, _taken(tensors, name), owner, is_weight=name.endswith(_WEIGHT))
         problems += [f"{name}: {problem}" for problem in wrong]
     for name, linear in _linears(model):
         correction = tensors.pop(f"{name}.{_CORRECTION}", None)
@@ -320,9 +323,9 @@ def _fill_transform(
         return []
     if unknown := [f"unexpected tensor transform.{key}" for key in tensors if key not in _TRANSFORM]:
         return unknown
-    transform = Transform(**tensors)
+    transform = Transform(**{_TRANSFORM[key]: tensor for key, tensor in tensors.items()})
     channels = owner.in_features if isinstance(owner, QuantLinear) else None
-    if isinstance(owner, QuantAdd) and transform.shift is not None and transform.factor is None:
+    if isinstance(owner, QuantAdd) and transform.shift is not None and transform.smoothing_scale is None:
         channels = transform.shift.numel()  # an addition does not know the width of its operands
     rows = owner.out_features if is_weight and isinstance(owner, QuantLinear) else None
     if problems := transform.problems(channels, rows):
@@ -331,7 +334,7 @@ def _fill_transform(
     return []
 
 
-def _fill_one(quantizer: Quantizer, tensors: dict[str, Tensor], owner: nn.Module, *, is_weight: bool) -> list[str]:
+def _fill_state(quantizer: Quantizer, tensors: dict[str, Tensor], owner: nn.Module, *, is_weight: bool) -> list[str]:
     rounding = tensors.pop("rounding", None)
     expected = [key for key in quantizer.state_dict() if "." not in key]
     known = expected if is_weight else [*dict.fromkeys([*expected, *_RANGE])]
@@ -347,7 +350,7 @@ def _fill_one(quantizer: Quantizer, tensors: dict[str, Tensor], owner: nn.Module
             if bool(torch.isfinite(torch.stack(bounds)).all()) and lower <= upper and amax >= 0:
                 quantizer.range = Range(lower, upper, amax)
             else:
-                problems.append(f"no range: lower {lower:.6g}, upper {upper:.6g}, amax {amax:.6g}")
+                problems.append(f"not a range: lower {lower:.6g}, upper {upper:.6g}, amax {amax:.6g}")
         elif bounds and {key for key in _RANGE if key in tensors} != {"amax"} & set(expected):
             problems.append("lower, upper and amax must be three numbers")
     missing = [key for key in expected if key not in tensors]

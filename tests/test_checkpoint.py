@@ -341,9 +341,13 @@ NAN, INF = float("nan"), float("inf")
             ["zero_point is torch.float32"],
             id="zero-point-float",
         ),
-        pytest.param(put(f"{QUERY}.input_quantizer.lower", torch.tensor(NAN)), ["no range: lower nan"], id="nan-range"),
         pytest.param(
-            put(f"{QUERY}.input_quantizer.lower", torch.tensor(1e9)), ["no range: lower 1e+09"], id="range-upside-down"
+            put(f"{QUERY}.input_quantizer.lower", torch.tensor(NAN)), ["not a range: lower nan"], id="nan-range"
+        ),
+        pytest.param(
+            put(f"{QUERY}.input_quantizer.lower", torch.tensor(1e9)),
+            ["not a range: lower 1e+09"],
+            id="range-upside-down",
         ),
         pytest.param(put(f"{QUERY}.input_quantizer.amax", torch.tensor(-1.0)), ["amax -1"], id="negative-amax"),
         pytest.param(put(f"{QUERY}.input_quantizer.amax", torch.ones(2)), ["must be three numbers"], id="range-shape"),

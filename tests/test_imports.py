@@ -33,6 +33,7 @@ NUMBERS = tuple(
 )
 QUANTIZATION = (*NUMBERS, *(f"qdq.quantization.{name}" for name in ("modules", "wrap", "graph", "fold")))
 CORE = (*BASE, "qdq.protobuf", "qdq.models", *QUANTIZATION, "qdq.recipes", "qdq.source", "qdq.checkpoint", "qdq.data")
+RULES = tuple(f"qdq.recipes.{name}" for name in ("yaml_reader", "refinement", "rule"))
 SIDES = ("calibration", "exporters", "qdq.tasks", "qdq.interop", "qdq.generation", "qdq.retrieval")
 EVERYTHING = (*CORE, *SIDES, "qdq.training", "qdq.analysis", "qdq.conversion")
 
@@ -64,7 +65,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.recipes.presets": (),
     "qdq.recipes.yaml_reader": BASE,
     "qdq.recipes.refinement": BASE,
-    "qdq.recipes.recipe": (*BASE, *NUMBERS, "qdq.recipes.yaml_reader", "qdq.recipes.refinement"),
+    "qdq.recipes.rule": (*BASE, *NUMBERS),
+    "qdq.recipes.recipe_reader": (*BASE, *NUMBERS, *RULES),
+    "qdq.recipes.recipe": (*BASE, *NUMBERS, *RULES, "qdq.recipes.recipe_reader"),
     "qdq.recipes.edits": (*BASE, *NUMBERS, "qdq.recipes.recipe"),
     "qdq.recipes.schema": (*BASE, *NUMBERS, "qdq.recipes.recipe", "qdq.recipes.refinement"),
     "qdq.recipes.apply": (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes.recipe"),

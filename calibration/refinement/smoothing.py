@@ -184,22 +184,22 @@ def _scales(activations: Tensor, weights: Tensor, strength: float) -> Tensor:
 
 def _assign(read: QuantizedRead, shift: Tensor | None, scales: Tensor | None) -> None:
     if read.value is not None and scales is not None:  # case 2
-        _extend(read.value.weight_quantizer, rows=1 / scales)
+        _extend(read.value.weight_quantizer, row_scale=1 / scales)
     elif shift is not None or scales is not None:  # cases 1 and 3
-        transform = Transform(shift=shift, factor=None if scales is None else 1 / scales)
+        transform = Transform(shift=shift, smoothing_scale=None if scales is None else 1 / scales)
         for linear in read.linears:
             linear.input_quantizer.transform = transform
         if read.add is not None and shift is not None:
             read.add.other_quantizer.transform = Transform(shift=shift)
     if scales is not None:
         for linear in read.linears:
-            _extend(linear.weight_quantizer, factor=scales)
+            _extend(linear.weight_quantizer, smoothing_scale=scales)
 
 
 def _extend(quantizer: Quantizer, **parts: Tensor) -> None:
     """Add tensors to the transform of a weight, which may have one from another of the cases already."""
     known = quantizer.transform
-    kept = {} if known is None else {name: getattr(known, name) for name in ("factor", "rows")}
+    kept = {} if known is None else {name: getattr(known, name) for name in ("smoothing_scale", "row_scale")}
     quantizer.transform = Transform(**{**kept, **parts})
 
 

@@ -111,7 +111,7 @@ def _fold_norm(changes: _Changes, read: QuantizedRead) -> None:
         _fold_source(changes, read, transform)
         return
     norm, add, branch = read.norm, read.add, read.branch
-    shift, factor = transform.shift, transform.factor
+    shift, factor = transform.shift, transform.smoothing_scale
     weight: Tensor = norm.get_parameter("weight")
     bias: Tensor | None = getattr(norm, "bias", None)
     if bias is None and shift is not None:  # an RMSNorm has no bias that could absorb a shift
@@ -129,7 +129,7 @@ def _fold_norm(changes: _Changes, read: QuantizedRead) -> None:
         changes.set(norm, "bias", _parameter(bias - shift))
         changes.set(branch, "bias", _parameter(shift if branch.bias is None else branch.bias + shift))
         changes.set(add.other_quantizer, "transform", None)
-        left = None if factor is None else Transform(factor=factor)
+        left = None if factor is None else Transform(smoothing_scale=factor)
     else:
         return
     for linear in read.linears:
@@ -141,7 +141,7 @@ def _fold_source(changes: _Changes, read: QuantizedRead, transform: Transform) -
 
     Without it, a multiplication would stand between a float linear layer and a quantizer, where OpenVINO 2026.4 errs.
     """
-    source, add, factor = read.source, read.add, transform.factor
+    source, add, factor = read.source, read.add, transform.smoothing_scale
     if source is None or add is None or factor is None or transform.shift is not None:
         return
     # Scaling a quantized weight would change its integers. An addition with a transform already undoes another one.
@@ -150,7 +150,7 @@ def _fold_source(changes: _Changes, read: QuantizedRead, transform: Transform) -
     changes.set(source, "weight", _parameter(source.weight * factor[:, None]))
     if source.bias is not None:
         changes.set(source, "bias", _parameter(source.bias * factor))
-    changes.set(add.other_quantizer, "transform", Transform(factor=1 / factor))
+    changes.set(add.other_quantizer, "transform", Transform(smoothing_scale=1 / factor))
     for linear in read.linears:
         changes.set(linear.input_quantizer, "transform", None)
 
@@ -162,7 +162,7 @@ def _other_transforms(read: QuantizedRead) -> list[Transform | None]:
 def _equal(transform: Transform, other: Transform | None) -> bool:
     if other is None or transform is other:
         return transform is other
-    pairs = ((getattr(transform, name), getattr(other, name)) for name in ("shift", "factor"))
+    pairs = ((getattr(transform, name), getattr(other, name)) for name in ("shift", "smoothing_scale"))
     return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
 
 

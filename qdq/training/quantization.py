@@ -106,9 +106,9 @@ def _add_correction_to_bias(linear: QuantLinear) -> None:
     linear.bias_correction = None
     if correction is None or linear.bias is None:
         return
-    if transform is not None and transform.rows is not None:
+    if transform is not None and transform.row_scale is not None:
         # The forward pass multiplies the bias, but not the correction, by these row scales.
-        correction = correction / transform.rows
+        correction = correction / transform.row_scale
     with torch.no_grad():
         linear.bias.add_(correction.to(linear.bias.dtype))
 

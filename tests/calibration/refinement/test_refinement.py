@@ -163,8 +163,10 @@ class TestTransforms:
         s = size**0.7 / columns**0.3
         transform = linear.input_quantizer.transform
         torch.testing.assert_close(transform.shift, middle)
-        torch.testing.assert_close(transform.factor, s.log().mean().exp() / s)
-        torch.testing.assert_close(linear.weight_quantizer.transform.factor * transform.factor, torch.ones(16))
+        torch.testing.assert_close(transform.smoothing_scale, s.log().mean().exp() / s)
+        torch.testing.assert_close(
+            linear.weight_quantizer.transform.smoothing_scale * transform.smoothing_scale, torch.ones(16)
+        )
         assert len(float_outputs) == 3
 
     def test_the_value_projection_absorbs_the_smoothing_scale_of_the_output_projection(self) -> None:
@@ -172,14 +174,14 @@ class TestTransforms:
         smooth(model, batches())
         attention = model.encoder.layers[0].attention
         assert attention.output.input_quantizer.transform is None
-        rows = attention.value.weight_quantizer.transform.rows
-        torch.testing.assert_close(rows * attention.output.weight_quantizer.transform.factor, torch.ones(16))
+        rows = attention.value.weight_quantizer.transform.row_scale
+        torch.testing.assert_close(rows * attention.output.weight_quantizer.transform.smoothing_scale, torch.ones(16))
 
     def test_depths_that_share_weights_share_smoothing_scales(self) -> None:
         model = model_of("albert", "onnxruntime")
         smooth(model, batches())
         first, second = (layer.feed_forward.up.input_quantizer.transform for layer in model.encoder.layers)
-        assert torch.equal(first.factor, second.factor)
+        assert torch.equal(first.smoothing_scale, second.smoothing_scale)
         assert not torch.equal(first.shift, second.shift)
 
     def test_order_and_size_of_the_batches_do_not_matter(self) -> None:
@@ -193,7 +195,7 @@ class TestTransforms:
         smooth(other, rows)
         for (name, a), (_, b) in zip(quantizers(one), quantizers(other), strict=True):
             if a.transform is not None:
-                for part in ("shift", "factor", "rows"):
+                for part in ("shift", "smoothing_scale", "row_scale"):
                     x, y = getattr(a.transform, part), getattr(b.transform, part)
                     assert (x is None) == (y is None), name
                     if x is not None:  # kernels differ with the shape by float rounding
@@ -374,7 +376,7 @@ class TestOnDisk:
         smooth(model, batches())
         model.half()
         transform = model.encoder.layers[0].feed_forward.up.input_quantizer.transform
-        assert transform.factor.dtype == torch.float32
+        assert transform.smoothing_scale.dtype == torch.float32
         assert model.encoder.layers[0].feed_forward.up.weight.dtype == torch.float16
 
 
