@@ -44,7 +44,7 @@ class Letters:
 
 
 def made(folder: Path, embed: Any = None, **options: Any) -> Path:
-    build_index(embed or Letters(), lambda: iter(TEXTS), folder, about={"model": "letters"}, batch=8, **options)
+    build_index(embed or Letters(), lambda: iter(TEXTS), folder, metadata={"model": "letters"}, batch=8, **options)
     return folder
 
 
@@ -77,7 +77,7 @@ def test_an_interrupted_run_for_something_else_is_no_beginning(how: str, tmp_pat
         made(tmp_path / "index", Letters(fail_at=4))
     embed = Letters()
     about = {"model": "another" if how == "another-model" else "letters"}
-    build_index(embed, lambda: iter(TEXTS), tmp_path / "index", about=about, batch=8, resume=how != "no-resume")
+    build_index(embed, lambda: iter(TEXTS), tmp_path / "index", metadata=about, batch=8, resume=how != "no-resume")
     assert embed.calls == 7
     assert_whole(tmp_path / "index")
 
@@ -106,14 +106,14 @@ def test_torchrun_says_which_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "5")
     shard = Shard.of_torchrun()
-    assert (shard.rank, shard.world) == (2, 5)
+    assert (shard.rank, shard.world_size) == (2, 5)
     with pytest.raises(ConfigError, match="rank 5 of 5"):
         Shard(5, 5)
 
 
 def test_nothing_to_index(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no records"):
-        build_index(Letters(), lambda: iter([]), tmp_path / "index", about={})
+        build_index(Letters(), lambda: iter([]), tmp_path / "index", metadata={})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,13 +159,13 @@ def fewer_texts(folder: Path) -> None:
         (lambda f: cut(f / "block_embeddings.safetensors", 5), "damaged"),
         (lambda f: (f / "block_embeddings.safetensors").write_bytes(b"\xff" * 900), "damaged"),
         (lambda f: (f / "block_embeddings.safetensors").unlink(), "no such file"),
-        (lambda f: save_file({"other": torch.ones(3)}, f / "block_embeddings.safetensors"), "none with block_emb"),
+        (lambda f: save_file({"other": torch.ones(3)}, f / "block_embeddings.safetensors"), "one without block_emb"),
         (lambda f: cut(f / "texts.bin", 30), "do not belong together"),
         (lambda f: cut(f / "offsets.bin", 12), "no records, or damaged ones"),
         (lambda f: (f / "index.json").write_text("{"), r"index\.json: not valid JSON"),
         (lambda f: (f / "index.json").unlink(), "is not an index of qdq"),
         (fewer_texts, "20 records, but 50 embeddings"),
-        (another_count, r"(?s)format 9.*speaks of 3 blocks, there are 50"),
+        (another_count, r"(?s)format 9.*names 3 blocks, but there are 50"),
     ],
     ids=[
         *("embeddings-cut", "embeddings-stump", "embeddings-noise", "embeddings-gone", "embeddings-others"),
@@ -212,7 +212,7 @@ def test_a_pickle_needs_permission(tmp_path: Path) -> None:
     [
         (np.zeros((2, 2)), r"holds \(2, 2\), must be one row of texts"),
         (np.arange(3), "no text at 0, 1, 2"),
-        (None, "no NumPy array, or damaged"),
+        (None, "not a NumPy array, or damaged"),
     ],
     ids=["matrix", "numbers", "noise"],
 )

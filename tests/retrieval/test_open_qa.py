@@ -17,7 +17,7 @@ from qdq.quantization.quantizer import Mode, quantizers, set_mode
 from qdq.recipes.apply import quantize
 from qdq.recipes.recipe import load_recipe
 from qdq.retrieval.candidates import find_answers, pair_with_blocks
-from qdq.retrieval.open_qa import OpenQA, load, load_part, save
+from qdq.retrieval.open_qa import OpenQA, load, load_component, save
 from qdq.retrieval.search import ExactSearcher
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def test_a_part_that_is_damaged_names_its_keys(golden: Any, tmp_path: Path) -> N
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((golden.folder / "config.json").read_text())
     with pytest.raises(CheckpointError, match=r"\(reader\).*(?s:.)*qa_outputs\.dense_output\.bias"):
-        load_part(tmp_path, "question-answering")
+        load_component(tmp_path, "question-answering")
 
 
 def test_models_of_other_tasks_are_refused(golden: Any) -> None:
@@ -215,7 +215,7 @@ def test_the_published_example_of_answers(golden: Any) -> None:
 
 def test_a_question_that_leaves_no_room_is_refused(golden: Any) -> None:
     tokenizer = load_tokenizer(golden.folder)
-    with pytest.raises(DataError, match="nothing is left of the blocks"):
+    with pytest.raises(DataError, match="the question leaves no room for a block"):
         pair_with_blocks("who", [""], tokenizer, max_length=10)
 
 
