@@ -1,1 +1,1 @@
-"""Models and checkpoints of other packages."""
+"""Convert models and checkpoints of other packages."""

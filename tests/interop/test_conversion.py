@@ -62,7 +62,7 @@ def test_ranges_that_are_not_there_are_dynamic(tmp_path: Path) -> None:
     golden = Golden("question-answering")
     weights = {name: tensor for name, tensor in golden.part("weight").items() if not name.endswith("_amax")}
     report = convert(golden.write(tmp_path / "source", weights), tmp_path / "ours", format="pytorch-quantization")
-    assert report.notes == ["40 of 40 quantizers have no range in the file: theirs are dynamic"]
+    assert report.notes == ["40 of 40 quantizers have no range in the file and are dynamic"]
     with torch.no_grad():
         output = load(tmp_path / "ours")(**golden.part("in"))
     for field, wanted in golden.part("dynamic").items():

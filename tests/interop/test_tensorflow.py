@@ -79,10 +79,10 @@ def test_outputs_are_those_of_transformers(name: str, task: str) -> None:
     reported = [entry.name for entry in found.report.mapped] + [entry.name for entry in found.report.skipped]
     assert sorted(reported) == sorted(golden.variables)
     reasons = {entry.name: entry.reason for entry in found.report.skipped}
-    assert reasons["global_step"] == "state of the optimizer, no weight"
+    assert reasons["global_step"] == "optimizer state, not a weight"
     if name == "realm-openqa":
         left = "module/module/module/dense/kernel" if task == "question-answering" else "reader/dense/kernel"
-        assert "of another part of the model" in reasons[left]
+        assert "of another component of the model" in reasons[left]
 
 
 def test_a_classifier_at_the_root(tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_a_head_that_the_task_has_not_is_left_out_and_said() -> None:
     golden = Golden("bert")
     found = from_variables(golden.variables, "bert", golden.config, task="masked-lm")
     reasons = {entry.name: entry.reason for entry in found.report.skipped}
-    assert reasons["cls/seq_relationship/output_weights"] == "a model of the task masked-lm has no place for it"
-    assert reasons["bert/pooler/dense/kernel"] == "a model of the task masked-lm has no place for it"
+    assert reasons["cls/seq_relationship/output_weights"] == "a model of the task masked-lm does not have it"
+    assert reasons["bert/pooler/dense/kernel"] == "a model of the task masked-lm does not have it"
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_no_checkpoint_or_several(tmp_path: Path) -> None:
         checkpoint_prefix(tmp_path / "model.ckpt-5")
     for step in (5, 10):
         (tmp_path / f"model.ckpt-{step}.index").touch()
-    with pytest.raises(CheckpointError, match=r"several checkpoints, name one of them: model\.ckpt-10, model\.ckpt-5"):
+    with pytest.raises(CheckpointError, match=r"several checkpoints; name one of them: model\.ckpt-10, model\.ckpt-5"):
         checkpoint_prefix(tmp_path)
 
 
