@@ -181,6 +181,7 @@ class _Available:
 
     def __init__(self, available: Iterable[str]) -> None:
         self.available = tuple(available)
+        # Reversed, so that of names that differ in capitals the first one wins.
         self._folded = {name.casefold(): name for name in reversed(self.available)}
 
     def first(self, *names: str) -> str | None:
@@ -272,6 +273,7 @@ def _texts(columns: Columns, present: _Available, task: str) -> Layout | None:
         found = present.pair(_TEXTS)
         if found is None:
             return _texts_of_other_tasks(columns, present, label)
+        # A second text that the user names goes with the usual name of the first.
         text, pair = found[0], pair or found[1]
     return Layout(text=text, text_pair=pair, label=label)
 
@@ -317,6 +319,7 @@ def _choice_columns(present: _Available) -> tuple[str, ...]:
     for column in present.available:
         if match := _NUMBERED_CHOICE.fullmatch(column.casefold()):
             families.setdefault(match[1], []).append((int(match[2]), column))
+    # A single column such as answer_1 is no list of choices.
     several = [family for family in families.values() if len(family) > 1]
     return tuple(column for _, column in sorted(several[0])) if several else ()
 

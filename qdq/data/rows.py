@@ -185,6 +185,7 @@ def _right_choice(values: Mapping[str, Any], layout: Layout, choices: int) -> in
         number: float | None = ord(value.strip().upper()) - ord("A")
     else:
         number = number_of(value)
+        # Sets such as WinoGrande have option1 and option2, and an answer of 1 or 2.
         from_one = layout.label == "answer" and layout.choices[0].endswith("1")
         number = number - 1 if number is not None and from_one else number
     if number is None or not float(number).is_integer() or not 0 <= number < choices:

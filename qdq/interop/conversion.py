@@ -125,6 +125,7 @@ def build_model(config: ModelConfig, task: str, tensors: dict[str, Tensor], repo
     needed = {key for keys in parameter_keys(model).values() for key in keys}
 
     def is_needed(key: str) -> bool:
+        # Keys may or may not have the prefix of the encoder.
         return key in needed or key.partition(".")[2] in needed
 
     kept = []
@@ -145,7 +146,7 @@ def build_model(config: ModelConfig, task: str, tensors: dict[str, Tensor], repo
 def _is_of_family(key: str, family: Family) -> bool:
     """Return whether some model of the family has this key in some layer."""
     known = {*family.keys.values()} | {name for task in family.tasks.values() for name in task.keys.values()}
-    parts = key.removeprefix(f"{family.prefix}.").split(".")
-    template = ".".join("{}" if part.isdigit() else part for part in parts)
+    names = key.removeprefix(f"{family.prefix}.").split(".")
+    template = ".".join("{}" if name.isdigit() else name for name in names)
     # The bias of a language model's head is under its own name and under that of its linear layer.
     return template in known or template.rpartition(".")[0] in known

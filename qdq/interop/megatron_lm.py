@@ -218,6 +218,7 @@ def _config(
     measured = _measured(tensors)
     if values:
         if "hidden_size" in values:
+            # The argument may be missing because Megatron-LM computes this default itself.
             values.setdefault("intermediate_size", 4 * values["hidden_size"])
     else:
         report.notes.append(
@@ -284,6 +285,7 @@ def _rename(
                 named = _cut(named, config.vocab_size)
             cut = named[key].shape != tensor.shape
             put(name, named, f"the first {config.vocab_size} of {len(tensor)} rows" if cut else "")
+        # With pipeline parallelism the last stage has its own copy for the head.
         elif re.fullmatch(r"word_embeddings(_for_head)?\.weight", name):
             report.skipped.append(Skipped(name, "a copy of the word embeddings", tuple(tensor.shape)))
         elif match := re.fullmatch(r"language_model\.(?:transformer|encoder)\.(.+)\.(weight|bias)", name):
@@ -338,6 +340,7 @@ def split(fused: Tensor, heads: int, version: float) -> tuple[Tensor, ...]:
         Query, key and value, each with ``heads * head size`` rows.
     """
     rows, rest = fused.shape[0] // (3 * heads), fused.shape[1:]
+    # The order of the rows, by the table at the top of this module.
     if version >= 2.0:
         matrices = fused.view(heads, 3, rows, *rest).transpose(0, 1)
     elif version == 1.0:

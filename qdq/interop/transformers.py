@@ -146,6 +146,7 @@ def _take_parameters(ours: Model, theirs: nn.Module) -> None:
             left.pop(key, None)
         wanted = ours.get_parameter(name)
         if not found:
+            # The class of transformers does not have it; ours does, and never uses it.
             if name.startswith(task.unused):
                 chosen[name] = fresh_parameter(ours, name, next(theirs.parameters()).dtype)
             else:
@@ -199,6 +200,7 @@ def _give_parameters(ours: Model, theirs: nn.Module) -> None:
         release = f"{type(theirs).__name__} of the installed transformers cannot compute what this model does"
         raise ConfigError(describe_problems(release, [f"{key}: {problem}" for key, problem in problems.items()]))
     device = next(ours.parameters()).device
+    # Buffers are computed by the constructor on the CPU.
     for module in theirs.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)

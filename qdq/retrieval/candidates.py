@@ -76,6 +76,7 @@ def pair_with_blocks(
         return torch.from_numpy(padded([getattr(encoding, name) for encoding in encodings], longest, fill))
 
     types = rows("type_ids", 0)
+    # The last separator has the token type of the block, but is not of its text.
     mask = (types == 1) & (rows("special_tokens_mask", 1) == 0)
     if not bool(mask.any()):
         raise DataError(f"the question leaves no room for a block in {max_length} tokens: shorten it")
@@ -106,6 +107,7 @@ def find_answers(candidates: Candidates, answers: Sequence[Sequence[int]], sep_t
                 if size and row[position : position + size] == answer
             ]
         found.append(matches)
+    # Rows have different numbers of matches; one column at least keeps the tensors two-dimensional.
     widest = max(1, *(len(matches) for matches in found)) if found else 1
 
     def column(which: int) -> Tensor:

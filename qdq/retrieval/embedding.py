@@ -53,6 +53,7 @@ class TextEmbedder:
         self._pad = pad_token_id
         tokenizer.no_padding()
         self._max_length = max_length
+        # The width is known only from a result.
         self.width = int(self(["a"]).shape[1])
 
     def __call__(self, texts: Sequence[str]) -> NDArray[Any]:
@@ -60,6 +61,7 @@ class TextEmbedder:
         self._tokenizer.enable_truncation(self._max_length)
         encodings = self._tokenizer.encode_batch(list(texts))
         self._tokenizer.no_truncation()
+        # Similar lengths go together, so that batches have little padding.
         order = sorted(range(len(encodings)), key=lambda index: len(encodings[index]))
         found: dict[int, NDArray[Any]] = {}
         for begin in range(0, len(order), self._batch_size):

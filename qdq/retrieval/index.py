@@ -206,6 +206,7 @@ def open_embeddings(path: Path) -> NDArray[Any]:
                 raise CheckpointError(f"{path}: damaged or incomplete safetensors file")
             header = json.loads(file.read(length))
         entry = header[TENSOR]
+        # The header of safetensors is small JSON, which is read by hand to know where the tensor begins in the file.
         begin, end = entry["data_offsets"]
         rows, width = entry["shape"]
         if entry["dtype"] != "F32" or end - begin != 4 * rows * width or 8 + length + end > size:
@@ -244,6 +245,7 @@ def _prepare(
     except BaseException:  # there is nothing that a later build could resume
         shutil.rmtree(work)
         raise
+    # Written last: other processes wait for this file, and a later build resumes only with it.
     write_json(ready, {**request, "processes": world_size})
 
 
@@ -251,6 +253,7 @@ def _allocate(path: Path, rows: int, width: int) -> None:
     """Create a safetensors file of zeros as a sparse file, which takes no room on the disk yet."""
     size = 4 * rows * width
     header = json.dumps({TENSOR: {"dtype": "F32", "shape": [rows, width], "data_offsets": [0, size]}}).encode()
+    # safetensors pads its header to 8 bytes with blanks.
     header += b" " * (-len(header) % 8)
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
@@ -287,6 +290,7 @@ def _embed_rows(
             row = begin + int(np.nonzero(~np.isfinite(vectors).all(axis=1))[0][0])
             raise DataError(f"block {row}: its embedding is not finite; is the model damaged?")
         target[begin:end] = vectors
+        # The vectors reach the disk before the record that says so.
         target.flush()
         write_json(done_file, {"done": end - rows.start})
         progress(end - rows.start, len(rows))
@@ -302,6 +306,7 @@ def _progress_file(work: Path, shard: Shard) -> Path:
 
 
 def _wait_for(ready: Path, request: Mapping[str, Any]) -> None:
+    # The file also records the number of processes, which the request does not have.
     while not (ready.is_file() and {**read_json(ready), "processes": None} == {**request, "processes": None}):
         time.sleep(_POLL_SECONDS)
 

@@ -25,8 +25,8 @@ __all__ = ["COLUMNS", "OFFSETS_FILE", "TEXTS_FILE", "Records", "Texts", "read_te
 
 TEXTS_FILE = "texts.bin"
 OFFSETS_FILE = "offsets.bin"
+#: The column names that the text of a record may have.
 COLUMNS = ("text", "block", "passage", "context", "paragraph", "document", "sentence")
-"""The column names that the text of a record may have."""
 
 _OFFSET = np.dtype("<i8")
 
@@ -113,6 +113,7 @@ def _from_rows(source: SourceLike, column: str | None) -> Iterator[str]:
         name = column or next((name for name in COLUMNS if name in values), None)
         text = values.get(name) if name is not None else None
         if isinstance(text, bytes):
+            # Parquet files may store texts as bytes.
             text = text.decode("utf-8", errors="replace")
         if not isinstance(text, str):
             wanted = column or " or ".join(COLUMNS)

@@ -21,11 +21,11 @@ __all__ = ["KINDS", "ExactSearcher", "FaissSearcher", "Kind", "Searcher", "faiss
 Kind = Literal["exact", "flat", "int8"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
+#: The size of the embeddings that are compared at a time, which is most of the memory of a search.
 CHUNK_BYTES = 64 * 2**20
-"""The size of the embeddings that are compared at a time, which is most of the memory of a search."""
 
+#: The number of embeddings from which FAISS learns the scales of its int8 values.
 _TRAINING_ROWS = 100_000
-"""The number of embeddings from which FAISS learns the scales of its int8 values."""
 
 
 class Searcher(Protocol):
@@ -71,6 +71,7 @@ class ExactSearcher:
             if scores.shape[1] > k:
                 scores, kept = scores.topk(k, dim=1)
                 ids = ids.gather(1, kept)
+        # topk leaves the order of equal scores open: sort by id first, then stably by score.
         ids, order = ids.sort(dim=1)
         scores = scores.gather(1, order)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
@@ -116,6 +117,7 @@ class FaissSearcher:
         elif kind == "int8":
             index = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
             count = len(embeddings)
+            # Evenly spaced rows, because neighbours may come from the same document.
             sample = np.unique(np.linspace(0, count - 1, min(count, _TRAINING_ROWS)).astype(np.int64))
             index.train(_tensor(embeddings[sample]).numpy())
         else:

@@ -30,9 +30,10 @@ __all__ = [
 
 RUNTIMES = ("onnxruntime", "openvino")
 
+#: The tasks that compare embeddings of texts and need no head.
 EMBEDDING_TASKS = ("sts", "retrieval")
-"""The tasks that compare embeddings of texts and need no head."""
 
+#: The outputs that each task reads. Where a task has several choices, the first that the model has is read.
 OUTPUTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "sts": (("sentence_embedding",), ("last_hidden_state",)),
     "retrieval": (("sentence_embedding",), ("last_hidden_state",)),
@@ -42,7 +43,6 @@ OUTPUTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "question-answering": (("start_logits", "end_logits"),),
     "masked-lm": (("logits",), ("prediction_logits",)),
 }
-"""The outputs that each task reads. Where a task has several choices, the first that the model has is read."""
 
 TASKS = tuple(OUTPUTS)
 
@@ -123,6 +123,7 @@ def model_under_test_of(model: nn.Module | Runner, folder: str | Path, task: str
         config: Any = getattr(model, "config", None) or read_config(folder)
         name = type(model).__name__
         runner: Runner = TorchRunner(model)
+        # A module of the user has no task; its outputs are checked when it runs.
         if hasattr(model, "task") and task not in EMBEDDING_TASKS:
             _check_head(name, config, task, head=model.task)  # type: ignore[arg-type]
         return ModelUnderTest(name, folder, config, runner, "torch")
@@ -147,6 +148,7 @@ def _open_checkpoint(path: Path, task: str) -> ModelUnderTest:
         model = load(path, "feature-extraction", allow_missing=("pooler",), **_attention(path))
     else:
         config = read_config(path)
+        # Without architectures the checkpoint does not name its task, and the one asked for is tried.
         head = task_of(config)[0] if config.architectures else task
         model = load(path, head if head in _ALSO_SERVES.get(task, ()) else task, **_attention(path))
     kind = "quantized" if is_quantized(path) else "float"
@@ -184,6 +186,7 @@ def _open_engine(path: Path, task: str) -> ModelUnderTest:
 
     folder = path.parent
     if not (folder / "config.json").is_file():
+        # An engine that was moved records the export that it was built from.
         folder = Path(read_record(path)["source"])
     if not (folder / "config.json").is_file():
         raise CheckpointError(

@@ -45,8 +45,10 @@ def pool(hidden: NDArray[Any], mask: NDArray[Any], how: Pooling) -> Vectors:
     if how == "cls":
         return np.take_along_axis(hidden, visible.argmax(axis=1)[:, np.newaxis, np.newaxis], axis=1)[:, 0]
     if how == "max":
+        # Padding must never be the largest value.
         largest: Vectors = np.where(visible[..., np.newaxis], hidden, -np.inf).max(axis=1).astype(hidden.dtype)
         return largest
+    # A product of matrices instead of a masked mean: it needs no copy of the token vectors.
     shares = visible / np.maximum(visible.sum(axis=1, keepdims=True), 1)
     mean: Vectors = np.matmul(shares[:, np.newaxis].astype(hidden.dtype), hidden)[:, 0]
     return mean
@@ -58,6 +60,7 @@ def read_pooling(folder: Path) -> Pooling:
     Raises:
         ConfigError: The folder has another pooling, or a module that changes the direction of the vectors.
     """
+    # The last name of a type such as sentence_transformers.models.Pooling.
     kinds = [str(module.get("type", "")).rpartition(".")[-1] for module in _read(folder / "modules.json", [])]
     if foreign := [kind for kind in kinds if kind not in _KNOWN_MODULES]:
         raise ConfigError(

@@ -42,11 +42,11 @@ __all__ = [
     "value_problem",
 ]
 
+#: The default descriptor of QuantLinear for its input: int8, per tensor.
 ACTIVATION = QuantSpec(arithmetic="pytorch-quantization")
-"""The default descriptor of QuantLinear for its input: int8, per tensor."""
 
+#: The default descriptor of QuantLinear for its weight: int8, per row.
 WEIGHT = QuantSpec(arithmetic="pytorch-quantization", granularity=PerAxis(0))
-"""The default descriptor of QuantLinear for its weight: int8, per row."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ def load_amax(
     """
     if any(quantizers(model)):
         raise RecipeError("the model is quantized already; ranges are loaded into a float model")
+    # The wrapped modules are put back if something is wrong with the ranges.
     replaced = wrap(model)
     try:
         specs, amax = _read(model, tensors, activation, weight, source)
@@ -242,6 +243,7 @@ def _misfit(quantizer: Quantizer, expected: QuantSpec, *, is_quantized_there: bo
 def amax_of(quantizer: Quantizer) -> Tensor:
     """Return the largest magnitude of a calibrated symmetric quantizer, in the shape of its scale."""
     assert quantizer.spec is not None
+    # The arithmetic of pytorch-quantization keeps amax itself; others only have the scale.
     if hasattr(quantizer, "amax"):
         return quantizer.amax.detach()
     return quantizer.scale.detach() * quantizer.spec.qmax

@@ -194,6 +194,7 @@ def _read(
         }.items()
         if holds
     ]
+    # Once there is a range, its shape decides about the axis, not the descriptor.
     axis = theirs._axis if amax is None else _axis_of(amax)
     axis = axis[0] if isinstance(axis, tuple | list) and len(axis) == 1 else axis
     if not (axis is None or (isinstance(axis, int) and axis >= 0)):
@@ -289,6 +290,7 @@ def _to_theirs(module: nn.Module, toolkit: Any) -> nn.Module | None:
             problems += [f"{slot}: {problem}" for problem in refused.problems]
     if problems:
         raise _NoCounterpartError(*problems)
+    # A tiny layer, whose sizes and parameters are then replaced: a large one would be initialized in vain.
     linear = toolkit.QuantLinear(1, 1, bias=module.bias is not None)
     linear.in_features, linear.out_features = module.in_features, module.out_features
     linear.weight, linear.bias = module.weight, module.bias

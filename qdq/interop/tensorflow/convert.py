@@ -98,6 +98,7 @@ def from_variables(
     task = task or _task(variables.keys(), model_type)
     if task not in family_of(model_type).tasks:
         raise ConfigError(f"task is '{task}', '{model_type}' has {', '.join(family_of(model_type).tasks)}")
+    # The number of labels is only known from the shape of the classifier.
     if task in ("sequence-classification", "token-classification") and "output_weights" in variables:
         values = {"num_labels": len(variables["output_weights"]), **values}
     config = configure(model_type, **values)

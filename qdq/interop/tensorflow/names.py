@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NOT_A_WEIGHT", "key_of", "needs_transposing"]
 
+#: The scopes of an optimizer, and the number of its steps.
 NOT_A_WEIGHT = frozenset({"adam_v", "adam_m", "AdamWeightDecayOptimizer", "AdamWeightDecayOptimizer_1", "global_step"})
-"""The scopes of an optimizer, and the number of its steps."""
 
 _LEAVES = {"kernel": "weight", "gamma": "weight", "output_weights": "weight", "output_bias": "bias", "beta": "bias"}
 
