@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, is_dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,11 +25,85 @@ def model_digest(model: nn.Module) -> str:
     digest = _new()
     config = getattr(model, "config", None)
     if is_dataclass(config) and not isinstance(config, type):
-        digest.update(repr(sorted(asdict(config).items())).encode())
+        digest.update(repr(sorted(_as_in_version_1(asdict(config)).items())).encode())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if not name.startswith(inside):
             _update(digest, name, tensor)
     return digest.hexdigest()
+
+
+def _as_in_version_1(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a configuration as the first version of this digest had them.
+
+    Then one class held the fields of all families, and what a family fixes stood in it as switches. Files that were
+    written since carry the digest, so it has to come out the same for these families. Others have no such past.
+    """
+    config.pop("read_as", None)  # a spelling, which changes nothing
+    if (switches := _SWITCHES.get(config.get("model_type", ""))) is None:
+        return config
+    return {**_FIELDS_OF_ALL, **config, "switches": {**_USUAL_SWITCHES, **switches}}
+
+
+_FIELDS_OF_ALL: dict[str, Any] = {
+    "classifier_dropout": None,
+    "embedding_size": 128,
+    "num_hidden_groups": 1,
+    "inner_group_num": 1,
+    "classifier_dropout_prob": None,
+    "retriever_proj_size": 128,
+    "num_candidates": 8,
+    "span_hidden_size": 256,
+    "max_span_width": 10,
+    "reader_layer_norm_eps": 1e-3,
+    "reader_beam_size": 5,
+    "reader_seq_len": 320,
+    "num_block_records": 13353718,
+    "searcher_beam_size": 5000,
+}
+# The order counts: the digest is of their text.
+_USUAL_SWITCHES = {
+    "norm_first": False,
+    "embedding_norm": True,
+    "final_norm": False,
+    "final_norm_in_hidden_states": True,
+    "embedding_projection": False,
+    "shared_layers": False,
+    "feed_forward_dropout": True,
+    "positions_from_padding": False,
+    "zero_padding_row": True,
+    "relative_scores_scaled": True,
+    "relative_with_cache": True,
+    "relative_cross_attention": False,
+    "chunking": True,
+    "decoder": True,
+    "gradient_checkpointing": True,
+}
+_SWITCHES: dict[str, dict[str, bool]] = {
+    "bert": {},
+    "qdqbert": {"chunking": False, "relative_with_cache": False, "relative_cross_attention": True},
+    "albert": {
+        "embedding_projection": True,
+        "shared_layers": True,
+        "feed_forward_dropout": False,
+        "relative_scores_scaled": False,
+        "decoder": False,
+        "gradient_checkpointing": False,
+    },
+    "roberta-prelayernorm": {
+        "norm_first": True,
+        "final_norm": True,
+        "final_norm_in_hidden_states": False,
+        "positions_from_padding": True,
+    },
+    "megatron-bert": {
+        "norm_first": True,
+        "embedding_norm": False,
+        "final_norm": True,
+        "zero_padding_row": False,
+        "relative_cross_attention": True,
+    },
+    "realm": {"gradient_checkpointing": False},
+}
 
 
 def slots_digest(model: nn.Module) -> str:

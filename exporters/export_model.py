@@ -124,9 +124,10 @@ def deploy(model: nn.Module, form: Form | None = None) -> Deployed:
     if isinstance(model, Model):
         check_form(model, form)
     deployed = Deployed(model, _inputs(model, form), form)
-    vocab_size = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    config: Any = model.config
+    vocab_size = int(config.vocab_size)
     # Long enough for the widest span that a reader looks for.
-    seq_len = max(8, getattr(model.config, "max_span_width", 0) if isinstance(model, Reader) else 0)
+    seq_len = max(8, getattr(config, "min_length", 1))
     batch = example_inputs(deployed.inputs, vocab_size=vocab_size, seq_len=seq_len)
     with torch.inference_mode():
         outputs = tuple(deployed.compute(batch))

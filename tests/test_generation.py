@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
-FAMILIES_ALIVE = ("bert", "megatron-bert", "roberta-prelayernorm")
+FAMILIES_ALIVE = ("bert", "megatron-bert", "roberta", "roberta-prelayernorm")
 FIELDS: dict[str, Any] = {
     "vocab_size": 31,
     "hidden_size": 32,
@@ -62,7 +62,7 @@ class Pair:
             bias[2] += 1.0  # some texts end early
         self.theirs.save_pretrained(folder)
         self.ours = load_model(folder)
-        self.first = 2 if model_type == "roberta-prelayernorm" else 0
+        self.first = 2 if model_type.startswith("roberta") else 0
 
     def wanted(self, ids: torch.Tensor, mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
         visible = ids.ne(1).long() if mask is None else mask

@@ -10,11 +10,11 @@ from calibration.statistics.token_mask import TokenMask
 from qdq.errors import CalibrationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
 
-    from qdq.models.encoder import Encoder
+    from qdq.models.encoder import Call, Encoder
     from qdq.quantization.modules import QuantLinear
 
 __all__ = ["Stream"]
@@ -25,10 +25,10 @@ class _Reached(Exception):  # noqa: N818 (no error)
 
 
 class Stream:
-    """The calls of one layer, one for each batch, that move on to the next layer when asked.
+    """The hidden states in front of one layer, one for each batch, that move on to the next layer when asked.
 
     Args:
-        model: that holds ``encoder``; it is run up to the first layer.
+        model: that holds ``encoder``; it is run up to the encoder.
         encoder: to go through.
         batches: keyword arguments of the model.
 
@@ -37,14 +37,19 @@ class Stream:
     """
 
     def __init__(self, model: nn.Module, encoder: Encoder, batches: Iterable[Mapping[str, Tensor]]) -> None:
-        self._calls: list[tuple[Any, ...]] = []
+        self._encoder = encoder
+        self._depth = 0
+        self._hidden: list[Tensor] = []
+        self._calls: list[Call] = []
         self._masks: list[TokenMask] = []
 
-        def keep(_: nn.Module, call: tuple[Any, ...]) -> None:
+        def keep(_: nn.Module, given: tuple[Any, ...]) -> None:
+            hidden, call = given
+            self._hidden.append(hidden)
             self._calls.append(call)
             raise _Reached
 
-        hook = encoder.layers[0].register_forward_pre_hook(keep)
+        hook = encoder.register_forward_pre_hook(keep)
         device = next(model.parameters()).device
         try:
             for batch in batches:
@@ -77,16 +82,22 @@ class Stream:
 
         hooks = [linear.register_forward_pre_hook(hook_for(index)) for index, linear in enumerate(linears)]
         try:
-            for call, mask in zip(self._calls, self._masks, strict=True):  # noqa: B007 (the hooks read it)
-                _run(layer, call, {})
+            for arguments, mask in zip(self._arguments(), self._masks, strict=True):  # noqa: B007 (the hooks read it)
+                _run(layer, arguments, {})
         finally:
             for hook in hooks:
                 hook.remove()
         return [torch.cat(parts) for parts in found]
 
     def advance(self, layer: nn.Module) -> None:
-        """Go through ``layer``: the calls are those of the next one."""
-        self._calls = [(layer(*call)[0], *call[1:]) for call in self._calls]
+        """Go through ``layer``, to what the next one gets."""
+        self._hidden = [layer(*arguments)[0] for arguments in self._arguments()]
+        self._depth += 1
+
+    def _arguments(self) -> Iterator[tuple[Any, ...]]:
+        """What the layer gets for each batch. The encoder says it, since layers may differ in their masks."""
+        for hidden, call in zip(self._hidden, self._calls, strict=True):
+            yield hidden, *self._encoder.arguments(call, self._depth)
 
 
 def _run(module: nn.Module, args: Sequence[Any], inputs: Mapping[str, Any]) -> None:

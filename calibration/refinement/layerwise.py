@@ -24,7 +24,7 @@ from calibration.refinement.layer_inputs import Stream
 from calibration.refinement.token_clipping import clipped_range
 from qdq.errors import CalibrationError
 from qdq.models.encoder import Encoder
-from qdq.quantization.graph import places
+from qdq.quantization.graph import quantized_reads
 from qdq.quantization.quantizer import Mode, Quantizer, quantizers, set_mode
 from qdq.recipes.refinement import CLIPPINGS, ROUNDINGS
 
@@ -67,7 +67,7 @@ def refine(
     clipping: str = "none",
     progress: Callable[[int, int], object] | None = None,
 ) -> list[str]:
-    """Refine the linear layers of every encoder in a calibrated model, in place.
+    """Refine the linear layers of every encoder in a calibrated model, in read.
 
     Args:
         model: wrapped and calibrated; quantizes afterwards.
@@ -117,7 +117,7 @@ class _Refiner:
         self.rounds, self.corrects, self.clips = rounding != "nearest", bias_correction, clipping != "none"
         self.progress = progress
         self.names = {module: name for name, module in model.named_modules()}
-        self.stages = [place.linears for place in places(model)]
+        self.stages = [read.linears for read in quantized_reads(model)]
         users: dict[Quantizer, int] = {}
         for linears in self.stages:
             for linear in linears:

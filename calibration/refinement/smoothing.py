@@ -27,7 +27,7 @@ import torch
 from calibration.distributed import WHOLE
 from calibration.statistics.channels import channel_ranges
 from qdq.errors import CalibrationError
-from qdq.quantization.graph import Place, places
+from qdq.quantization.graph import QuantizedRead, quantized_reads
 from qdq.quantization.modules.weight import set_weight_scale
 from qdq.quantization.transform import Transform
 from qdq.quantization.wrap import named_slots
@@ -70,9 +70,9 @@ def smooth(
     progress: Callable[[int], object] | None = None,
     resume_file: ResumeFile | None = None,
 ) -> list[str]:
-    """Give the places of a wrapped model their transforms, in place; ranges are to be calibrated afterwards.
+    """Give the places of a wrapped model their transforms, in read; ranges are to be calibrated afterwards.
 
-    Places whose input is not quantized, or with a range found in every call, are left alone.
+    Inputs whose input is not quantized, or with a range found in every call, are left alone.
 
     Args:
         model: wrapped by ``qdq.quantize``, without transforms so far.
@@ -84,7 +84,7 @@ def smooth(
         resume_file: keeps the extremes on disk, and gives those of an interrupted run to go on from.
 
     Returns:
-        The names of the places that were changed.
+        The names of the inputs that were changed.
 
     Raises:
         CalibrationError: for a strength out of range, no data, or values that are NaN or infinite.
@@ -95,61 +95,63 @@ def smooth(
     wanted = {
         quantizer: name
         for group in groups
-        for place in group
-        for name, quantizer in zip((place.name, f"{place.name} (values)"), _looked_at(place), strict=False)
+        for read in group
+        for name, quantizer in zip((read.name, f"{read.name} (values)"), _looked_at(read), strict=False)
     }
     if not wanted or (strength is None and not shift):
         return []
     bounds = channel_ranges(model, batches, wanted, part=part, progress=progress, resume_file=resume_file)
     for group in groups:
-        shifts = [_middle(bounds[_input(place)]) if shift and _is_to_shift(place) else None for place in group]
+        shifts = [_middle(bounds[_input(read)]) if shift and _is_to_shift(read) else None for read in group]
         scales = None
         if strength is not None:
-            sizes = [_size(bounds[_looked_at(place)[-1]], z) for place, z in zip(group, shifts, strict=True)]
+            sizes = [_size(bounds[_looked_at(read)[-1]], z) for read, z in zip(group, shifts, strict=True)]
             scales = _scales(torch.stack(sizes).amax(0), _columns(group), strength)
-        for place, z in zip(group, shifts, strict=True):
-            _assign(place, z, scales)
+        for read, z in zip(group, shifts, strict=True):
+            _assign(read, z, scales)
     _set_weight_scales(groups)
-    return [place.name for group in groups for place in group]
+    return [read.name for group in groups for read in group]
 
 
-def _groups(model: nn.Module) -> list[list[Place]]:
-    """Places that share weights, together; those that can be transformed."""
+def _groups(model: nn.Module) -> list[list[QuantizedRead]]:
+    """Inputs that share weights, together; those that can be transformed."""
     users: dict[int, int] = {}
     for slot, _ in named_slots(model):
         if slot.name == "weight":
             weight = id(model.get_submodule(slot.module).weight)
             users[weight] = users.get(weight, 0) + 1
-    groups: dict[tuple[int, ...], list[Place]] = {}
-    for place in places(model):
-        spec = _input(place).spec
+    groups: dict[tuple[int, ...], list[QuantizedRead]] = {}
+    for read in quantized_reads(model):
+        spec = _input(read).spec
         if spec is not None and not spec.dynamic:
-            groups.setdefault(tuple(id(linear.weight) for linear in place.linears), []).append(place)
+            groups.setdefault(tuple(id(linear.weight) for linear in read.linears), []).append(read)
     # a weight that somebody else reads, too, has to stay as it is
     alone = (group for weights, group in groups.items() if all(users[weight] == len(group) for weight in weights))
     return [group for group in alone if all(map(_is_known, group))]
 
 
-def _is_known(place: Place) -> bool:
+def _is_known(read: QuantizedRead) -> bool:
     """Whether it is known what puts the tensor out."""
-    return any(maker is not None for maker in (place.norm, place.value, place.activation, place.source))
+    return any(maker is not None for maker in (read.norm, read.value, read.activation, read.source))
 
 
-def _input(place: Place) -> Quantizer:
-    return place.linears[0].input_quantizer
+def _input(read: QuantizedRead) -> Quantizer:
+    return read.linears[0].input_quantizer
 
 
-def _looked_at(place: Place) -> list[Quantizer]:
-    """The quantizers whose channels count for a place; the last for their sizes."""
-    values = [] if place.context is None else [place.context.other_quantizer]
-    return [_input(place), *(quantizer for quantizer in values if quantizer.spec is not None)]
+def _looked_at(read: QuantizedRead) -> list[Quantizer]:
+    """The quantizers whose channels count for a read; the last for their sizes."""
+    values = [] if read.context is None else [read.context.other_quantizer]
+    return [_input(read), *(quantizer for quantizer in values if quantizer.spec is not None)]
 
 
-def _is_to_shift(place: Place) -> bool:
-    """Whether a place is of case 3."""
-    spec = _input(place).spec
+def _is_to_shift(read: QuantizedRead) -> bool:
+    """Whether a read is of case 3."""
+    spec = _input(read).spec
     assert spec is not None
-    return place.norm is not None or (place.activation is not None and spec.symmetric and spec.signed)
+    if read.norm is not None:
+        return getattr(read.norm, "bias", None) is not None  # an RMSNorm cannot take the shift in
+    return read.activation is not None and spec.symmetric and spec.signed
 
 
 def _middle(bounds: _Bounds) -> Tensor:
@@ -161,7 +163,7 @@ def _size(bounds: _Bounds, shift: Tensor | None) -> Tensor:
     return torch.maximum(lower.abs(), upper.abs())
 
 
-def _columns(group: Sequence[Place]) -> Tensor:
+def _columns(group: Sequence[QuantizedRead]) -> Tensor:
     """The largest magnitude that each input channel meets in the weights, ``(channels,)``."""
     weights = [linear.weight.detach().float().abs().amax(0) for linear in group[0].linears]
     return torch.stack(weights).amax(0)
@@ -173,17 +175,17 @@ def _scales(activations: Tensor, weights: Tensor, strength: float) -> Tensor:
     return (log - log.mean()).exp()
 
 
-def _assign(place: Place, shift: Tensor | None, scales: Tensor | None) -> None:
-    if place.value is not None and scales is not None:  # case 2
-        _extend(place.value.weight_quantizer, rows=1 / scales)
+def _assign(read: QuantizedRead, shift: Tensor | None, scales: Tensor | None) -> None:
+    if read.value is not None and scales is not None:  # case 2
+        _extend(read.value.weight_quantizer, rows=1 / scales)
     elif shift is not None or scales is not None:  # cases 1 and 3
         transform = Transform(shift=shift, factor=None if scales is None else 1 / scales)
-        for linear in place.linears:
+        for linear in read.linears:
             linear.input_quantizer.transform = transform
-        if place.add is not None and shift is not None:
-            place.add.other_quantizer.transform = Transform(shift=shift)
+        if read.add is not None and shift is not None:
+            read.add.other_quantizer.transform = Transform(shift=shift)
     if scales is not None:
-        for linear in place.linears:
+        for linear in read.linears:
             _extend(linear.weight_quantizer, factor=scales)
 
 
@@ -194,6 +196,6 @@ def _extend(quantizer: Quantizer, **parts: Tensor) -> None:
     quantizer.transform = Transform(**{**kept, **parts})
 
 
-def _set_weight_scales(groups: Iterable[Sequence[Place]]) -> None:
-    for linear in (linear for group in groups for place in group for linear in place.linears):
+def _set_weight_scales(groups: Iterable[Sequence[QuantizedRead]]) -> None:
+    for linear in (linear for group in groups for read in group for linear in read.linears):
         set_weight_scale(linear.weight_quantizer, linear.weight)

@@ -52,9 +52,8 @@ def verification_batches(
     """
     config: Any = deployed.model.config
     encode = _encoder(checkpoint, config)
-    least = getattr(config, "max_span_width", 0) if config.model_type == "realm" else 0
     return [
-        fill(deployed, batch_size, max(min(seq_len, config.max_length), least), encode, seed=index)
+        fill(deployed, batch_size, max(min(seq_len, config.max_length), config.min_length), encode, seed=index)
         for index, (batch_size, seq_len) in enumerate(shapes)
     ]
 

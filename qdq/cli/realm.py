@@ -155,6 +155,7 @@ def _embedder(model: Path, *, seq_len: int | None, batch_size: int, threads: int
     from exporters.runners import OnnxRuntimeRunner
     from qdq.data.tokenizer import load_tokenizer
     from qdq.models.huggingface import read_config
+    from qdq.models.realm_config import RealmConfig
     from qdq.retrieval.embedding import TextEmbedder, torch_runner
     from qdq.retrieval.open_qa import load_component
 
@@ -166,7 +167,9 @@ def _embedder(model: Path, *, seq_len: int | None, batch_size: int, threads: int
         run = OnnxRuntimeRunner(folder / MODEL_FILE, threads=threads)
     else:
         run = torch_runner(load_component(model, "retrieval"))
-    # What is left of the reader's row beside a question: 288 of 320 in the published models.
-    length = seq_len or min(config.max_length, max(3, config.reader_seq_len - 32))
-    length = min(length, config.max_length)
+    length = config.max_length
+    if isinstance(config, RealmConfig):
+        # What is left of the reader's row beside a question: 288 of 320 in the published models.
+        length = min(length, max(3, config.reader_seq_len - 32))
+    length = min(seq_len or length, config.max_length)
     return TextEmbedder(run, load_tokenizer(folder), max_length=length, batch_size=batch_size), length

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdq.errors import CheckpointError, describe_problems
 from qdq.models.huggingface import load_weights, parameter_keys
+from qdq.models.keymap import name_of
 from qdq.models.registry import construct, family_of
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def build_model(config: ModelConfig, task: str, tensors: dict[str, Tensor], repo
             shape.
     """
     model = construct(config, task)
-    needed = {key for keys in parameter_keys(model).values() for key in keys}
+    needed = {name_of(key) for keys in parameter_keys(model).values() for key in keys}
 
     def is_needed(key: str) -> bool:
         # Keys may or may not have the prefix of the encoder.
@@ -145,7 +146,8 @@ def build_model(config: ModelConfig, task: str, tensors: dict[str, Tensor], repo
 
 def _is_of_family(key: str, family: Family) -> bool:
     """Return whether some model of the family has this key in some layer."""
-    known = {*family.keys.values()} | {name for task in family.tasks.values() for name in task.keys.values()}
+    tables = [family.keys, *(task.keys for task in family.tasks.values())]
+    known = {name_of(key) for keys in tables for key in keys.values()}
     names = key.removeprefix(f"{family.prefix}.").split(".")
     template = ".".join("{}" if name.isdigit() else name for name in names)
     # The bias of a language model's head is under its own name and under that of its linear layer.

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from qdq.errors import CheckpointError, ConfigError, StorageError
 from qdq.interop.conversion import Conversion, Converted, Mapped, Skipped, build_model
-from qdq.models.registry import configure, family_of
+from qdq.models.registry import configure
 
 if TYPE_CHECKING:
     from qdq.models.config import ModelConfig
@@ -226,8 +226,8 @@ def _config(
         )
     # Arguments override the sizes of the tensors: where they differ, loading reports the shapes that do not fit.
     values = {**measured, **values, **overrides}
-    usual = family_of("megatron-bert").defaults
-    if "num_attention_heads" not in values and values.get("hidden_size") != usual["hidden_size"]:
+    usual = configure("megatron-bert")
+    if "num_attention_heads" not in values and values.get("hidden_size") != usual.hidden_size:
         raise ConfigError(f"{report.source}: num_attention_heads is unknown: set it (--set num_attention_heads=N)")
     return configure("megatron-bert", **values)
 

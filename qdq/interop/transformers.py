@@ -11,16 +11,19 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from qdq.errors import CheckpointError, ConfigError, MissingPackageError, describe_problems
 from qdq.models.attention import Attention, AttentionImplementation
 from qdq.models.huggingface import config_to_json, parameter_keys
+from qdq.models.keymap import Part, name_of, part_of, shape_of_whole
 from qdq.models.model import EncoderModel, fresh_parameter
 from qdq.models.registry import FAMILIES, configure, construct, family_of, task_of
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from qdq.models.config import ModelConfig
     from qdq.models.model import Model
@@ -59,7 +62,7 @@ def from_transformers(model: nn.Module, *, attn_implementation: AttentionImpleme
     if isinstance(ours, EncoderModel) and task == "feature-extraction" and getattr(model, "pooler", None) is None:
         ours.pooler = None
     _take_parameters(ours, model)
-    if isinstance(ours, EncoderModel) and config.switches.gradient_checkpointing:
+    if isinstance(ours, EncoderModel) and config.supports_gradient_checkpointing:
         ours.encoder.checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     return ours.train(model.training)
 
@@ -141,21 +144,23 @@ def _take_parameters(ours: Model, theirs: nn.Module) -> None:
     }
     left, problems, missing, chosen = dict(given), [], [], {}
     for name, keys in parameter_keys(ours).items():
-        found = [given[key] for key in keys if key in given]
+        found = [(key, given[name_of(key)]) for key in keys if name_of(key) in given]
         for key in keys:
-            left.pop(key, None)
+            left.pop(name_of(key), None)
         wanted = ours.get_parameter(name)
         if not found:
             # The class of transformers does not have it; ours does, and never uses it.
             if name.startswith(task.unused):
                 chosen[name] = fresh_parameter(ours, name, next(theirs.parameters()).dtype)
             else:
-                missing.append(keys[-1])
-        elif found[0].shape != wanted.shape or not found[0].is_floating_point():
-            kind = str(found[0].dtype).removeprefix("torch.")
-            problems.append(f"{keys[0]} is {list(found[0].shape)} {kind}, must be {list(wanted.shape)} float")
+                missing.append(name_of(keys[-1]))
+            continue
+        key, whole = found[0]
+        if [*whole.shape] != (shape := shape_of_whole(key, wanted.shape)) or not whole.is_floating_point():
+            kind = str(whole.dtype).removeprefix("torch.")
+            problems.append(f"{name_of(key)} is {list(whole.shape)} {kind}, must be {shape} float")
         else:
-            chosen[name] = found[0]
+            chosen[name] = whole if isinstance(key, str) else _view(part_of(key, whole), whole)
     problems += [f"{key} is missing" for key in dict.fromkeys(missing)] + [f"{key} is unexpected" for key in left]
     if problems:
         raise CheckpointError(
@@ -181,20 +186,27 @@ def _give_parameters(ours: Model, theirs: nn.Module) -> None:
         ConfigError: Some names differ: this release of transformers cannot compute what ``ours`` computes.
     """
     prefix = family_of(ours.config.model_type).prefix
-    their_names = {name.removeprefix(f"{prefix}."): name for name, _ in theirs.named_parameters(remove_duplicate=False)}
-    left, problems = set(their_names), {}
+    names = {name.removeprefix(f"{prefix}."): name for name, _ in theirs.named_parameters(remove_duplicate=False)}
+    left, problems = set(names), {}
+    fused: dict[str, dict[int, str]] = {}
     for name, keys in parameter_keys(ours).items():
         parameter = ours.get_parameter(name)
-        if not any(key in their_names for key in keys):
-            problems[keys[-1]] = "it has none"
+        if not any(name_of(key) in names for key in keys):
+            problems[name_of(keys[-1])] = "it has none"
         for key in keys:
-            left.discard(key)
-            if key not in their_names:
+            whole = name_of(key)
+            left.discard(whole)
+            if whole not in names:
                 continue
-            if (shape := theirs.get_parameter(their_names[key]).shape) != parameter.shape:
-                problems[key] = f"it has {list(shape)} for {list(parameter.shape)}"
+            shape, wanted = [*theirs.get_parameter(names[whole]).shape], shape_of_whole(key, parameter.shape)
+            if shape != wanted:
+                problems[whole] = f"it has {shape} for {wanted}"
+            elif isinstance(key, str):
+                _put(theirs, names[whole], parameter)
             else:
-                _put(theirs, their_names[key], parameter)
+                fused.setdefault(whole, {})[key.index] = name
+    for whole, members in fused.items():
+        _put(theirs, names[whole], _joined(ours, [members[index] for index in sorted(members)]))
     problems |= dict.fromkeys(left, "this model has none")
     if problems:
         release = f"{type(theirs).__name__} of the installed transformers cannot compute what this model does"
@@ -204,6 +216,20 @@ def _give_parameters(ours: Model, theirs: nn.Module) -> None:
     for module in theirs.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)
+
+
+def _view(part: Tensor, whole: nn.Parameter) -> nn.Parameter:
+    """A Parameter over the memory of a part of ``whole``: what changes one in place changes the other."""
+    return torch.nn.Parameter(part.detach(), requires_grad=whole.requires_grad)
+
+
+def _joined(ours: Model, names: list[str]) -> nn.Parameter:
+    """One Parameter for several of ours, which become views of it."""
+    parameters = [ours.get_parameter(name) for name in names]
+    whole = torch.nn.Parameter(torch.cat([p.detach() for p in parameters]), requires_grad=parameters[0].requires_grad)
+    for index, name in enumerate(names):
+        _put(ours, name, _view(part_of(Part("", index, len(names)), whole), whole))
+    return whole
 
 
 def _put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:

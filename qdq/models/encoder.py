@@ -1,13 +1,13 @@
 """The stack of transformer layers that all families share."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from qdq.models.attention import Attention
-from qdq.models.config import ModelConfig
 from qdq.models.feed_forward import FeedForward
 from qdq.models.inputs import InputError
 from qdq.models.outputs import BaseOutput, Cache, Tensors
@@ -30,11 +30,20 @@ class Call:
 class Layer(nn.Module):
     """Attention, optional cross-attention, feed-forward; each with its own residual."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(
+        self, attention: Attention, feed_forward: FeedForward, *, cross_attention: Attention | None = None
+    ) -> None:
         super().__init__()
-        self.attention = Attention(config)
-        self.cross_attention = Attention(config, cross=True) if config.add_cross_attention else None
-        self.feed_forward = FeedForward(config)
+        self.attention = attention
+        self.cross_attention = cross_attention
+        self.feed_forward = feed_forward
+
+    def blocks(self) -> Iterator[Attention | FeedForward]:
+        """Yield the blocks in the order of the computation."""
+        yield self.attention
+        if self.cross_attention is not None:
+            yield self.cross_attention
+        yield self.feed_forward
 
     def forward(
         self, hidden: Tensor, call: Call, head_mask: Tensor | None = None, past: Tensors | None = None
@@ -56,47 +65,73 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """One layer module per depth, in ``config.layer_order``, and the final LayerNorm of the pre-norm families.
+    """One layer module per depth, and the final norm of the pre-norm families.
 
     Depths that repeat a layer (ALBERT) have modules of their own which share the parameters, so that each depth can be
     observed and wrapped by itself while every weight exists once.
+
+    Args:
+        layers: One for every depth.
+        norm: Behind the last layer.
+        norm_in_hidden_states: Whether the last entry of ``hidden_states`` has passed ``norm``.
+        repeats: For every depth the first one whose layer it repeats; None where all are different.
+        layers_per_state: Layers that count as one entry of ``hidden_states``.
+        mask_rows: For every depth the row of a head mask that it gets; None for its own.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        *,
+        norm: nn.Module | None = None,
+        norm_in_hidden_states: bool = True,
+        repeats: Sequence[int] | None = None,
+        layers_per_state: int = 1,
+        mask_rows: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
-        order = config.layer_order
-        self.first_depth = [order.index(layer) for layer in order]
-        self.layers = nn.ModuleList(Layer(config) for _ in order)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.switches.final_norm else None
-        self.norm_in_hidden_states = config.switches.final_norm_in_hidden_states
-        # A block is what counts as one entry of hidden_states: one layer, or the layers of one ALBERT group.
-        self.block = config.inner_group_num if config.switches.shared_layers else 1
-        # ALBERT gives each group the head masks of its first depths, one per inner layer, for all repetitions.
-        per_group = config.num_hidden_layers // config.num_hidden_groups
-        self.mask_rows = [index[0] * per_group + index[1] if len(index) > 1 else index[0] for index in order]
+        own = range(len(layers))
+        self.repeats = list(own if repeats is None else repeats)
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+        self.norm_in_hidden_states = norm_in_hidden_states
+        self.layers_per_state = layers_per_state
+        self.mask_rows = list(own if mask_rows is None else mask_rows)
         self.checkpointing = False
         self.share()
 
+    def blocks(self) -> Iterator[Attention | FeedForward]:
+        """Yield the blocks of all layers in the order of the computation."""
+        for layer in self.layers:
+            yield from cast("Layer", layer).blocks()
+
     def share(self) -> None:
         """Make depths that repeat a layer use the very parameters of its first depth."""
-        for depth, first in enumerate(self.first_depth):
+        for depth, first in enumerate(self.repeats):
             if depth != first:
                 for name, module in self.layers[first].named_modules():
                     for key, parameter in module._parameters.items():
                         self.layers[depth].get_submodule(name).register_parameter(key, parameter)
 
+    def arguments(self, call: Call, depth: int) -> tuple[Call, Tensor | None, Tensors | None]:
+        """Return what the layer at ``depth`` gets besides the hidden states: its part of ``call``.
+
+        Whoever runs layers one by one asks here, so that layers may differ in their masks.
+        """
+        head_mask = None if call.head_mask is None else call.head_mask[self.mask_rows[depth]]
+        return call, head_mask, None if call.past is None else call.past[depth]
+
     def forward(self, hidden: Tensor, call: Call) -> BaseOutput:
         """Run all layers on the embeddings ``(b, s, hidden)``."""
         states, used = [hidden], []
         for depth, layer in enumerate(self.layers):
-            head_mask = None if call.head_mask is None else call.head_mask[self.mask_rows[depth]]
-            given = hidden, call, head_mask, None if call.past is None else call.past[depth]
+            given = hidden, *self.arguments(call, depth)
             if self.checkpointing and self.training:
                 hidden, *others = checkpoint(layer, *given, use_reentrant=False)
             else:
                 hidden, *others = layer(*given)
             used.append(others)
-            if call.output_hidden_states and (depth + 1) % self.block == 0:
+            if call.output_hidden_states and (depth + 1) % self.layers_per_state == 0:
                 states.append(hidden)
         if self.norm is not None:
             hidden = self.norm(hidden)

@@ -1,4 +1,4 @@
-"""What a family file states: configuration defaults, switches, key table, tasks."""
+"""What a family file states: its configuration, how it is assembled, its key table, its tasks."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,8 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from qdq.models.config import ModelConfig, Switches
-from qdq.models.heads import Classifier, choice_head, pair_head
+from qdq.models.assembly import choice_classifier, classifier, pair_classifier
+from qdq.models.config import ModelConfig
+from qdq.models.embeddings import Embeddings
+from qdq.models.encoder import Encoder
+from qdq.models.heads import Pooler
 from qdq.models.keymap import Keys
 from qdq.models.model import EncoderModel, Model
 from qdq.models.task_models import MultipleChoice, QuestionAnswering, SequenceClassification, TokenClassification
@@ -15,32 +18,67 @@ from qdq.models.task_models import MultipleChoice, QuestionAnswering, SequenceCl
 
 @dataclass(frozen=True)
 class Task:
-    """One architecture of a family: upstream's class name, our class, its head."""
+    """One architecture of a family.
+
+    Args:
+        name: Upstream's class.
+        model: Our class.
+        head: Makes the head for a configuration; None for no head.
+        keys: Head modules to upstream's modules.
+        pooler: Whether the model has a pooler.
+        unused: Modules that checkpoints carry but no call reaches; they may be missing.
+        prefixed: Whether upstream nests the encoder under the family's prefix.
+    """
 
     name: str
     model: Callable[..., Model] = EncoderModel
-    head: Callable[[ModelConfig], nn.Module] | None = None
-    keys: Keys = field(default_factory=dict)  # head modules to upstream's modules
+    head: Callable[[Any], nn.Module] | None = None
+    keys: Keys = field(default_factory=dict)
     pooler: bool = False
-    unused: tuple[str, ...] = ()  # modules that checkpoints carry but no call reaches; they may be missing
-    prefixed: bool = True  # upstream nests the base model under the family's prefix
+    unused: tuple[str, ...] = ()
+    prefixed: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One ``model_type``."""
+    """One ``model_type``.
 
-    model_type: str
+    Args:
+        config: The class of its configuration.
+        build: Assembles embeddings and layers for a configuration.
+        prefix: Where upstream nests the encoder in a model with a head.
+        keys: Modules of the encoder to upstream's modules.
+        tasks: Its architectures by task.
+        beside: Endings of the keys in checkpoints that are no weights.
+    """
+
+    config: type[ModelConfig]
+    build: Callable[[Any], tuple[Embeddings, Encoder]]
     prefix: str
     keys: Keys
     tasks: Mapping[str, Task]
-    switches: Switches = field(default_factory=Switches)
-    own: tuple[str, ...] = ()  # fields that only the families which name them here have
-    beside: tuple[str, ...] = ()  # endings of the keys in checkpoints that are no weights
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # where they are not BERT's
+    beside: tuple[str, ...] = ()
+
+    @property
+    def model_type(self) -> str:
+        """The name in ``config.json``."""
+        return self.config.model_type
+
+    def model(self, config: ModelConfig, task: str) -> Model:
+        """Return the model of ``config`` for ``task``."""
+        entry = self.tasks["feature-extraction" if task == "sts" else task]
+        embeddings, encoder = self.build(config)
+        return entry.model(
+            config,
+            embeddings=embeddings,
+            encoder=encoder,
+            pooler=Pooler(config.hidden_size) if entry.pooler else None,
+            head=None if entry.head is None else entry.head(config),
+            task=task,
+        )
 
 
-CLASSIFIER_KEYS = {"head.classifier": "classifier"}
+CLASSIFIER_KEYS: Keys = {"head.classifier": "classifier"}
 
 
 def standard_tasks(stem: str) -> dict[str, Task]:
@@ -49,9 +87,9 @@ def standard_tasks(stem: str) -> dict[str, Task]:
     return {
         "feature-extraction": Task(f"{stem}Model", pooler=True, prefixed=False),
         "sequence-classification": Task(
-            f"{stem}ForSequenceClassification", SequenceClassification, Classifier, keys, pooler=True
+            f"{stem}ForSequenceClassification", SequenceClassification, classifier, keys, pooler=True
         ),
-        "multiple-choice": Task(f"{stem}ForMultipleChoice", MultipleChoice, choice_head, keys, pooler=True),
-        "token-classification": Task(f"{stem}ForTokenClassification", TokenClassification, Classifier, keys),
-        "question-answering": Task(f"{stem}ForQuestionAnswering", QuestionAnswering, pair_head, span_keys),
+        "multiple-choice": Task(f"{stem}ForMultipleChoice", MultipleChoice, choice_classifier, keys, pooler=True),
+        "token-classification": Task(f"{stem}ForTokenClassification", TokenClassification, classifier, keys),
+        "question-answering": Task(f"{stem}ForQuestionAnswering", QuestionAnswering, pair_classifier, span_keys),
     }

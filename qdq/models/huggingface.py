@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from qdq.errors import CheckpointError, ConfigError, StorageError, describe_problems
 from qdq.models.attention import AttentionImplementation
 from qdq.models.config import ModelConfig
-from qdq.models.keymap import translate
+from qdq.models.keymap import Key, name_of, part_of, shape_of_whole, translate
 from qdq.models.model import Model, fresh_parameter
 from qdq.models.registry import configure, construct, family_of, fields_of, task_of
 from qdq.storage import no_directory, read_json, write_json
@@ -66,11 +66,11 @@ def config_to_json(config: ModelConfig, task: str | None = None) -> dict[str, An
         raise ConfigError("hidden_act is a function; only a named activation can be written to config.json")
     values: dict[str, Any] = dict(config.extra)
     usual = configure(config.model_type)
-    for name in sorted(fields_of(family_of(config.model_type))):
+    for name in sorted(fields_of(config)):
         value = getattr(config, name)
-        # Of switches, tables and what may be absent, only what is unusual is worth a line.
+        # Of flags, tables and what may be absent, only what is unusual is worth a line.
         if value != getattr(usual, name) or not isinstance(value, bool | Mapping | None):
-            values[name] = value
+            values[config.read_as.get(name, name)] = value
     labels = config.id2label or {index: f"LABEL_{index}" for index in range(config.num_labels)}
     values.pop("num_labels", None)
     if config.num_labels != 2 or config.id2label is not None:
@@ -132,20 +132,20 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 # --- weights: names ---
 
 
-def parameter_keys(model: Model) -> dict[str, tuple[str, ...]]:
-    """Every name of every parameter of ``model`` with upstream's keys for it, without the base prefix.
+def parameter_keys(model: Model) -> dict[str, tuple[Key, ...]]:
+    """Return every name of every parameter of ``model`` with upstream's keys for it, without the base prefix.
 
     Of several keys the first one is that which upstream computes with, the last one that which it writes.
     """
     family, task = family_of(model.config.model_type), task_of(model.config, model.task)[1]
     keys, order = {**family.keys, **task.keys}, model.config.layer_order
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, tuple[Key, ...]] = {}
     for name in chain.from_iterable(model.shared_names()):
         try:
             key = translate(name, keys, order)
         except KeyError as error:
             raise CheckpointError(f"parameter {name} has no name in a '{family.model_type}' checkpoint") from error
-        copy = _bias_copy(key)
+        copy = _bias_copy(name_of(key))
         found[name] = (key,) if copy is None else (copy, key)
     return found
 
@@ -157,15 +157,24 @@ def _bias_copy(key: str) -> str | None:
 
 
 def upstream_state(model: Model) -> dict[str, Tensor]:
-    """The weights of ``model`` under upstream's keys, each tied weight once; the tensors are not copied."""
+    """Return the weights of ``model`` under upstream's keys, each tied weight once.
+
+    The tensors are not copied, but for those that upstream stores together: they are joined.
+    """
     family, task = family_of(model.config.model_type), task_of(model.config, model.task)[1]
     inside = {"embeddings", "encoder", "pooler"} if task.prefixed else set()
     keys = parameter_keys(model)
     state: dict[str, Tensor] = {}
+    parts: dict[str, list[Tensor]] = {}
     for name, *_ in model.shared_names():
         prefix = f"{family.prefix}." if name.partition(".")[0] in inside else ""
-        state[prefix + keys[name][-1]] = model.get_parameter(name).detach()
-    return state
+        key, tensor = keys[name][-1], model.get_parameter(name).detach()
+        whole = prefix + name_of(key)
+        if isinstance(key, str):
+            state[whole] = tensor
+        else:
+            parts.setdefault(whole, [tensor] * key.count)[key.index] = tensor
+    return state | {whole: torch.cat(tensors) for whole, tensors in parts.items()}
 
 
 def load_weights(
@@ -192,28 +201,37 @@ def load_weights(
             given[today.removeprefix(f"{family.prefix}.")] = (key, tensor)
 
     keys = parameter_keys(model)
-    missing, misshaped, state, absent = [], [], {}, set()
+    missing, misshaped, state, absent, used = [], [], {}, set(), set()
     for names in model.shared_names():
-        part, wanted = names[0].partition(".")[0], model.get_parameter(names[0])
-        present = [given.pop(key) for name in names for key in keys[name] if key in given]
+        top, wanted = names[0].partition(".")[0], model.get_parameter(names[0])
+        present = [key for name in names for key in keys[name] if name_of(key) in given]
+        used |= {name_of(key) for key in present}
         if present:
-            key, tensor = present[0]
-            if tensor.shape != wanted.shape or not tensor.is_floating_point():
+            key, tensor = given[name_of(present[0])]
+            shape = shape_of_whole(present[0], wanted.shape)
+            if [*tensor.shape] != shape or not tensor.is_floating_point():
                 found = f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-                misshaped.append(f"{key} is {found}, must be {list(wanted.shape)} float")
+                misshaped.append(f"{key} is {found}, must be {shape} float")
                 continue
-            parameter = nn.Parameter(tensor.to(dtype), requires_grad=wanted.requires_grad)
-        elif part in allow_missing or names[0].startswith(task.unused):
+            weight = part_of(present[0], tensor).to(dtype)
+            parameter = nn.Parameter(weight, requires_grad=wanted.requires_grad)
+        elif top in allow_missing or names[0].startswith(task.unused):
             parameter = fresh_parameter(model, names[0], dtype)
         else:
-            missing.append(keys[names[0]][-1])
-            absent.add(part)
+            missing.append(name_of(keys[names[0]][-1]))
+            absent.add(top)
             continue
         state.update(dict.fromkeys(names, parameter))
 
-    elsewhere = {key for other in family.tasks.values() for key in other.keys.values()} | {family.keys["pooler.dense"]}
+    elsewhere = {name_of(key) for other in family.tasks.values() for key in other.keys.values()}
+    elsewhere |= {name_of(key) for module, key in family.keys.items() if module.startswith("pooler.")}
     elsewhere |= set(filter(None, map(_bias_copy, elsewhere)))
-    unexpected = [key for short, (key, _) in given.items() if not {short, short.rpartition(".")[0]} & elsewhere]
+    unexpected = [
+        key
+        for short, (key, _) in given.items()
+        if short not in used and not {short, short.rpartition(".")[0]} & elsewhere
+    ]
+    missing, misshaped = list(dict.fromkeys(missing)), list(dict.fromkeys(misshaped))
     problems = [
         f"{len(names)} {what}: {', '.join(names[:10])}{f', and {len(names) - 10} more' if len(names) > 10 else ''}"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("with another shape", misshaped))

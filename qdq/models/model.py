@@ -1,7 +1,7 @@
 """The model: embeddings, encoder, pooler and head, with everything that concerns them together."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import Any, ClassVar, cast, get_args
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from qdq.errors import ConfigError
 from qdq.models.attention import Attention, AttentionImplementation
 from qdq.models.config import ModelConfig
+from qdq.models.dataflow import LinearRead
 from qdq.models.embeddings import Embeddings
 from qdq.models.encoder import Call, Encoder, Layer
 from qdq.models.forward_signature import with_named_inputs
-from qdq.models.heads import LanguageModelHead, PreTrainingHead
+from qdq.models.heads import LanguageModelHead, Pooler, PreTrainingHead
 from qdq.models.inputs import InputError
 from qdq.models.losses import cross_entropy
 from qdq.models.masks import attention_bias, head_mask_rows, memory_bias
@@ -23,18 +24,6 @@ from qdq.models.outputs import BaseOutput, Cache, Output, TaskOutput
 
 Names = tuple[str, ...]
 TEXTS: Names = ("input_ids", "attention_mask", "token_type_ids")
-
-
-class Pooler(nn.Module):
-    """tanh of a linear on the first token, whichever side the padding is on."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """``(batch, seq, hidden)`` -> ``(batch, hidden)``."""
-        return torch.tanh(self.dense(hidden[:, 0]))
 
 
 class Model(nn.Module):
@@ -117,6 +106,14 @@ class EncoderModel(Model):
 
     A task says by ``answer`` what it makes of the encoder's output, and by ``targets`` which arguments of a call are
     for ``answer``; all others are for ``encode``. This class itself extracts features and has neither.
+
+    Args:
+        config: Configuration of the family.
+        embeddings: From ids to hidden states.
+        encoder: The layers.
+        pooler: From hidden states to one vector per text; None for no pooler.
+        head: From hidden states or the pooled output to what the task returns.
+        task: The name of the task.
     """
 
     targets: ClassVar[Names] = ()
@@ -129,14 +126,16 @@ class EncoderModel(Model):
         self,
         config: ModelConfig,
         *,
-        task: str = "feature-extraction",
-        pooler: bool = True,
+        embeddings: Embeddings,
+        encoder: Encoder,
+        pooler: Pooler | None = None,
         head: nn.Module | None = None,
+        task: str = "feature-extraction",
     ) -> None:
         super().__init__(config, task)
-        self.embeddings = Embeddings(config)
-        self.encoder = Encoder(config)
-        self.pooler = Pooler(config.hidden_size) if pooler else None
+        self.embeddings = embeddings
+        self.encoder = encoder
+        self.pooler = pooler
         self.head = head
         self._prune(config.pruned_heads)
         self.tie_weights()
@@ -218,6 +217,13 @@ class EncoderModel(Model):
             result.pooler_output = self.pooler(result.last_hidden_state)
         return result
 
+    def linear_reads(self) -> Iterator[LinearRead]:
+        """Yield what the linear layers of the encoder read, from the first to the last."""
+        origin = self.embeddings.origin()
+        for block in self.encoder.blocks():
+            yield from block.linear_reads(origin)
+            origin = block.origin()
+
     def output_embedding(self) -> nn.Linear | None:
         """The linear from hidden states to the vocabulary, in models that have one."""
         head = self.head.predictions if isinstance(self.head, PreTrainingHead) else self.head
@@ -280,7 +286,7 @@ class EncoderModel(Model):
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute each layer in the backward pass instead of keeping its activations."""
-        if not self.config.switches.gradient_checkpointing:
+        if not self.config.supports_gradient_checkpointing:
             raise InputError(f"model_type '{self.config.model_type}' does not offer gradient checkpointing")
         self.encoder.checkpointing = True
 
@@ -334,14 +340,14 @@ def _resized(weight: Tensor, size: int, std: float) -> Tensor:
 
 
 def fresh_parameter(model: Model, name: str, dtype: torch.dtype | None = None) -> nn.Parameter:
-    """An initialised parameter for the place ``name``: normal weights, zero biases and padding row, unit LayerNorms."""
+    """Return an initialised parameter ``name``: normal weights, zero biases and padding row, norms of one."""
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
     new = torch.zeros(owner.get_parameter(leaf).shape, dtype=dtype)
-    if isinstance(owner, nn.LayerNorm) and leaf == "weight":
+    if isinstance(owner, nn.LayerNorm | nn.RMSNorm) and leaf == "weight":
         new.fill_(1.0)
     elif leaf == "weight":
         new.normal_(0.0, model.config.initializer_range)
-        if isinstance(owner, nn.Embedding) and owner.padding_idx is not None and model.config.switches.zero_padding_row:
+        if isinstance(owner, nn.Embedding) and owner.padding_idx is not None and model.config.zero_padding_row:
             new[owner.padding_idx] = 0.0
     return nn.Parameter(new)

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdq.models.config import ModelConfig
 from qdq.models.heads import LanguageModelHead
 from qdq.models.inputs import InputError, check_shape, is_tracing
 from qdq.models.losses import IGNORED
 from qdq.models.masks import additive
 from qdq.models.model import TEXTS, Model, PooledModel, TaskModel
 from qdq.models.outputs import BaseOutput, Output, Tensors
+from qdq.models.realm_config import RealmConfig
 
 
 class EmbedderOutput(Output):
@@ -53,11 +53,11 @@ class ReaderOutput(Output):
 class EmbedderHead(nn.Module):
     """Linear and LayerNorm from the pooled output to the space of retrieval. Nothing calls ``predictions``."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, hidden: int, width: int, *, norm: nn.Module, predictions: LanguageModelHead) -> None:
         super().__init__()
-        self.projection = nn.Linear(config.hidden_size, config.retriever_proj_size)
-        self.norm = nn.LayerNorm(config.retriever_proj_size, eps=config.layer_norm_eps)
-        self.predictions = LanguageModelHead(config)
+        self.projection = nn.Linear(hidden, width)
+        self.norm = norm
+        self.predictions = predictions
 
     def forward(self, pooled: Tensor) -> Tensor:
         """``(b, hidden)`` -> ``(b, r)``."""
@@ -76,7 +76,9 @@ class Embedder(PooledModel):
 class Scorer(Model):
     """Relevance of ``num_candidates`` texts for a question; one embedder serves both until another is assigned."""
 
-    def __init__(self, config: ModelConfig, *, task: str = "scoring", **options: Any) -> None:
+    config: RealmConfig
+
+    def __init__(self, config: RealmConfig, *, task: str = "scoring", **options: Any) -> None:
         super().__init__(config, task)
         self.embedder = Embedder(config, task="retrieval", **options)
         self.query_embedder = self.embedder
@@ -111,6 +113,8 @@ class KnowledgeAugmentedEncoder(TaskModel):
     ``mlm_mask`` ``(b, s)`` says which positions count in the mean (by default all, also those labelled -100).
     """
 
+    config: RealmConfig
+
     targets = ("labels", "relevance_score", "mlm_mask")
 
     def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -144,13 +148,15 @@ class KnowledgeAugmentedEncoder(TaskModel):
 class ReaderHead(nn.Module):
     """Logits of all spans up to ``max_span_width`` tokens from their ends. Nothing calls ``predictions``."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(
+        self, hidden: int, width: int, *, max_span_width: int, norm: nn.Module, predictions: LanguageModelHead
+    ) -> None:
         super().__init__()
-        self.max_span_width = config.max_span_width
-        self.intermediate = nn.Linear(config.hidden_size, 2 * config.span_hidden_size)
-        self.norm = nn.LayerNorm(config.span_hidden_size, eps=config.reader_layer_norm_eps)
-        self.output = nn.Linear(config.span_hidden_size, 1)
-        self.predictions = LanguageModelHead(config)
+        self.max_span_width = max_span_width
+        self.intermediate = nn.Linear(hidden, 2 * width)
+        self.norm = norm
+        self.output = nn.Linear(width, 1)
+        self.predictions = predictions
 
     def spans(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """First and last token of every candidate ``(c,)``: all of width 1 from the left, then of width 2, ..."""
@@ -177,6 +183,8 @@ class Reader(TaskModel):
     ``(retrieved, s)``, 1 where a token belongs to the evidence. Losses need ``start_positions`` and ``end_positions``
     ``(retrieved, answers)``, inclusive and padded with -1, and ``has_answers`` ``(retrieved,)``.
     """
+
+    config: RealmConfig
 
     targets = ("relevance_score", "block_mask", "start_positions", "end_positions", "has_answers")
 

@@ -9,21 +9,22 @@ from torch import nn
 from qdq.errors import ConfigError, describe_problems
 from qdq.models.albert import ALBERT
 from qdq.models.attention import AttentionImplementation
-from qdq.models.bert import BERT, QDQBERT
+from qdq.models.bert import BERT
 from qdq.models.config import ModelConfig
 from qdq.models.family import Family, Task
 from qdq.models.megatron_bert import MEGATRON_BERT
 from qdq.models.model import Model, fresh_parameter
+from qdq.models.qdqbert import QDQBERT
 from qdq.models.realm import REALM
+from qdq.models.roberta import ROBERTA
 from qdq.models.roberta_prelayernorm import ROBERTA_PRELAYERNORM
 from qdq.models.uninitialized import Uninitialized
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (BERT, QDQBERT, ALBERT, ROBERTA_PRELAYERNORM, MEGATRON_BERT, REALM)
+    family.model_type: family for family in (BERT, QDQBERT, ALBERT, ROBERTA, ROBERTA_PRELAYERNORM, MEGATRON_BERT, REALM)
 }
 
-_OURS = {"model_type", "switches", "extra"}
-_FAMILY_ONLY = {name for family in FAMILIES.values() for name in family.own}
+_NOT_IN_JSON = {"model_type", "extra", "read_as"}
 
 
 def family_of(model_type: object) -> Family:
@@ -47,16 +48,22 @@ def configure(model_type: str, **values: Any) -> ModelConfig:
     Raises:
         ConfigError: an unknown family, or values that cannot be followed; all of them are listed.
     """
-    family = family_of(model_type)
-    known = fields_of(family)
-    extra = {name: values.pop(name) for name in list(values) if name not in known}
-    values = _from_json({**family.defaults, **values})
-    return ModelConfig(model_type=model_type, switches=family.switches, extra=extra, **values)
+    cls = family_of(model_type).config
+    known, given, read_as, extra = fields_of(cls), {}, {}, {}
+    for name, value in values.items():
+        own = cls.names.get(name, name)
+        if own not in known:
+            extra[name] = value
+            continue
+        given[own] = value
+        if own != name:
+            read_as[own] = name
+    return cls(extra=extra, read_as=read_as, **_from_json(given))
 
 
-def fields_of(family: Family) -> set[str]:
-    """Configuration fields that mean something for ``family``."""
-    return {f.name for f in fields(ModelConfig)} - _OURS - (_FAMILY_ONLY - set(family.own))
+def fields_of(config: ModelConfig | type[ModelConfig]) -> set[str]:
+    """Return the fields of ``config`` that ``config.json`` has."""
+    return {one.name for one in fields(config)} - _NOT_IN_JSON
 
 
 def _from_json(values: dict[str, Any]) -> dict[str, Any]:
@@ -109,12 +116,12 @@ def construct(
 ) -> Model:
     """The model of ``config`` on the meta device: its weights are to be loaded or initialised."""
     kind = config.model_type
-    if config.switches != family_of(kind).switches:
+    family = family_of(kind)
+    if type(config) is not family.config:
         raise ConfigError(f"the configuration is not of '{kind}': make it with configure('{kind}')")
-    name, entry = task_of(config, task)
+    name, _ = task_of(config, task)
     with torch.device("meta"), Uninitialized():
-        head = None if entry.head is None else entry.head(config)
-        model = entry.model(config, task=name, pooler=entry.pooler, head=head)
+        model = family.model(config, name)
     model.set_attn_implementation(attn_implementation)
     return model
 

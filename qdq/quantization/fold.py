@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from qdq.quantization.graph import Place, places
+from qdq.quantization.graph import QuantizedRead, quantized_reads
 from qdq.quantization.modules import QuantAdd, QuantLinear
 from qdq.quantization.quantizer import quantizers
 from qdq.quantization.transform import Transform
@@ -55,8 +55,8 @@ def folded(model: nn.Module) -> Iterator[None]:
         weights: dict[tuple[int, int], nn.Parameter] = {}  # shared ones stay shared
         for linear in linears:
             _fold_weight(changes, linear, weights)
-        for place in places(model):
-            _fold_norm(changes, place)
+        for read in quantized_reads(model):
+            _fold_norm(changes, read)
         yield
 
 
@@ -85,35 +85,42 @@ def _fold_weight(changes: _Changes, linear: QuantLinear, weights: dict[tuple[int
         changes.set(linear, "weight", weights[key])
 
 
-def _fold_norm(changes: _Changes, place: Place) -> None:
-    transform = place.linears[0].input_quantizer.transform
-    if transform is None or any(not _same(transform, one) for one in _others(place)):
+def _fold_norm(changes: _Changes, read: QuantizedRead) -> None:
+    transform = read.linears[0].input_quantizer.transform
+    if transform is None or any(not _same(transform, one) for one in _others(read)):
         return
-    if place.norm is None:
-        _fold_source(changes, place, transform)
+    if read.norm is None:
+        _fold_source(changes, read, transform)
         return
-    norm, add, branch = place.norm, place.add, place.branch
+    norm, add, branch = read.norm, read.add, read.branch
     shift, factor = transform.shift, transform.factor
+    weight: Tensor = norm.get_parameter("weight")
+    bias: Tensor | None = getattr(norm, "bias", None)
+    if bias is None and shift is not None:  # an RMSNorm has nothing that could take a shift in
+        return
     if add is None:  # case 3
-        bias = norm.bias if shift is None else norm.bias - shift
-        changes.set(norm, "bias", _parameter(bias if factor is None else bias * factor))
+        if bias is not None:
+            bias = bias if shift is None else bias - shift
+            changes.set(norm, "bias", _parameter(bias if factor is None else bias * factor))
         if factor is not None:
-            changes.set(norm, "weight", _parameter(norm.weight * factor))
+            changes.set(norm, "weight", _parameter(weight * factor))
         left = None
-    elif shift is not None and _shifts_alike(add, shift) and isinstance(branch, QuantLinear):  # case 4
-        changes.set(norm, "bias", _parameter(norm.bias - shift))
+    elif (
+        bias is not None and shift is not None and _shifts_alike(add, shift) and isinstance(branch, QuantLinear)
+    ):  # case 4
+        changes.set(norm, "bias", _parameter(bias - shift))
         changes.set(branch, "bias", _parameter(shift if branch.bias is None else branch.bias + shift))
         changes.set(add.other_quantizer, "transform", None)
         left = None if factor is None else Transform(factor=factor)
     else:
         return
-    for linear in place.linears:
+    for linear in read.linears:
         changes.set(linear.input_quantizer, "transform", left)
 
 
-def _fold_source(changes: _Changes, place: Place, transform: Transform) -> None:
+def _fold_source(changes: _Changes, read: QuantizedRead, transform: Transform) -> None:
     """Case 5; OpenVINO 2026.4 errs where a multiplication stands between a float linear layer and a quantizer."""
-    source, add, factor = place.source, place.add, transform.factor
+    source, add, factor = read.source, read.add, transform.factor
     if source is None or add is None or factor is None or transform.shift is not None:
         return
     if source.weight_quantizer.spec is not None or add.other_quantizer.transform is not None:
@@ -122,12 +129,12 @@ def _fold_source(changes: _Changes, place: Place, transform: Transform) -> None:
     if source.bias is not None:
         changes.set(source, "bias", _parameter(source.bias * factor))
     changes.set(add.other_quantizer, "transform", Transform(factor=1 / factor))
-    for linear in place.linears:
+    for linear in read.linears:
         changes.set(linear.input_quantizer, "transform", None)
 
 
-def _others(place: Place) -> list[Transform | None]:
-    return [linear.input_quantizer.transform for linear in place.linears[1:]]
+def _others(read: QuantizedRead) -> list[Transform | None]:
+    return [linear.input_quantizer.transform for linear in read.linears[1:]]
 
 
 def _same(transform: Transform, other: Transform | None) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
-    from qdq.models.config import ModelConfig
     from qdq.models.model import Model
+    from qdq.models.realm_config import RealmConfig
     from qdq.models.realm_models import ReaderOutput
     from qdq.retrieval.candidates import Candidates, Targets
     from qdq.retrieval.records import Texts
@@ -126,7 +126,7 @@ class OpenQA(nn.Module):
         self.searcher = searcher
         self.records = records
         self.tokenizer = tokenizer
-        self.config: ModelConfig = reader.config
+        self.config = cast("RealmConfig", reader.config)
         self._sep = _token(tokenizer, sep_token)
         self._pad = _token(tokenizer, pad_token)
 

@@ -88,7 +88,7 @@ def prepare(
 
         twin = copy.deepcopy(model).cpu() if launch.is_main_process else None
         plugin = launch.state.fsdp_plugin
-        shares = any(set(e.first_depth) != set(range(len(e.layers))) for e in model.modules() if isinstance(e, Encoder))
+        shares = any(e.repeats != list(range(len(e.layers))) for e in model.modules() if isinstance(e, Encoder))
         if shares:
             raise ConfigError(
                 "the layers of this model share their weights (ALBERT), which FSDP would shard once for each of them: "

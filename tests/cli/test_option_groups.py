@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from qdq.cli.option_groups import with_groups
+from qdq.settings import check, flag, number, setting, whole
 
 
 @dataclass(frozen=True)
@@ -55,3 +56,57 @@ def test_the_help_has_the_options_of_the_group_in_its_place() -> None:
 
 def test_a_value_that_the_group_refuses_is_a_usage_error() -> None:
     assert "Invalid value for '--rows'" in run("a", "--rows", "many")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    beams: int = setting(1, "Number of beams.", whole(1), metavar="N")
+    early: bool = setting(False, "Stop early.", flag())
+    centred: bool | None = setting(None, "Centre them.", flag().or_none(), option="--centre/--no-centre")
+    momentum: float = setting(0.1, "Not for the command line.", number(0), option=None)
+    other: int = 7
+
+    def __post_init__(self) -> None:
+        check(self, "settings of the search")
+
+
+DEFAULT = Search()
+
+
+def find(name: str, search: Annotated[Search, "Searching"] = DEFAULT, count: int = 1) -> None:
+    """Find something."""
+    print((name, search, count))
+
+
+def run_find(*arguments: str) -> str:
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(with_groups(find))
+    return CliRunner().invoke(app, list(arguments), catch_exceptions=False).output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["a"], ("a", Search(), 1)),
+        (["a", "--beams", "5", "--early", "--no-centre"], ("a", Search(beams=5, early=True, centred=False), 1)),
+    ],
+    ids=["defaults", "every option"],
+)
+def test_settings_of_the_library_become_options(arguments: list[str], expected: tuple[str, Search, int]) -> None:
+    assert run_find(*arguments) == f"{expected}\n"
+
+
+def test_help_metavar_and_panel_come_from_the_settings() -> None:
+    shown = run_find("--help")
+    assert "Number of beams." in shown
+    assert "Searching" in shown
+    assert shown.index("--beams") < shown.index("--early") < shown.index("--centre")
+    assert "--momentum" not in shown
+    assert "--other" not in shown
+
+
+def test_the_rule_of_a_setting_refuses_a_value() -> None:
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(with_groups(find))
+    result = CliRunner().invoke(app, ["a", "--beams", "0"])
+    assert "beams is 0, must be a whole number of at least 1" in str(result.exception)

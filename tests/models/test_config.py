@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from qdq.errors import ConfigError
-from qdq.models.config import ModelConfig
+from qdq.models.bert import BertConfig
 from qdq.models.registry import FAMILIES, configure
 
 
-@pytest.mark.parametrize("model_type", ["bert", "albert", "megatron-bert", "roberta-prelayernorm"])
+@pytest.mark.parametrize("model_type", ["bert", "albert", "megatron-bert", "roberta", "roberta-prelayernorm"])
 def test_defaults_are_upstreams(model_type: str) -> None:
     import transformers
 
@@ -23,8 +23,8 @@ def test_defaults_are_upstreams(model_type: str) -> None:
     assert len(fields) > 20
 
 
-def test_plain_config_is_bert() -> None:
-    assert ModelConfig() == configure("bert", architectures=())
+def test_plain_config_of_a_family_is_its_defaults() -> None:
+    assert BertConfig() == configure("bert", architectures=())
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_rules_of_families() -> None:
     with pytest.raises(ConfigError, match="num_hidden_groups 13 exceeds num_hidden_layers 12"):
         configure("albert", num_hidden_groups=13)
     with pytest.raises(ConfigError, match="id2label has 1 entries, but num_labels is 3"):
-        ModelConfig(id2label={0: "a"}, num_labels=3)
+        BertConfig(id2label={0: "a"}, num_labels=3)
 
 
 def test_classifier_dropout_is_the_familys_own() -> None:

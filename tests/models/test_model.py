@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from qdq.errors import ConfigError
+from qdq.models.bert import BertConfig
 from qdq.models.cache import masked_slot, new_tokens, reorder_cache
-from qdq.models.config import ModelConfig
 from qdq.models.huggingface import load_model, save_model
 from qdq.models.inputs import InputError
 from qdq.models.ops import Add, MatMul
@@ -20,7 +20,7 @@ from qdq.models.task_models import SequenceClassification
 if TYPE_CHECKING:
     from pathlib import Path
 
-DECODERS = ["bert", "qdqbert", "megatron-bert", "roberta-prelayernorm", "realm"]
+DECODERS = ["bert", "qdqbert", "megatron-bert", "roberta", "roberta-prelayernorm", "realm"]
 
 
 def small(kit: Any, model_type: str, task: str = "feature-extraction", **changes: Any) -> Any:
@@ -178,7 +178,7 @@ def test_albert_uses_the_first_rows_of_a_head_mask(kit: Any) -> None:
 # --- changes of a model ---
 
 
-@pytest.mark.parametrize("model_type", ["bert", "albert", "megatron-bert", "roberta-prelayernorm"])
+@pytest.mark.parametrize("model_type", ["bert", "albert", "megatron-bert", "roberta", "roberta-prelayernorm"])
 def test_pruned_heads_equal_masked_heads(model_type: str, kit: Any, assert_same: Any) -> None:
     model = small(
         kit, model_type, **({"num_hidden_groups": 1, "num_hidden_layers": 2} if model_type == "albert" else {})
@@ -292,7 +292,7 @@ def test_torchscript_copies_the_tied_table(kit: Any, tmp_path: Path, assert_same
     assert torch.equal(built.head.decoder.weight, built.embeddings.word.weight)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "qdqbert", "megatron-bert", "roberta-prelayernorm"])
+@pytest.mark.parametrize("model_type", ["bert", "qdqbert", "megatron-bert", "roberta", "roberta-prelayernorm"])
 def test_gradient_checkpointing_gives_the_same_gradients(model_type: str, kit: Any, assert_same: Any) -> None:
     model = small(kit, model_type).train()
     ids = torch.randint(4, 83, (2, 6))
@@ -412,7 +412,7 @@ def test_scorer_with_an_embedder_for_each_side(kit: Any) -> None:
 
 def test_configuration_of_another_family_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"make it with configure\('albert'\)"):
-        build(ModelConfig(model_type="albert"))
+        build(BertConfig(model_type="albert"))
 
 
 # --- export ---

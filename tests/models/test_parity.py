@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
-LIVE = ("bert", "albert", "megatron-bert", "roberta-prelayernorm")
+LIVE = ("bert", "albert", "megatron-bert", "roberta", "roberta-prelayernorm")
 CASES = [pytest.param(name, task, id=f"{name}/{task}") for name in LIVE for task in FAMILIES[name].tasks]
 FIELDS = {
     "feature-extraction": ["last_hidden_state", "pooler_output"],
@@ -175,7 +175,7 @@ def test_albert_groups_agree(groups: tuple[int, int, int], kit: Any, tmp_path: P
 
 
 # not Megatron-BERT, whose cross-attention fails in transformers 5; its golden file is of 4.40
-@pytest.mark.parametrize("model_type", ["bert", "roberta-prelayernorm"])
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "roberta-prelayernorm"])
 def test_decoder_with_cross_attention_agrees(model_type: str, kit: Any, tmp_path: Path, assert_same: Any) -> None:
     fields = kit.fields(model_type, is_decoder=True, add_cross_attention=True)
     theirs = upstream_model(model_type, "causal-lm", fields)

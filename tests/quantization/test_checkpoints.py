@@ -49,7 +49,7 @@ KINDS = {
     "weights alone": (None, QuantSpec(bits=4, granularity=PerGroup(8))),
     "activations alone": (QuantSpec(), None),
 }
-LIVE = ("bert", "albert", "megatron-bert", "roberta-prelayernorm")
+LIVE = ("bert", "albert", "megatron-bert", "roberta", "roberta-prelayernorm")
 
 
 def results(model: Any, inputs: dict[str, Tensor], workshop: Any) -> list[Tensor]:

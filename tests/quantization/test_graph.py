@@ -37,7 +37,7 @@ IDLE: dict[str, tuple[str, ...]] = {  # what REALM's checkpoints carry and its c
     "realm/masked-lm": ("pooler",),
     "realm/question-answering": ("pooler", "head.predictions"),
 }
-DECODERS = [name for name, family in FAMILIES.items() if family.switches.decoder]
+DECODERS = [name for name, family in FAMILIES.items() if family.config.supports_decoder]
 
 
 def quantized_places(model: nn.Module) -> set[str]:

@@ -13,7 +13,7 @@ from qdq.recipes.apply import quantize
 EVERY = [pytest.param(name, task, id=f"{name}/{task}") for name, family in FAMILIES.items() for task in family.tasks]
 KINDS = ("relative_key", "relative_key_query")
 RELATIVE = [pytest.param(name, kind, id=f"{name}/{kind}") for name in FAMILIES for kind in KINDS]
-DECODERS = [name for name, family in FAMILIES.items() if family.switches.decoder]
+DECODERS = [name for name, family in FAMILIES.items() if family.config.supports_decoder]
 
 
 def assert_equal_bits(got: Any, want: Any, workshop: Any) -> None:

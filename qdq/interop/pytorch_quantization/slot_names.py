@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qdq.errors import ConfigError
-from qdq.models.keymap import below, translate
+from qdq.models.keymap import below, name_of, translate
 from qdq.models.registry import family_of, task_of
 from qdq.quantization.wrap import slots
 
@@ -68,7 +68,7 @@ def qdqbert_names(model: Model) -> dict[Slot, str]:
     found = {}
     for slot in slots(model):
         try:
-            found[slot] = translate(str(slot), QUANTIZER_KEYS, model.config.layer_order)
+            found[slot] = name_of(translate(str(slot), QUANTIZER_KEYS, model.config.layer_order))
         except KeyError:  # embeddings, pooler and head, which are float in QDQBERT
             continue
     return found

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["convert", "from_variables"]
 
+_FAMILIES = ("bert", "qdqbert", "albert", "megatron-bert", "realm")
+"""Families whose checkpoints the programs of Google and NVIDIA write."""
+
 _CONFIGS = ("config.json", "bert_config.json", "albert_config.json")
 
 
@@ -92,8 +95,8 @@ def from_variables(
         CheckpointError: Variables are unknown, missing or of another shape.
         ConfigError: A value is not supported, or the family has no checkpoints of TensorFlow.
     """
-    if model_type == "roberta-prelayernorm":
-        raise ConfigError("there are no TensorFlow checkpoints of roberta-prelayernorm")
+    if model_type not in _FAMILIES:
+        raise ConfigError(f"there are no TensorFlow checkpoints of {model_type}")
     report = Conversion(source, "tensorflow")
     task = task or _task(variables.keys(), model_type)
     if task not in family_of(model_type).tasks:

@@ -13,7 +13,7 @@ from qdq.checkpoint import load, save
 from qdq.errors import CalibrationError
 from qdq.models.registry import FAMILIES, build, configure
 from qdq.quantization.fold import folded, without_transforms
-from qdq.quantization.graph import places
+from qdq.quantization.graph import quantized_reads
 from qdq.quantization.modules import QuantLinear
 from qdq.quantization.quantizer import Mode, quantizers, set_mode
 from qdq.quantization.wrap import named_slots
@@ -87,7 +87,7 @@ class TestPlaces:
     @pytest.mark.parametrize("family", ENCODERS)
     def test_every_linear_of_the_encoder_stands_in_one_place(self, family: str) -> None:
         model = model_of(family, "linear")
-        found = [linear for place in places(model) for linear in place.linears]
+        found = [linear for place in quantized_reads(model) for linear in place.linears]
         wanted = [
             module for name, module in model.named_modules() if "encoder." in name and type(module) is QuantLinear
         ]
@@ -97,7 +97,7 @@ class TestPlaces:
     def test_what_a_norm_puts_out_is_what_its_readers_read(self, family: str) -> None:
         model = model_of(family, "linear")
         seen: dict[nn.Module, Tensor] = {}
-        for place in places(model):
+        for place in quantized_reads(model):
             for module in (place.norm, place.add, *place.linears):
                 if module is not None:
                     which = -1 if module is place.add else 0
@@ -107,7 +107,7 @@ class TestPlaces:
                         )
                     )
         outputs(model, batches(1))
-        normed = [place for place in places(model) if place.norm is not None]
+        normed = [place for place in quantized_reads(model) if place.norm is not None]
         assert normed
         for place in normed:
             assert place.norm is not None
@@ -117,7 +117,7 @@ class TestPlaces:
 
     def test_cross_attention_reads_keys_and_values_from_elsewhere(self) -> None:
         model = model_of("bert", "linear", "causal-lm", is_decoder=True, add_cross_attention=True)
-        crossing = [place for place in places(model) if "cross_attention" in place.name]
+        crossing = [place for place in quantized_reads(model) if "cross_attention" in place.name]
         assert [len(place.linears) for place in crossing] == [2, 1, 1] * 2
         assert crossing[0].norm is None
         assert crossing[1].norm is not None
@@ -269,7 +269,7 @@ class TestRefine:
     def test_no_pair_of_weights_can_overflow(self, family: str) -> None:
         model = model_of(family, "onnxruntime")
         refine_all(model)
-        linears = [linear for place in places(model) for linear in place.linears]
+        linears = [linear for place in quantized_reads(model) for linear in place.linears]
         for linear in linears:
             quantizer = linear.weight_quantizer
             q = quantizer.quantize(quantizer.prepared(linear.weight))
@@ -305,7 +305,7 @@ class TestBaked:
         with folded(model):
             # not to the bit: where a step flips, the difference is that of a step
             assert noise(outputs(model), want) < 1e-3
-            for place in places(model):
+            for place in quantized_reads(model):
                 assert all(linear.weight_quantizer.transform is None for linear in place.linears)
                 left = place.linears[0].input_quantizer.transform
                 if place.norm is not None:

@@ -1,0 +1,55 @@
+"""Relative positions in attention: terms of the scores that depend on the distance of query and key.
+
+Source: Shaw et al. 2018 (relative_key), Huang et al. 2020 (relative_key_query).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qdq.models.inputs import InputError, is_tracing
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativePositions:
+    """How relative positions enter the scores. The table of distances belongs to the attention block.
+
+    Args:
+        reach: Longest sequence; the table has ``2 * reach - 1`` rows.
+        of_keys: Whether keys contribute a term of their own (relative_key_query).
+        scaled: Whether the terms are divided by the root of the head size, as the scores are.
+        with_cache: Whether they go together with a cache.
+    """
+
+    reach: int
+    of_keys: bool = False
+    scaled: bool = True
+    with_cache: bool = True
+
+    def terms(self, distance: nn.Module, query: Tensor, key: Tensor, *, cached: bool) -> Tensor:
+        """Return the position terms of the scores, to broadcast to ``(batch, heads, new, keys)``.
+
+        Args:
+            distance: The table of distances.
+            query: ``(batch, heads, new, head size)``.
+            key: ``(batch, heads, keys, head size)``.
+            cached: Whether the first of the keys come from a cache.
+
+        Raises:
+            InputError: More tokens than the table reaches, or a cache that does not go with it.
+        """
+        new, total, reach = query.shape[2], key.shape[2], self.reach
+        if not is_tracing():
+            if cached and not self.with_cache:
+                raise InputError("relative positions cannot be used together with a cache in this family")
+            if max(new, total) > reach:
+                raise InputError(f"relative positions reach {reach} tokens, got {new} queries and {total} keys")
+        # With a cache upstream measures every new query from the last position: exact for one new token at a time.
+        left = torch.arange(new, device=query.device)[:, None] if not cached else total - 1
+        right = torch.arange(total, device=query.device)[None, :]
+        table = distance(left - right + (reach - 1)).to(query.dtype)  # (new or 1, keys, head size)
+        terms = torch.einsum("bhld,lrd->bhlr", query, table)
+        if self.of_keys:
+            terms = terms + torch.einsum("bhrd,lrd->bhlr", key, table)
+        return terms
