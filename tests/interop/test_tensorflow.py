@@ -12,18 +12,21 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 
 from qdq.conversion import convert
 from qdq.errors import CheckpointError, ConfigError, MissingPackageError
 from qdq.interop.tensorflow.convert import convert as convert_tensorflow
 from qdq.interop.tensorflow.convert import from_variables
 from qdq.interop.tensorflow.reader import checkpoint_prefix, read_variables
+from tests.interop.support import GoldenFile
+
+if TYPE_CHECKING:
+    from qdq.models.model import Model
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "tensorflow"
@@ -36,25 +39,24 @@ CASES = [
 ]
 
 
-class Golden:
-    def __init__(self, name: str) -> None:
-        self.folder = GOLDEN / name
-        self.model_type = name.partition("-")[0]
-        config = next(self.folder.glob("*_config.json"))
-        self.config = {key: value for key, value in json.loads(config.read_text()).items() if key != "model_type"}
-        with safe_open(self.folder / "golden.safetensors", framework="pt") as file:
-            self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+class Golden(GoldenFile):
+    """The variables of one checkpoint and its configuration, of ``tools/golden_tensorflow.py``."""
 
-    def part(self, kind: str) -> dict[str, torch.Tensor]:
-        return {key.removeprefix(f"{kind}:"): t for key, t in self.tensors.items() if key.startswith(f"{kind}:")}
+    def __init__(self, name: str) -> None:
+        folder = GOLDEN / name
+        super().__init__(folder / "golden.safetensors")
+        self.folder = folder
+        self.model_type = name.partition("-")[0]
+        config = next(folder.glob("*_config.json"))
+        self.config = {key: value for key, value in json.loads(config.read_text()).items() if key != "model_type"}
 
     @property
     def variables(self) -> dict[str, np.ndarray[Any, Any]]:
-        return {name: tensor.numpy() for name, tensor in self.part("variable").items()}
+        return {name: tensor.numpy() for name, tensor in self.tensors("variable").items()}
 
 
-def compare(model: Any, golden: Golden, task: str) -> None:
-    inputs, wanted = golden.part("in"), golden.part(f"out:{task}")
+def compare(model: Model, golden: Golden, task: str) -> None:
+    inputs, wanted = golden.tensors("in"), golden.tensors(f"out:{task}")
     more: dict[str, torch.Tensor] = {}
     if task == "question-answering":
         more = {"relevance_score": torch.tensor([0.3, 0.7]), "block_mask": inputs["token_type_ids"]}

@@ -18,7 +18,10 @@ from qdq.retrieval.index import Index, Shard, build_index, open_embeddings
 from qdq.retrieval.records import Records, read_texts, write_records
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from qdq.retrieval.index import Embedder
+    from tests.retrieval.conftest import Golden
 
 TEXTS = [f"text {number} " + "é🙂" * (number % 3) for number in range(50)]
 
@@ -43,7 +46,7 @@ class Letters:
         return np.random.default_rng(list(text.encode())).normal(size=4).astype("float32")
 
 
-def made(folder: Path, embed: Any = None, **options: Any) -> Path:
+def made(folder: Path, embed: Embedder | None = None, **options: Any) -> Path:
     build_index(embed or Letters(), lambda: iter(TEXTS), folder, metadata={"model": "letters"}, batch=8, **options)
     return folder
 
@@ -102,7 +105,7 @@ def test_shards_cover_every_row_once(world: int) -> None:
     assert [row for rank in range(world) for row in Shard(rank, world).rows(50)] == list(range(50))
 
 
-def test_torchrun_says_which_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_says_which_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "5")
     shard = Shard.of_torchrun()
@@ -172,7 +175,7 @@ def fewer_texts(folder: Path) -> None:
         *("texts-cut", "offsets-cut", "about-cut", "about-gone", "fewer-texts", "about-wrong"),
     ],
 )
-def test_a_damaged_index_is_told(damage: Any, message: str, tmp_path: Path) -> None:
+def test_a_damaged_index_is_told(damage: Callable[[Path], object], message: str, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(made(tmp_path / "whole"), tmp_path / "damaged"))
     damage(folder)
     with pytest.raises(CheckpointError, match=message):
@@ -216,7 +219,7 @@ def test_a_pickle_needs_permission(tmp_path: Path) -> None:
     ],
     ids=["matrix", "numbers", "noise"],
 )
-def test_other_arrays_are_refused(content: Any, message: str, tmp_path: Path) -> None:
+def test_other_arrays_are_refused(content: np.ndarray[Any, Any] | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "block_records.npy"
     if content is None:
         path.write_bytes(b"\x93NUMPY" + b"\x01\x00" + b"v" * 90)
@@ -244,6 +247,6 @@ def test_no_records_at_all(tmp_path: Path) -> None:
         Records(tmp_path)[0]
 
 
-def test_embeddings_of_upstreams_checkpoint_can_be_opened(golden: Any) -> None:
+def test_embeddings_of_upstreams_checkpoint_can_be_opened(golden: Golden) -> None:
     found = open_embeddings(golden.folder / "model.safetensors")
     np.testing.assert_array_equal(found, load_file(golden.folder / "model.safetensors")["block_emb"].numpy())

@@ -16,9 +16,11 @@ from qdq.tasks.pooling import pool, read_max_length, read_pooling
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from qdq.tasks.pooling import Pooling as PoolingName
+
 
 @pytest.mark.parametrize("how", ["mean", "cls", "max"])
-def test_against_sentence_transformers(how: Any) -> None:
+def test_against_sentence_transformers(how: PoolingName) -> None:
     hidden, mask = torch.randn(4, 7, 5), torch.ones(4, 7, dtype=torch.int64)
     mask[1, 3:] = 0
     mask[2, :2] = 0  # padding on the left
@@ -28,7 +30,7 @@ def test_against_sentence_transformers(how: Any) -> None:
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
 
 
-def folder_with(path: Path, config: Any, *modules: str) -> Path:
+def folder_with(path: Path, config: object, *modules: str) -> Path:
     (path / "1_Pooling").mkdir()
     (path / "1_Pooling" / "config.json").write_text(json.dumps(config))
     entries = [{"type": f"sentence_transformers.models.{name}"} for name in ("Transformer", "Pooling", *modules)]
@@ -72,6 +74,6 @@ def test_the_real_folder(minilm_dir: Path) -> None:
     ],
     ids=["last-token", "two", "dense", "list"],
 )
-def test_what_cannot_be_followed(config: Any, modules: tuple[str, ...], culprit: str, tmp_path: Path) -> None:
+def test_what_cannot_be_read(config: object, modules: tuple[str, ...], culprit: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=culprit):
         read_pooling(folder_with(tmp_path, config, *modules))
