@@ -312,15 +312,15 @@ def _choice(columns: Columns, present: _Available) -> Layout | None:
 
 
 def _choice_columns(present: _Available) -> tuple[str, ...]:
-    """Return the column of lists of choices, or the columns of one name with numbers behind it, in order."""
+    """Return the column of lists of choices, or the columns of one name that end in numbers, in their order."""
     if whole := present.first(*_CHOICE_LISTS):
         return (whole,)
-    families: dict[str, list[tuple[int, str]]] = {}
+    groups: dict[str, list[tuple[int, str]]] = {}
     for column in present.available:
         if match := _NUMBERED_CHOICE.fullmatch(column.casefold()):
-            families.setdefault(match[1], []).append((int(match[2]), column))
+            groups.setdefault(match[1], []).append((int(match[2]), column))
     # A single column such as answer_1 is no list of choices.
-    several = [family for family in families.values() if len(family) > 1]
+    several = [group for group in groups.values() if len(group) > 1]
     return tuple(column for _, column in sorted(several[0])) if several else ()
 
 

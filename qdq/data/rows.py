@@ -213,7 +213,7 @@ def _answers(
         value = {key: [answer.get(key) for answer in value] for key in ("text", "answer_start")}
     texts, starts = (value.get("text"), value.get("answer_start")) if isinstance(value, dict) else (None, None)
     if not isinstance(texts, list | tuple) or not isinstance(starts, list | tuple) or len(texts) != len(starts):
-        raise RowError(f"{layout.answers!r} wants 'text' and 'answer_start', two lists of the same length")
+        raise RowError(f"{layout.answers!r} must have 'text' and 'answer_start', two lists of the same length")
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not isinstance(start, int) or not 0 <= start < max(1, len(context)):
             raise RowError(

@@ -139,7 +139,7 @@ def _open_path(path: Path, split: str | None, header: HeaderRule) -> Source:
 def _open_random(name: str) -> Source:
     count = name.removeprefix(_RANDOM)
     if not count.isascii() or not count.isdigit() or int(count) < 1:
-        raise DataError(f"{name}: random:N wants the number of rows, such as random:64")
+        raise DataError(f"{name}: random:N needs the number of rows, such as random:64")
     _LOG.warning("%s: random letters, for smoke tests and timing only; ranges and metrics from them mean nothing", name)
     return Source(name, lambda _: random_rows(int(count)))
 

@@ -199,7 +199,7 @@ class TestQuestions:
                 "the answer 'France' at character 99 is not within its context",
             ),
             ({"text": ["France"], "answer_start": []}, "two lists of the same length"),
-            ("France", "wants 'text' and 'answer_start'"),
+            ("France", "must have 'text' and 'answer_start'"),
         ],
         ids=["outside", "lengths", "text"],
     )

@@ -325,15 +325,15 @@ def _tensor_quantizer(ours: Quantizer, toolkit: Any, *, weight: Tensor | None = 
 def _inexpressible(ours: Quantizer, spec: QuantSpec, weight: Tensor | None) -> list[str]:
     problems = []
     if not spec.symmetric or spec.middle:
-        problems.append(f"{spec}: pytorch-quantization knows symmetric ranges around a zero point of 0")
+        problems.append(f"{spec}: pytorch-quantization has only symmetric ranges with a zero point of 0")
     if spec.is_float8:
-        problems.append(f"{spec}: integers alone are exchanged with pytorch-quantization")
+        problems.append(f"{spec}: pytorch-quantization has only integers")
     if not isinstance(spec.granularity, PerTensor | PerAxis):
         problems.append(f"{spec}: pytorch-quantization has no granularity {spec.granularity}")
     if spec.learned_scale:
-        problems.append(f"{spec}: a trained scale has no counterpart")
+        problems.append(f"{spec}: pytorch-quantization has no trained scales")
     if not ours.is_calibrated:
         problems.append("not calibrated")
     if spec.axis is not None and not spec.dynamic and weight is None:
-        problems.append(f"{spec}: whose tensor has an unknown number of axes")
+        problems.append(f"{spec}: the number of axes of its tensor is unknown")
     return problems
