@@ -256,7 +256,7 @@ class TestRandom:
 
     @pytest.mark.parametrize("count", ["", "0", "-1", "x", "1.5"])
     def test_the_count_is_checked(self, count: str) -> None:
-        assert "wants the number of rows" in refusal(f"random:{count}")
+        assert "needs the number of rows" in refusal(f"random:{count}")
 
 
 class TestHeader:
