@@ -1,8 +1,8 @@
-"""From a quantized model to what is deployed: export, proof that it computes the same, build, and timing.
+"""Export a quantized model, verify that the file computes the same, build an engine from it, and time it.
 
-Backend-neutral parts stand directly in this package, one backend per subpackage. Nothing is imported here, so that
-``import exporters`` stays light: take what you need from its module, as in ``from exporters.runners import
-OnnxRuntimeRunner``.
+Parts that serve every backend stand directly in this package; each backend has a subpackage of its own. Nothing is
+imported here, so that ``import exporters`` stays light. Import what you need from its module:
+``from exporters.runners import OnnxRuntimeRunner``.
 """
 
 from __future__ import annotations

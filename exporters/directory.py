@@ -1,135 +1,128 @@
-"""Exported directories: write one from a checkpoint, and prove one against it.
+"""Write an exported directory from a checkpoint, and verify one against its checkpoint.
 
     model.onnx (+ model.onnx.data above 2 GB)   config.json   tokenizer ...   export.json
 
-``export.json`` says what was exported: target, recipe in force, opset, names of inputs and outputs, and the form.
+``export.json`` says what was exported: the target, the recipe, the opset, the names of inputs and outputs, and the
+export interface (under the key ``form``).
 """
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporters.interface import Form
-from qdq.checkpoint import copy_companions, load
-from qdq.errors import CheckpointError, ExportError, describe_problems
+from exporters.interface import ExportInterface
+from qdq.checkpoint import copy_tokenizer, load
+from qdq.errors import ExportError
 from qdq.models.huggingface import config_to_json
 from qdq.quantization.quantizer import Mode, quantizers, set_mode
 from qdq.recipes.apply import apply_recipe
 from qdq.recipes.recipe import Recipe
-from qdq.storage import atomic_directory, no_directory, read_json, write_json
+from qdq.source import EXPORT_FILE, MODEL_FILE, ModelDirectory, read_export
+from qdq.storage import atomic_directory, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from torch import Tensor
 
-    from exporters.onnx.export import Exported
-    from exporters.verification.verify import Verification
+    from exporters.onnx.export import ExportResult
+    from exporters.verification.verify import VerificationReport
 
 __all__ = ["EXPORT_FILE", "MODEL_FILE", "export", "read_export", "verify"]
 
 FORMAT = 1
-EXPORT_FILE = "export.json"
-MODEL_FILE = "model.onnx"
 
-_ON_CPU = ("onnxruntime", "openvino")
+_CPU_RUNTIMES = ("onnxruntime", "openvino")
 
 
 def export(
-    checkpoint: str | Path,
+    checkpoint: str | Path | ModelDirectory,
     output: str | Path,
     *,
     target: str | None,
     recipe: Recipe | str | None = None,
     opset: int | None = None,
-    form: Form | None = None,
+    interface: ExportInterface | None = None,
     isa: str = "any",
     tuning: Mapping[str, Any] | None = None,
-) -> Exported:
+    form: ExportInterface | None = None,
+) -> ExportResult:
     """Export a checkpoint into a directory, which appears whole or not at all.
 
     Args:
-        checkpoint: directory of a float or quantized checkpoint.
-        output: directory to write; an older export of ours there is replaced.
-        target: ``onnxruntime``, ``openvino``, ``tensorrt``; None for the float model.
-        recipe: to change to first; see :func:`exporters.onnx.export.export_model`.
-        opset: of the standard operators, 21 when None.
-        form: inputs, outputs and types of choice, :class:`~exporters.interface.Form` when None.
-        isa: of the CPUs that the file is for; see :func:`exporters.onnx.export.export_model`.
-        tuning: how the recipe was chosen, for ``export.json``; see :func:`exporters.tune.tune`.
+        checkpoint: Directory of a float or quantized checkpoint.
+        output: Directory to write. An older export there is replaced.
+        target: ``onnxruntime``, ``openvino`` or ``tensorrt``; None exports the float model.
+        recipe: Recipe to apply before the export; see :func:`exporters.onnx.export.export_onnx`.
+        opset: Version of the standard operators, 21 if None.
+        interface: Inputs, outputs and float type of the file, the default
+            :class:`~exporters.interface.ExportInterface` if None.
+        isa: Instruction set of the CPUs that the file is for; see :func:`exporters.onnx.export.export_onnx`.
+        tuning: How the recipe was chosen, for ``export.json``; see :func:`exporters.tune.tune`.
+        form: Deprecated name of ``interface``.
+
+    Returns:
+        What was exported.
 
     Raises:
-        CheckpointError: for a checkpoint that cannot be read.
-        ConfigError: when something that is not ours is in the way.
-        ExportError: for a combination that the target cannot run.
-        StorageError: when the disk is full, or the like.
+        CheckpointError: If the checkpoint cannot be read.
+        ConfigError: If ``output`` exists and is not an export.
+        ExportError: If the target cannot run this combination.
+        StorageError: If the directory cannot be written, for example because the disk is full.
     """
-    from exporters.onnx.export import DEFAULT_OPSET, check_options, export_model
+    from exporters.onnx.export import DEFAULT_OPSET, check_options, export_onnx
 
+    if form is not None:
+        warnings.warn("the argument form is named interface now", DeprecationWarning, stacklevel=2)
+        interface = form if interface is None else interface
     opset = DEFAULT_OPSET if opset is None else opset
-    check_options(target, opset, form, isa)
+    check_options(target, opset, interface, isa)
     with atomic_directory(Path(output), kind="export") as folder:
         model = load(checkpoint)
-        exported = export_model(
-            model, folder / MODEL_FILE, target=target, recipe=recipe, opset=opset, form=form, isa=isa
+        exported = export_onnx(
+            model, folder / MODEL_FILE, target=target, recipe=recipe, opset=opset, interface=interface, isa=isa
         )
-        copy_companions(Path(checkpoint), folder)
+        copy_tokenizer(checkpoint, folder)
         write_json(folder / "config.json", config_to_json(model.config, model.task))
         record = {"format": FORMAT, **exported.to_dict()}
         write_json(folder / EXPORT_FILE, record if tuning is None else {**record, "tuning": dict(tuning)})
     return exported
 
 
-def read_export(folder: str | Path) -> dict[str, Any]:
-    """The contents of ``export.json``.
-
-    Raises:
-        CheckpointError: when the directory is not an export of ours, or of a newer format.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(no_directory(folder, "give one that qdq export wrote"))
-    file = folder / EXPORT_FILE
-    document = read_json(file, missing=f"{folder} is not an export of qdq: it has no {EXPORT_FILE}")
-    if document.get("format") != FORMAT:
-        raise CheckpointError(f"{file}: not a format that this version reads ({FORMAT})")
-    missing = [f"{key} is missing" for key in ("target", "recipe", "inputs") if key not in document]
-    if missing:
-        raise CheckpointError(describe_problems(str(file), missing))
-    if not (folder / MODEL_FILE).is_file():
-        raise CheckpointError(f"{folder}: {MODEL_FILE} is missing")
-    return document
-
-
 def verify(
-    checkpoint: str | Path,
+    checkpoint: str | Path | ModelDirectory,
     folder: str | Path,
     batches: Iterable[Mapping[str, Tensor]] | None = None,
     *,
     engine: str | Path | None = None,
     isa: str | None = None,
-) -> Verification:
-    """Prove that an exported directory computes what the checkpoint computes.
+) -> VerificationReport:
+    """Verify that an exported directory computes what its checkpoint computes.
 
     Args:
-        checkpoint: directory of the checkpoint that was exported.
-        folder: directory that :func:`export` wrote.
-        batches: inputs; None takes :func:`exporters.verification.inputs.verification_batches`.
-        engine: a TensorRT engine built from the export, to be run end to end on the GPU.
-        isa: of CPUs on which integer products must be exact, too; None takes that which the export was written for.
-            What CPUs without VNNI do is simulated.
+        checkpoint: Directory of the checkpoint that was exported.
+        folder: Directory that :func:`export` wrote.
+        batches: Inputs, those of :func:`exporters.verification.inputs.verification_batches` if None.
+        engine: A TensorRT engine built from the export, which runs end to end on the GPU.
+        isa: Instruction set of the CPUs on which the integer products must be exact, the one that the export was
+            written for if None. CPUs without VNNI are simulated.
+
+    Returns:
+        The report. A comparison that fails is in the report and raises nothing.
 
     Raises:
-        BuildError: when there is no GPU for the engine, or it cannot be loaded.
-        CheckpointError: for a checkpoint or an export that cannot be read.
-        ExportError: when the export does not belong to this checkpoint.
+        BuildError: If there is no GPU for the engine, or it cannot be loaded.
+        CheckpointError: If the checkpoint or the export cannot be read.
+        ExportError: If the export does not belong to this checkpoint.
     """
     from exporters.tensorrt.runner import TensorRTRunner
 
+    # An engine that cannot be loaded fails here, before the imports below take their seconds.
     runner = None if engine is None else TensorRTRunner(Path(engine))
-    from exporters.export_model import deploy
-    from exporters.onnx.isa import isa_named, this_isa
+    from exporters.export_model import wrap_for_export
+    from exporters.onnx.isa import host_isa, isa_named
     from exporters.onnx.precision import to_dtype
     from exporters.onnx.targets import target_named
     from exporters.verification.inputs import verification_batches
@@ -137,7 +130,7 @@ def verify(
 
     document = read_export(folder)
     cpu = isa_named(document.get("isa", "any") if isa is None else isa)
-    form = Form.from_dict(document.get("form", {}), source=f"{Path(folder) / EXPORT_FILE}: form")
+    interface = ExportInterface.from_dict(document.get("form", {}), source=f"{Path(folder) / EXPORT_FILE}: form")
     model = load(checkpoint)
     target = document["target"]
     if target == "float":
@@ -150,18 +143,18 @@ def verify(
         if document["recipe"] is not None:
             apply_recipe(model, Recipe.from_dict(document["recipe"], source=str(Path(folder) / EXPORT_FILE)))
             set_mode(model, Mode.QUANTIZE)
-    to_dtype(model, form.dtype)
-    if form.dtype == "bf16":
+    to_dtype(model, interface.dtype)
+    if interface.dtype == "bf16":
         runtime = "evaluator"  # ONNX Runtime's CPU kernels do not have the type
     if batches is None:
-        batches = verification_batches(checkpoint, deploy(model, form))
+        batches = verification_batches(checkpoint, wrap_for_export(model, interface))
     return verify_model(
         model,
         Path(folder) / MODEL_FILE,
         batches,
         runtime=runtime,
-        form=form,
+        interface=interface,
         engine=runner,
-        # The file is run here, too.
-        sums_in_16_bits=cpu.saturates or (runtime in _ON_CPU and this_isa().saturates),
+        # The runtime itself runs on this CPU, so its saturation counts as well.
+        sums_in_16_bits=cpu.saturates or (runtime in _CPU_RUNTIMES and host_isa().saturates),
     )

@@ -1,4 +1,4 @@
-"""What a file takes and gives besides what the model itself does: inputs of choice, a cache, fused outputs."""
+"""The export interface: which inputs an exported file takes, which outputs it gives, and in which float type."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from qdq.models.model import Model
 
-__all__ = ["CACHES", "DTYPES", "POOLINGS", "Cache", "DType", "Form", "Pooling", "check_form"]
+__all__ = ["CACHES", "DTYPES", "POOLINGS", "Cache", "DType", "ExportInterface", "Pooling", "check_interface"]
 
 Pooling = Literal["mean", "cls", "max"]
 Cache = Literal["first", "step"]
@@ -25,21 +25,23 @@ _EMBEDDING_TASKS = ("feature-extraction", "sts")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
-    """The form of a file; by default the model as it is.
+class ExportInterface:
+    """Choose the inputs, the outputs and the float type of an exported file.
+
+    The default keeps the inputs and outputs of the model as they are.
 
     Args:
-        pooling: one vector per text, ``sentence_embedding`` ``(batch, hidden)``, instead of one per token: the mean of
-            the visible tokens, the first of them, or the largest value of each component.
-        normalize: make it, or the vector of a retriever, one of length 1.
-        softmax: ``probabilities`` instead of ``logits``; of a model with several labels per text the sigmoid.
-        argmax: ``labels``, int64, instead of ``logits``; with ``softmax`` both.
-        token_type_ids: whether the file takes them; without, every token is of type 0.
-        int32_ids: ids and masks are int32 instead of int64.
-        inputs_embeds: ``inputs_embeds`` ``(batch, seq, width)`` instead of ``input_ids``.
-        cache: of a decoder. ``first``: keys and values of every layer are outputs. ``step``: they are inputs, too, of
-            any length, 0 included.
-        dtype: of the weights that are not quantized and of everything that is computed in float.
+        pooling: Return one vector per text, ``sentence_embedding`` ``(batch, hidden)``, instead of one per token: the
+            mean of the visible tokens, the first visible token (``cls``), or the maximum of each component.
+        normalize: Scale the pooled vector, or the vector of a retriever, to length 1.
+        softmax: Return ``probabilities`` instead of ``logits``. A model with several labels per text gets the sigmoid.
+        argmax: Return ``labels`` (int64) instead of ``logits``. Together with ``softmax``, return both.
+        token_type_ids: Whether the file takes ``token_type_ids``. Without them every token is of type 0.
+        int32_ids: Take ids and masks in int32 instead of int64.
+        inputs_embeds: Take ``inputs_embeds`` ``(batch, seq, width)`` instead of ``input_ids``.
+        cache: For decoders. ``first`` returns the keys and values of every layer. ``step`` takes them as inputs, too,
+            of any length, including 0.
+        dtype: Type of the weights that are not quantized and of everything that is computed in float.
     """
 
     pooling: Pooling | None = None
@@ -53,34 +55,38 @@ class Form:
     dtype: DType = "fp32"
 
     def to_dict(self) -> dict[str, Any]:
-        """What differs from the default, for ``export.json``."""
-        plain = Form()
-        return {name: value for name, value in asdict(self).items() if value != getattr(plain, name)}
+        """Return what differs from the default, for ``export.json``."""
+        default = ExportInterface()
+        return {name: value for name, value in asdict(self).items() if value != getattr(default, name)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], *, source: str) -> Form:
-        """The inverse of :meth:`to_dict`.
+    def from_dict(cls, values: Mapping[str, Any], *, source: str) -> ExportInterface:
+        """Read what :meth:`to_dict` returned.
+
+        Args:
+            values: The values that differ from the default.
+            source: Where they come from, for the error message.
 
         Raises:
-            CheckpointError: for anything that is no form.
+            CheckpointError: If a name or a value is unknown. All problems are listed.
         """
-        plain, known = Form(), {f.name for f in fields(cls)}
+        default, known = ExportInterface(), {f.name for f in fields(cls)}
         choices = {"pooling": POOLINGS, "cache": CACHES, "dtype": DTYPES}
         problems = [f"{name} is unknown" for name in values if name not in known]
         for name in known & set(values):
-            wanted = choices.get(name, (True, False))
-            if values[name] not in wanted and values[name] != getattr(plain, name):
-                problems.append(f"{name} is {values[name]!r}, must be one of {', '.join(map(str, wanted))}")
+            allowed = choices.get(name, (True, False))
+            if values[name] not in allowed and values[name] != getattr(default, name):
+                problems.append(f"{name} is {values[name]!r}, must be one of {', '.join(map(str, allowed))}")
         if problems:
             raise CheckpointError(describe_problems(source, problems))
         return cls(**values)
 
 
-def check_form(model: Model, form: Form) -> None:
-    """Refuse a form that the model cannot have.
+def check_interface(model: Model, interface: ExportInterface) -> None:
+    """Check that ``model`` can be exported with ``interface``.
 
     Raises:
-        ExportError: with all reasons.
+        ExportError: If it cannot. All reasons are listed.
     """
     config, task = model.config, model.task
     returns: tuple[str, ...] = getattr(model, "returns", ())
@@ -90,35 +96,36 @@ def check_form(model: Model, form: Form) -> None:
     is_classifier = task == "sequence-classification"
     rules = [
         (
-            form.pooling is None or task in _EMBEDDING_TASKS,
-            f"pooling makes one vector of the tokens', the task {task!r} gives none: export a feature extractor",
+            interface.pooling is None or task in _EMBEDDING_TASKS,
+            f"pooling turns the vectors of the tokens into one, and the task {task!r} has none: export a feature "
+            "extractor",
         ),
         (
-            not form.normalize or form.pooling is not None or task == "retrieval",
+            not interface.normalize or interface.pooling is not None or task == "retrieval",
             "normalize is for one vector per text: add a pooling (mean, cls or max)",
         ),
         (
-            not (form.softmax or form.argmax) or has_logits,
-            f"softmax and argmax are for models that give logits, the task {task!r} gives none",
+            not (interface.softmax or interface.argmax) or has_logits,
+            f"softmax and argmax need a model with logits, the task {task!r} gives none",
         ),
         (
-            not (form.softmax or form.argmax) or not (is_classifier and regression),
+            not (interface.softmax or interface.argmax) or not (is_classifier and regression),
             "softmax and argmax are for labels, this model gives a score",
         ),
         (
-            not (form.argmax and is_classifier and several),
+            not (interface.argmax and is_classifier and several),
             "argmax is for one label per text, this model gives several: softmax gives their probabilities",
         ),
         (
-            not form.inputs_embeds or task != "scoring",
+            not interface.inputs_embeds or task != "scoring",
             "inputs_embeds is not possible for the task 'scoring', which embeds questions and candidates itself",
         ),
         (
-            form.cache is None or config.is_decoder,
+            interface.cache is None or config.is_decoder,
             "a cache is for decoders: is_decoder is false in the model's configuration",
         ),
     ]
     if problems := [problem for holds, problem in rules if not holds]:
         raise ExportError(
-            describe_problems(f"this {config.model_type} model cannot be exported in this form", problems)
+            describe_problems(f"this {config.model_type} model cannot be exported with this interface", problems)
         )

@@ -1,4 +1,7 @@
-"""Names, shapes and types of a file's inputs and outputs, as the ecosystem spells them, and example values for them."""
+"""Names, shapes and types of the inputs and outputs of an exported file, and example values for the inputs.
+
+The names are those that the ecosystem uses: ``input_ids``, ``attention_mask``, ``past_key_values.0.key`` and so on.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,23 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["PAST_AND_SEQ", "Input", "Signature", "example_inputs", "texts"]
+__all__ = ["PAST_AND_SEQ", "IOSignature", "InputSpec", "example_inputs", "token_inputs"]
 
-TEXTS = ("input_ids", "attention_mask", "token_type_ids")
+TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 PAST_AND_SEQ = "past_seq + seq"
-"""The axis of what has been and what is new, in the attention mask of a file that takes a cache."""
+"""Name of the axis that spans the cache and the new tokens: the attention mask of a file that takes a cache has it."""
 
 SIZES: Mapping[str, int] = {"choices": 3, "past_seq": 5, "encoder_seq": 6, "candidate_seq": 7}
-"""Lengths of the free axes other than batch and seq in examples; all differ, so that none stands for another."""
+"""Lengths of the free axes other than batch and seq in examples. All differ, so that a mix-up of two axes is seen."""
 
 
 @dataclass(frozen=True)
-class Input:
-    """One input.
+class InputSpec:
+    """Describe one input.
 
     Args:
-        name: of the input.
-        axes: a number for an axis that is fixed, a name for one that is free; equal names mean equal lengths.
+        name: Name of the input.
+        axes: A number for a fixed axis, a name for a free one. Axes with equal names have equal lengths.
         dtype: ``int64``, ``int32``, ``float32``, ``float16`` or ``bfloat16``.
     """
 
@@ -38,15 +41,15 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Signature:
-    """Inputs and outputs of a file.
+class IOSignature:
+    """Describe the inputs and outputs of a file.
 
     Args:
-        inputs: in order.
-        outputs: their names, in order.
+        inputs: The inputs, in order.
+        outputs: Names of the outputs, in order.
     """
 
-    inputs: tuple[Input, ...]
+    inputs: tuple[InputSpec, ...]
     outputs: tuple[str, ...]
 
     @property
@@ -55,13 +58,13 @@ class Signature:
         return tuple(entry.name for entry in self.inputs)
 
 
-def texts(*names: str) -> tuple[Input, ...]:
-    """Inputs of tokens: int64 ``(batch, seq)``; all three of them when none is named."""
-    return tuple(Input(name) for name in names or TEXTS)
+def token_inputs(*names: str) -> tuple[InputSpec, ...]:
+    """Return the named token inputs, int64 ``(batch, seq)``; all three of them if no name is given."""
+    return tuple(InputSpec(name) for name in names or TOKEN_INPUTS)
 
 
 def example_inputs(
-    inputs: tuple[Input, ...],
+    inputs: tuple[InputSpec, ...],
     *,
     batch_size: int = 2,
     seq_len: int = 8,
@@ -69,27 +72,29 @@ def example_inputs(
     padding: int = 0,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Random values: token ids, the last ``padding`` positions of every odd row masked out; normal numbers for floats.
+    """Return random values for ``inputs``.
+
+    Ids are random tokens, floats are normally distributed. Every second row is padded.
 
     Args:
-        inputs: of a signature.
-        batch_size: of the axis ``batch``.
-        seq_len: of the axis ``seq``; other free axes have the lengths of :data:`SIZES`.
-        vocab_size: ids are below it.
-        padding: how many positions at the end are masked out.
-        seed: of the random numbers.
+        inputs: The inputs of a signature.
+        batch_size: Length of the axis ``batch``.
+        seq_len: Length of the axis ``seq``. The other free axes have the lengths of :data:`SIZES`.
+        vocab_size: Upper bound of the ids, exclusive.
+        padding: Number of positions at the end of every second row that the mask hides.
+        seed: Seed of the random numbers.
 
     Returns:
-        A tensor of shape and type of each of ``inputs``. Ids are 0 where the mask of their own text is.
+        A tensor for each of ``inputs``, by name. Ids are 0 wherever the mask of their own text is 0.
     """
     generator = torch.Generator().manual_seed(seed)
     sizes: dict[str, int] = {**SIZES, "batch": batch_size, "seq": seq_len}
     sizes[PAST_AND_SEQ] = sizes["past_seq"] + seq_len
 
-    def shape(entry: Input) -> tuple[int, ...]:
+    def shape(entry: InputSpec) -> tuple[int, ...]:
         return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in entry.axes)
 
-    def mask(of: Input) -> Tensor:
+    def mask(of: InputSpec) -> Tensor:
         visible = torch.ones(shape(of), dtype=torch.int64)
         if padding and visible.shape[-1] > padding:
             visible.flatten(0, -2)[1::2, -padding:] = 0
@@ -97,8 +102,8 @@ def example_inputs(
 
     found = {}
     for entry in inputs:
-        kind = getattr(torch, entry.dtype)
-        if kind.is_floating_point:
+        dtype = getattr(torch, entry.dtype)
+        if dtype.is_floating_point:
             values = torch.randn(shape(entry), generator=generator)
         elif entry.name.endswith("_mask"):
             values = mask(entry)
@@ -106,5 +111,5 @@ def example_inputs(
             values = torch.zeros(shape(entry), dtype=torch.int64)
         else:
             values = torch.randint(1, vocab_size, shape(entry), generator=generator) * mask(entry)
-        found[entry.name] = values.to(kind)
+        found[entry.name] = values.to(dtype)
     return found

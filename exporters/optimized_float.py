@@ -1,4 +1,4 @@
-"""The float file as ONNX Runtime's own optimizer for transformers writes it, for a baseline at its best."""
+"""Optimize a float file with ONNX Runtime's optimizer for transformers, to have the fastest float baseline."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ __all__ = ["optimized_float"]
 
 
 def optimized_float(path: Path, target: Path) -> Path:
-    """Write what ``onnxruntime.transformers.optimizer`` makes of a float model.
+    """Write the model that ``onnxruntime.transformers.optimizer`` makes of a float model.
 
     Args:
-        path: of the model; a config.json beside it tells heads and width, else the optimizer finds them itself.
-        target: file to write.
+        path: The float model. A config.json beside it gives the number of heads and the hidden size; without one the
+            optimizer finds them itself.
+        target: The file to write.
 
     Returns:
         ``target``.
 
     Raises:
-        ExportError: the optimizer does not take the file.
+        ExportError: If the optimizer cannot process the file.
     """
     from onnxruntime.transformers.optimizer import optimize_model
 
@@ -40,14 +41,14 @@ def optimized_float(path: Path, target: Path) -> Path:
         with _quiet():
             model = optimize_model(str(path), model_type="bert", num_heads=heads, hidden_size=hidden)
             model.save_model_to_file(str(target))
-    except Exception as error:  # it raises whatever its passes meet
-        raise ExportError(f"{path}: ONNX Runtime's optimizer for transformers does not take it: {error}") from error
+    except Exception as error:  # the optimizer lets every error of its passes through
+        raise ExportError(f"{path}: ONNX Runtime's optimizer for transformers cannot process it: {error}") from error
     return target
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The optimizer counts its fusions aloud."""
+    """Silence the optimizer, which logs every fusion it counts."""
     logging.disable(logging.WARNING)
     try:
         yield

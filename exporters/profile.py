@@ -1,4 +1,4 @@
-"""What a runtime really does with a file: which nodes it runs, for how long, and which of them in int8."""
+"""Find out what a runtime does with a file: which nodes it runs, for how long, and which of them in int8."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporters._benchmark_worker import make_inputs
+from exporters.benchmark.inputs import make_inputs
 from exporters.runners import OnnxRuntimeRunner, OpenVINORunner
 from qdq.errors import ConfigError, MissingPackageError
 
@@ -28,21 +28,21 @@ PRODUCTS = _INTEGER_PRODUCTS | {
     *("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulNBits"),
     "FullyConnected",  # OpenVINO's name
 }
-"""Operators that multiply matrices, in the words of both runtimes."""
+"""Operators that multiply matrices, as either runtime names them."""
 
 _INTEGERS = frozenset({"int8", "uint8", "i8", "u8"})
 
 
 @dataclass(frozen=True)
 class NodeTime:
-    """One node as the runtime runs it.
+    """Describe one node as the runtime runs it.
 
     Args:
-        name: that the runtime gives it: of the file's node, where it did not make a new one.
-        operator: its type.
-        in_int8: whether it computes with integers of 8 bits.
-        seconds: mean of a run.
-        macs: multiplications of a matrix product, 0 for anything else.
+        name: Name that the runtime gives the node: that of the node in the file, unless the runtime made a new one.
+        operator: Type of the operator.
+        in_int8: Whether it computes with 8-bit integers.
+        seconds: Mean time per run.
+        macs: Multiply-accumulate operations of a matrix product, 0 for anything else.
     """
 
     name: str
@@ -54,15 +54,16 @@ class NodeTime:
 
 @dataclass(frozen=True)
 class Profile:
-    """The report of :func:`profile`.
+    """Hold the result of :func:`profile`.
 
     Args:
-        runtime: that ran the file.
-        batch_size: of the input.
-        seq_len: of the input.
-        runs: that were measured.
-        nodes: in the order of the first run.
-        macs: of the whole file; more than those of the nodes where the runtime fused products into other kernels.
+        runtime: The runtime that ran the file.
+        batch_size: Rows of the input.
+        seq_len: Tokens of a row.
+        runs: Number of runs that were measured.
+        nodes: The nodes, in the order of the first run.
+        macs: Multiply-accumulate operations of the whole file. They exceed the sum over the nodes if the runtime fused
+            products into other kernels.
     """
 
     runtime: str
@@ -74,21 +75,21 @@ class Profile:
 
     @property
     def seconds(self) -> float:
-        """Of all nodes together."""
+        """Time of all nodes together."""
         return sum(node.seconds for node in self.nodes)
 
     @property
     def share_of_time(self) -> float:
-        """Of the time that nodes in int8 take, 0 to 1."""
+        """Share of the time that is spent in int8 nodes, 0 to 1."""
         return sum(node.seconds for node in self.nodes if node.in_int8) / self.seconds if self.seconds else 0.0
 
     @property
     def share_of_macs(self) -> float:
-        """Of the multiplications that are done in int8, 0 to 1."""
+        """Share of the multiply-accumulate operations that are done in int8, 0 to 1."""
         return sum(node.macs for node in self.nodes if node.in_int8) / self.macs if self.macs else 0.0
 
     def by_operator(self) -> list[tuple[str, bool, int, float]]:
-        """Operator, whether in int8, number of nodes, seconds; the longest first."""
+        """Return operator, whether it runs in int8, number of nodes and seconds; the slowest first."""
         sums: defaultdict[tuple[str, bool], list[float]] = defaultdict(lambda: [0, 0.0])
         for node in self.nodes:
             entry = sums[node.operator, node.in_int8]
@@ -98,11 +99,11 @@ class Profile:
         return sorted(rows, key=lambda row: -row[3])
 
     def products_in_float(self) -> list[NodeTime]:
-        """Matrix products that the runtime computes in float."""
+        """Return the matrix products that the runtime computes in float."""
         return [node for node in self.nodes if node.operator in PRODUCTS and not node.in_int8]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         shares = {"share_of_time_in_int8": self.share_of_time, "share_of_macs_in_int8": self.share_of_macs}
         return {**asdict(self), "seconds": self.seconds, **shares}
 
@@ -117,22 +118,22 @@ def profile(
     runs: int = 5,
     warmup: int = 2,
 ) -> Profile:
-    """Run a file and take down what the runtime says about each of its nodes.
+    """Run a file and collect what the runtime reports about each node.
 
     Args:
-        path: of an ONNX file.
+        path: An ONNX file.
         runtime: ``onnxruntime`` or ``openvino``.
-        batch_size: rows of the input, which has no padding.
-        seq_len: tokens of a row.
-        threads: of the runtime; None leaves the choice to it.
-        runs: that are measured.
-        warmup: runs before, which are not.
+        batch_size: Rows of the input, which has no padding.
+        seq_len: Tokens of a row.
+        threads: Threads of the runtime; None leaves the choice to it.
+        runs: Number of runs to measure.
+        warmup: Number of runs before, which are not measured.
 
     Raises:
-        ConfigError: for a runtime that does not exist, or less than one run.
-        CheckpointError: for a file that cannot be read.
-        ExportError: for a file that cannot be run, or not at this shape.
-        MissingPackageError: for a runtime that is not installed.
+        ConfigError: If the runtime is unknown, or a number is too small.
+        CheckpointError: If the file cannot be read.
+        ExportError: If the file cannot be run, or not at this shape.
+        MissingPackageError: If the runtime is not installed.
     """
     known = {"onnxruntime": _onnxruntime, "openvino": _openvino}
     if runtime not in known:
@@ -143,10 +144,10 @@ def profile(
     return Profile(runtime, batch_size, seq_len, runs, tuple(nodes), macs)
 
 
-_Found = tuple[list[NodeTime], int]
+_NodesAndMacs = tuple[list[NodeTime], int]
 
 
-def _onnxruntime(path: Path, shape: tuple[int, int], threads: int | None, runs: int, warmup: int) -> _Found:
+def _onnxruntime(path: Path, shape: tuple[int, int], threads: int | None, runs: int, warmup: int) -> _NodesAndMacs:
     with tempfile.TemporaryDirectory() as folder:
         runner = OnnxRuntimeRunner(path, threads=threads, profile_to=Path(folder) / "profile")
         inputs = make_inputs(runner.inputs, *shape)
@@ -158,22 +159,25 @@ def _onnxruntime(path: Path, shape: tuple[int, int], threads: int | None, runs: 
 
 
 def _of_events(events: Sequence[Mapping[str, Any]], runs: int) -> list[NodeTime]:
-    """ONNX Runtime's own record: an event for each node and run, microseconds; the last ``runs`` of each count."""
+    """Read the profile that ONNX Runtime wrote: an event for each node and run, in microseconds.
+
+    The last ``runs`` events of each node count; those before belong to the warm-up.
+    """
     kernels: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time"):
             kernels[str(event["name"]).removesuffix("_kernel_time")].append(event)
     found = []
-    for name, all_of_it in kernels.items():
-        counted = all_of_it[-runs:]
+    for name, all_runs in kernels.items():
+        counted = all_runs[-runs:]
         about = counted[-1]["args"]
         operator = str(about["op_name"])
         inputs, outputs = (_types_and_shapes(about.get(f"{side}_type_shape", [])) for side in ("input", "output"))
         seconds = sum(event["dur"] for event in counted) / len(counted) / 1e6
         is_product = operator in PRODUCTS
-        # Weights that were packed for a kernel are no inputs any more: of a product its name tells.
-        moved = any(kind in _INTEGERS for kind, _ in inputs[:2])
-        in_int8 = operator in _INTEGER_PRODUCTS if is_product else moved
+        # Weights that were packed for a kernel are no longer inputs, so the name of a product decides, not its types.
+        reads_integers = any(kind in _INTEGERS for kind, _ in inputs[:2])
+        in_int8 = operator in _INTEGER_PRODUCTS if is_product else reads_integers
         macs = _macs(inputs[0][1], outputs[0][1]) if is_product and inputs and outputs else 0
         found.append(NodeTime(name, operator, in_int8, seconds, macs))
     return found
@@ -184,20 +188,22 @@ def _types_and_shapes(entries: Sequence[Mapping[str, Sequence[int]]]) -> list[tu
 
 
 def _macs(left: tuple[int, ...], result: tuple[int, ...]) -> int:
-    """Of a product of ``(..., n, k)`` that gives ``(..., n, m)``."""
+    """Count the operations of a product of ``(..., n, k)`` that gives ``(..., n, m)``."""
     return math.prod(result) * (left[-1] if left else 1)
 
 
-def _openvino(path: Path, shape: tuple[int, int], threads: int | None, runs: int, warmup: int) -> _Found:
+def _openvino(path: Path, shape: tuple[int, int], threads: int | None, runs: int, warmup: int) -> _NodesAndMacs:
     try:
         import openvino as ov
     except ModuleNotFoundError as error:
         raise MissingPackageError("openvino", extra="openvino", purpose="profiling a model in OpenVINO") from error
-    runner = OpenVINORunner(path, threads=threads)  # reads, and says clearly what is wrong
+    runner = OpenVINORunner(path, threads=threads)  # gives a clear error for a file that OpenVINO cannot read
     inputs: dict[str, NDArray[Any]] = make_inputs(runner.inputs, *shape)
     core = ov.Core()
     model = core.read_model(str(path))
-    model.reshape({name: array.shape for name, array in inputs.items()})  # so that all shapes are known
+    model.reshape(
+        {name: array.shape for name, array in inputs.items()}
+    )  # fixed shapes, so that the operations can be counted
     macs = sum(
         _macs(tuple(op.input(0).get_shape()), tuple(op.output(0).get_shape()))
         for op in model.get_ordered_ops()
@@ -221,8 +227,8 @@ def _openvino(path: Path, shape: tuple[int, int], threads: int | None, runs: int
         if operator in ("Input", "Output", "Const", "Parameter", "Result") or name not in seconds:
             continue
         precision = about["runtimePrecision"].astype(str).lower()
-        own = 0
+        node_macs = 0
         if operator in PRODUCTS and op.get_input_size():
-            own = _macs(*(tuple(port.get_shape()) for port in (op.input(0), op.output(0))))
-        found.append(NodeTime(name, operator, precision in _INTEGERS, seconds[name], own))
+            node_macs = _macs(*(tuple(port.get_shape()) for port in (op.input(0), op.output(0))))
+        found.append(NodeTime(name, operator, precision in _INTEGERS, seconds[name], node_macs))
     return found, macs

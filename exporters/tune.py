@@ -1,7 +1,7 @@
-"""Which form of an int8 file is fastest on the machine at hand, among those that are close enough to the float model.
+"""Find the recipe whose int8 file is fastest on this machine, among those that stay close to the float model.
 
-With ranges that are known beforehand nothing but the products is computed; with ranges of each call every tensor is
-looked at first, and fewer values are cut. Which is faster is decided by the CPU and by the shape, so it is measured.
+Static ranges cost nothing at run time. Dynamic ranges read every tensor once more and clip fewer values. Which of them
+is faster depends on the CPU and on the shape, so it is measured.
 """
 
 from __future__ import annotations
@@ -14,42 +14,44 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporters.benchmark import Candidate, Machine, Shape, benchmark
-from exporters.directory import MODEL_FILE, export
+from exporters.directory import export
 from exporters.runners import OnnxRuntimeRunner
 from exporters.verification.verify import cosine
 from qdq.errors import CalibrationError, ConfigError, ExportError, VerificationError, describe_problems
 from qdq.quantization.wrap import named_slots
 from qdq.recipes.apply import apply_recipe
 from qdq.recipes.recipe import load_recipe
+from qdq.source import MODEL_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from exporters.interface import Form
+    from exporters.interface import ExportInterface
+    from qdq.source import ModelDirectory
 
-__all__ = ["MIN_COSINE", "Tuned", "Tuning", "choose", "text_vectors", "tune"]
+__all__ = ["MIN_COSINE", "TuningCandidate", "TuningResult", "choose", "text_vectors", "tune"]
 
 MIN_COSINE = 0.99
-"""Of the vectors of texts to the float model's: what a form has to hold unless another value is asked for."""
+"""Default of the smallest cosine between the text vectors of an int8 file and those of the float file."""
 
 PRESETS = ("onnxruntime", "dynamic")
-"""What is tried besides the checkpoint's own recipe: ranges known beforehand, ranges of each call."""
+"""Recipes that are tried besides the checkpoint's own: static ranges and dynamic ranges."""
 
 _FLOAT = "float"
 _OWN = "as calibrated"
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """One form that was tried.
+class TuningCandidate:
+    """Hold the result of one recipe that was tried.
 
     Args:
-        name: of the recipe; ``float`` for the float file, ``as calibrated`` for the checkpoint's own.
-        recipe: to export with; None for those two.
-        median_s: seconds of a run, None when it was not run.
-        speedup: over the float file, the median over the rounds.
-        cosine: of the vectors of texts to the float file's.
-        refused: why it could not be exported.
+        name: Name of the recipe; ``float`` for the float file, ``as calibrated`` for the checkpoint's own recipe.
+        recipe: Recipe to export with; None for those two.
+        median_s: Median time of a run in seconds, None if the file was not run.
+        speedup: Speed-up over the float file, the median over the rounds.
+        cosine: Cosine between the text vectors of this file and those of the float file.
+        refused: Why the recipe could not be exported; None if it could.
     """
 
     name: str
@@ -61,16 +63,20 @@ class Tuned:
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """The report of :func:`tune`.
+class TuningResult:
+    """Hold the result of :func:`tune`.
 
     Args:
-        rows: the float file, then all forms.
-        chosen: the name of the fastest one that holds ``min_cosine``.
-        why: that choice in words.
+        rows: The float file, then every recipe that was tried.
+        chosen: Name of the fastest recipe that reaches ``min_cosine``.
+        why: The reason for that choice, in words.
+        shape: The shape that was timed.
+        threads: Threads of the runtime.
+        min_cosine: The smallest cosine that was allowed.
+        machine: The machine that was timed.
     """
 
-    rows: tuple[Tuned, ...]
+    rows: tuple[TuningCandidate, ...]
     chosen: str
     why: str
     shape: Shape
@@ -80,16 +86,16 @@ class Tuning:
 
     @property
     def recipe(self) -> str | None:
-        """To export with; None for the checkpoint's own."""
+        """The recipe to export with; None for the checkpoint's own."""
         return next(row.recipe for row in self.rows if row.name == self.chosen)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
 def tune(
-    checkpoint: str | Path,
+    checkpoint: str | Path | ModelDirectory,
     *,
     shape: Shape | None = None,
     min_cosine: float = MIN_COSINE,
@@ -97,28 +103,30 @@ def tune(
     rounds: int = 5,
     recipe: str | None = None,
     opset: int | None = None,
-    form: Form | None = None,
+    interface: ExportInterface | None = None,
     isa: str = "any",
     progress: Callable[[str], None] | None = None,
-) -> Tuning:
-    """Export every form for ONNX Runtime into a temporary folder, compare them with the float file, and time them.
+) -> TuningResult:
+    """Export the checkpoint with every recipe for ONNX Runtime, compare the files with the float file, and time them.
+
+    The files are written to a temporary directory.
 
     Args:
-        checkpoint: directory of a quantized checkpoint.
-        shape: that is timed, 8 x 128 when None.
-        min_cosine: what a form has to hold, -1 to 1.
-        threads: of the runtime.
-        rounds: interleaved, each in fresh processes.
-        recipe: preset or file to try instead of the checkpoint's own recipe.
-        opset: as for :func:`exporters.directory.export`.
-        form: likewise.
-        isa: likewise.
-        progress: told what is done now.
+        checkpoint: Directory of a quantized checkpoint.
+        shape: The shape to time, 8 x 128 if None.
+        min_cosine: The smallest cosine that a recipe must reach, -1 to 1.
+        threads: Threads of the runtime.
+        rounds: Number of interleaved rounds, each in fresh processes.
+        recipe: Preset or file to try instead of the checkpoint's own recipe.
+        opset: See :func:`exporters.directory.export`.
+        interface: See :func:`exporters.directory.export`.
+        isa: See :func:`exporters.directory.export`.
+        progress: Called with a description of each step.
 
     Raises:
-        CheckpointError: for a checkpoint that cannot be read.
-        ConfigError: for a cosine that none can be.
-        VerificationError: when no form holds ``min_cosine``; each is named with its cosine.
+        CheckpointError: If the checkpoint cannot be read.
+        ConfigError: If ``min_cosine`` is not from -1 to 1.
+        VerificationError: If no recipe reaches ``min_cosine``. Each is listed with its cosine.
     """
     if not -1 <= min_cosine <= 1:
         raise ConfigError(f"the least cosine is {min_cosine:g}, must be from -1 to 1")
@@ -127,18 +135,26 @@ def tune(
     with TemporaryDirectory(prefix="qdq-tune-") as name:
         folder = Path(name)
         tell("exporting the float model")
-        export(checkpoint, folder / _FLOAT, target=None, opset=opset, form=form)
+        export(checkpoint, folder / _FLOAT, target=None, opset=opset, interface=interface)
         rows = []
-        for label, wanted in _wanted(checkpoint, recipe):
+        for label, wanted in _candidates(checkpoint, recipe):
             tell(f"exporting {label}")
             try:
-                export(checkpoint, folder / label, target="onnxruntime", recipe=wanted, opset=opset, form=form, isa=isa)
-                rows.append(Tuned(label, wanted))
+                export(
+                    checkpoint,
+                    folder / label,
+                    target="onnxruntime",
+                    recipe=wanted,
+                    opset=opset,
+                    interface=interface,
+                    isa=isa,
+                )
+                rows.append(TuningCandidate(label, wanted))
             except (ExportError, CalibrationError) as error:
-                rows.append(Tuned(label, wanted, refused=" ".join(str(error).split())))
+                rows.append(TuningCandidate(label, wanted, refused=" ".join(str(error).split())))
         files = {row.name: folder / row.name / MODEL_FILE for row in rows if row.refused is None}
         tell("comparing with the float model")
-        cosines = _cosines(checkpoint, folder / _FLOAT / MODEL_FILE, files, form)
+        cosines = _cosines(checkpoint, folder / _FLOAT / MODEL_FILE, files, interface)
         candidates = [Candidate(_FLOAT, folder / _FLOAT / MODEL_FILE), *(Candidate(*item) for item in files.items())]
         result = benchmark(
             candidates,
@@ -148,52 +164,60 @@ def tune(
             progress=lambda done, total, name: tell(f"timing {name} ({done}/{total})"),
         )
     medians = {timing.name: timing.median_s for timing in result.timings}
-    measured = [Tuned(_FLOAT, None, medians[_FLOAT], 1.0, 1.0)]
+    measured = [TuningCandidate(_FLOAT, None, medians[_FLOAT], 1.0, 1.0)]
     for row in rows:
         if row.refused is not None:
             measured.append(row)
             continue
         speedup = result.speedup(row.name, _FLOAT, shape)
-        measured.append(Tuned(row.name, row.recipe, medians[row.name], speedup, cosines[row.name]))
+        measured.append(TuningCandidate(row.name, row.recipe, medians[row.name], speedup, cosines[row.name]))
     chosen = choose(measured[1:], min_cosine)
-    why = f"the fastest of {len(files)} at {shape} with {threads} threads that holds a cosine of {min_cosine:g}"
-    return Tuning(tuple(measured), chosen.name, why, shape, threads, min_cosine, result.machine)
+    why = f"the fastest of {len(files)} at {shape} with {threads} threads that reaches a cosine of {min_cosine:g}"
+    return TuningResult(tuple(measured), chosen.name, why, shape, threads, min_cosine, result.machine)
 
 
-def choose(rows: Sequence[Tuned], min_cosine: float) -> Tuned:
-    """The form of the largest speed-up among those that hold ``min_cosine``.
+def choose(rows: Sequence[TuningCandidate], min_cosine: float) -> TuningCandidate:
+    """Return the candidate with the largest speed-up among those that reach ``min_cosine``.
 
     Raises:
-        VerificationError: when there is none.
+        VerificationError: If no candidate reaches it.
     """
-    # Written so that NaN does not hold.
-    holding = [row for row in rows if row.cosine is not None and row.cosine >= min_cosine]
-    if not holding:
+    # The comparison is this way round so that a cosine of NaN does not pass.
+    passing = [row for row in rows if row.cosine is not None and row.cosine >= min_cosine]
+    if not passing:
         found = [
             f"{row.name}: {row.refused or 'its cosine to the float model is ' + format(row.cosine, '.4f')}"
             for row in rows
         ]
-        raise VerificationError(describe_problems(f"no form holds a cosine of {min_cosine:g}", found))
-    return max(holding, key=lambda row: row.speedup or 0.0)
+        raise VerificationError(describe_problems(f"no recipe reaches a cosine of {min_cosine:g}", found))
+    return max(passing, key=lambda row: row.speedup or 0.0)
 
 
 def text_vectors(output: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A vector for each text from an output of a file.
+    """Make one vector per text from an output of a file.
 
-    1. ``(batch, seq, width)``: the mean over the visible tokens. 2. ``(batch, seq)``: the scores of the visible tokens.
-    3. Anything else: as it is, ``(batch, ...)`` flattened.
+    Case 1: ``(batch, seq, width)`` becomes the mean over the visible tokens.
+    Case 2: ``(batch, seq)`` keeps the scores of the visible tokens.
+    Case 3: Anything else is flattened, ``(batch, ...)``.
+
+    Args:
+        output: Output of a file.
+        mask: Attention mask ``(batch, seq)``.
+
+    Returns:
+        An array ``(batch, width)``.
     """
-    if output.shape[:2] == mask.shape and output.ndim == 3:
+    if output.shape[:2] == mask.shape and output.ndim == 3:  # case 1
         weights = (mask != 0)[..., np.newaxis]
         pooled: np.ndarray = (output * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), 1)
         return pooled
-    if output.shape == mask.shape:
+    if output.shape == mask.shape:  # case 2
         return np.where(mask != 0, output, 0.0)
-    return output.reshape(len(output), -1)
+    return output.reshape(len(output), -1)  # case 3
 
 
-def _wanted(checkpoint: str | Path, recipe: str | None) -> list[tuple[str, str | None]]:
-    """Name and recipe of every form; presets that would be the same as the first are left out."""
+def _candidates(checkpoint: str | Path | ModelDirectory, recipe: str | None) -> list[tuple[str, str | None]]:
+    """Return the name and the recipe of every candidate, without presets that equal the first one."""
     from qdq.checkpoint import load
 
     model = load(checkpoint)
@@ -207,9 +231,14 @@ def _wanted(checkpoint: str | Path, recipe: str | None) -> list[tuple[str, str |
     return [first, *((name, name) for name in others)]
 
 
-def _cosines(checkpoint: str | Path, in_float: Path, files: Mapping[str, Path], form: Form | None) -> dict[str, float]:
-    """Of the first output of every file to that of the float file, on text that ships with the package."""
-    from exporters.export_model import deploy
+def _cosines(
+    checkpoint: str | Path | ModelDirectory,
+    float_file: Path,
+    files: Mapping[str, Path],
+    interface: ExportInterface | None,
+) -> dict[str, float]:
+    """Return the cosine of every file to the float file, for the first output, on text that ships with the package."""
+    from exporters.export_model import wrap_for_export
     from exporters.verification.inputs import verification_batches
     from qdq.checkpoint import load
     from qdq.quantization.quantizer import Mode, set_mode
@@ -218,14 +247,14 @@ def _cosines(checkpoint: str | Path, in_float: Path, files: Mapping[str, Path], 
     set_mode(model, Mode.OFF)
     batches = [
         {name: tensor.numpy() for name, tensor in batch.items()}
-        for batch in verification_batches(checkpoint, deploy(model, form))
+        for batch in verification_batches(checkpoint, wrap_for_export(model, interface))
     ]
 
     def vectors(path: Path) -> list[np.ndarray]:
         runner = OnnxRuntimeRunner(path)
         return [text_vectors(next(iter(runner(batch).values())), batch["attention_mask"]) for batch in batches]
 
-    expected = vectors(in_float)
+    expected = vectors(float_file)
     found = {}
     for name, path in files.items():
         pairs = list(zip(expected, vectors(path), strict=True))

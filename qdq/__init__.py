@@ -17,13 +17,14 @@ from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from warnings import warn
 
 if TYPE_CHECKING:
-    from calibration.calibrate import calibrate
     from calibration.pipeline import calibrate_and_refine
+    from calibration.ranges import calibrate
     from exporters.benchmark import benchmark
     from exporters.directory import export, verify
-    from exporters.interface import Form
+    from exporters.interface import ExportInterface
     from qdq.checkpoint import load, save
     from qdq.data.text import encode_batches, read_samples
     from qdq.data.tokenizer import load_tokenizer
@@ -33,13 +34,14 @@ if TYPE_CHECKING:
     from qdq.quantization.spec import PerAxis, PerTensor, QuantSpec
     from qdq.recipes.apply import apply_recipe, quantize
     from qdq.recipes.recipe import Recipe, load_recipe
+    from qdq.source import open  # noqa: A004 (it is read as qdq.open)
     from qdq.tasks.evaluate import evaluate
     from qdq.training.loop import finetune
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Form": "exporters.interface",
+    "ExportInterface": "exporters.interface",
     "PerAxis": "qdq.quantization.spec",
     "PerTensor": "qdq.quantization.spec",
     "QDQError": "qdq.errors",
@@ -58,6 +60,7 @@ _HOMES = {
     "load": "qdq.checkpoint",
     "load_recipe": "qdq.recipes.recipe",
     "load_tokenizer": "qdq.data.tokenizer",
+    "open": "qdq.source",
     "quantize": "qdq.recipes.apply",
     "read_samples": "qdq.data.text",
     "save": "qdq.checkpoint",
@@ -66,7 +69,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Form",
+    "ExportInterface",
     "PerAxis",
     "PerTensor",
     "QDQError",
@@ -85,6 +88,7 @@ __all__ = [
     "load",
     "load_recipe",
     "load_tokenizer",
+    "open",
     "quantize",
     "read_samples",
     "save",
@@ -93,7 +97,13 @@ __all__ = [
 ]
 
 
+_DEPRECATED = {"Form": "ExportInterface"}  # former name -> name
+
+
 def __getattr__(name: str) -> Any:
+    if name in _DEPRECATED:
+        warn(f"qdq.{name} is named qdq.{_DEPRECATED[name]} now", DeprecationWarning, stacklevel=2)
+        name = _DEPRECATED[name]
     if name not in _HOMES:
         raise AttributeError(f"module 'qdq' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

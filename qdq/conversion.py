@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq.checkpoint import copy_companions, save
+from qdq.checkpoint import copy_tokenizer, save
 from qdq.errors import ConfigError
 from qdq.models.huggingface import save_model
 from qdq.recipes.recipe import load_recipe
@@ -77,5 +77,5 @@ def convert(
     else:
         with atomic_directory(Path(output), kind="checkpoint") as folder:
             save_model(found.model, folder)
-            copy_companions(beside, folder)
+            copy_tokenizer(beside, folder)
     return found.report

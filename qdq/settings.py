@@ -3,6 +3,7 @@
 One declaration serves three readers: the constructor checks it, a command makes its options from it, and the JSON
 schema of an editor is written from it.
 
+    @documented
     @dataclass(frozen=True, kw_only=True)
     class Search:
         beams: int = setting(1, "Number of beams.", whole(1))
@@ -14,10 +15,11 @@ schema of an editor is written from it.
 
 from __future__ import annotations
 
+import inspect
 import math
 import reprlib
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qdq.errors import ConfigError, QDQError, describe_problems
 
@@ -30,6 +32,7 @@ __all__ = [
     "anything",
     "check",
     "choice",
+    "documented",
     "flag",
     "json_schema",
     "number",
@@ -38,6 +41,8 @@ __all__ = [
     "settings_of",
     "whole",
 ]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,18 +79,26 @@ def whole(low: int, high: int | None = None) -> Rule:
     return Rule(holds, words, {"type": "integer", "minimum": low} | ({} if high is None else {"maximum": high}))
 
 
-def number(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
+def number(low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> Rule:
     """Require a finite number from ``low`` to ``high``; with ``above`` it must be greater than ``low``."""
 
     def holds(value: Any) -> bool:
         return _is_number(value, int | float) and (low < value if above else low <= value) and value <= high
 
-    words = f"a number {'above' if above else 'of at least'} {low:g}"
-    bounds: dict[str, Any] = {"exclusiveMinimum" if above else "minimum": low}
-    if not math.isinf(high):
-        words = f"{words} and at most {high:g}" if above else f"a number from {low:g} to {high:g}"
+    bounds: dict[str, Any] = {}
+    if math.isfinite(low):
+        bounds["exclusiveMinimum" if above else "minimum"] = low
+    if math.isfinite(high):
         bounds["maximum"] = high
-    return Rule(holds, words, {"type": "number", **bounds})
+    return Rule(holds, _describe_number(low, high, above=above), {"type": "number", **bounds})
+
+
+def _describe_number(low: float, high: float, *, above: bool) -> str:
+    if math.isinf(low):
+        return "a number" if math.isinf(high) else f"a number of at most {high:g}"
+    if math.isinf(high):
+        return f"a number above {low:g}" if above else f"a number of at least {low:g}"
+    return f"a number above {low:g} and at most {high:g}" if above else f"a number from {low:g} to {high:g}"
 
 
 def choice(*names: str) -> Rule:
@@ -120,12 +133,14 @@ class Setting:
         option: Spelling on the command line, ``--shift/--no-shift`` for a flag that can be switched off; empty for the
             name of the field, None for a setting that is no option.
         metavar: What stands for the value in the help of a command; empty for what follows from the type.
+        panel: Panel of a command's help; empty for the one that the command gives to all settings of the dataclass.
     """
 
     help: str
     rule: Rule
     option: str | None = ""
     metavar: str = ""
+    panel: str = ""
 
 
 def setting(
@@ -135,9 +150,10 @@ def setting(
     *,
     option: str | None = "",
     metavar: str = "",
+    panel: str = "",
 ) -> Any:  # like dataclasses.field, so that the annotation decides the type
     """Declare a field of a settings dataclass; see :class:`Setting`."""
-    return field(default=default, metadata={"setting": Setting(help, rule or anything(), option, metavar)})
+    return field(default=default, metadata={"setting": Setting(help, rule or anything(), option, metavar, panel)})
 
 
 def settings_of(group: type) -> Iterator[tuple[str, Any, Setting]]:
@@ -146,6 +162,14 @@ def settings_of(group: type) -> Iterator[tuple[str, Any, Setting]]:
         declared = one.metadata.get("setting")
         if isinstance(declared, Setting):
             yield one.name, one.default, declared
+
+
+def documented(group: type[T]) -> type[T]:
+    """Add the help of every setting to the docstring of the dataclass ``group``, under ``Args:``; a decorator."""
+    text, raises, rest = inspect.cleandoc(group.__doc__ or "").partition("\n\nRaises:")
+    settings = [f"    {name}: {declared.help}" for name, _, declared in settings_of(group)]
+    group.__doc__ = "\n".join([f"{text}\n", "Args:", *settings]) + raises + rest
+    return group
 
 
 def problems_in(group: type, values: Mapping[str, Any]) -> list[str]:

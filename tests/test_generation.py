@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from calibration import calibrate
-from exporters.interface import Form
-from exporters.onnx.export import export_model
+from exporters.interface import ExportInterface
+from exporters.onnx.export import export_onnx
 from exporters.runners import OnnxRuntimeRunner
 from qdq.errors import ConfigError, DataError
 from qdq.generation import Decoder, GenerationSettings, RunnerDecoder, TorchDecoder, generate, visible_tokens
@@ -246,7 +246,7 @@ def test_a_quantized_model_continues_as_it_computes_without_a_cache(bert: Pair, 
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pair, Decoder]:
     folder = tmp_path_factory.mktemp("exported")
     pair = Pair(request.param, folder, num_hidden_layers=1)
-    export_model(pair.ours, folder / "model.onnx", target=None, form=Form(cache="step"))
+    export_onnx(pair.ours, folder / "model.onnx", target=None, interface=ExportInterface(cache="step"))
     return pair, RunnerDecoder(OnnxRuntimeRunner(folder / "model.onnx", threads=1), pair.ours.config)
 
 

@@ -26,19 +26,23 @@ PACKAGES = ("qdq", "calibration", "exporters")
 # The rooms from the ground up, each with the rooms it may know. A file belongs to the row with the longest name that
 # begins its own; within a row everybody knows everybody.
 
-BASE = ("qdq.errors", "qdq.storage", "qdq.settings")
+BASE = ("qdq.errors", "qdq.storage", "qdq.settings", "qdq.processes")
 FLOAT = (*BASE, "qdq.models.ops", "qdq.models.uninitialized")  # what float and wrapped modules have in common
-NUMBERS = tuple(f"qdq.quantization.{name}" for name in ("spec", "functional", "transform", "quantizer", "slot"))
+NUMBERS = tuple(
+    f"qdq.quantization.{name}" for name in ("spec", "functional", "operators", "transform", "quantizer", "slot")
+)
 QUANTIZATION = (*NUMBERS, *(f"qdq.quantization.{name}" for name in ("modules", "wrap", "graph", "fold")))
-CORE = (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes", "qdq.checkpoint", "qdq.data")
+CORE = (*BASE, "qdq.protobuf", "qdq.models", *QUANTIZATION, "qdq.recipes", "qdq.source", "qdq.checkpoint", "qdq.data")
 SIDES = ("calibration", "exporters", "qdq.tasks", "qdq.interop", "qdq.generation", "qdq.retrieval")
-EVERYTHING = (*CORE, *SIDES, "qdq.training", "qdq.conversion")
+EVERYTHING = (*CORE, *SIDES, "qdq.training", "qdq.analysis", "qdq.conversion")
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.errors": (),
     "qdq.storage": ("qdq.errors",),
     "qdq.settings": ("qdq.errors",),
-    "qdq.data": BASE,
+    "qdq.processes": (),
+    "qdq.protobuf": (),
+    "qdq.data": (*BASE, "qdq.protobuf"),
     # the float reference knows nothing of quantization
     "qdq.models.ops": BASE,
     "qdq.models.uninitialized": (),
@@ -48,8 +52,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.quantization.spec": BASE,
     "qdq.quantization.slot": (),
     "qdq.quantization.functional": (*BASE, "qdq.quantization.spec"),
+    "qdq.quantization.operators": (*BASE, *NUMBERS[:2]),
     "qdq.quantization.transform": BASE,
-    "qdq.quantization.quantizer": (*BASE, *NUMBERS[:3]),
+    "qdq.quantization.quantizer": (*BASE, *NUMBERS[:4]),
     "qdq.quantization.modules": (*FLOAT, *NUMBERS),
     "qdq.quantization.wrap": (*BASE, "qdq.models", *NUMBERS, "qdq.quantization.modules"),
     "qdq.quantization.graph": (*BASE, "qdq.models", *NUMBERS, "qdq.quantization.modules"),
@@ -64,6 +69,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.recipes.schema": (*BASE, *NUMBERS, "qdq.recipes.recipe", "qdq.recipes.refinement"),
     "qdq.recipes.apply": (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes.recipe"),
     "qdq.recipes.plan": (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes.recipe"),
+    # one handle for a directory: it reads what lies there, and loads no model
+    "qdq.source": (*BASE, "qdq.models", "qdq.data"),
     # loading takes over what another package left in a checkpoint; interop therefore knows nothing of ours
     "qdq.checkpoint": (*(room for room in CORE if room != "qdq.checkpoint"), "qdq.interop"),
     "qdq.interop": tuple(room for room in CORE if room != "qdq.checkpoint"),
@@ -75,6 +82,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.tasks": (*CORE, "exporters"),  # evaluates any runner
     "qdq.retrieval": (*CORE, "qdq.tasks"),  # has metrics of its own task
     "qdq.training": (*CORE, *SIDES),
+    "qdq.analysis": (*CORE, *SIDES),
     # who sees every other
     "qdq": EVERYTHING,  # the lazy facade alone: a module directly in qdq/ needs a row of its own
     "qdq.cli": ("qdq", *EVERYTHING),

@@ -8,11 +8,29 @@ import jsonschema
 import pytest
 
 from qdq.errors import ConfigError, RecipeError
-from qdq.settings import Rule, check, choice, flag, json_schema, number, problems_in, setting, whole
+from qdq.settings import (
+    Rule,
+    check,
+    choice,
+    documented,
+    flag,
+    json_schema,
+    number,
+    problems_in,
+    setting,
+    whole,
+)
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class Search:
+    """How texts are searched.
+
+    Raises:
+        ConfigError: If values are out of range.
+    """
+
     beams: int = setting(1, "Number of beams.", whole(1))
     order: str = setting("best", "Order of the results.", choice("best", "first"))
     share: float | None = setting(None, "Share of the texts.", number(0, 1).or_none())
@@ -26,7 +44,17 @@ class Search:
 
 
 VALUES: list[Any] = [None, True, False, -1, 0, 1, 2, 0.5, 1.5, math.inf, math.nan, "best", "first", "other", [], {}]
-RULES = [whole(1), whole(0, 1), number(0), number(0, 1), number(0, 1, above=True), choice("best", "first"), flag()]
+RULES = [
+    whole(1),
+    whole(0, 1),
+    number(0),
+    number(0, 1),
+    number(0, 1, above=True),
+    number(),
+    number(high=1),
+    choice("best", "first"),
+    flag(),
+]
 RULES += [rule.or_none() for rule in RULES]
 
 
@@ -65,6 +93,14 @@ def test_the_error_is_the_callers() -> None:
 
 def test_unknown_names_are_told_with_the_known_ones() -> None:
     assert problems_in(Search, {"beam": 1}) == ["unknown key 'beam' (known: beams, order, share)"]
+
+
+def test_the_docstring_has_the_help_of_every_setting() -> None:
+    assert Search.__doc__ == (
+        "How texts are searched.\n\n"
+        "Args:\n    beams: Number of beams.\n    order: Order of the results.\n    share: Share of the texts.\n\n"
+        "Raises:\n    ConfigError: If values are out of range."
+    )
 
 
 def test_the_schema_carries_help_and_default() -> None:

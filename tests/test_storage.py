@@ -1,4 +1,4 @@
-"""Output directories: whole or absent, at every moment and after every kind of death."""
+"""Output directories are whole or absent at every moment, however the process ends."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ import tempfile
 import textwrap
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import safetensors.torch
 import torch
 
-from qdq import storage
-from qdq.errors import CheckpointError, ConfigError, StorageError
-from qdq.storage import MANIFEST, atomic_directory, read_json, write_json, write_text_atomic
+import qdq
+from qdq.errors import CheckpointError, ConfigError, QDQError, StorageError
+from qdq.storage import MANIFEST, atomic_directory, read_json, staging, write_json, write_text_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 OLD = {"config.json": "old config", "weights/a.bin": "old a", "weights/b.bin": "old b"}
 NEW = {"config.json": "new config", "weights/a.bin": "new a", "plots/c.png": "new c"}
@@ -31,13 +35,13 @@ def fill(directory: Path, files: dict[str, str]) -> None:
 
 
 def make(target: Path, files: dict[str, str], kind: str = "export") -> None:
-    with atomic_directory(target, kind=kind) as staging:
-        fill(staging, files)
+    with atomic_directory(target, kind=kind) as folder:
+        fill(folder, files)
 
 
 def fail(target: Path, files: dict[str, str], error: BaseException) -> None:
-    with atomic_directory(target, kind="export") as staging:
-        fill(staging, files)
+    with atomic_directory(target, kind="export") as folder:
+        fill(folder, files)
         raise error
 
 
@@ -54,22 +58,22 @@ def leftovers(target: Path) -> list[str]:
 
 
 @pytest.fixture
-def target(tmp_path) -> Path:
+def target(tmp_path: Path) -> Path:
     return tmp_path / "room" / "out"
 
 
 @pytest.fixture(params=["exchange", "move aside"])
-def platform(request, monkeypatch):
+def platform(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """With and without the system call that exchanges two directories."""
     if request.param == "move aside":
-        monkeypatch.setattr(storage, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(staging, "exchange_directories", lambda one, other: False)
 
 
-def python(code: str, *arguments: object, **options) -> subprocess.Popen:
+def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     """A Python process of its own, with this file's helpers."""
     prelude = "import importlib.util, sys\n" + textwrap.dedent(
         f"""
-        sys.path.insert(0, {str(Path(storage.__file__).parents[1])!r})
+        sys.path.insert(0, {str(Path(qdq.__file__).parents[1])!r})
         from pathlib import Path
         from qdq.storage import atomic_directory
         from qdq.errors import StorageError
@@ -77,47 +81,45 @@ def python(code: str, *arguments: object, **options) -> subprocess.Popen:
         """
     )
     command = [sys.executable, "-c", prelude + textwrap.dedent(code), *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE, text=True, **options
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
 
 
 class TestSuccess:
-    def test_a_new_directory_with_its_parents(self, target):
+    def test_a_new_directory_with_its_parents(self, target: Path) -> None:
         make(target, NEW)
         assert content(target) == NEW
         assert leftovers(target) == []
         manifest = json.loads((target / MANIFEST).read_text())
         assert manifest == {"kind": "export", "format": 1, "files": sorted(NEW)}
 
-    def test_the_target_is_not_there_before_the_end(self, target):
-        with atomic_directory(target, kind="export") as staging:
-            fill(staging, NEW)
+    def test_the_target_is_not_there_before_the_end(self, target: Path) -> None:
+        with atomic_directory(target, kind="export") as folder:
+            fill(folder, NEW)
             assert not target.exists()
-            assert staging.parent.parent == target.parent
-            assert staging.parent.name.startswith(".out.qdq-staging-")
+            assert folder.parent.parent == target.parent
+            assert folder.parent.name.startswith(".out.qdq-staging-")
 
-    def test_an_earlier_result_is_replaced_whole(self, target, platform):
+    def test_an_earlier_result_is_replaced_whole(self, target: Path, platform: None) -> None:
         make(target, OLD)
-        with atomic_directory(target, kind="export") as staging:
-            assert list(staging.iterdir()) == []
-            fill(staging, NEW)
+        with atomic_directory(target, kind="export") as folder:
+            assert list(folder.iterdir()) == []
+            fill(folder, NEW)
             assert content(target) == OLD
         assert content(target) == NEW
         assert leftovers(target) == []
 
-    def test_an_empty_directory_is_taken(self, target):
+    def test_an_empty_directory_is_taken(self, target: Path) -> None:
         target.mkdir(parents=True)
         make(target, NEW)
         assert content(target) == NEW
 
-    def test_what_the_user_removed_may_be_gone(self, target):
+    def test_what_the_user_removed_may_be_gone(self, target: Path) -> None:
         make(target, NEW)
         (target / "plots" / "c.png").unlink()
         make(target, OLD)
         assert content(target) == OLD
 
-    def test_a_link_leads_to_the_place_where_the_result_goes(self, target):
+    def test_a_link_leads_to_the_directory_where_the_result_goes(self, target: Path) -> None:
         target.parent.mkdir()
         (target.parent / "link").symlink_to(target)
         make(target.parent / "link", OLD)
@@ -125,7 +127,7 @@ class TestSuccess:
         assert (target.parent / "link").is_symlink()
         assert content(target) == NEW
 
-    def test_permissions_are_the_usual_ones_or_those_of_the_earlier_result(self, target):
+    def test_permissions_are_the_usual_ones_or_those_of_the_earlier_result(self, target: Path) -> None:
         before = os.umask(0o027)
         try:
             make(target, OLD)
@@ -136,13 +138,13 @@ class TestSuccess:
         make(target, NEW)
         assert target.stat().st_mode & 0o777 == 0o701
 
-    def test_links_empty_folders_and_odd_names_are_replaced_as_well(self, target, tmp_path):
+    def test_links_empty_folders_and_odd_names_are_replaced_as_well(self, target: Path, tmp_path: Path) -> None:
         outside = tmp_path / "outside"
         fill(outside, OLD)
-        with atomic_directory(target, kind="export") as staging:
-            (staging / "link").symlink_to(outside, target_is_directory=True)
-            (staging / "empty" / "deep").mkdir(parents=True)
-            (staging / os.fsdecode(b"caf\xe9 \n")).write_text("x")
+        with atomic_directory(target, kind="export") as folder:
+            (folder / "link").symlink_to(outside, target_is_directory=True)
+            (folder / "empty" / "deep").mkdir(parents=True)
+            (folder / os.fsdecode(b"caf\xe9 \n")).write_text("x")
         make(target, NEW)
         assert content(target) == NEW
         assert content(outside) == OLD
@@ -151,7 +153,7 @@ class TestSuccess:
 
 class TestFailure:
     @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, ConfigError, MemoryError])
-    def test_the_earlier_result_stays(self, target, error, platform):
+    def test_the_earlier_result_stays(self, target: Path, error: type[BaseException], platform: None) -> None:
         make(target, OLD)
         inode = target.stat().st_ino
         with pytest.raises(error):
@@ -160,12 +162,12 @@ class TestFailure:
         assert target.stat().st_ino == inode
         assert leftovers(target) == []
 
-    def test_nothing_stays_where_nothing_was(self, target):
+    def test_nothing_stays_where_nothing_was(self, target: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             fail(target, NEW, KeyboardInterrupt())
         assert not target.parent.exists()
 
-    def test_files_that_came_during_the_work_stop_the_exchange(self, target):
+    def test_files_that_came_during_the_work_stop_the_exchange(self, target: Path) -> None:
         make(target, OLD)
         work = atomic_directory(target, kind="export")
         fill(work.__enter__(), NEW)
@@ -177,33 +179,33 @@ class TestFailure:
 
 
 class TestRefusals:
-    def refused(self, target, match, error=ConfigError):
+    def refused(self, target: Path, match: str, error: type[QDQError] = ConfigError) -> None:
         before = content(target) if target.is_dir() else None
         with pytest.raises(error, match=match), atomic_directory(target, kind="export"):
             pytest.fail("the work began")
         assert before is None or content(target) == before
 
-    def test_a_file(self, target):
+    def test_a_file(self, target: Path) -> None:
         fill(target.parent, {"out": "a file"})
         self.refused(target, "is a file")
         assert target.read_text() == "a file"
 
-    def test_a_directory_that_was_not_made_here(self, target):
+    def test_a_directory_that_was_not_made_here(self, target: Path) -> None:
         fill(target, {"thesis.tex": "years of work"})
         self.refused(target, "exists and was not made by qdq; choose another folder or remove it")
 
-    def test_a_directory_that_holds_an_empty_folder_only(self, target):
+    def test_a_directory_that_holds_an_empty_folder_only(self, target: Path) -> None:
         (target / "photos").mkdir(parents=True)
         self.refused(target, "was not made by qdq")
         assert (target / "photos").is_dir()
 
-    def test_all_files_of_somebody_else_are_named(self, target):
+    def test_all_files_of_somebody_else_are_named(self, target: Path) -> None:
         make(target, OLD)
         fill(target, {"notes.txt": "mine", "weights/mine.bin": "mine"})
         (target / "folder").mkdir()
         self.refused(target, r"(?s)3 problems.*folder/.*notes\.txt.*weights/mine\.bin")
 
-    def test_another_kind(self, target):
+    def test_another_kind(self, target: Path) -> None:
         make(target, OLD, kind="checkpoint")
         self.refused(target, r"another kind \(checkpoint, not export\)")
 
@@ -218,12 +220,12 @@ class TestRefusals:
             '{"kind": "export", "format": 1, "files": 3}',
         ],
     )
-    def test_a_manifest_that_cannot_be_read(self, target, manifest):
+    def test_a_manifest_that_cannot_be_read(self, target: Path, manifest: str) -> None:
         make(target, OLD)
         (target / MANIFEST).write_text(manifest)
         self.refused(target, r"\.qdq\.json: is damaged or of another version")
 
-    def test_a_manifest_cannot_reach_outside(self, target):
+    def test_a_manifest_cannot_reach_outside(self, target: Path) -> None:
         make(target, OLD)
         fill(target.parent, {"outside.txt": "mine"})
         manifest = json.loads((target / MANIFEST).read_text())
@@ -232,11 +234,11 @@ class TestRefusals:
         make(target, NEW)
         assert (target.parent / "outside.txt").read_text() == "mine"
 
-    def test_a_parent_that_is_a_file(self, target):
+    def test_a_parent_that_is_a_file(self, target: Path) -> None:
         fill(target.parent.parent, {"room": "a file"})
         self.refused(target, "room", StorageError)
 
-    def test_a_name_too_long(self, tmp_path):
+    def test_a_name_too_long(self, tmp_path: Path) -> None:
         self.refused(tmp_path / ("x" * 250), "name too long", StorageError)
 
 
@@ -244,12 +246,14 @@ class TestRefusals:
 # and system call through ctypes is announced to Python's audit hooks before it is done.
 DISTURBED = """
 import json, logging, os, signal
-import qdq.storage as storage
+from qdq.errors import ConfigError
+from qdq.storage import staging
 
 logging.disable()
 how, exchange = sys.argv[2:]
 OLD, NEW = {"a": "old", "only old": "old"}, {"a": "new", "d/only new": "new"}
-storage._exchange = storage._exchange if exchange == "exchange" else lambda one, other: False
+if exchange == "move aside":
+    staging.exchange_directories = lambda one, other: False
 armed = [-1]
 
 def hook(event, arguments):
@@ -265,10 +269,10 @@ def hook(event, arguments):
 sys.addaudithook(hook)
 
 def write(files):
-    with atomic_directory(target, kind="export") as staging:
+    with atomic_directory(target, kind="export") as folder:
         for name, text in files.items():
-            (staging / name).parent.mkdir(exist_ok=True)
-            (staging / name).write_text(text)
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text)
 
 def read():
     if not target.exists():
@@ -298,7 +302,7 @@ for step in range(10_000):
     try:
         with atomic_directory(target, kind="another kind"):
             pass
-    except storage.ConfigError:
+    except ConfigError:
         pass
     report.append({"code": code, "found": found, "recovered": read(), "beside": after_death, "tidy": beside()})
     if code == 0:
@@ -314,7 +318,7 @@ SMALL_NEW = {"a": "new", "d/only new": "new"}
 class TestDisturbance:
     """The same work, disturbed at its first access to the file system, its second, and so on to its last."""
 
-    def disturbed(self, target, how, exchange):
+    def disturbed(self, target: Path, how: str, exchange: str) -> list[dict[str, Any]]:
         child = python(DISTURBED, target, how, exchange)
         output, errors = child.communicate(timeout=120)
         assert child.returncode == 0, errors
@@ -324,7 +328,7 @@ class TestDisturbance:
         return report[:-1]
 
     @pytest.mark.parametrize("exchange", ["exchange", "move aside"])
-    def test_killed(self, target, exchange):
+    def test_killed(self, target: Path, exchange: str) -> None:
         report = self.disturbed(target, "kill", exchange)
         assert {step["code"] for step in report} == {-signal.SIGKILL}
         for step in report:
@@ -339,7 +343,7 @@ class TestDisturbance:
 
     @pytest.mark.parametrize("exchange", ["exchange", "move aside"])
     @pytest.mark.parametrize(("how", "code"), [("interrupt", 2), ("disk full", 3)])
-    def test_interrupted(self, target, how, code, exchange):
+    def test_interrupted(self, target: Path, how: str, code: int, exchange: str) -> None:
         report = self.disturbed(target, how, exchange)
         for step in report:
             assert step["code"] in (
@@ -356,48 +360,48 @@ class TestDisturbance:
 
 class TestOtherProcesses:
     WAIT = """
-        with atomic_directory(target, kind="export") as staging:
-            (staging / "from").write_text("child")
-            print(staging, flush=True)
+        with atomic_directory(target, kind="export") as folder:
+            (folder / "from").write_text("child")
+            print(folder, flush=True)
             sys.stdin.readline()
     """
 
-    def test_the_staging_of_a_living_process_is_left_alone(self, target):
+    def test_the_staging_of_a_living_process_is_left_alone(self, target: Path) -> None:
         child = python(self.WAIT, target)
-        staging = Path(child.stdout.readline().strip())
+        folder = Path(child.stdout.readline().strip())
         make(target, NEW)
         assert content(target) == NEW
-        assert content(staging) == {"from": "child"}
+        assert content(folder) == {"from": "child"}
         _, errors = child.communicate("\n", timeout=30)
         assert child.returncode == 0, errors
         assert content(target) == {"from": "child"}
         assert leftovers(target) == []
 
-    def test_the_staging_of_a_killed_process_goes_at_the_next_start(self, target):
+    def test_the_staging_of_a_killed_process_goes_at_the_next_start(self, target: Path) -> None:
         make(target, OLD)
         child = python(self.WAIT, target)
-        staging = Path(child.stdout.readline().strip())
+        folder = Path(child.stdout.readline().strip())
         child.kill()
         child.communicate()
-        assert staging.exists()
+        assert folder.exists()
         assert content(target) == OLD
         with atomic_directory(target, kind="export") as own:
-            assert not staging.exists()
+            assert not folder.exists()
             fill(own, NEW)
         assert leftovers(target) == []
 
-    def test_a_process_killed_but_not_yet_buried_is_dead(self, target):
+    def test_a_process_killed_but_not_yet_buried_is_dead(self, target: Path) -> None:
         child = python(self.WAIT, target)
-        staging = Path(child.stdout.readline().strip())
+        folder = Path(child.stdout.readline().strip())
         os.kill(child.pid, signal.SIGKILL)
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
         make(target, NEW)
-        assert not staging.exists()
+        assert not folder.exists()
         child.communicate()
 
     @pytest.mark.parametrize("other", ["start", "boot"])
-    def test_a_process_id_used_again_is_not_mistaken(self, target, other):
-        pid, start, boot = storage._owner(os.getpid()).split("-")
+    def test_a_process_id_used_again_is_not_mistaken(self, target: Path, other: str) -> None:
+        pid, start, boot = staging.process_identity(os.getpid()).split("-")
         name = f"{pid}-{int(start) + (other == 'start')}-{'f' * 8 if other == 'boot' else boot}"
         stale = target.parent / f".out.qdq-staging-{name}-00000000"
         fill(stale / "new", NEW)
@@ -406,7 +410,7 @@ class TestOtherProcesses:
         make(target, OLD)
         assert leftovers(target) == [alive.name]
 
-    def test_neighbours_are_left_alone(self, target):
+    def test_neighbours_are_left_alone(self, target: Path) -> None:
         fill(target.parent, {".outer.qdq-staging-1-1-f-0/new/a": "x", ".out/a": "x", "out2/a": "x"})
         before = content(target.parent)
         make(target, OLD)
@@ -415,7 +419,7 @@ class TestOtherProcesses:
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""
     path = tmp_path / "disk"
     path.mkdir()
@@ -431,14 +435,14 @@ def small_disk(tmp_path):
 
 
 class TestDisk:
-    def test_full_by_python(self, small_disk):
+    def test_full_by_python(self, small_disk: Path) -> None:
         target = small_disk / "out"
         make(target, OLD)
         with (
             pytest.raises(StorageError, match="No space left on device") as caught,
-            atomic_directory(target, kind="export") as staging,
+            atomic_directory(target, kind="export") as folder,
         ):
-            (staging / "big").write_bytes(bytes(1 << 20))
+            (folder / "big").write_bytes(bytes(1 << 20))
         assert str(target) in str(caught.value)
         assert isinstance(caught.value.__cause__, OSError)
         assert content(target) == OLD
@@ -452,15 +456,15 @@ class TestDisk:
         ],
         ids=["safetensors", "torch"],
     )
-    def test_full_by_a_library(self, small_disk, save, reason):
+    def test_full_by_a_library(self, small_disk: Path, save: Callable[[torch.Tensor, Path], None], reason: str) -> None:
         target = small_disk / "out"
         make(target, OLD)
-        with pytest.raises(StorageError, match=reason), atomic_directory(target, kind="export") as staging:
-            save(torch.zeros(200_000), staging / "model")
+        with pytest.raises(StorageError, match=reason), atomic_directory(target, kind="export") as folder:
+            save(torch.zeros(200_000), folder / "model")
         assert content(target) == OLD
         assert leftovers(target) == []
 
-    def test_full_when_the_manifest_is_written(self, small_disk):
+    def test_full_when_the_manifest_is_written(self, small_disk: Path) -> None:
         target = small_disk / "out"
         work = atomic_directory(target, kind="export")
         with (work.__enter__() / "big").open("wb", buffering=0) as file, suppress(OSError):
@@ -471,7 +475,7 @@ class TestDisk:
         assert not target.exists()
         assert leftovers(target) == []
 
-    def test_read_only(self, small_disk):
+    def test_read_only(self, small_disk: Path) -> None:
         target = small_disk / "out"
         make(target, OLD)
         subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -479,19 +483,19 @@ class TestDisk:
             pytest.fail("the work began")
         assert content(target) == OLD
 
-    def test_a_mount_point_is_refused(self, small_disk):
+    def test_a_mount_point_is_refused(self, small_disk: Path) -> None:
         with pytest.raises(ConfigError, match="is a mount point"), atomic_directory(small_disk, kind="export"):
             pytest.fail("the work began")
 
-    def test_a_limit_on_the_size_of_files(self, target):
+    def test_a_limit_on_the_size_of_files(self, target: Path) -> None:
         make(target, OLD)
         child = python(
             """
             import resource
             resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
             try:
-                with atomic_directory(target, kind="export") as staging:
-                    (staging / "big").write_bytes(bytes(1 << 20))
+                with atomic_directory(target, kind="export") as folder:
+                    (folder / "big").write_bytes(bytes(1 << 20))
             except StorageError as error:
                 print(error)
             """,
@@ -502,13 +506,13 @@ class TestDisk:
         assert content(target) == OLD
         assert leftovers(target) == []
 
-    @pytest.mark.parametrize("place", ["parent", "target"])
-    def test_no_permission(self, place):
+    @pytest.mark.parametrize("closed", ["parent", "target"])
+    def test_no_permission(self, closed: str) -> None:
         with tempfile.TemporaryDirectory() as open_to_all:
             target = Path(open_to_all) / "room" / "out"
             make(target, OLD)
             Path(open_to_all).chmod(0o755)
-            target.parent.chmod(0o777 if place == "target" else 0o555)
+            target.parent.chmod(0o777 if closed == "target" else 0o555)
             target.chmod(0o555)
             child = python(
                 """
@@ -537,19 +541,19 @@ class TestTranslation:
     @pytest.mark.parametrize(
         "error", [RuntimeError("shape mismatch"), ConnectionError(111, "refused"), OSError("cannot find the model")]
     )
-    def test_other_errors_pass_as_they_are(self, target, error):
+    def test_other_errors_pass_as_they_are(self, target: Path, error: BaseException) -> None:
         with pytest.raises(type(error)) as caught:
             fail(target, NEW, error)
         assert caught.value is error
 
-    def test_a_path_in_the_staging_directory_is_shown_as_the_target_s(self, target):
+    def test_a_path_in_the_staging_directory_is_shown_as_the_target_s(self, target: Path) -> None:
         with (
             pytest.raises(StorageError, match=r"out/missing/model\.onnx: No such file"),
-            atomic_directory(target, kind="export") as staging,
+            atomic_directory(target, kind="export") as folder,
         ):
-            (staging / "missing" / "model.onnx").write_text("x")
+            (folder / "missing" / "model.onnx").write_text("x")
 
-    def test_a_cause_is_read_as_well(self, target):
+    def test_a_cause_is_read_as_well(self, target: Path) -> None:
         error = RuntimeError("export failed")
         error.__cause__ = OSError(28, "No space left on device")
         with pytest.raises(StorageError, match="No space left"):
@@ -557,18 +561,18 @@ class TestTranslation:
 
 
 class TestFiles:
-    def test_json_is_readable_and_in_order(self, tmp_path):
+    def test_json_is_readable_and_in_order(self, tmp_path: Path) -> None:
         write_json(tmp_path / "a.json", {"b": 1, "a": ["é"]})
         assert (tmp_path / "a.json").read_bytes() == '{\n  "b": 1,\n  "a": [\n    "é"\n  ]\n}\n'.encode()
         assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
-    def test_json_refuses_nan_and_leaves_the_file(self, tmp_path):
+    def test_json_refuses_nan_and_leaves_the_file(self, tmp_path: Path) -> None:
         write_json(tmp_path / "a.json", {"a": 1})
         with pytest.raises(ValueError, match="not JSON compliant"):
             write_json(tmp_path / "a.json", {"a": float("nan")})
         assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
 
-    def test_json_is_read_as_it_was_written(self, tmp_path):
+    def test_json_is_read_as_it_was_written(self, tmp_path: Path) -> None:
         write_json(tmp_path / "a.json", {"b": 1, "a": ["é"]})
         assert read_json(tmp_path / "a.json") == {"b": 1, "a": ["é"]}
 
@@ -584,27 +588,29 @@ class TestFiles:
         ids=["torn", "no UTF-8", "too deep", "a list", "missing"],
     )
     @pytest.mark.parametrize("kind", [CheckpointError, ConfigError])
-    def test_json_that_is_none_is_the_error_asked_for(self, tmp_path, content, said, kind):
+    def test_json_that_is_none_is_the_error_asked_for(
+        self, tmp_path: Path, content: bytes | None, said: str, kind: type[CheckpointError | ConfigError]
+    ) -> None:
         if content is not None:
             (tmp_path / "a.json").write_bytes(content)
         with pytest.raises(kind, match=rf"a\.json: {said}"):
             read_json(tmp_path / "a.json", error=kind)
 
-    def test_missing_json_has_a_message_of_its_own(self, tmp_path):
+    def test_missing_json_has_a_message_of_its_own(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"^no index here$"):
             read_json(tmp_path / "a.json", missing="no index here")
 
-    def test_json_that_cannot_be_read_is_no_problem_of_its_content(self, tmp_path):
+    def test_json_that_cannot_be_read_is_no_problem_of_its_content(self, tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=r"cannot read .*: Is a directory"):
             read_json(tmp_path)
 
-    def test_text_is_replaced_whole_or_not(self, small_disk):
+    def test_text_is_replaced_whole_or_not(self, small_disk: Path) -> None:
         write_text_atomic(small_disk / "a.txt", "old")
         with pytest.raises(StorageError, match=r"a\.txt: No space left"):
             write_text_atomic(small_disk / "a.txt", "x" * (1 << 20))
         assert (small_disk / "a.txt").read_text() == "old"
         assert [path.name for path in small_disk.iterdir()] == ["a.txt"]
 
-    def test_a_missing_folder_is_named(self, tmp_path):
+    def test_a_missing_folder_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=r"none/a\.txt: No such file"):
             write_text_atomic(tmp_path / "none" / "a.txt", "x")

@@ -22,13 +22,13 @@ from rich.console import Console
 from rich.table import Table
 
 from calibration import calibrate
-from exporters.export_model import deploy
+from exporters.export_model import wrap_for_export
 from exporters.io_signature import example_inputs
-from exporters.onnx.export import export_model
+from exporters.onnx.export import export_onnx
 from exporters.tensorrt.backend import find_backend, messages
 from exporters.tensorrt.lint.lint import lint
+from exporters.tensorrt.onnx_file import read_onnx_file
 from exporters.tensorrt.profiles import Profile, default_profile
-from exporters.tensorrt.source import read_source
 from qdq.models.registry import build, configure
 from qdq.recipes.apply import quantize
 
@@ -60,9 +60,9 @@ def export(path: Path) -> None:
     torch.manual_seed(0)
     model = build(configure("bert", **SIZES)).eval()
     quantize(model, "tensorrt")
-    inputs = deploy(model).signature.inputs
+    inputs = wrap_for_export(model).signature.inputs
     calibrate(model, [example_inputs(inputs, seq_len=n, vocab_size=83, padding=2, seed=n) for n in (8, 17)])
-    export_model(model, path, target="tensorrt")
+    export_onnx(model, path, target="tensorrt")
 
 
 def verdict(backend: Any, path: Path, profiles: list[Profile]) -> tuple[str, str]:
@@ -103,7 +103,7 @@ def main() -> int:
             model = ir.load(base)
             defect.plant(model)
             ir.save(model, planted)
-            source = read_source(planted)
+            source = read_onnx_file(planted)
             shapes = defect.options.get("shapes", ())
             profiles = [default_profile(source.inputs, longest=40)] if shapes == () else []
             profiles = [Profile(*shapes)] if shapes else profiles

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from calibration.forward import in_eval
+from calibration.batches import eval_mode
 from calibration.refinement.gptq import round_by_columns
 from calibration.refinement.layer_inputs import Stream
 from calibration.refinement.token_clipping import clipped_range
@@ -92,7 +92,7 @@ def refine(
     set_mode(model, Mode.QUANTIZE)
     changed: list[str] = []
     try:
-        with in_eval(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             for encoder in [module for module in model.modules() if isinstance(module, Encoder)]:
                 changed += _Refiner(model, encoder, kept, rounding, bias_correction, clipping, progress).run()
     finally:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from calibration.distributed import WHOLE
+from calibration.distributed import SINGLE_PROCESS
 from calibration.statistics.channels import channel_ranges
 from qdq.errors import CalibrationError
 from qdq.quantization.graph import QuantizedRead, quantized_reads
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from calibration.distributed import Part
+    from calibration.distributed import ProcessRank
     from calibration.resume_file import ResumeFile
     from qdq.quantization.quantizer import Quantizer
 
@@ -66,7 +66,7 @@ def smooth(
     *,
     strength: float | None = 0.9,
     shift: bool = True,
-    part: Part = WHOLE,
+    process: ProcessRank = SINGLE_PROCESS,
     progress: Callable[[int], object] | None = None,
     resume_file: ResumeFile | None = None,
 ) -> list[str]:
@@ -79,7 +79,7 @@ def smooth(
         batches: as for :func:`calibration.calibrate`; one pass finds the extremes of every channel.
         strength: ``a`` in ``s = max|x| ** a / max|w| ** (1 - a)``, for each channel; None leaves the sizes alone.
         shift: whether LayerNorm outputs are centred.
-        part: of several processes, which batches are for this one.
+        process: of several processes, which batches are for this one.
         progress: called with the number of batches done.
         resume_file: keeps the extremes on disk, and gives those of an interrupted run to go on from.
 
@@ -100,7 +100,7 @@ def smooth(
     }
     if not wanted or (strength is None and not shift):
         return []
-    bounds = channel_ranges(model, batches, wanted, part=part, progress=progress, resume_file=resume_file)
+    bounds = channel_ranges(model, batches, wanted, process=process, progress=progress, resume_file=resume_file)
     for group in groups:
         shifts = [_middle(bounds[_input(read)]) if shift and _is_to_shift(read) else None for read in group]
         scales = None

@@ -1,4 +1,4 @@
-"""Write an ONNX model for a target."""
+"""Export a model to an ONNX file for a target."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from exporters.export_model import deploy
-from exporters.interface import DTYPES, Form, check_form
+from exporters.export_model import wrap_for_export
+from exporters.interface import DTYPES, ExportInterface, check_interface
 from exporters.onnx.isa import ANY, Isa, isa_named
 from exporters.onnx.precision import HALF_SINCE, check_scales, to_dtype
-from exporters.onnx.refusal import unchanged_when_refused
-from exporters.onnx.saturation import pair_sums, pairs_note
-from exporters.onnx.targets import Target, target_named, tidy
+from exporters.onnx.restore import restored_on_error
+from exporters.onnx.saturation import pair_sums, saturation_note
+from exporters.onnx.targets import Target, cleanup_passes, target_named
 from exporters.onnx.trace import OPSETS, trace
 from exporters.onnx.translation import BLOCKS_SINCE, FLOAT8_SINCE
 from exporters.onnx.write import write_onnx
@@ -32,60 +32,68 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from exporters.io_signature import Signature
+    from exporters.io_signature import IOSignature
     from qdq.quantization.slot import Slot
     from qdq.quantization.spec import QuantSpec
 
-__all__ = ["DEFAULT_OPSET", "Exported", "check_options", "export_model"]
+__all__ = ["DEFAULT_OPSET", "ExportResult", "check_options", "export_onnx"]
 
 DEFAULT_OPSET = 21
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What was written.
+class ExportResult:
+    """Describe what was exported.
 
     Args:
-        target: name of the target, ``float`` for a float model.
-        recipe: the recipe in force when it is not the checkpoint's own.
-        opset: of the standard operators.
-        signature: inputs and outputs.
-        form: that was asked for.
-        notes: what a reader should know, a sentence each.
-        isa: the instruction set that its integer products are written for, ``any`` when all of them.
-        pair_sums: of products whose int8 weights could saturate without VNNI: the largest sum of a pair, by name.
+        target: Name of the target, ``float`` for a float model.
+        recipe: The recipe that was applied; None for the checkpoint's own.
+        opset: Version of the standard operators.
+        signature: Inputs and outputs.
+        interface: The export interface.
+        notes: What a reader should know, one sentence each.
+        isa: The instruction set that the integer products are written for, ``any`` for all of them.
+        pair_sums: For every product whose int8 weights could saturate without VNNI: the largest sum of a pair, by the
+            name of its module.
     """
 
     target: str
     recipe: Recipe | None
     opset: int
-    signature: Signature
-    form: Form = Form()  # noqa: RUF009 (frozen)
+    signature: IOSignature
+    interface: ExportInterface = ExportInterface()  # noqa: RUF009 (frozen)
     notes: tuple[str, ...] = ()
     isa: str = ANY.name
     pair_sums: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for ``export.json``."""
+        """Return plain values for ``export.json``, which names the interface ``form``."""
         return {
             "target": self.target,
             "recipe": None if self.recipe is None else self.recipe.to_dict(),
             "opset": self.opset,
             "inputs": list(self.signature.input_names),
             "outputs": list(self.signature.outputs),
-            "form": self.form.to_dict(),
+            "form": self.interface.to_dict(),
             "notes": list(self.notes),
             "isa": self.isa,
             "pair_sums": dict(self.pair_sums),
         }
 
 
-def check_options(target: str | None, opset: int, form: Form | None = None, isa: str | Isa = ANY) -> None:
-    """Refuse what cannot be, before anything is read or written.
+def check_options(
+    target: str | None, opset: int, interface: ExportInterface | None = None, isa: str | Isa = ANY
+) -> None:
+    """Check the options of an export before anything is read or written.
+
+    Args:
+        target: Name of the target; None exports a float model.
+        opset: Version of the standard operators.
+        interface: The export interface, the default one if None.
+        isa: Instruction set, or its name.
 
     Raises:
-        ExportError: for a target, an opset, a type or an instruction set that does not exist, or that a target or an
-            opset has not.
+        ExportError: If an option is unknown, or the target or the opset does not support it. All problems are listed.
     """
     problems: list[str] = []
     chosen, wanted = None, ANY
@@ -97,7 +105,7 @@ def check_options(target: str | None, opset: int, form: Form | None = None, isa:
         problems.append(f"an instruction set is for the target onnxruntime, not for {target or 'a float file'}")
     if opset not in OPSETS:
         problems.append(f"opset {opset} is not supported: it must be from {OPSETS.start} to {OPSETS.stop - 1}")
-    dtype = "fp32" if form is None else form.dtype
+    dtype = "fp32" if interface is None else interface.dtype
     if dtype not in DTYPES:
         problems.append(f"no type {dtype!r}: it must be one of {', '.join(DTYPES)}")
     elif chosen is not None and dtype not in chosen.dtypes:
@@ -110,51 +118,55 @@ def check_options(target: str | None, opset: int, form: Form | None = None, isa:
 
 @contextmanager
 def _noted(problems: list[str]) -> Iterator[None]:
-    """An error of what is inside becomes one of ``problems``."""
+    """Add an ExportError raised inside to ``problems`` instead of letting it through."""
     try:
         yield
     except ExportError as error:
         problems.append(str(error))
 
 
-def export_model(
+def export_onnx(
     model: nn.Module,
     path: Path,
     *,
     target: str | None,
     recipe: Recipe | str | None = None,
     opset: int = DEFAULT_OPSET,
-    form: Form | None = None,
+    interface: ExportInterface | None = None,
     isa: str | Isa = ANY,
-) -> Exported:
+) -> ExportResult:
     """Export ``model`` to the file ``path``.
 
-    A calibrated model is exported with the specs it has, when the target can run them. When it cannot (uint8
-    activations on TensorRT), or when ``recipe`` is given, the model's slots get that recipe, or the target's own
-    preset, with the ranges that calibration found: ``model`` then computes what the file computes. A refusal leaves
-    ``model`` as it was.
+    A calibrated model is exported with its own specs if the target can run them. If it cannot (TensorRT has no uint8
+    activations), or if ``recipe`` is given, the slots of ``model`` get that recipe, or the preset of the target, with
+    the ranges that calibration found. ``model`` then computes what the file computes. If the export fails, ``model``
+    stays as it was.
 
     Args:
-        model: float, or wrapped and calibrated.
-        path: of the file to write; weights above 2 GB go to ``<path>.data`` beside it.
-        target: ``onnxruntime``, ``openvino``, ``tensorrt``; None exports a float model as it is.
-        recipe: a recipe or the name of a preset to change to first.
-        opset: of the standard operators, 18 to 25.
-        form: inputs, outputs and types of choice, :class:`~exporters.interface.Form` when None. With half precision the
-            weights and scales of ``model`` are rounded to it, and it computes in it afterwards.
-        isa: that integer products are written for: ``any`` (exact on every CPU), ``avx2``, ``avx512``, ``vnni``,
-            ``arm``, or ``auto`` for that of this machine. Of the target onnxruntime.
+        model: A float model, or a wrapped and calibrated one.
+        path: The file to write. Weights above 2 GB go to ``<path>.data`` beside it.
+        target: ``onnxruntime``, ``openvino`` or ``tensorrt``; None exports a float model as it is.
+        recipe: Recipe, or name of a preset, to apply before the export.
+        opset: Version of the standard operators, 18 to 25.
+        interface: Inputs, outputs and float type of the file, the default
+            :class:`~exporters.interface.ExportInterface` if None. Half precision rounds the weights and scales of
+            ``model``, which computes in it afterwards.
+        isa: Instruction set to write the integer products for: ``any`` (exact on every CPU), ``avx2``, ``avx512``,
+            ``vnni``, ``arm``, or ``auto`` for the one of this machine. For the target onnxruntime only.
+
+    Returns:
+        What was exported.
 
     Raises:
-        ExportError: for a target or opset that does not exist, a model that is not quantized, a recipe that the target
-            cannot run (every slot is named), a recipe without a target, a form that the model cannot have.
-        CalibrationError: for slots that are not calibrated; all are named.
+        ExportError: If an option is unknown, the model is not quantized, a recipe is given without a target, the target
+            cannot run the recipe (every slot is listed), or the model cannot have this interface.
+        CalibrationError: If slots are not calibrated. All of them are listed.
     """
-    form = form or Form()
+    interface = interface or ExportInterface()
     isa = isa if isinstance(isa, Isa) else isa_named(isa)
-    check_options(target, opset, form, isa)
+    check_options(target, opset, interface, isa)
     if isinstance(model, Model):
-        check_form(model, form)
+        check_interface(model, interface)
     chosen = None if target is None else target_named(target)
     specs = {slot: quantizer.spec for slot, quantizer in named_slots(model)}
     notes: list[str] = []
@@ -175,15 +187,15 @@ def export_model(
         problems = chosen.problems(specs)
         if problems:
             raise ExportError(describe_problems(f"target {chosen.name} cannot run this recipe", problems))
-        _check_forms(model, specs, chosen, opset)
-        with unchanged_when_refused(model):
+        _check_specs(model, specs, chosen, opset)
+        with restored_on_error(model):
             if changed is not None:
                 _check_ranges(model, specs, changed, chosen.name)
                 apply_specs(model, specs)
             notes += _stored_twice(model, specs)
-            check_scales(model, form.dtype)
+            check_scales(model, interface.dtype)
             _keep_weights(model, specs)
-            set_mode(model, Mode.QUANTIZE)  # refuses slots that are not calibrated
+            set_mode(model, Mode.QUANTIZE)  # raises for slots that are not calibrated
         for _, quantizer in quantizers(model):
             quantizer.freeze()
         set_mode(model, Mode.QUANTIZE)
@@ -191,26 +203,27 @@ def export_model(
         raise ExportError("a recipe needs a target: without one the model is exported in float")
     elif specs:
         set_mode(model, Mode.OFF)
-    to_dtype(model, form.dtype)
+    to_dtype(model, interface.dtype)
     training = model.training
     try:
         with without_transforms(model) if chosen is None else folded(model):
-            deployed = deploy(model.eval(), form)
-            graph = trace(deployed, opset=opset)
+            export_model = wrap_for_export(model.eval(), interface)
+            graph = trace(export_model, opset=opset)
     finally:
         model.train(training)
-    ir.passes.Sequential(*(tidy() if chosen is None else chosen.passes(isa)))(graph)
+    ir.passes.Sequential(*(cleanup_passes() if chosen is None else chosen.passes(isa)))(graph)
     graph.producer_name = "qdq"
     name, sums = "float" if chosen is None else chosen.name, {}
     if chosen is not None and chosen.takes_isa:
         graph.metadata_props["qdq.isa"] = isa.name
         sums = pair_sums(graph.graph)
-        notes += pairs_note(sums, isa)
+        notes += saturation_note(sums, isa)
     write_onnx(graph, path)
-    return Exported(name, changed, opset, deployed.signature, form, tuple(notes), isa.name, sums)
+    return ExportResult(name, changed, opset, export_model.signature, interface, tuple(notes), isa.name, sums)
 
 
-def _check_forms(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], target: Target, opset: int) -> None:
+def _check_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], target: Target, opset: int) -> None:
+    """Refuse float8 and groups where the opset or the target has no operator for them."""
     if opset < FLOAT8_SINCE and any(spec and spec.is_float8 for spec in specs.values()):
         raise ExportError(f"float8 needs opset {FLOAT8_SINCE} or above, this is {opset}")
     groups = {slot: spec.group for slot, spec in specs.items() if spec and spec.group}
@@ -227,7 +240,7 @@ def _check_forms(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], targe
 
 
 def _stored_twice(model: nn.Module, specs: Mapping[Slot, QuantSpec | None]) -> list[str]:
-    """A sentence for every weight that the file holds in integers and in float, as its readers want it."""
+    """Return a sentence for every weight that the file stores twice, in integers and in float."""
     notes = []
     for group in same_tensor(model, list(specs)):
         quantized = [slot for slot in group if specs[slot]]
@@ -242,7 +255,7 @@ def _stored_twice(model: nn.Module, specs: Mapping[Slot, QuantSpec | None]) -> l
 
 
 def _keep_weights(model: nn.Module, specs: Mapping[Slot, QuantSpec | None]) -> None:
-    """Weights whose range is found anew in every call have the same in every call, once they are exported."""
+    """Give weights with a dynamic range a static one: an exported weight does not change, so neither does its range."""
     if any(slot.name == "weight" and spec and spec.dynamic for slot, spec in specs.items()):
         kept = {
             slot: replace(spec, dynamic=False) if spec and slot.name == "weight" else spec
@@ -252,7 +265,10 @@ def _keep_weights(model: nn.Module, specs: Mapping[Slot, QuantSpec | None]) -> N
 
 
 def _check_ranges(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], recipe: Recipe, target: str) -> None:
-    """A checkpoint that was made without data has no ranges for another recipe, a trained one those of its own."""
+    """Refuse a recipe for whose slots the checkpoint has no ranges.
+
+    A checkpoint that was quantized without data has none for another recipe. A trained one has those of its own recipe.
+    """
     known = dict(named_slots(model))
     wanted = needing_data(specs)
     missing = [slot for slot in wanted if known[slot].range is None]

@@ -1,4 +1,4 @@
-"""What an ONNX file computes in integers, and what it holds."""
+"""Report which products of an ONNX file run in int8, and what the file holds."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _FLOAT = "float"
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix product of the graph.
+    """Describe a matrix product of the graph.
 
     Args:
-        name: of the node, which is that of its module.
+        name: Name of the node, which is named after its module.
         kind: ``linear`` (one operand is stored) or ``attention`` (both are computed).
-        runs_in: ``int8`` when both operands are quantized, else ``float``.
-        why: of a product in float: what keeps it there.
+        runs_in: ``int8`` if both operands are quantized, else ``float``.
+        why: Why a product runs in float; None if it runs in int8.
     """
 
     name: str
@@ -40,15 +40,16 @@ class Product:
 
 @dataclass(frozen=True)
 class GraphReport:
-    """The report of :func:`inspect_graph`.
+    """Hold the result of :func:`inspect_graph`.
 
     Args:
-        opsets: version of each operator domain.
-        operators: how many nodes of each type.
-        products: every matrix product, in graph order.
-        bytes_by_type: stored bytes of each element type.
-        isa: the instruction set that its integer products are written for, where the file says so.
-        pair_sums: of products whose int8 weights could saturate without VNNI: the largest sum of a pair, by name.
+        opsets: Version of each operator domain.
+        operators: Number of nodes of each type.
+        products: Every matrix product, in graph order.
+        bytes_by_type: Stored bytes of each element type.
+        isa: Instruction set that the integer products are written for; None if the file does not say.
+        pair_sums: For every product whose int8 weights could saturate without VNNI: the largest sum of a pair, by the
+            name of its module.
     """
 
     opsets: dict[str, int]
@@ -59,15 +60,15 @@ class GraphReport:
     pair_sums: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
 def inspect_graph(path: Path) -> GraphReport:
-    """Read the file ``path``; nothing is run.
+    """Report on the file ``path`` without running it.
 
     Raises:
-        CheckpointError: when it is not an ONNX file.
+        CheckpointError: If it is not an ONNX file.
     """
     model = load_onnx(path)
     graph = model.graph
@@ -100,19 +101,19 @@ def _product(node: ir.Node) -> Product | None:
     if all(quantized):
         return Product(str(node.name), kind, _INTEGER)
     if not any(quantized):
-        return Product(str(node.name), kind, _FLOAT, "nothing of it is quantized")
-    (place,) = [index for index, is_it in enumerate(quantized) if not is_it]
-    missing = "weight" if stored[place] else "input" if kind == "linear" else ("first operand", "second operand")[place]
+        return Product(str(node.name), kind, _FLOAT, "neither operand is quantized")
+    (index,) = [index for index, is_quantized in enumerate(quantized) if not is_quantized]
+    missing = "weight" if stored[index] else "input" if kind == "linear" else ("first operand", "second operand")[index]
     return Product(str(node.name), kind, _FLOAT, f"its {missing} is not quantized")
 
 
 def _stored(value: ir.Value | None) -> bool:
-    """A constant, or one behind a DequantizeLinear or a Transpose."""
+    """Whether ``value`` is a constant, maybe behind a DequantizeLinear or a Transpose."""
     node = producer(value, "DequantizeLinear", "Transpose")
     return constant(value) is not None or (node is not None and _stored(node.inputs[0]))
 
 
 def _quantized(value: ir.Value | None) -> bool:
-    """Behind a DequantizeLinear, maybe with a change of shape between."""
+    """Whether ``value`` comes from a DequantizeLinear, maybe through a change of shape."""
     node = producer(value, "DequantizeLinear", "Transpose", "Reshape")
     return node is not None and (node.op_type == "DequantizeLinear" or _quantized(node.inputs[0]))

@@ -1,7 +1,7 @@
-"""Instruction sets of CPUs, as far as they decide in which form integer products are exact and fast.
+"""Instruction sets of CPUs, which decide how integer products must be written to be exact and fast.
 
-CPUs of x86 without VNNI add the products of *pairs* of uint8 activations and int8 weights in 16 bits (``vpmaddubsw``),
-which saturates where two neighbouring weights are large and of the same sign. With VNNI, and on Arm, sums have 32 bits.
+x86 CPUs without VNNI add the products of *pairs* of uint8 activations and int8 weights in 16 bits (``vpmaddubsw``).
+The sum saturates if two neighbouring weights are large and of the same sign. With VNNI, and on Arm, sums have 32 bits.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from qdq.errors import ExportError
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-__all__ = ["ANY", "ISAS", "Isa", "isa_named", "isa_of", "this_isa"]
+__all__ = ["ANY", "ISAS", "Isa", "host_isa", "isa_named", "isa_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Isa:
-    """What an instruction set wants of the integer products in a file.
+    """Describe what an instruction set needs from the integer products of a file.
 
     Args:
-        name: as on the command line.
-        saturates: whether sums of pairs of uint8 x int8 products can saturate.
-        signed_activations: whether activations are held in int8, so that both operands are; else in uint8.
+        name: Name on the command line.
+        saturates: Whether sums of pairs of uint8 x int8 products can saturate.
+        signed_activations: Whether activations are stored in int8, like the weights, instead of uint8.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Isa:
 
 
 ANY = Isa(name="any", saturates=True)
-"""The form that is exact on every CPU, which is what is written when none is named."""
+"""The default: products that are exact on every CPU."""
 
 ISAS: Mapping[str, Isa] = {
     isa.name: isa
@@ -52,20 +52,24 @@ _VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")  # as /proc/cpuinfo spells them
 
 
 def isa_named(name: str) -> Isa:
-    """The instruction set of the command line's ``--isa``; ``auto`` is that of this machine.
+    """Return the instruction set of that name; ``auto`` is the one of this machine.
 
     Raises:
-        ExportError: for a name that is not known.
+        ExportError: If the name is unknown.
     """
     if name == "auto":
-        return this_isa()
+        return host_isa()
     if name not in ISAS:
         raise ExportError(f"no instruction set {name!r}: it must be one of {', '.join(ISAS)}, auto")
     return ISAS[name]
 
 
-def this_isa(cpuinfo: Path = Path("/proc/cpuinfo")) -> Isa:
-    """The instruction set of the machine we run on; of x86 without a readable list of features, any."""
+def host_isa(cpuinfo: Path = Path("/proc/cpuinfo")) -> Isa:
+    """Return the instruction set of this machine, or ``any`` if its features cannot be read.
+
+    Args:
+        cpuinfo: The file that lists the features; it may be absent.
+    """
     flags: set[str] = set()
     if cpuinfo.exists():
         lines = (line.partition(":") for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines())
@@ -74,7 +78,12 @@ def this_isa(cpuinfo: Path = Path("/proc/cpuinfo")) -> Isa:
 
 
 def isa_of(machine: str, flags: Collection[str]) -> Isa:
-    """The instruction set of a ``machine`` (as ``platform.machine()`` says) that has these features."""
+    """Return the instruction set of a machine.
+
+    Args:
+        machine: What ``platform.machine()`` returns there.
+        flags: Its features, as /proc/cpuinfo spells them.
+    """
     if machine.lower() in ("aarch64", "arm64"):
         return ISAS["arm"]
     if any(flag in flags for flag in _VNNI):

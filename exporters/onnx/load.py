@@ -1,8 +1,7 @@
-"""Read an ONNX file and leave its weights where they are.
+"""Read the graph of an ONNX file without its weights.
 
-A file of a gigabyte is nearly all weights, and who looks at its graph needs none of them. The file is walked in its
-wire format: the bytes of a large initializer are not read, it becomes one of ONNX's external tensors that lies in the
-very same file.
+Nearly all of a large file is weights, and looking at its graph needs none of them. The bytes of a large initializer are
+not read: it becomes one of ONNX's external tensors, which lies in the same file.
 """
 
 from __future__ import annotations
@@ -11,18 +10,16 @@ import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporters.onnx.wire import (
-    BYTES,
+from exporters.onnx.proto_fields import (
     GRAPH_INITIALIZER,
-    LARGE,
+    LARGE_TENSOR,
     MODEL_GRAPH,
+    TENSOR_DATA_LOCATION,
+    TENSOR_EXTERNAL_DATA,
     TENSOR_RAW_DATA,
-    VARINT,
-    delimited,
-    fields,
-    key_of,
 )
 from qdq.errors import CheckpointError, describe_problems
+from qdq.protobuf import BYTES, VARINT, encode_bytes_field, encode_key, read_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,14 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["load_onnx"]
 
-_TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14  # fields of onnx.proto
+_ENTRY_KEY, _ENTRY_VALUE = 1, 2  # fields of StringStringEntryProto
 
 
 def load_onnx(path: Path) -> ir.Model:
-    """The model in ``path``, whose large tensors are read when somebody asks for their values.
+    """Load the model in ``path``. The values of large tensors are read when they are first used.
 
     Raises:
-        CheckpointError: when it is not an ONNX file, or ends too early.
+        CheckpointError: If the file is not an ONNX file, or is incomplete.
     """
     import onnx
     import onnx_ir as ir
@@ -50,9 +47,9 @@ def load_onnx(path: Path) -> ir.Model:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 light = b"".join(_light_model(data, path.name))
         model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(light))
-        if not model.graph.outputs:  # protobuf takes many a file for a model without content
+        if not model.graph.outputs:  # many a file that is not ONNX parses as a model without content
             raise ValueError("no graph with an output")
-    except Exception as error:  # protobuf has its own tree of errors, and several libraries stand between
+    except Exception as error:  # the errors of protobuf and onnx have no common base below Exception
         raise CheckpointError(f"{path}: not an ONNX file ({error})") from error
     ir.external_data.set_base_dir(model.graph, path.parent.resolve())
     _check_data(model, path)
@@ -60,7 +57,7 @@ def load_onnx(path: Path) -> ir.Model:
 
 
 def _check_data(model: ir.Model, path: Path) -> None:
-    """Weights must be as long as their shapes say: nobody reads them here, so nobody would stumble."""
+    """Check that weights are as long as their shapes say; without reading them nothing else would notice."""
     import onnx_ir as ir
 
     problems = []
@@ -79,29 +76,32 @@ def _check_data(model: ir.Model, path: Path) -> None:
 
 
 def _light_model(data: mmap.mmap, name: str) -> Iterator[bytes]:
-    """The bytes of a ModelProto without its large weights."""
-    for number, wire, start, begin, end in fields(data, 0, len(data)):
-        if number == MODEL_GRAPH and wire == BYTES:
-            graph = b"".join(_light_graph(data, begin, end, name))
-            yield delimited(MODEL_GRAPH, graph)
+    """Yield the bytes of a ModelProto without its large weights."""
+    for field in read_fields(data):
+        if field.number == MODEL_GRAPH and field.wire_type == BYTES:
+            graph = b"".join(_light_graph(data, field.begin, field.end, name))
+            yield encode_bytes_field(MODEL_GRAPH, graph)
         else:
-            yield data[start:end]
+            yield data[field.start : field.end]
 
 
 def _light_graph(data: mmap.mmap, begin: int, end: int, name: str) -> Iterator[bytes]:
-    for number, wire, start, first, last in fields(data, begin, end):
-        if number == GRAPH_INITIALIZER and wire == BYTES and last - first > LARGE:
-            yield delimited(GRAPH_INITIALIZER, b"".join(_light_tensor(data, first, last, name)))
+    for field in read_fields(data, begin, end):
+        is_large = field.end - field.begin > LARGE_TENSOR
+        if field.number == GRAPH_INITIALIZER and field.wire_type == BYTES and is_large:
+            tensor = b"".join(_light_tensor(data, field.begin, field.end, name))
+            yield encode_bytes_field(GRAPH_INITIALIZER, tensor)
         else:
-            yield data[start:last]
+            yield data[field.start : field.end]
 
 
 def _light_tensor(data: mmap.mmap, begin: int, end: int, name: str) -> Iterator[bytes]:
-    for number, wire, start, first, last in fields(data, begin, end):
-        if number == TENSOR_RAW_DATA and wire == BYTES:
-            for key, value in (("location", name), ("offset", str(first)), ("length", str(last - first))):
-                entry = delimited(1, key.encode()) + delimited(2, value.encode())
-                yield delimited(_TENSOR_EXTERNAL_DATA, entry)
-            yield key_of(_TENSOR_DATA_LOCATION, VARINT) + b"\x01"
+    for field in read_fields(data, begin, end):
+        if field.number == TENSOR_RAW_DATA and field.wire_type == BYTES:
+            location = {"location": name, "offset": str(field.begin), "length": str(field.end - field.begin)}
+            for key, value in location.items():
+                entry = encode_bytes_field(_ENTRY_KEY, key.encode()) + encode_bytes_field(_ENTRY_VALUE, value.encode())
+                yield encode_bytes_field(TENSOR_EXTERNAL_DATA, entry)
+            yield encode_key(TENSOR_DATA_LOCATION, VARINT) + b"\x01"  # EXTERNAL
         else:
-            yield data[start:last]
+            yield data[field.start : field.end]

@@ -1,4 +1,4 @@
-"""Half precision: the model's weights, and the scales of its quantizers, rounded to the type that the graph has."""
+"""Round the weights of a model and the scales of its quantizers to half precision."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ if TYPE_CHECKING:
 __all__ = ["HALF_SINCE", "TORCH_DTYPES", "check_scales", "to_dtype"]
 
 HALF_SINCE = 19
-"""The opset that has quantizers in half precision."""
+"""The first opset whose quantizers take half precision."""
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def check_scales(model: nn.Module, dtype: str) -> None:
-    """Refuse scales that half precision cannot hold: beyond its range, or below its normal numbers.
+    """Check that half precision can hold the scales of ``model``: not above its range, not below its normal numbers.
+
+    Args:
+        model: The model.
+        dtype: ``fp32``, ``fp16`` or ``bf16``.
 
     Raises:
-        ExportError: every slot is named.
+        ExportError: If it cannot. Every slot is listed.
     """
     if dtype == "fp32":
         return
@@ -47,7 +51,7 @@ def check_scales(model: nn.Module, dtype: str) -> None:
 
 
 def to_dtype(model: nn.Module, dtype: str) -> None:
-    """Compute in ``dtype`` from now on; scales take values that ``dtype`` has, and stay float32 themselves."""
+    """Let ``model`` compute in ``dtype``. Scales are rounded to ``dtype``, but stay tensors of float32."""
     if dtype == "fp32":
         return
     kind = TORCH_DTYPES[dtype]

@@ -1,8 +1,8 @@
-"""What CPUs of x86 without VNNI do to integer products: sums of pairs of products are cut to 16 bits.
+"""Find out which integer products saturate on x86 CPUs without VNNI, and how often.
 
-Their kernels take the bytes of a row in neighbouring pairs, uint8 x int8, and add the two products in int16, saturated
-(``vpmaddubsw``); all further sums have 32 bits. Products of two uint8 are widened first, and exact. Here the same is
-done in numpy, to tell which products of a file are at risk and how often it happens.
+The kernels of these CPUs take the bytes of a row in neighbouring pairs, uint8 x int8, and add the two products in
+int16, saturated (``vpmaddubsw``). All further sums have 32 bits. Products of two uint8 are widened first and are exact.
+This module does the same in numpy.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
     from exporters.onnx.isa import Isa
 
-__all__ = ["AtRisk", "Saturated", "at_risk", "pair_sums", "pairs_note", "saturated_pairs"]
+__all__ = ["RiskyProduct", "SaturationCount", "count_saturated_pairs", "pair_sums", "risky_products", "saturation_note"]
 
 _INT16_MIN = -(2**15)
-_NAMED = 3  # products, in a sentence for people
-_ELEMENTS = 1 << 22  # of products held at once
+_NAMED = 3  # products that a sentence for people names
+_ELEMENTS = 1 << 22  # products of two integers that are in memory at once
 
 
 @dataclass(frozen=True)
-class AtRisk:
-    """A product of uint8 activations and int8 weights on which pair sums could leave 16 bits.
+class RiskyProduct:
+    """Describe a product of uint8 activations and int8 weights whose pair sums could exceed 16 bits.
 
     Args:
-        name: of its module.
-        activations: name of the value with the integers of the activation ``(..., in)``.
-        weight: int8 ``(in, out)``.
-        worst: the largest pair sum that any activation could reach.
+        name: Name of its module.
+        activations: Name of the value that holds the integers of the activation ``(..., in)``.
+        weight: The int8 weight ``(in, out)``.
+        worst: The largest pair sum that any activation could reach.
     """
 
     name: str
@@ -47,15 +47,15 @@ class AtRisk:
 
 
 @dataclass(frozen=True)
-class Saturated:
-    """What happened to one product with the activations at hand.
+class SaturationCount:
+    """Count the saturated pair sums of one product for given activations.
 
     Args:
-        name: of the product.
-        pairs: how many pair sums there were.
-        saturated: how many of them left 16 bits.
-        worst: the largest magnitude that one of them reached; the limit is 32767.
-        possible: the largest that any activation could reach.
+        name: Name of the product.
+        pairs: Number of pair sums.
+        saturated: Number of pair sums that exceed 16 bits.
+        worst: Largest magnitude of a pair sum; the limit is 32767.
+        possible: Largest magnitude that any activation could reach.
     """
 
     name: str
@@ -65,14 +65,15 @@ class Saturated:
     possible: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
-def at_risk(graph: ir.Graph) -> list[AtRisk]:
-    """The products of a file that could saturate, in graph order.
+def risky_products(graph: ir.Graph) -> list[RiskyProduct]:
+    """Return the products of a file that could saturate, in graph order.
 
-    Case 1: MatMulIntegerToFloat with int8 weights. Case 2: MatMul of two DequantizeLinear, which runtimes fuse to it.
+    Case 1: MatMulIntegerToFloat with int8 weights.
+    Case 2: MatMul of two DequantizeLinear nodes, which runtimes fuse into the same kernel.
     """
     found = []
     for node in graph:
@@ -86,17 +87,17 @@ def at_risk(graph: ir.Graph) -> list[AtRisk]:
         else:
             continue
         weight = stored_matrix(w)
-        zero = constant(zero_point)  # none that is known: of DynamicQuantizeLinear, which makes uint8
+        zero = constant(zero_point)  # None for DynamicQuantizeLinear, which always gives uint8
         if x is None or weight is None or weight.dtype != np.int8 or (zero is not None and zero.dtype != np.uint8):
             continue
         worst = largest_pair(weight)
         if worst > INT16_MAX:
-            found.append(AtRisk(_module(node), str(x.name), weight, worst))
+            found.append(RiskyProduct(_module(node), str(x.name), weight, worst))
     return found
 
 
 def _module(node: ir.Node) -> str:
-    """``encoder.layers.0.attention.query`` of the node ``encoder.layers.0.attention.query/MatMul``."""
+    """Return ``encoder.layers.0.attention.query`` for the node ``encoder.layers.0.attention.query/MatMul``."""
     return str(node.name).rpartition("/")[0] or str(node.name)
 
 
@@ -105,9 +106,9 @@ def _input(node: ir.Node, index: int) -> ir.Value | None:
 
 
 def pair_sums(graph: ir.Graph) -> dict[str, int]:
-    """Integer products whose int8 weights could saturate without VNNI: the largest sum of a pair, by module.
+    """Return the largest sum of a pair for every product whose int8 weights could saturate without VNNI, by module.
 
-    Whatever the file does about it: weights that it holds in uint8 for this reason, and activations in int8, count.
+    Products that the file already protects count as well: those with weights in uint8, or activations in int8.
     """
     found = {}
     for node in graph:
@@ -122,44 +123,44 @@ def pair_sums(graph: ir.Graph) -> dict[str, int]:
     return found
 
 
-def pairs_note(sums: Mapping[str, int], isa: Isa) -> list[str]:
-    """A sentence about the products of :func:`pair_sums`, and what was done about them; nothing when there are none."""
+def saturation_note(sums: Mapping[str, int], isa: Isa) -> list[str]:
+    """Describe the products of :func:`pair_sums` and what was done about them; return nothing if there are none."""
     if not sums:
         return []
     worst = sorted(sums, key=lambda name: -sums[name])
     names = ", ".join(f"{name} ({sums[name]})" for name in worst[:_NAMED])
     names += f" and {len(worst) - _NAMED} more" if len(worst) > _NAMED else ""
     if isa.saturates:
-        done = "their weights are held in uint8, which is exact on every CPU and slower than int8"
+        done = "their weights are stored in uint8, which is exact on every CPU and slower than int8"
     elif isa.signed_activations:
         done = f"the file is for {isa.name}, where sums have 32 bits"
     else:
         done = f"the file is for {isa.name} alone, where sums have 32 bits: elsewhere it may be wrong"
     return [
-        f"Without VNNI, sums of pairs of products could leave 16 bits (limit {INT16_MAX}) in {names}; {done}. "
-        "A weight spec with overflow_safe: true leaves no such pair."
+        f"Without VNNI, sums of pairs of products could exceed 16 bits (limit {INT16_MAX}) in {names}; {done}. "
+        "A weight spec with overflow_safe: true avoids such pairs."
     ]
 
 
-def saturated_pairs(product: AtRisk, activations: np.ndarray) -> Saturated:
-    """Count, exactly, the pair sums that would be cut.
+def count_saturated_pairs(product: RiskyProduct, activations: np.ndarray) -> SaturationCount:
+    """Count the pair sums that would saturate. The count is exact.
 
     Args:
-        product: from :func:`at_risk`.
-        activations: uint8 ``(..., in)``.
+        product: A product from :func:`risky_products`.
+        activations: Its activations, uint8 ``(..., in)``.
     """
     rows = activations.reshape(-1, activations.shape[-1]).astype(np.int32)
     weight = product.weight.astype(np.int32)
-    if len(weight) % 2:  # the kernels fill up with zeros
+    if len(weight) % 2:  # the kernels pad an odd row with zeros
         rows, weight = np.pad(rows, ((0, 0), (0, 1))), np.pad(weight, ((0, 1), (0, 0)))
-    # Only columns with a pair that can leave 16 bits need a look.
-    able = np.abs(weight[0::2] + weight[1::2]).max(axis=0, initial=0) * 255 > INT16_MAX
-    risky = weight[:, able]
-    pairs, cut, worst = rows.shape[0] * (rows.shape[1] // 2) * weight.shape[1], 0, 0
+    # A column without a pair that can exceed 16 bits need not be computed.
+    risky_columns = np.abs(weight[0::2] + weight[1::2]).max(axis=0, initial=0) * 255 > INT16_MAX
+    risky = weight[:, risky_columns]
+    pairs, saturated, worst = rows.shape[0] * (rows.shape[1] // 2) * weight.shape[1], 0, 0
     step = max(1, _ELEMENTS // max(1, risky.size))
     for start in range(0, len(rows), step):
         chunk = rows[start : start + step, :, np.newaxis]
         sums = chunk[:, 0::2] * risky[0::2] + chunk[:, 1::2] * risky[1::2]
-        cut += int(((sums > INT16_MAX) | (sums < _INT16_MIN)).sum())
+        saturated += int(((sums > INT16_MAX) | (sums < _INT16_MIN)).sum())
         worst = max(worst, int(np.abs(sums).max(initial=0)))
-    return Saturated(product.name, pairs, cut, worst, product.worst)
+    return SaturationCount(product.name, pairs, saturated, worst, product.worst)

@@ -1,7 +1,7 @@
-"""Cut a quantized graph at its quantizers, so that every piece can be run on its own.
+"""Cut a quantized graph at its quantizers, so that every segment can run on its own.
 
-One flipped rounding step grows through the layers, so two correct implementations differ end to end. Between two
-quantizers they must not: fed the same integers, both find the same integers again.
+A value that rounds to the other neighbour grows through the layers, so two correct implementations differ end to end.
+Between two quantizers they do not: given the same integers, both return the same integers.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ __all__ = ["Cut", "cut_at_quantizers"]
 
 @dataclass(frozen=True)
 class Cut:
-    """One place where the graph was cut.
+    """Describe a cut of the graph at one quantizer.
 
     Args:
-        slot: dotted name of the quantizer, ``encoder.layers.0.attention.query.input_quantizer``.
-        output: graph output with the integers that the piece before finds.
-        input: graph input for the integers that the piece behind reads.
-        zero_point: of the graph, which may hold the grid shifted (uint8 for int8); None when the graph computes it.
-        dtype: of the integers; of float8, which numpy lacks, float32: casts stand at the cut.
-        perm: how the graph transposes the tensor of this slot before it quantizes it, None when it does not.
-        computed: what the graph finds out about the tensor before it quantizes it, ``scale`` and maybe ``zero_point``:
-            that name, the graph output with what the piece before finds, the graph input that the piece behind reads.
+        slot: Dotted name of the quantizer, ``encoder.layers.0.attention.query.input_quantizer``.
+        output: Graph output with the integers that the segment before the cut computes.
+        input: Graph input for the integers that the segment behind the cut reads.
+        zero_point: Zero point of the graph, which may be shifted (uint8 for int8); None if the graph computes it.
+        dtype: Type of the integers. It is float32 for float8, which numpy lacks; the graph casts at the cut.
+        perm: Permutation of the Transpose that the graph puts before the quantizer; None if there is none.
+        computed: Dynamic parameters of the quantizer, ``scale`` and maybe ``zero_point``: the name, the graph output
+            with what the segment before computes, and the graph input that the segment behind reads.
     """
 
     slot: str
@@ -47,24 +47,26 @@ class Cut:
 
 
 def cut_at_quantizers(path: Path, into: Path) -> tuple[Cut, ...]:
-    """Cut a model behind every quantizer of a computed tensor (or the Clip that follows it).
+    """Cut a model behind every quantizer of a computed tensor, or behind the Clip that follows it.
 
-    What is cut has the inputs and outputs of the model and those of its cuts. Its weights lie in a file of their own,
+    The result has the inputs and outputs of the model and those of its cuts. Its weights are in a file of their own,
     which runtimes map into memory.
 
-    Case 1: QuantizeLinear with constants. Case 2: QuantizeLinear with a scale, and maybe a zero point, that the graph
-    computes: cut as well. Case 3: DynamicQuantizeLinear: likewise. Case 4: float8, given and taken as float32.
+    Case 1: QuantizeLinear with constant parameters.
+    Case 2: QuantizeLinear with a scale that the graph computes: the scale is cut as well.
+    Case 3: DynamicQuantizeLinear: scale and zero point are cut as well.
+    Case 4: Float8 enters and leaves the graph as float32.
 
     Args:
-        path: of the model.
-        into: the file to write.
+        path: The model.
+        into: The file to write.
 
     Returns:
-        The cuts in the order of the graph.
+        The cuts, in graph order.
 
     Raises:
-        CheckpointError: when it is not an ONNX file, or has quantizers that are not of our making.
-        OSError: when ``into`` cannot be written.
+        CheckpointError: If ``path`` is not an ONNX file, or has quantizers that qdq did not write.
+        OSError: If ``into`` cannot be written.
     """
     model = load_onnx(path)
     graph = model.graph
@@ -93,7 +95,7 @@ def cut_at_quantizers(path: Path, into: Path) -> tuple[Cut, ...]:
 
 
 def _grid(graph: ir.Graph, node: ir.Node, path: Path) -> tuple[np.ndarray | None, tuple[tuple[str, str, str], ...]]:
-    """The zero point of a quantizer where it is a constant, and the cuts through what is computed of its grid."""
+    """Return the zero point of a quantizer, None if it is computed, and the cuts of its computed parameters."""
     if is_op(node, "DynamicQuantizeLinear"):  # case 3
         scale, zero = node.outputs[1], node.outputs[2]
         parts = (
@@ -103,7 +105,7 @@ def _grid(graph: ir.Graph, node: ir.Node, path: Path) -> tuple[np.ndarray | None
         return None, parts
     zero_point = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     if zero_point is None or zero_point.ndim:
-        raise CheckpointError(f"{path}: {node.name} has no zero point that is one constant, as all of ours have")
+        raise CheckpointError(f"{path}: {node.name} has no constant zero point, so qdq export did not write this file")
     if constant(node.inputs[1]) is not None:  # case 1
         return zero_point, ()
     scale_in = node.inputs[1]
@@ -112,7 +114,7 @@ def _grid(graph: ir.Graph, node: ir.Node, path: Path) -> tuple[np.ndarray | None
 
 
 def _cut(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, *, keep: ir.Node | None = None) -> tuple[str, str]:
-    """Make ``value`` a graph output, and let its readers but ``keep`` read a new graph input: the names of the two."""
+    """Make ``value`` a graph output and let its readers, except ``keep``, read a new graph input. Return both names."""
     fed = ir.Value(name=f"{value.name}__fed", shape=value.shape, type=ir.TensorType(dtype))
     for user, index in [(use.node, use.idx) for use in value.uses()]:
         if user is not keep:
@@ -124,7 +126,7 @@ def _cut(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, *, keep: ir.Node 
 
 
 def _as_floats(graph: ir.Graph, value: ir.Value, fed: str) -> tuple[str, str]:
-    """Make a cut through float8 one in float32, which holds the same numbers: the names of output and input."""
+    """Cast at a cut of float8, so that it is float32 outside. Return the names of output and input."""
     entry = next(found for found in graph.inputs if found.name == fed)
     wide = ir.Value(name=f"{fed}_wide", shape=entry.shape, type=ir.TensorType(ir.DataType.FLOAT))
     narrow = ir.node("Cast", [wide], {"to": int(ir.DataType.FLOAT8E4M3FN)}, name=f"{fed}/Cast")

@@ -1,6 +1,6 @@
-"""What each target needs: which specs it can run, which recipe serves it best, which passes give it its form.
+"""The targets: which specs each can run, its preset, and the passes that rewrite the graph for it.
 
-To add a target: a :class:`Target` here, its passes in ``passes/``, its recipe in ``qdq/recipes/``.
+To add a target, add a :class:`Target` here, its passes in ``passes/`` and its preset in ``qdq/recipes/presets``.
 """
 
 from __future__ import annotations
@@ -37,23 +37,24 @@ if TYPE_CHECKING:
     from qdq.quantization.slot import Slot
     from qdq.quantization.spec import QuantSpec
 
-__all__ = ["TARGETS", "Target", "target_named", "tidy"]
+__all__ = ["TARGETS", "Target", "cleanup_passes", "target_named"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A runtime to export for.
+    """Describe a runtime to export for.
 
     Args:
-        name: as on the command line.
-        recipe: the preset that serves it best.
-        runtime: that verification runs the file in, end to end; see :func:`exporters.verification.verify.verify`.
-        passes: made afresh for each export, for an instruction set; run in order on the traced graph.
-        refuses: a reason why the target cannot run a slot with this spec, None when it can.
-        whole_groups: scales per group must not leave a rest.
-        dtypes: of what is computed in float.
-        dtypes_why: why there are no others.
-        takes_isa: whether there is a form for each instruction set; else there is one for all.
+        name: Name on the command line.
+        recipe: The preset for this target.
+        runtime: Runtime in which verification runs the file end to end; see
+            :func:`exporters.verification.verify.verify`.
+        passes: Function that makes the passes for an instruction set. They run in order on the traced graph.
+        refuses: Function that returns why the target cannot run a slot with a spec, None if it can.
+        whole_groups: Whether the group size must divide the width of a weight.
+        dtypes: Types that the target can compute in besides integers.
+        dtypes_why: Why it has no others.
+        takes_isa: Whether the graph depends on the instruction set.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Target:
     takes_isa: bool = False
 
     def problems(self, specs: Mapping[Slot, QuantSpec | None]) -> list[str]:
-        """What the target cannot run, one line for each slot."""
+        """Return a line for each slot that the target cannot run."""
         reasons = ((slot, spec and self.refuses(slot, spec)) for slot, spec in specs.items())
         return [f"{slot}: {reason}" for slot, reason in reasons if reason]
 
@@ -84,7 +85,7 @@ def _onnxruntime_refuses(slot: Slot, spec: QuantSpec) -> str | None:  # noqa: AR
         and not spec.symmetric
         and (spec.qmin, spec.qmax) != (0, 255)
     ):
-        return f"ranges found in every call are symmetric, or uint8 with all of its values; this is {spec}"
+        return f"dynamic ranges must be symmetric, or uint8 with all of its values; this is {spec}"
     return None
 
 
@@ -92,12 +93,12 @@ def _openvino_refuses(slot: Slot, spec: QuantSpec) -> str | None:
     if spec.is_float8:
         return f"{_NO_FLOAT8} openvino"
     if spec.dynamic and slot.name != "weight":
-        return f"OpenVINO takes ranges that are known beforehand, this is {spec}"
+        return f"OpenVINO takes static ranges, this is {spec}"
     return _onnxruntime_refuses(slot, spec)
 
 
-def _tensorrt(slot: Slot, spec: QuantSpec) -> str | None:
-    """TensorRT's importer: int8 with all its values, or float8; zero points of 0, tables in float."""
+def _tensorrt_refuses(slot: Slot, spec: QuantSpec) -> str | None:
+    """Apply the rules of TensorRT's importer: int8 with all values, or float8; zero points of 0, tables in float."""
     if slot.kind == "embedding":
         return "TensorRT cannot look up quantized tables"
     if not spec.signed or not spec.symmetric:
@@ -105,14 +106,14 @@ def _tensorrt(slot: Slot, spec: QuantSpec) -> str | None:
     if spec.bits != 8 or spec.narrow_range:
         return f"TensorRT takes int8 with all of its values, this is {spec}"
     if spec.dynamic and slot.name != "weight":
-        return f"TensorRT takes ranges that are known beforehand, this is {spec}"
+        return f"TensorRT takes static ranges, this is {spec}"
     if spec.group:
         return f"TensorRT takes scales per tensor or per axis, this is {spec}"
     return None
 
 
-def _folded() -> list[ir_passes.InPlacePass]:
-    """Where every target begins: everything once, weights stored in int8, products right behind their quantizers."""
+def _common_passes() -> list[ir_passes.InPlacePass]:
+    """Make the passes that every target begins with: weights stored in int8, products right behind their quantizers."""
     return [
         common.CommonSubexpressionEliminationPass(),
         FoldWeightsPass(),
@@ -121,19 +122,19 @@ def _folded() -> list[ir_passes.InPlacePass]:
     ]
 
 
-def _tensorrt_form(isa: Isa = ANY) -> list[ir_passes.InPlacePass]:  # noqa: ARG001
-    """QuantizeLinear and DequantizeLinear nodes as they are, and attention in the form that is fused."""
+def _tensorrt_passes(isa: Isa = ANY) -> list[ir_passes.InPlacePass]:  # noqa: ARG001
+    """Keep QuantizeLinear and DequantizeLinear nodes, and write attention so that TensorRT fuses it."""
     return [
-        *_folded(),
+        *_common_passes(),
         ScaleQueryPass(),
-        *tidy(),
+        *cleanup_passes(),
     ]
 
 
-def _onnxruntime(isa: Isa = ANY) -> list[ir_passes.InPlacePass]:
-    """Integer products written out, so that nothing is left to the runtime's pattern matching."""
+def _onnxruntime_passes(isa: Isa = ANY) -> list[ir_passes.InPlacePass]:
+    """Write integer products out, so that nothing depends on the pattern matching of the runtime."""
     return [
-        *_folded(),
+        *_common_passes(),
         TokenScalesPass(),
         SignedActivationsPass() if isa.signed_activations else UnsignedActivationsPass(),
         UnsignedTablesPass(isa),
@@ -142,23 +143,23 @@ def _onnxruntime(isa: Isa = ANY) -> list[ir_passes.InPlacePass]:
         IntegerGemmPass(isa),
         WeightOnlyGemmPass(),
         ResidualSumPass(),
-        *tidy(),
+        *cleanup_passes(),
     ]
 
 
-def _openvino(isa: Isa = ANY) -> list[ir_passes.InPlacePass]:  # noqa: ARG001
-    """QuantizeLinear and DequantizeLinear nodes in the form for which x86 CPUs have kernels that are exact."""
+def _openvino_passes(isa: Isa = ANY) -> list[ir_passes.InPlacePass]:  # noqa: ARG001
+    """Keep QuantizeLinear and DequantizeLinear nodes, in types for which the kernels of x86 CPUs are exact."""
     return [
-        *_folded(),
+        *_common_passes(),
         UnsignedActivationsPass(),
         UnsignedWeightsPass(),
         FourBitsPass(),
-        *tidy(),
+        *cleanup_passes(),
     ]
 
 
-def tidy() -> list[ir_passes.InPlacePass]:
-    """Nothing unused, nothing twice, and no trace of the machine that exported."""
+def cleanup_passes() -> list[ir_passes.InPlacePass]:
+    """Make the passes that remove unused nodes and every trace of the machine that exported."""
     return [
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedOpsetsPass(),
@@ -175,7 +176,7 @@ TARGETS: Mapping[str, Target] = {
             name="onnxruntime",
             recipe="onnxruntime",
             runtime="onnxruntime",
-            passes=_onnxruntime,
+            passes=_onnxruntime_passes,
             refuses=_onnxruntime_refuses,
             dtypes_why="its kernels on CPUs compute in float32",
             takes_isa=True,
@@ -184,7 +185,7 @@ TARGETS: Mapping[str, Target] = {
             name="openvino",
             recipe="openvino",
             runtime="openvino",
-            passes=_openvino,
+            passes=_openvino_passes,
             refuses=_openvino_refuses,
             whole_groups=True,
             dtypes_why="OpenVINO itself chooses the type of what is not quantized",
@@ -193,8 +194,8 @@ TARGETS: Mapping[str, Target] = {
             name="tensorrt",
             recipe="tensorrt",
             runtime="reference",
-            passes=_tensorrt_form,
-            refuses=_tensorrt,
+            passes=_tensorrt_passes,
+            refuses=_tensorrt_refuses,
             dtypes=("fp32", "fp16", "bf16"),
         ),
     )
@@ -202,10 +203,10 @@ TARGETS: Mapping[str, Target] = {
 
 
 def target_named(name: str) -> Target:
-    """The target of the command line's ``--target``.
+    """Return the target of that name.
 
     Raises:
-        ExportError: for a name that is not known.
+        ExportError: If the name is unknown.
     """
     if name not in TARGETS:
         raise ExportError(f"no target {name!r}: it must be one of {', '.join(TARGETS)}")

@@ -1,4 +1,4 @@
-"""From a torch model to an ONNX graph: torch's own exporter, then names that a person can read."""
+"""Trace a torch model to an ONNX graph with torch's exporter, and give nodes and axes readable names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import torch
 
-from exporters.io_signature import PAST_AND_SEQ, Input, example_inputs
+from exporters.io_signature import PAST_AND_SEQ, InputSpec, example_inputs
 from exporters.onnx.passes.name_after_modules import NameAfterModulesPass
 from exporters.onnx.passes.tie_tables import TieTablesPass
 from exporters.onnx.translation import translations
@@ -19,33 +19,33 @@ from qdq.errors import ExportError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from exporters.export_model import Deployed
+    from exporters.export_model import ExportModel
 
 __all__ = ["OPSETS", "trace"]
 
 OPSETS = range(18, 26)
-"""What the translation can be written in."""
+"""The opsets that a graph can be written in."""
 
 
-def trace(deployed: Deployed, *, opset: int = 21) -> ir.Model:
-    """Export with every free axis of the inputs free. Quantizers come out as QuantizeLinear and DequantizeLinear.
+def trace(export_model: ExportModel, *, opset: int = 21) -> ir.Model:
+    """Trace a model. Every free axis of the inputs stays free, quantizers become QuantizeLinear and DequantizeLinear.
 
     Args:
-        deployed: a float or wrapped model in a form, from :func:`exporters.export_model.deploy`; in mode QUANTIZE where
-            its quantizers are to be in the graph.
-        opset: of the standard operators, 18 to 25.
+        export_model: The model, from :func:`exporters.export_model.wrap_for_export`. Only quantizers in mode QUANTIZE
+            appear in the graph.
+        opset: Version of the standard operators, 18 to 25.
 
     Raises:
-        ExportError: for a model that torch cannot export.
+        ExportError: If torch cannot export the model.
     """
-    config: Any = deployed.model.config
-    signature = deployed.signature
+    config: Any = export_model.model.config
+    signature = export_model.signature
     seq_len = max(8, config.min_length + 1)
     inputs = example_inputs(signature.inputs, vocab_size=int(config.vocab_size), seq_len=seq_len, padding=2)
     try:
-        with _quiet(), torch.no_grad():
+        with _silenced(), torch.no_grad():
             program = torch.onnx.export(
-                deployed.eval(),
+                export_model.eval(),
                 tuple(inputs.values()),
                 input_names=list(signature.input_names),
                 output_names=list(signature.outputs),
@@ -66,10 +66,11 @@ def trace(deployed: Deployed, *, opset: int = 21) -> ir.Model:
     return exported
 
 
-def _dynamic_shapes(inputs: tuple[Input, ...]) -> tuple[dict[int, Any], ...]:
-    """What is free; a sum of two lengths finds its own way through torch's exporter."""
+def _dynamic_shapes(inputs: tuple[InputSpec, ...]) -> tuple[dict[int, Any], ...]:
+    """Return the free axes of each input, as ``torch.export`` takes them."""
     names = {axis for entry in inputs for axis in entry.axes if isinstance(axis, str) and axis != PAST_AND_SEQ}
     free: dict[str, Any] = {name: torch.export.Dim(name) for name in names}
+    # torch.export takes no sum of two dimensions with names, but finds the relation itself when all are DYNAMIC.
     if any(PAST_AND_SEQ in entry.axes for entry in inputs):
         free = dict.fromkeys((*names, PAST_AND_SEQ), torch.export.Dim.DYNAMIC)
     return tuple(
@@ -77,8 +78,8 @@ def _dynamic_shapes(inputs: tuple[Input, ...]) -> tuple[dict[int, Any], ...]:
     )
 
 
-def _name_axes(model: ir.Model, inputs: tuple[Input, ...]) -> None:
-    """Give the axes of the inputs their names, and all shapes of the graph that are made of the same symbols."""
+def _name_axes(model: ir.Model, inputs: tuple[InputSpec, ...]) -> None:
+    """Name the axes of the inputs, and every other axis in the graph that has the same symbol."""
     names: dict[str, str] = {}
     for value, entry in zip(model.graph.inputs, inputs, strict=True):
         if value.shape is not None:
@@ -101,8 +102,8 @@ def _name_axes(model: ir.Model, inputs: tuple[Input, ...]) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's remarks about itself (torchvision is not installed, ...) are not for our users."""
+def _silenced() -> Iterator[None]:
+    """Hide the remarks of torch's exporter about itself, such as that torchvision is not installed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

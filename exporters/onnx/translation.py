@@ -1,4 +1,4 @@
-"""How the exporter writes the fake-quantize operators: as ONNX's QuantizeLinear and DequantizeLinear."""
+"""Translate the fake-quantize operators to ONNX's QuantizeLinear and DequantizeLinear."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from onnxscript import opset18 as op
 from onnxscript import opset19, opset21
 
-import qdq.quantization.functional  # noqa: F401 (registers the operators)
+import qdq.quantization.operators  # noqa: F401 (registers the operators)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["BLOCKS_SINCE", "FLOAT8_SINCE", "translations"]
 
 BLOCKS_SINCE = 21
-"""The opset that can write one scale for a group of values."""
+"""The first opset with one scale for each group of values."""
 
 FLOAT8_SINCE = 19
-"""The opset that can quantize to float8."""
+"""The first opset that quantizes to float8."""
 
 _FULL_RANGE = {(-128, 127): ir.DataType.INT8, (0, 255): ir.DataType.UINT8}
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -30,10 +30,12 @@ _TINY = float(torch.finfo(torch.float32).tiny)
 def _fake_quantize(
     x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int, axis: int | None = None, group: int | None = None
 ) -> Any:
-    """A range that is known.
+    """Translate a quantizer with a static range.
 
-    Case 1: the integers fill int8 or uint8. Case 2: fewer bits or a narrow range, clipped as integers. Case 3: a scale
-    for each group on the last axis, of a matrix. Case 4: half precision, which the scale must have as well.
+    Case 1: The integers use the whole range of int8 or uint8.
+    Case 2: Fewer bits or a narrow range: the integers are clipped.
+    Case 3: A scale for each group on the last axis of a matrix.
+    Case 4: Half precision, in which the scale must be as well.
     """
     dtype = ir.DataType.INT8 if qmin < 0 else ir.DataType.UINT8
     zero_point = op.Cast(zero_point, to=int(dtype))
@@ -49,7 +51,10 @@ def _fake_quantize(
 
 
 def _fake_quantize_float8(x: Any, scale: Any, zero_point: Any, axis: int | None = None) -> Any:
-    """Floats of 8 bits, which the zero point says; saturation is ONNX's default. Half precision as in case 4."""
+    """Translate a float8 quantizer. The zero point gives the type, and ONNX saturates by default.
+
+    Half precision is handled as in case 4 of :func:`_fake_quantize`.
+    """
     zero_point = op.Cast(zero_point, to=int(ir.DataType.FLOAT8E4M3FN))
     along: dict[str, int] = {} if axis is None else {"axis": axis}
     if x.dtype in _HALF:
@@ -59,10 +64,11 @@ def _fake_quantize_float8(x: Any, scale: Any, zero_point: Any, axis: int | None 
 
 
 def _dynamic_fake_quantize(x: Any, qmin: int, qmax: int, symmetric: bool, per_token: bool) -> Any:
-    """The range of the tensor itself.
+    """Translate a quantizer that takes its range from the tensor itself.
 
-    Case 1: uint8 and affine: ONNX has an operator for it. Case 2: anything else per tensor: the same from parts.
-    Case 3: per token: QuantizeLinear has no such scale, so division, rounding and product stand there.
+    Case 1: Affine uint8 with one scale: ONNX has an operator for it.
+    Case 2: Anything else with one scale: the range is computed by single operators.
+    Case 3: A scale per token, which QuantizeLinear does not have: division, rounding and multiplication.
     """
     if (qmin, qmax) == (0, 255) and not symmetric and not per_token:  # case 1
         q, scale, zero_point = op.DynamicQuantizeLinear(x)
@@ -89,7 +95,7 @@ def _dynamic_fake_quantize(x: Any, qmin: int, qmax: int, symmetric: bool, per_to
 
 
 def _not_zero(scale: Any) -> Any:
-    """1 in place of a scale that a range of width zero would give."""
+    """Replace the scale of a range of width 0 by 1."""
     return op.Where(op.Less(scale, op.Constant(value_float=_TINY)), op.Constant(value_float=1.0), scale)
 
 
@@ -101,7 +107,7 @@ def _clipped(q: Any, qmin: int, qmax: int) -> Any:
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """For ``torch.onnx.export(custom_translation_table=...)``."""
+    """Return the table for ``torch.onnx.export(custom_translation_table=...)``."""
     return {
         torch.ops.qdq.fake_quantize.default: _fake_quantize,
         torch.ops.qdq.fake_quantize_float8.default: _fake_quantize_float8,

@@ -1,17 +1,18 @@
-"""Runners: arrays in, arrays out, whatever computes in between.
+"""Runners: compute named arrays from named arrays, in any runtime.
 
-Evaluation, verification and timing see a :class:`Runner` and nothing of its runtime. All runners have the same manners:
+Evaluation, verification and timing use a :class:`Runner` and know nothing about its runtime. All runners follow
+the same rules:
 
-1. an input the model does not have is ignored, so one batch serves every model;
-2. a missing input, a wrong dtype, rank or fixed length is a :class:`~qdq.errors.DataError`, all of them at once; ids
-   in int64 are taken by a model that declares int32;
-3. what the runtime itself refuses arrives as an error of this package that names the file.
+1. An input that the model does not have is ignored, so one batch serves every model.
+2. A missing input, a wrong type, rank or fixed length raises :class:`~qdq.errors.DataError`, which lists all of them.
+   A model that declares int32 takes ids in int64.
+3. Errors of the runtime become errors of this package that name the file.
 """
 
 from __future__ import annotations
 
 from exporters.runners.evaluator import EvaluatorRunner
-from exporters.runners.feed import TensorInfo
+from exporters.runners.inputs import TensorInfo
 from exporters.runners.onnxruntime import OnnxRuntimeRunner
 from exporters.runners.openvino import OpenVINORunner
 from exporters.runners.runner import Runner

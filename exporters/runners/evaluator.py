@@ -1,4 +1,4 @@
-"""Files in the evaluator of onnx."""
+"""Run files in the reference evaluator of onnx."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.runners.feed import TensorInfo, feed
-from exporters.runners.file import FileRunner, existing, one_line
+from exporters.runners.file_runner import FileRunner, existing_file, one_line
 from exporters.runners.float32_sums import float32_sums
+from exporters.runners.inputs import TensorInfo, check_inputs
 from qdq.errors import CheckpointError, ExportError
 
 if TYPE_CHECKING:
@@ -21,41 +21,41 @@ __all__ = ["EvaluatorRunner"]
 
 
 class EvaluatorRunner(FileRunner):
-    """Runs an ONNX model in the reference evaluator of onnx: slowly, but with every type that ONNX has.
+    """Run an ONNX model in the reference evaluator of onnx, which is slow but has every type of ONNX.
 
-    In half precision sums are made in float32: see :func:`exporters.runners.float32_sums.float32_sums`.
+    Sums in half precision are computed in float32; see :func:`exporters.runners.float32_sums.float32_sums`.
 
     Args:
-        path: The model file, or its bytes (only for a model without external data).
+        path: The model file, or its bytes if the model has no external data.
 
     Raises:
-        CheckpointError: The file is missing or damaged.
-        ExportError: The evaluator cannot run the model.
+        CheckpointError: If the file is missing or damaged.
+        ExportError: If the evaluator cannot run the model.
     """
 
     def __init__(self, path: Path | bytes) -> None:
         import onnx
         from onnx.reference import ReferenceEvaluator
 
-        self._name = "the model in memory" if isinstance(path, bytes) else str(existing(path))
+        self._name = "the model in memory" if isinstance(path, bytes) else str(existing_file(path))
         try:
             proto = onnx.load_from_string(path) if isinstance(path, bytes) else onnx.load(path)
-        except Exception as error:  # protobuf has its own tree of errors
+        except Exception as error:  # the errors of protobuf have no common base below Exception
             raise CheckpointError(f"{self._name}: not an ONNX file ({error})") from error
         self.inputs = tuple(_info(value) for value in proto.graph.input)
         self._output_names = tuple(value.name for value in proto.graph.output)
         try:
             opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
             self._evaluator = ReferenceEvaluator(proto, new_ops=float32_sums(opset))
-        except Exception as error:  # whatever an operator that it does not have raises
+        except Exception as error:  # an unknown operator raises errors of many types
             raise ExportError(f"{self._name}: onnx's evaluator cannot run it: {one_line(error)}") from error
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Outputs by name; see :class:`Runner`."""
-        fed = feed(self._name, self.inputs, inputs)
+        """Return the outputs by name; see :class:`Runner`."""
+        fed = check_inputs(self._name, self.inputs, inputs)
         try:
             arrays = self._evaluator.run(None, fed)
-        except Exception as error:  # numpy's and the operators' own
+        except Exception as error:  # numpy and the operators raise errors of many types
             raise ExportError(f"{self._name}: onnx's evaluator failed: {one_line(error)}") from error
         return dict(zip(self._output_names, arrays, strict=True))
 

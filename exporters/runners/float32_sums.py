@@ -1,4 +1,4 @@
-"""Sums of half precision in onnx's evaluator, made in float32."""
+"""Let the evaluator of onnx compute sums of half precision in float32."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ _SUMMING = ("LayerNormalization", "LogSoftmax", "ReduceL2", "ReduceMean", "Reduc
 
 
 def float32_sums(opset: int) -> list[type]:
-    """Operators for ``ReferenceEvaluator(new_ops=...)``, which compute in float32 and round what comes out.
+    """Return operators for ``ReferenceEvaluator(new_ops=...)`` that compute in float32 and round the result.
 
-    The evaluator's own let numpy add numbers of bfloat16, which rounds every partial sum: a few hundred terms are off
-    by percents. ONNX has LayerNormalization add in float32 (``stash_type``), and devices make all such sums so.
+    The evaluator's own operators add bfloat16 numbers in numpy, which rounds every partial sum: a sum of a few hundred
+    numbers is off by percents. In ONNX, LayerNormalization adds in float32 (``stash_type``), and devices compute all
+    such sums in float32.
 
     Args:
-        opset: of the model.
+        opset: Version of the standard operators of the model.
     """
     from onnx.reference.ops import load_op
 
@@ -26,7 +27,7 @@ def float32_sums(opset: int) -> list[type]:
 
 
 def _in_float32(name: str, operator: Any) -> type:
-    """A subclass of the evaluator's ``operator``; with other types it does what that does."""
+    """Make a subclass of the evaluator's ``operator`` that differs for half precision only."""
     import ml_dtypes
 
     half = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))

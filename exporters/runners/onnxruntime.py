@@ -1,4 +1,4 @@
-"""Files in ONNX Runtime."""
+"""Run files in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.runners.feed import TensorInfo, feed
-from exporters.runners.file import FileRunner, existing, one_line
+from exporters.runners.file_runner import FileRunner, existing_file, one_line
+from exporters.runners.inputs import TensorInfo, check_inputs
 from qdq.errors import CheckpointError, ExportError, QDQError
 
 if TYPE_CHECKING:
@@ -34,23 +34,23 @@ _DTYPES = {
     "tensor(uint64)": "uint64",
 }
 
-# What ONNX Runtime raises for a file that is no whole model, as opposed to a model it cannot run.
+# Errors of ONNX Runtime that mean a damaged or incomplete file. Others mean a model that it cannot run.
 _UNREADABLE = {"InvalidArgument", "InvalidProtobuf", "NoModel", "NoSuchFile", "NotFound"}
 
 
 class OnnxRuntimeRunner(FileRunner):
-    """Runs an ONNX model in ONNX Runtime on the CPU.
+    """Run an ONNX model in ONNX Runtime on the CPU.
 
     Args:
-        path: The model file, or its bytes (only for a model without external data).
+        path: The model file, or its bytes if the model has no external data.
         threads: Threads within one operator; None leaves the choice to the runtime.
-        optimize: False switches all graph optimizations off, so that every tensor is computed as it is written.
+        optimize: Whether the runtime optimizes the graph. Without it every tensor is computed as it is written.
         session_config: Further session entries, such as ``{"session.intra_op.allow_spinning": "0"}``.
-        profile_to: Beginning of the name of a file in which the runtime keeps times; see :meth:`end_profiling`.
+        profile_to: Beginning of the name of a file for a profile; see :meth:`end_profiling`.
 
     Raises:
-        CheckpointError: The file is missing, damaged or incomplete.
-        ExportError: ONNX Runtime cannot run the model.
+        CheckpointError: If the file is missing, damaged or incomplete.
+        ExportError: If ONNX Runtime cannot run the model.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class OnnxRuntimeRunner(FileRunner):
         session_config: Mapping[str, str] | None = None,
         profile_to: Path | None = None,
     ) -> None:
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # which would leave a file in the temporary folder
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # telemetry leaves a file in the temporary directory
         import onnxruntime as ort
 
-        self._name = "the model in memory" if isinstance(path, bytes) else str(existing(path))
+        self._name = "the model in memory" if isinstance(path, bytes) else str(existing_file(path))
         options = ort.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong arrives as an exception; stderr belongs to the caller
+        options.log_severity_level = 4  # errors arrive as exceptions, and stderr belongs to the caller
         if threads is not None:
             options.intra_op_num_threads = threads
         if profile_to is not None:
@@ -81,7 +81,7 @@ class OnnxRuntimeRunner(FileRunner):
             self._session = ort.InferenceSession(
                 path if isinstance(path, bytes) else str(path), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # the runtime's own errors have no common base below Exception
+        except Exception as error:  # the errors of the runtime have no common base below Exception
             raise _loading_error(self._name, error) from error
         self.inputs = tuple(
             TensorInfo(i.name, _dtype(i.type, i.name, self._name), tuple(i.shape)) for i in self._session.get_inputs()
@@ -89,8 +89,8 @@ class OnnxRuntimeRunner(FileRunner):
         self._output_names = tuple(o.name for o in self._session.get_outputs())
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Outputs by name; see :class:`Runner`."""
-        fed = feed(self._name, self.inputs, inputs)
+        """Return the outputs by name; see :class:`Runner`."""
+        fed = check_inputs(self._name, self.inputs, inputs)
         try:
             arrays = self._session.run(self._output_names, fed)
         except Exception as error:  # as above
@@ -98,7 +98,7 @@ class OnnxRuntimeRunner(FileRunner):
         return dict(zip(self._output_names, arrays, strict=True))
 
     def end_profiling(self) -> str:
-        """The file with the times of all runs so far, of a runner that was given ``profile_to``."""
+        """End the profile that ``profile_to`` began, and return the path of its file."""
         return str(self._session.end_profiling())
 
 

@@ -1,4 +1,4 @@
-"""Files in OpenVINO."""
+"""Run files in OpenVINO."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.runners.feed import TensorInfo, feed
-from exporters.runners.file import FileRunner, existing, one_line
+from exporters.runners.file_runner import FileRunner, existing_file, one_line
+from exporters.runners.inputs import TensorInfo, check_inputs
 from qdq.errors import CheckpointError, ExportError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -20,18 +20,18 @@ __all__ = ["OpenVINORunner"]
 
 
 class OpenVINORunner(FileRunner):
-    """Runs an ONNX model (or OpenVINO's own ``.xml``) in OpenVINO on the CPU.
+    """Run an ONNX model, or OpenVINO's own ``.xml``, in OpenVINO on the CPU.
 
     Args:
         path: The model file.
         threads: Threads of the inference; None leaves the choice to the runtime.
-        precision_hint: Arithmetic of what is not quantized. OpenVINO alone would take bf16 where the CPU has it, which
-            makes figures of two machines incomparable; f32 is what the model says.
+        precision_hint: Type to compute in what is not quantized. By default it is float32, as the model says: OpenVINO
+            itself would choose bf16 on CPUs that have it, so that results of two machines could not be compared.
 
     Raises:
-        MissingPackageError: OpenVINO is not installed.
-        CheckpointError: The file is missing or OpenVINO cannot read it.
-        ExportError: OpenVINO cannot run the model.
+        MissingPackageError: If OpenVINO is not installed.
+        CheckpointError: If the file is missing, or OpenVINO cannot read it.
+        ExportError: If OpenVINO cannot run the model.
     """
 
     def __init__(self, path: Path, *, threads: int | None = None, precision_hint: str = "f32") -> None:
@@ -40,7 +40,7 @@ class OpenVINORunner(FileRunner):
         except ModuleNotFoundError as error:
             raise MissingPackageError("openvino", extra="openvino", purpose="running a model in OpenVINO") from error
 
-        self._name = str(existing(path))
+        self._name = str(existing_file(path))
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision_hint}
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads
@@ -49,7 +49,7 @@ class OpenVINORunner(FileRunner):
             model = core.read_model(str(path))
         except RuntimeError as error:
             raise CheckpointError(f"{self._name}: OpenVINO cannot read it: {one_line(error)}") from error
-        # Names are taken before compiling, which adds aliases to them.
+        # The names must be read before compiling, which adds aliases to them.
         self.inputs = tuple(_info(port) for port in model.inputs)
         self._output_names = tuple(_output_name(port) for port in model.outputs)
         try:
@@ -58,8 +58,8 @@ class OpenVINORunner(FileRunner):
             raise ExportError(f"{self._name}: OpenVINO cannot run it: {one_line(error)}") from error
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Outputs by name; see :class:`Runner`."""
-        fed = feed(self._name, self.inputs, inputs)
+        """Return the outputs by name; see :class:`Runner`."""
+        fed = check_inputs(self._name, self.inputs, inputs)
         try:
             arrays = self._model(fed)
         except RuntimeError as error:
@@ -73,7 +73,7 @@ def _info(port: Any) -> TensorInfo:
 
 
 def _output_name(port: Any) -> str:
-    """The output's name in the ONNX file. A tensor may have several; the result node carries the one of the output."""
+    """Return the name of an output in the ONNX file: a tensor may have several, but its result node has that one."""
     names: set[str] = port.get_names()
     own: str = port.get_node().get_friendly_name().removesuffix("/sink_port_0")
     return own if own in names or not names else min(names)

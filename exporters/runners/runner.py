@@ -1,4 +1,4 @@
-"""What a runner is."""
+"""The protocol of a runner."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Runner"]
 
 
 class Runner(Protocol):
-    """Computes named arrays from named arrays.
+    """Compute named arrays from named arrays.
 
-    ``input_ids``, ``attention_mask`` and ``token_type_ids`` are integers ``(batch, seq)``; what comes back depends on
-    the task: ``last_hidden_state`` ``(batch, seq, hidden)``, ``logits`` ``(batch, labels)``, and so on.
+    ``input_ids``, ``attention_mask`` and ``token_type_ids`` are integers ``(batch, seq)``. The outputs depend on the
+    task: ``last_hidden_state`` ``(batch, seq, hidden)``, ``logits`` ``(batch, labels)``, and so on.
     """
 
     @property
@@ -28,8 +28,8 @@ class Runner(Protocol):
         """Names of the outputs, in the model's order."""
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Outputs by name. Inputs that the model does not have are ignored.
+        """Return the outputs by name. Inputs that the model does not have are ignored.
 
         Raises:
-            DataError: An input is missing or is not of the dtype and shape the model declares.
+            DataError: If an input is missing, or does not have the type and shape that the model declares.
         """

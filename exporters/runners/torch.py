@@ -1,4 +1,4 @@
-"""Models in torch."""
+"""Run models in torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.runners.feed import missing, raise_problems
+from exporters.runners.inputs import missing_inputs, raise_problems
 from qdq.errors import ExportError
 
 if TYPE_CHECKING:
@@ -23,15 +23,15 @@ _STANDARD_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class TorchRunner:
-    """Runs a torch model: without gradients, in eval mode, on the device its parameters are on.
+    """Run a torch model without gradients, in eval mode, on the device of its parameters.
 
     Args:
-        model: Called with tensors by name; returns an output with ``items()``, as those of ``qdq.models`` do, or a
-            mapping. A module that is in training mode is back in it after each call.
-        input_names: What the model is given. Default: those of input_ids, attention_mask and token_type_ids that its
+        model: A model that is called with tensors by name and returns a mapping, or an output with ``items()`` as the
+            models of ``qdq.models`` do. Modules in training mode are in training mode again after each call.
+        input_names: Names of the inputs. By default those of input_ids, attention_mask and token_type_ids that its
             ``forward`` takes.
-        output_names: What comes back, and in which order. Default: every tensor of the output; their names are then
-            known after the first call and :attr:`output_names` is empty before.
+        output_names: Names of the outputs, in order. By default every tensor of the output; :attr:`output_names` is
+            then empty until the first call.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class TorchRunner:
         return self._output_names
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Outputs by name; see :class:`Runner`. bfloat16, which numpy does not have, becomes float32."""
+        """Return the outputs by name; see :class:`Runner`. bfloat16, which numpy lacks, becomes float32."""
         import torch
 
         name = type(self.model).__name__
-        raise_problems(name, missing(self._input_names, inputs))
+        raise_problems(name, missing_inputs(self._input_names, inputs))
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         tensors = {n: torch.tensor(np.asarray(inputs[n]), device=device) for n in self._input_names}
         with torch.inference_mode(), _evaluating(self.model):
@@ -78,7 +78,7 @@ def _standard_inputs(model: nn.Module) -> tuple[str, ...]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards exactly those modules are in training mode that were before."""
+    """Put ``model`` in eval mode inside; afterwards restore the training mode of each module."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -8,11 +8,11 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from exporters.tensorrt.driver import driver_problem, require_driver
+from exporters.tensorrt.nvidia_driver import driver_problem, require_driver
 from qdq.errors import ConfigError, MissingPackageError
 
 if TYPE_CHECKING:
-    from exporters.tensorrt.api import TensorRT
+    from exporters.tensorrt.protocols import TensorRT
 
 __all__ = ["BACKENDS", "Backend", "Messages", "find_backend", "messages"]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 import time
 import warnings
 from contextlib import contextmanager
@@ -16,20 +15,21 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from exporters.tensorrt.backend import Backend, find_backend, messages
-from exporters.tensorrt.layers import Kernel, parse_inspector, parse_layers
+from exporters.tensorrt.kernels import Kernel, parse_inspector, parse_layers
+from exporters.tensorrt.onnx_file import read_onnx_file
 from exporters.tensorrt.profiles import check_profiles, default_profile
-from exporters.tensorrt.source import read_source
 from qdq.errors import BuildError, describe_problems
+from qdq.processes import Interruption
 from qdq.storage import write_bytes_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from exporters.tensorrt.api import Builder, Config, HostMemory, Network, Parser, TensorRT
     from exporters.tensorrt.profiles import Profile
+    from exporters.tensorrt.protocols import Builder, Config, HostMemory, Network, Parser, TensorRT
 
-__all__ = ["HARDWARE", "BuildOptions", "Built", "build", "check_options"]
+__all__ = ["HARDWARE", "BuildOptions", "BuildResult", "build", "check_options"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
-class Built:
+class BuildResult:
     """What was built.
 
     Args:
@@ -141,7 +141,7 @@ def build(
     options: BuildOptions | None = None,
     backend: str | Backend = "auto",
     progress: Callable[[str, int, int], None] | None = None,
-) -> Built:
+) -> BuildResult:
     """Build an engine and write it to ``output``.
 
     Args:
@@ -160,7 +160,7 @@ def build(
         KeyboardInterrupt: when interrupted; nothing is written then.
     """
     options = options or BuildOptions()
-    model = read_source(source)
+    model = read_onnx_file(source)
     if profiles is None:
         profiles = [default_profile(model.inputs, longest=model.longest or 512)]
     problems = check_profiles(profiles, model.inputs, longest=model.longest)
@@ -175,10 +175,11 @@ def build(
     start = time.perf_counter()
     logger, heard = messages(backend)
     heard.clear()
-    with _interruptible() as interrupted, warnings.catch_warnings():
+    # An exception that passes through the builder's C++ frames would end the process: it asks between two steps.
+    with Interruption(signal.SIGINT, patient=True) as interruption, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorRT's own deprecations
-        plan = _serialized(backend.trt, logger, model.path, profiles, options, progress, interrupted)
-        if interrupted():
+        plan = _serialized(backend.trt, logger, model.path, profiles, options, progress, lambda: interruption.came)
+        if interruption.came:
             raise KeyboardInterrupt
     if plan is None:
         raise BuildError(describe_problems(f"{backend.name} {backend.version} cannot build {model.path}", _told(heard)))
@@ -186,7 +187,7 @@ def build(
     data = memoryview(plan)
     kernels = parse_layers(heard.layers) if heard.layers else _inspected(backend, logger, data)
     write_bytes_atomic(output, data)
-    return Built(
+    return BuildResult(
         f"{backend.name} {backend.version}",
         data.nbytes,
         model.onnx_bytes,
@@ -267,7 +268,7 @@ def _one_line(text: str) -> str:
 
 def _inspected(backend: Backend, logger: Any, plan: memoryview) -> list[Kernel]:
     """From the finished engine, where a GPU can load it."""
-    from exporters.tensorrt.driver import driver_problem
+    from exporters.tensorrt.nvidia_driver import driver_problem
 
     if driver_problem() is not None:
         return []
@@ -300,25 +301,6 @@ def _monitor(trt: TensorRT, progress: Callable[[str, int, int], None] | None, in
             return not interrupted()
 
     return Monitor()
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Let an interrupt wait until the builder asks: an exception through its C++ frames would end the process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    heard = False
-
-    def hear(number: int, frame: Any) -> None:  # noqa: ARG001
-        nonlocal heard
-        heard = True
-
-    before = signal.signal(signal.SIGINT, hear)
-    try:
-        yield lambda: heard
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

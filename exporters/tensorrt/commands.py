@@ -6,7 +6,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from exporters.tensorrt.build import HARDWARE, BuildOptions
-from exporters.tensorrt.profiles import shown_shapes
+from exporters.tensorrt.profiles import format_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from exporters.tensorrt.profiles import Profile
 
-__all__ = ["polygraphy_command", "shown", "trtexec_command"]
+__all__ = ["format_command", "polygraphy_command", "trtexec_command"]
 
 _TRTEXEC_HARDWARE = {"ampere-plus": "ampere+", "same-compute-capability": "sameComputeCapability"}
 
@@ -29,9 +29,9 @@ def trtexec_command(
         if len(profiles) > 1:
             line.append(f"--profile={index}")
         line += [
-            f"--minShapes={shown_shapes(profile.min)}",
-            f"--optShapes={shown_shapes(profile.opt)}",
-            f"--maxShapes={shown_shapes(profile.max)}",
+            f"--minShapes={format_shapes(profile.min)}",
+            f"--optShapes={format_shapes(profile.opt)}",
+            f"--maxShapes={format_shapes(profile.max)}",
         ]
     if options.workspace_mb is not None:
         line.append(f"--memPoolSize=workspace:{options.workspace_mb}")
@@ -109,7 +109,7 @@ def _range(name: str, highest: Mapping[str, int]) -> str:
     return f"[0,{highest.get(name, 0)}]"
 
 
-def shown(line: Sequence[str]) -> str:
+def format_command(line: Sequence[str]) -> str:
     """For a shell, one option a row."""
     rows: list[list[str]] = [[]]
     for word in line:

@@ -15,7 +15,7 @@ from qdq.errors import BuildError, describe_problems
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Profile", "check_profiles", "default_profile", "longest_sequence", "parse_profiles", "shown_shapes"]
+__all__ = ["Profile", "check_profiles", "default_profile", "format_shapes", "longest_sequence", "parse_profiles"]
 
 Shape = tuple[int, ...]
 Declared = tuple["int | str | None", ...]
@@ -167,9 +167,9 @@ def _shape_problems(where: str, shapes: Mapping[str, Shape], inputs: Mapping[str
         if len(shape) != len(declared) or any(
             isinstance(size, int) and size != given for size, given in zip(declared, shape, strict=True)
         ):
-            problems.append(f"{where}: {name} is {shown_shape(shape)}, the file has {wanted}")
+            problems.append(f"{where}: {name} is {format_shape(shape)}, the file has {wanted}")
         elif any(size == 0 and "past" not in str(axis) for size, axis in zip(shape, declared, strict=True)):
-            problems.append(f"{where}: {name} is {shown_shape(shape)}, but no length can be 0")
+            problems.append(f"{where}: {name} is {format_shape(shape)}, but no length can be 0")
     return problems
 
 
@@ -198,7 +198,7 @@ def _order_problems(index: int, profile: Profile) -> list[str]:
         if not all(a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
             problems.append(
                 f"profile {index}: {name} must grow from min to max, "
-                f"it is {shown_shape(low)}, {shown_shape(best)}, {shown_shape(high)}"
+                f"it is {format_shape(low)}, {format_shape(best)}, {format_shape(high)}"
             )
     return problems
 
@@ -223,11 +223,11 @@ def _length_problems(index: int, profile: Profile, inputs: Mapping[str, Declared
     return [f"profile {index}, max: {length} tokens, but the model has {longest} positions"]
 
 
-def shown_shape(shape: Shape) -> str:
+def format_shape(shape: Shape) -> str:
     """As it is written: ``8x128``."""
     return "x".join(map(str, shape))
 
 
-def shown_shapes(shapes: Mapping[str, Shape]) -> str:
+def format_shapes(shapes: Mapping[str, Shape]) -> str:
     """As trtexec takes them: ``input_ids:8x128,attention_mask:8x128``."""
-    return ",".join(f"{name}:{shown_shape(shape)}" for name, shape in shapes.items())
+    return ",".join(f"{name}:{format_shape(shape)}" for name, shape in shapes.items())

@@ -6,14 +6,14 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from exporters.tensorrt.facts import Attention, Facts, Product, consumers, place, title
+from exporters.tensorrt.graph_structure import Attention, GraphStructure, Product, consumers, module_of, title
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import onnx_ir as ir
 
-    from exporters.tensorrt.layers import Kernel
+    from exporters.tensorrt.kernels import Kernel
 
 __all__ = ["AttentionRow", "EngineReport", "MergedRow", "ProductRow", "ResidualRow", "engine_report"]
 
@@ -142,41 +142,41 @@ def engine_report(
 
     Args:
         model: the graph that was built; its weights are not read.
-        kernels: of the engine, see :mod:`exporters.tensorrt.layers`.
+        kernels: of the engine, see :mod:`exporters.tensorrt.kernels`.
         reasons: what :func:`exporters.tensorrt.lint.lint` found, by name of the node: why something may not run as
             it should.
     """
-    facts = Facts(model)
+    structure = GraphStructure(model)
     index = _Index(kernels)
     why = _Reasons(reasons or {})
-    products = tuple(_product_row(product, index, why) for product in facts.products)
+    products = tuple(_product_row(product, index, why) for product in structure.products)
     attentions = []
-    for attention in facts.attentions:
+    for attention in structure.attentions:
         nodes = (attention.scores.node, attention.softmax, attention.context.node)
         own = [index.kernel(node) for node in nodes]
         fused = own[0] is not None and all(kernel is own[0] for kernel in own)
         runs_in = _multiplied(own[0], stored=False) if fused else "unknown"
         attentions.append(
             AttentionRow(
-                attention.place,
+                attention.module,
                 fused,
                 runs_in if fused else _multiplied(own[2], stored=False),
                 "" if own[0] is None else own[0].name,
-                "" if fused else why.of(*nodes) or _why_split(attention, facts.element_type),
+                "" if fused else why.of(*nodes) or _why_split(attention, structure.element_type),
             )
         )
     merged = [
         MergedRow(
-            tuple(place(product.node) for product in group),
+            tuple(module_of(product.node) for product in group),
             len({index.name(product.node) for product in group}) == 1 and index.kernel(group[0].node) is not None,
         )
-        for group in facts.siblings
+        for group in structure.siblings
     ]
     residuals = [
         ResidualRow(
-            place(residual.node), index.shares(residual.node, _beside(residual.node)), index.name(residual.node)
+            module_of(residual.node), index.shares(residual.node, _beside(residual.node)), index.name(residual.node)
         )
-        for residual in facts.residuals
+        for residual in structure.residuals
     ]
     return EngineReport(
         len(kernels),
@@ -184,7 +184,7 @@ def engine_report(
         tuple(attentions),
         tuple(merged),
         tuple(residuals),
-        {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}[facts.element_type.name],
+        {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}[structure.element_type.name],
     )
 
 
@@ -229,11 +229,11 @@ class _Reasons:
     def __init__(self, reasons: Mapping[str, Sequence[str]]) -> None:
         self._of: dict[str, list[str]] = {}
         for node, lines in reasons.items():
-            self._of.setdefault(place(node), []).extend(lines)
+            self._of.setdefault(module_of(node), []).extend(lines)
 
     def of(self, *nodes: ir.Node) -> str:
         """What was found at the modules of these nodes, or at their quantizers."""
-        places = [place(node) for node in nodes]
+        places = [module_of(node) for node in nodes]
         lines = [line for name, found in self._of.items() for line in found if _near(name, places)]
         return "; ".join(dict.fromkeys(lines))
 
@@ -245,7 +245,7 @@ def _near(name: str, places: Sequence[str]) -> bool:
 def _product_row(product: Product, index: _Index, why: _Reasons) -> ProductRow:
     kernel = index.kernel(product.node)
     row = ProductRow(
-        place(product.node) or title(product.node),
+        module_of(product.node) or title(product.node),
         "linear" if product.is_linear else "attention",
         product.wanted,
         _multiplied(kernel, stored=product.is_linear),

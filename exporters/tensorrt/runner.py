@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.runners.feed import TensorInfo, feed
+from exporters.runners.inputs import TensorInfo, check_inputs
 from exporters.tensorrt.backend import find_backend, messages
-from exporters.tensorrt.driver import require_driver
-from exporters.tensorrt.record import read_record, record_path
+from exporters.tensorrt.nvidia_driver import require_driver
+from exporters.tensorrt.plan_metadata import metadata_path, read_metadata
 from qdq.errors import BuildError, CheckpointError, DataError, describe_problems
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from exporters.tensorrt.api import Context, Engine, Runtime, TensorRT
+    from exporters.tensorrt.protocols import Context, Engine, Runtime, TensorRT
 
 __all__ = ["TensorRTRunner", "choose_profile"]
 
@@ -68,9 +68,9 @@ def choose_profile(spans: Sequence[Mapping[str, Span]], shapes: Mapping[str, tup
 
 def _recorded(plan: Path) -> tuple[str, bool]:
     """From the record beside a plan: what built it, and whether it holds a lean runtime, code that runs on the CPU."""
-    if not record_path(plan).is_file():
+    if not metadata_path(plan).is_file():
         return "auto", False
-    record = read_record(plan)
+    record = read_metadata(plan)
     backend, _, _ = str(record.get("backend", "auto")).partition(" ")
     return backend, bool((record.get("options") or {}).get("version_compatible"))
 
@@ -179,7 +179,7 @@ class TensorRTRunner:
         """Outputs by name, on the CPU; see :class:`exporters.runners.Runner`."""
         tensors = {
             name: self._torch.tensor(array).to(self._device, self._types[name])
-            for name, array in feed(self._name, self.inputs, inputs).items()
+            for name, array in check_inputs(self._name, self.inputs, inputs).items()
         }
         found = self.run(tensors)
         return {name: (y.float() if y.dtype == self._torch.bfloat16 else y).cpu().numpy() for name, y in found.items()}

@@ -1,1 +1,1 @@
-"""Verification that an exported file computes what the checkpoint computes, segment by segment and end to end."""
+"""Verify that an exported file computes what its checkpoint computes, segment by segment and end to end."""

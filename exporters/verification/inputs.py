@@ -1,67 +1,69 @@
-"""Inputs for a proof: text that ships with the package, in the shapes that a signature wants."""
+"""Make inputs for verification: text that ships with the package, in the shapes of a signature."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from exporters.export_model import cache_names, deploy
-from exporters.interface import Form
-from exporters.io_signature import PAST_AND_SEQ, SIZES, TEXTS, Input, example_inputs
+from exporters.export_model import cache_names, wrap_for_export
+from exporters.interface import ExportInterface
+from exporters.io_signature import PAST_AND_SEQ, SIZES, TOKEN_INPUTS, InputSpec, example_inputs
 from qdq.data.source import draw
 from qdq.data.text import TextSample, encode_batches, read_samples, sample_text
-from qdq.data.tokenizer import load_tokenizer
 from qdq.errors import CheckpointError
+from qdq.source import ModelDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
-    from exporters.export_model import Deployed
+    from exporters.export_model import ExportModel
 
-__all__ = ["PROOF_SHAPES", "verification_batches"]
+__all__ = ["VERIFICATION_SHAPES", "verification_batches"]
 
-PROOF_SHAPES = ((1, 128), (8, 32), (3, 64))
-"""Batch sizes and lengths that a verification runs by default; the first text is that long, shorter ones are padded.
+VERIFICATION_SHAPES = ((1, 128), (8, 32), (3, 64))
+"""Batch sizes and lengths of the default inputs. The first text of a batch has that length, shorter ones are padded.
 
-None has many tokens: what every quantizer of a large model saw in one batch is held at once.
+The batches are small, because everything that the quantizers of a large model see in one batch is in memory at once.
 """
 
 _SENTENCES = 40  # together longer than any of the lengths
 
 
 def verification_batches(
-    checkpoint: str | Path, deployed: Deployed, shapes: tuple[tuple[int, int], ...] = PROOF_SHAPES
+    checkpoint: str | Path | ModelDirectory,
+    export_model: ExportModel,
+    shapes: tuple[tuple[int, int], ...] = VERIFICATION_SHAPES,
 ) -> list[dict[str, Tensor]]:
-    """Several shapes with padding: sample text, or random token ids where the checkpoint has no tokenizer.
+    """Make a batch for each shape: sample text, or random token ids if the checkpoint has no tokenizer.
 
     Args:
-        checkpoint: directory with the tokenizer.
-        deployed: what is to be proven.
-        shapes: batch sizes and longest lengths, cut to what the model takes.
+        checkpoint: Directory with the tokenizer.
+        export_model: The model to verify.
+        shapes: Batch sizes and lengths. Lengths are limited to what the model takes.
 
     Returns:
-        For each shape the tensors of ``deployed.signature``.
+        The tensors of ``export_model.signature``, by name, for each shape.
 
     Raises:
-        CheckpointError: for a tokenizer with more tokens than the model.
+        CheckpointError: If the tokenizer has more tokens than the model.
     """
-    config: Any = deployed.model.config
+    config: Any = export_model.model.config
     encode = _encoder(checkpoint, config)
     return [
-        fill(deployed, batch_size, max(min(seq_len, config.max_length), config.min_length), encode, seed=index)
+        fill(export_model, batch_size, max(min(seq_len, config.max_length), config.min_length), encode, seed=index)
         for index, (batch_size, seq_len) in enumerate(shapes)
     ]
 
 
-def _encoder(checkpoint: str | Path, config: Any) -> Callable[[int, int, int], Mapping[str, Tensor]]:
-    """A function from number of texts, longest length and seed to the three tensors of tokens."""
+def _encoder(checkpoint: str | Path | ModelDirectory, config: Any) -> Callable[[int, int, int], Mapping[str, Tensor]]:
+    """Return a function that makes the token inputs from the number of texts, the length and the seed."""
     try:
-        tokenizer = load_tokenizer(Path(checkpoint))
+        tokenizer = ModelDirectory.of(checkpoint).tokenizer
     except CheckpointError:
         tokenizer = None
     if tokenizer is not None and tokenizer.get_vocab_size() > config.vocab_size:
@@ -71,7 +73,7 @@ def _encoder(checkpoint: str | Path, config: Any) -> Callable[[int, int, int], M
 
     def encode(rows: int, seq_len: int, seed: int) -> Mapping[str, Tensor]:
         if tokenizer is None:
-            plain = tuple(Input(name) for name in TEXTS)
+            plain = tuple(InputSpec(name) for name in TOKEN_INPUTS)
             return example_inputs(
                 plain,
                 batch_size=rows,
@@ -80,9 +82,9 @@ def _encoder(checkpoint: str | Path, config: Any) -> Callable[[int, int, int], M
                 padding=seq_len // 4,
                 seed=seq_len + 1000 * seed,
             )
-        texts = list(read_samples(sample_text("heldout")))
-        whole = TextSample(" ".join(sample.text for sample in draw(texts, _SENTENCES, seed=seed)))
-        samples = [whole, *(draw(texts, rows - 1, seed=seed) if rows > 1 else ())]
+        token_inputs = list(read_samples(sample_text("heldout")))
+        whole = TextSample(" ".join(sample.text for sample in draw(token_inputs, _SENTENCES, seed=seed)))
+        samples = [whole, *(draw(token_inputs, rows - 1, seed=seed) if rows > 1 else ())]
         pad = config.pad_token_id or 0
         (batch,) = encode_batches(samples, tokenizer, batch_size=rows, seq_len=seq_len, pad_token_id=pad)
         return batch
@@ -91,20 +93,28 @@ def _encoder(checkpoint: str | Path, config: Any) -> Callable[[int, int, int], M
 
 
 def fill(
-    deployed: Deployed,
+    export_model: ExportModel,
     batch_size: int,
     seq_len: int,
     encode: Callable[[int, int, int], Mapping[str, Tensor]],
     *,
     seed: int,
 ) -> dict[str, Tensor]:
-    """A batch for the signature.
+    """Fill the signature of a model with values.
 
-    1. Tokens: texts, as many as the leading axes ask for; side texts (candidates) have texts of their own.
-    2. Embedded tokens: from the model's table. 3. A cache: what the model itself makes of the first half of the text.
-    4. Other floats: normal numbers; other masks: that of the tokens.
+    Case 1: Tokens are texts, as many as the leading axes ask for. Candidates are other texts.
+    Case 2: Embedded tokens come from the word embedding of the model.
+    Case 3: A cache is what the model itself computes for the first half of the text.
+    Case 4: Other masks are those of the tokens, other floats are normally distributed.
+
+    Args:
+        export_model: The model.
+        batch_size: Length of the axis ``batch``.
+        seq_len: Length of the texts.
+        encode: Function that returns the token inputs for a number of texts, a length and a seed.
+        seed: Seed of the choice of texts.
     """
-    model: Any = deployed.model
+    model: Any = export_model.model
     groups: dict[tuple[str | int, ...], Mapping[str, Tensor]] = {}
     sizes = {**SIZES, "batch": batch_size}
 
@@ -117,11 +127,11 @@ def fill(
 
     found: dict[str, Tensor] = {}
     others = []
-    for entry in deployed.signature.inputs:
+    for entry in export_model.signature.inputs:
         kind = getattr(torch, entry.dtype)
         name = entry.name.removeprefix("candidate_")
         axes = tuple("seq" if axis == PAST_AND_SEQ else axis for axis in entry.axes)
-        if name in TEXTS:  # case 1
+        if name in TOKEN_INPUTS:  # case 1
             found[entry.name] = tokens(axes)[name].to(kind)
         elif entry.name == "block_mask":  # case 4
             found[entry.name] = tokens(axes)["attention_mask"].to(kind)
@@ -130,17 +140,17 @@ def fill(
                 found[entry.name] = model.embeddings.word(tokens(axes[:-1])["input_ids"]).to(kind)
         else:
             others.append(entry)
-    if deployed.form.cache == "step":  # case 3
-        found |= _after_half(deployed, found)
-    rest = tuple(entry for entry in others if entry.name not in found)
+    if export_model.interface.cache == "step":  # case 3
+        found |= _after_half(export_model, found)
+    rounding_error = tuple(entry for entry in others if entry.name not in found)
     width = next((value.shape[-1] for name, value in found.items() if name == "input_ids"), seq_len)
-    found |= example_inputs(rest, batch_size=batch_size, seq_len=width, padding=2, seed=seed)
-    return {name: found[name].contiguous() for name in deployed.signature.input_names}
+    found |= example_inputs(rounding_error, batch_size=batch_size, seq_len=width, padding=2, seed=seed)
+    return {name: found[name].contiguous() for name in export_model.signature.input_names}
 
 
-def _after_half(deployed: Deployed, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The second half of the text, and the cache of the first."""
-    first = deploy(deployed.model, _first(deployed.form))
+def _after_half(export_model: ExportModel, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the second half of the text, and the cache of the first half."""
+    first = wrap_for_export(export_model.model, _first(export_model.interface))
     half = max(1, found["attention_mask"].shape[1] // 2)
     entries = {entry.name: entry for entry in first.signature.inputs}
     head = {name: value[:, :half] for name, value in found.items() if name in entries}
@@ -148,9 +158,9 @@ def _after_half(deployed: Deployed, found: Mapping[str, Tensor]) -> dict[str, Te
         tuple(entry for name, entry in entries.items() if name not in head), batch_size=len(found["attention_mask"])
     )
     outputs = first.run(head)
-    crossed = bool(deployed.model.config.add_cross_attention)  # type: ignore[union-attr]
+    crossed = bool(export_model.model.config.add_cross_attention)  # type: ignore[union-attr]
     tail = {name: value if name == "attention_mask" else value[:, half:] for name, value in found.items()}
-    for n in range(len(deployed.model.encoder.layers)):  # type: ignore[union-attr, arg-type]
+    for n in range(len(export_model.model.encoder.layers)):  # type: ignore[union-attr, arg-type]
         names = zip(cache_names(n, crossed=crossed), cache_names(n, "present", crossed=crossed), strict=True)
         tail |= {into: outputs[out] for into, out in names}
     if "encoder_attention_mask" in head:
@@ -158,12 +168,12 @@ def _after_half(deployed: Deployed, found: Mapping[str, Tensor]) -> dict[str, Te
     return tail
 
 
-def _first(form: Form) -> Form:
-    """The form that makes the cache which ``form`` takes."""
-    return Form(
+def _first(interface: ExportInterface) -> ExportInterface:
+    """Return the interface of the file that computes the cache which a file with ``interface`` takes."""
+    return ExportInterface(
         cache="first",
-        token_type_ids=form.token_type_ids,
-        int32_ids=form.int32_ids,
-        inputs_embeds=form.inputs_embeds,
-        dtype=form.dtype,
+        token_type_ids=interface.token_type_ids,
+        int32_ids=interface.int32_ids,
+        inputs_embeds=interface.inputs_embeds,
+        dtype=interface.dtype,
     )

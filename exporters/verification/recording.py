@@ -1,4 +1,4 @@
-"""What every quantizer of the checkpoint saw in one run, and whether a file's integers fit it."""
+"""Record what every quantizer of the checkpoint sees in one run, to compare it with the integers of a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from exporters.verification.arrays import array_of, wide
+from exporters.verification.numpy_conversion import to_float32, to_numpy
 from qdq.models.attention import Attention
 from qdq.quantization.functional import quantize_float8
 from qdq.quantization.quantizer import Mode, Quantizer, quantizers, set_mode
@@ -22,30 +22,37 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from exporters.export_model import Deployed
+    from exporters.export_model import ExportModel
 
-__all__ = ["TIE", "Call", "Record", "float_outputs", "outputs_of", "record_run"]
+__all__ = ["TIE", "Call", "RecordedTensor", "run_and_record", "run_float_outputs", "run_outputs"]
 
 TIE = 1e-3
-"""Width, in quantization steps, of the zone around a tie in which float32 noise may decide the rounding.
+"""Width, in quantization steps, of the zone around a rounding tie in which float32 noise may decide the rounding.
 
-Noise grows with the largest value of a tensor, for which int8 has 127 steps, float8 448 of its units.
+The noise grows with the largest value of a tensor, which is 127 steps for int8 and 448 units for float8.
 """
 
 
 @dataclass(frozen=True)
-class Record:
-    """What one quantizer saw: its integers ``q``, what rounding took from the tensor in steps, and the grid.
+class RecordedTensor:
+    """Hold what one quantizer saw.
 
-    Of float8 the steps are its units, and the integers its numbers. ``score`` is, of what comes out of a softmax, the
-    largest magnitude of what went in; 0 of everything else. ``largest`` is, of a tensor that was transformed, what its
-    largest magnitude before that would be in the steps of each channel: it was rounded as that tensor is.
+    All tensors of a batch are in memory at once, so they are stored in small types. float16 holds ``rounding_error`` to
+    an eighth of ``TIE``.
 
-    All records of a batch are held at once, so they are small: ``rest`` is known in float16 to an eighth of ``TIE``.
+    Args:
+        q: The integers; for float8 its numbers.
+        rounding_error: What rounding changed, in steps; for float8 in its units. NaN where the tensor was NaN.
+        scale: Scale of the quantizer.
+        zero_point: Zero point of the quantizer.
+        float8: Whether the quantizer is of float8.
+        score: For the output of a softmax, the largest magnitude of its input; 0 for everything else.
+        largest: For a tensor that was smoothed or shifted, the largest magnitude before that, in the steps of each
+            channel.
     """
 
     q: np.ndarray
-    rest: np.ndarray
+    rounding_error: np.ndarray
     scale: np.ndarray
     zero_point: np.ndarray
     float8: bool = False
@@ -53,58 +60,58 @@ class Record:
     largest: np.ndarray | None = None
 
     @classmethod
-    def of(cls, steps: np.ndarray, q: np.ndarray, scale: Any, zero_point: Any, **more: Any) -> Record:
-        """A record of ``steps`` and ``q`` in float32; NaN, which ``q`` cannot hold, is in ``rest``."""
-        rest = steps - (q - zero_point)
-        if more.get("float8"):  # whose steps are too wide for a smaller rest
-            return cls(q, rest, scale, zero_point, **more)
+    def of(cls, steps: np.ndarray, q: np.ndarray, scale: Any, zero_point: Any, **more: Any) -> RecordedTensor:
+        """Make one from the tensor in steps and from its integers, both in float32."""
+        rounding_error = steps - (q - zero_point)
+        if more.get("float8"):  # its rounding errors are too large for float16
+            return cls(q, rounding_error, scale, zero_point, **more)
         whole = np.nan_to_num(q).astype(np.int8 if q.min(initial=0) < 0 else np.uint8)
-        return cls(whole, rest.astype(np.float16), scale, zero_point, **more)
+        return cls(whole, rounding_error.astype(np.float16), scale, zero_point, **more)
 
     @property
     def integers(self) -> np.ndarray:
-        """Counted from the zero point, float32."""
+        """The integers counted from the zero point, float32."""
         found: np.ndarray = np.where(
-            np.isnan(self.rest), np.float32(np.nan), self.q - self.zero_point.astype(np.float32)
+            np.isnan(self.rounding_error), np.float32(np.nan), self.q - self.zero_point.astype(np.float32)
         )
         return found
 
     @property
     def steps(self) -> np.ndarray:
-        """The tensor in steps, float32."""
-        found: np.ndarray = self.integers + self.rest
+        """The tensor before rounding, in steps, float32."""
+        found: np.ndarray = self.integers + self.rounding_error
         return found
 
-    def near(self, integers: np.ndarray, rounding: float) -> np.ndarray:
-        """Which of the file's ``integers`` are what a value rounds to that torch's noise could have made.
+    def matches(self, integers: np.ndarray, rounding: float) -> np.ndarray:
+        """Return which integers of a file can be explained by rounding noise.
 
         Args:
-            integers: the shape of ``steps``.
-            rounding: of what precedes, relative to the largest value.
+            integers: The integers of the file, of the shape of ``steps``.
+            rounding: Rounding error of everything before, relative to the largest value; 0 for float32.
         """
         whole, steps = self.integers, self.steps
         zone: Any = rounding * float(np.abs(whole).max(initial=0))
         if self.largest is not None and rounding:
-            zone = zone + rounding * self.largest  # there are roundings before the transform and behind it
+            zone = zone + rounding * self.largest  # the tensor is rounded before the transform and behind it
         if self.score and rounding:
-            # By as much as scores are off, relative to 1, is a probability p off relative to 1 - p.
+            # The derivative of a probability p by its score is p (1 - p).
             share = np.clip(steps * self.scale, 0, 1)
             zone = zone + rounding * self.score * np.abs(steps) * (1 - share)
         if not self.float8:
-            near: np.ndarray = np.abs(integers - steps) <= 0.5 + TIE + zone
-            return near
+            matches: np.ndarray = np.abs(integers - steps) <= 0.5 + TIE + zone
+            return matches
         zone += TIE * FLOAT8_MAX / 127
-        # Rounding never turns an order around, whatever the distance of the neighbours.
+        # Neighbours in float8 have no fixed distance, but rounding is monotonic: the ends of the zone bound the result.
         low, high = (_float8(steps + side * zone) for side in (-1, 1))
         return (low <= integers) & (integers <= high)
 
-    def transposed(self, perm: tuple[int, ...] | None) -> Record:
-        """The same with its axes in the file's order; None: as they are."""
+    def transposed(self, perm: tuple[int, ...] | None) -> RecordedTensor:
+        """Return the same with its axes in the order of the file; None keeps them."""
         if perm is None:
             return self
-        q, rest = self.q.transpose(perm), self.rest.transpose(perm)
-        largest = None if self.largest is None else np.broadcast_to(self.largest, rest.shape).transpose(perm)
-        return replace(self, q=q, rest=rest, largest=largest)
+        q, rounding_error = self.q.transpose(perm), self.rounding_error.transpose(perm)
+        largest = None if self.largest is None else np.broadcast_to(self.largest, rounding_error.shape).transpose(perm)
+        return replace(self, q=q, rounding_error=rounding_error, largest=largest)
 
 
 def _float8(steps: np.ndarray) -> np.ndarray:
@@ -113,21 +120,26 @@ def _float8(steps: np.ndarray) -> np.ndarray:
 
 
 Call = tuple[Quantizer, int]
-"""A quantizer, and which of its calls in one run of the model it is: REALM's scorer calls its embedder twice."""
+"""A quantizer and the number of its call in one run of the model. REALM's scorer calls its embedder twice."""
 
 
-def record_run(
-    deployed: Deployed, batch: Mapping[str, Tensor], *, per_token: Collection[str] = ()
-) -> tuple[dict[Call, Record], dict[str, np.ndarray]]:
-    """Run torch and keep the integers of every call of a quantizer, and the outputs.
+def run_and_record(
+    export_model: ExportModel, batch: Mapping[str, Tensor], *, per_token: Collection[str] = ()
+) -> tuple[dict[Call, RecordedTensor], dict[str, np.ndarray]]:
+    """Run the model in torch and record every call of a quantizer.
+
+    Weights are not recorded: in the file they are constants.
 
     Args:
-        deployed: the model in its form.
-        batch: its inputs.
-        per_token: the slots whose scales per token a file has beside integers; where it computes in float there is
-            nothing to compare them with.
+        export_model: The model.
+        batch: Its inputs.
+        per_token: The slots with scales per token that the file computes in integers. Others have nothing to be
+            compared with.
+
+    Returns:
+        What each call saw, and the outputs by name.
     """
-    records: dict[Call, Record] = {}
+    records: dict[Call, RecordedTensor] = {}
     calls: Counter[Quantizer] = Counter()
     scores: dict[Quantizer, float] = {}
 
@@ -140,7 +152,7 @@ def record_run(
     def recorder_of(quantizer: Quantizer) -> Any:
         def record(x: Tensor, q: Tensor) -> None:
             scale, zero_point = quantizer.grid(x)
-            records[quantizer, calls[quantizer]] = Record.of(
+            records[quantizer, calls[quantizer]] = RecordedTensor.of(
                 (x.float() / scale).detach().numpy(),
                 q.detach().numpy(),
                 scale.detach().numpy(),
@@ -153,10 +165,9 @@ def record_run(
 
         return record
 
-    # Weights are constants of the file.
     active = [
         quantizer
-        for slot, quantizer in named_slots(deployed.model)
+        for slot, quantizer in named_slots(export_model.model)
         if slot.name != "weight"
         and quantizer.mode is Mode.QUANTIZE
         and quantizer.spec is not None
@@ -164,14 +175,14 @@ def record_run(
     ]
     hooks = [
         attention.scores.register_forward_hook(score_of(weights, attention.head_size))
-        for attention in deployed.model.modules()
+        for attention in export_model.model.modules()
         if isinstance(attention, Attention)
         and isinstance(weights := getattr(attention.context, "input_quantizer", None), Quantizer)
     ]
     try:
         for quantizer in active:
             quantizer.recorder = recorder_of(quantizer)
-        outputs = deployed.run(batch)
+        outputs = export_model.run(batch)
     finally:
         for quantizer in active:
             quantizer.recorder = None
@@ -181,7 +192,7 @@ def record_run(
 
 
 def _largest(quantizer: Quantizer, x: Tensor, scale: Tensor) -> np.ndarray | None:
-    """The largest magnitude of what the transform of ``quantizer`` made ``x`` of, in the steps of each channel."""
+    """Return the largest magnitude of ``x`` before the transform of ``quantizer``, in the steps of each channel."""
     transform = quantizer.transform
     if transform is None or (transform.shift is None and transform.factor is None):
         return None
@@ -193,22 +204,22 @@ def _largest(quantizer: Quantizer, x: Tensor, scale: Tensor) -> np.ndarray | Non
     return largest
 
 
-def outputs_of(deployed: Deployed, batch: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """What torch finds, in float32 or whole numbers."""
-    return _as_arrays(deployed.run(batch))
+def run_outputs(export_model: ExportModel, batch: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Run the model in torch, and return the outputs in float32 or integers."""
+    return _as_arrays(export_model.run(batch))
 
 
-def float_outputs(deployed: Deployed, batch: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """The same model with its quantizers off."""
-    model = deployed.model
+def run_float_outputs(export_model: ExportModel, batch: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Run the model with its quantizers off, and return the outputs."""
+    model = export_model.model
     modes = {quantizer: quantizer.mode for _, quantizer in quantizers(model)}
     try:
         set_mode(model, Mode.OFF)
-        return outputs_of(deployed, batch)
+        return run_outputs(export_model, batch)
     finally:
         for quantizer, mode in modes.items():
             quantizer.mode = mode
 
 
 def _as_arrays(outputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: wide(array_of(value)) for name, value in outputs.items()}
+    return {name: to_float32(to_numpy(value)) for name, value in outputs.items()}

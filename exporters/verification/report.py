@@ -1,4 +1,4 @@
-"""What a proof found, and the bounds that it was held to."""
+"""The report of a verification, and the bounds that the outputs must keep."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, Any
 from exporters.verification.similarity import EQUAL_DB
 
 if TYPE_CHECKING:
-    from exporters.onnx.saturation import Saturated
+    from exporters.onnx.saturation import SaturationCount
 
-__all__ = ["Bounds", "EndToEnd", "Segment", "Verification"]
+__all__ = ["Bounds", "OutputComparison", "Segment", "VerificationReport"]
 
 _TWICE_DB = 10 * math.log10(2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What end to end must hold, for every output and every batch.
+    """Set the bounds for every output of every batch, end to end.
 
-    A flipped step at one rounding tie in an early layer is amplified by the layers behind it, which leaves the distance
-    to the float model as it was. A wrong scale, a missing quantizer or a saturating kernel does not.
+    One value that rounds to the other neighbour in an early layer is amplified by the layers behind it, but the
+    distance to the float model stays the same. A wrong scale, a missing quantizer or a saturating kernel changes it.
 
     Args:
-        sqnr_db: least SQNR of the file against the checkpoint in torch.
-        cosine: least cosine of the file against the checkpoint in torch.
-        float_loss_db: how far the file's SQNR against the float model may lie below the checkpoint's.
-        independent: whether steps flip all over the place, as in half precision, where file and checkpoint round sums
-            in an order of their own. The noise of quantization is then another in each: of the same size, so that the
-            two may lie as far apart as both together are from the float model.
+        sqnr_db: Smallest SQNR of the file to the checkpoint in torch.
+        cosine: Smallest cosine of the file to the checkpoint in torch.
+        float_loss_db: How far the SQNR of the file to the float model may lie below that of the checkpoint.
+        independent: Whether file and checkpoint round independently, as in half precision, where they add in different
+            orders. Their quantization noise then has the same size but is not the same, so that the two may be as far
+            apart as both together are from the float model.
     """
 
     sqnr_db: float = 10.0
@@ -38,28 +38,29 @@ class Bounds:
     independent: bool = False
 
     def least(self, float_sqnr_db: float) -> tuple[float, float]:
-        """SQNR and cosine that must be reached, where the checkpoint has ``float_sqnr_db`` against the float model."""
+        """Return the smallest SQNR and cosine for a checkpoint with ``float_sqnr_db`` to the float model."""
         if not self.independent or not float_sqnr_db - _TWICE_DB < self.sqnr_db:
             return self.sqnr_db, self.cosine
         sqnr = float_sqnr_db - _TWICE_DB
-        # Noise stands at a right angle to the signal and to the other's noise.
+        # Independent noise is orthogonal to the signal and to the noise of the other.
         return sqnr, min(self.cosine, 1 / (1 + 10 ** (-float_sqnr_db / 10)))
 
 
 @dataclass(frozen=True)
 class Segment:
-    """The piece in front of one quantizer, or of one output.
+    """Hold the comparison of the segment in front of one quantizer, or of one output.
 
     Args:
-        name: of the quantizer's slot, or of the graph's output.
-        values: how many were compared.
-        ties: how many differ by one step and lie within ``TIE`` of a rounding tie.
-        wrong: how many differ otherwise.
-        largest: largest difference.
-        unit: of ``largest``: ``steps``, for an output ``of the largest magnitude``, for whole numbers ``by value``.
-        sqnr_db: of what the file finds against what torch finds; 200 when they are equal.
-        gain: in half precision, the root mean square of what the file finds over that of what torch finds, when it is
-            farther from 1 than rounding makes it; 1 otherwise.
+        name: Slot of the quantizer, or name of the output.
+        values: Number of values that were compared.
+        ties: Number of values that differ by one step and lie within ``TIE`` of a rounding tie.
+        wrong: Number of values that differ otherwise.
+        largest: Largest difference.
+        unit: Unit of ``largest``: ``steps`` for integers of a quantizer, ``of the largest magnitude`` for float
+            outputs, ``by value`` for integer outputs.
+        sqnr_db: SQNR of the file to torch; 200 if they are equal.
+        scale_ratio: In half precision, the root mean square of the values of the file over that of torch, if it is
+            farther from 1 than rounding can make it; 1 otherwise.
     """
 
     name: str
@@ -69,30 +70,30 @@ class Segment:
     largest: float
     unit: str
     sqnr_db: float = EQUAL_DB
-    gain: float = 1.0
+    scale_ratio: float = 1.0
 
     @property
     def holds(self) -> bool:
-        """Whether no value is wrong, and all of them together neither."""
-        return not self.wrong and self.gain == 1
+        """Whether no value is wrong, and the scale of all of them is right."""
+        return not self.wrong and self.scale_ratio == 1
 
 
 @dataclass(frozen=True)
-class EndToEnd:
-    """One output of one batch.
+class OutputComparison:
+    """Compare one output of one batch end to end.
 
     Args:
-        output: its name.
-        batch_size: of the batch.
-        seq_len: of the batch.
-        sqnr_db: of the file against the checkpoint in torch.
-        cosine: of the file against the checkpoint in torch.
-        float_sqnr_db: of the file against the float model.
-        float_cosine: of the file against the float model.
-        expected_float_sqnr_db: of the checkpoint in torch against the float model.
-        sqnr_spread_db: how much an SQNR of so few values may be off by chance; 0 for outputs of many. It is added to
-            what the bounds allow.
-        agreement: of whole numbers (labels, positions), which have no SQNR: the share that the checkpoint finds, too.
+        output: Name of the output.
+        batch_size: Rows of the batch.
+        seq_len: Length of the batch.
+        sqnr_db: SQNR of the file to the checkpoint in torch.
+        cosine: Cosine of the file to the checkpoint in torch.
+        float_sqnr_db: SQNR of the file to the float model.
+        float_cosine: Cosine of the file to the float model.
+        expected_float_sqnr_db: SQNR of the checkpoint in torch to the float model.
+        sqnr_spread_db: How far the SQNR of an output with few values may be off by chance; 0 for outputs with many. The
+            bounds allow this much more.
+        agreement: For integers (labels, positions), which have no SQNR: the share of values that are equal.
     """
 
     output: str
@@ -108,42 +109,43 @@ class EndToEnd:
 
 
 @dataclass(frozen=True)
-class Verification:
-    """The report of :func:`verify`.
+class VerificationReport:
+    """Hold the result of :func:`exporters.verification.verify.verify`.
 
     Args:
-        segments: in graph order, all batches added up.
-        end_to_end: one for each output and batch.
-        bounds: what ``end_to_end`` had to reach.
-        runtime: that ran the file end to end.
-        problems: what did not hold, in words; empty when all is well.
-        saturation: of products whose weights could saturate, where that was asked for; all batches added up.
+        segments: The segments in graph order, over all batches.
+        end_to_end: One comparison for each output and batch.
+        bounds: The bounds for ``end_to_end``.
+        runtime: The runtime that ran the file end to end.
+        problems: What does not hold, in words; empty if the file is verified.
+        saturation: Saturated sums of the products whose weights could saturate, over all batches; empty if they were
+            not counted.
     """
 
     segments: list[Segment]
-    end_to_end: list[EndToEnd]
+    end_to_end: list[OutputComparison]
     bounds: Bounds
     runtime: str
     problems: list[str] = field(default_factory=list)
-    saturation: list[Saturated] = field(default_factory=list)
+    saturation: list[SaturationCount] = field(default_factory=list)
 
     @property
     def holds(self) -> bool:
-        """Whether everything did."""
+        """Whether the file is verified."""
         return not self.problems
 
     @property
     def first_wrong(self) -> str | None:
-        """The first segment, in graph order, that does not hold: what stands in front of it is where to look."""
+        """Name of the first segment in graph order that does not hold; the error lies right in front of it."""
         return next((segment.name for segment in self.segments if not segment.holds), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, which knows no NaN and no infinity: None stands for them."""
+        """Return plain values for JSON. None stands for NaN and infinity, which JSON does not have."""
         return {"holds": self.holds, "first_wrong": self.first_wrong, **_plain(asdict(self))}
 
 
-# Documents that were written under these names are read by others.
-_DOCUMENT_KEYS = {"problems": "faults", "sqnr_spread_db": "scatter_db"}
+# Other programs read reports under these former names.
+_DOCUMENT_KEYS = {"problems": "faults", "sqnr_spread_db": "scatter_db", "scale_ratio": "gain"}
 
 
 def _plain(value: Any) -> Any:

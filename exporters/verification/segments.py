@@ -1,4 +1,4 @@
-"""The proof by segment: pieces fed with the checkpoint's integers, and what they find added up."""
+"""Verify by segment: give each segment the integers of the checkpoint, and compare the integers that it returns."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporters.verification.arrays import wide
+from exporters.verification.matching import calls_of
+from exporters.verification.numpy_conversion import to_float32
 from exporters.verification.report import Segment
-from exporters.verification.scale_ratio import Gain
+from exporters.verification.scale_ratio import ScaleRatio
 from exporters.verification.similarity import ratio_db
-from exporters.verification.structure import calls_of
 from qdq.errors import DataError, ExportError
 
 if TYPE_CHECKING:
@@ -21,58 +21,67 @@ if TYPE_CHECKING:
 
     from exporters.onnx.segments import Cut
     from exporters.runners import Runner
-    from exporters.verification.recording import Call, Record
+    from exporters.verification.recording import Call, RecordedTensor
 
-__all__ = ["FLOAT_TOLERANCE", "Tally", "compare_segments"]
+__all__ = ["FLOAT_TOLERANCE", "SegmentTotals", "compare_segments"]
 
 FLOAT_TOLERANCE = 1e-4
-"""Largest difference of float tensors, relative to the largest magnitude, between two implementations in float32."""
+"""Largest difference between two float32 implementations, relative to the largest magnitude of the tensor."""
 
 _HALF_STEP = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 
 _HALF_ROUNDINGS = 8
-"""How many roundings to half precision, each of the size of the largest value, may stand between two quantizers."""
+"""How many roundings to half precision, each of the size of the largest value, may lie between two quantizers."""
 
-_HALF_TOLERANCE = {"fp16": 0.02, "bf16": 0.1}  # of outputs, behind whole models perhaps
+_HALF_TOLERANCE = {"fp16": 0.02, "bf16": 0.1}  # larger, because a whole model may lie before an output
 
 
-class Tally:
-    """Adds up the segments over the batches."""
+class SegmentTotals:
+    """Add up the comparisons of the segments over the batches.
+
+    Args:
+        dtype: Type that the file computes in: ``fp32``, ``fp16`` or ``bf16``.
+    """
 
     def __init__(self, dtype: str = "fp32") -> None:
         self._rows: dict[str, Segment] = {}
         self._power: dict[str, list[float]] = {}  # of signal and difference
-        self._gains: dict[str, Gain] = {}
+        self._scale_ratios: dict[str, ScaleRatio] = {}
         self._rounding = _HALF_STEP.get(dtype, 0.0) * _HALF_ROUNDINGS
         self._tolerance = _HALF_TOLERANCE.get(dtype, FLOAT_TOLERANCE)
 
-    def add_integers(self, name: str, record: Record, integers: np.ndarray) -> None:
-        """Compare the ``integers`` that a piece found with those of torch; a tie is not wrong."""
+    def add_integers(self, name: str, record: RecordedTensor, integers: np.ndarray) -> None:
+        """Compare the integers that a segment returned with those of torch. A rounding tie is not wrong.
+
+        Args:
+            name: Slot of the quantizer.
+            record: What the quantizer saw in torch.
+            integers: What the segment returned, counted from the zero point.
+        """
         expected = record.integers
         difference = np.abs(expected - integers)
-        off = ~(difference == 0)  # NaN is wrong
-        # Near enough to what torch rounded, so that a difference within the zone explains it.
-        tie = off & record.near(integers, self._rounding)
-        wrong = int((off & ~tie).sum())
+        differs = ~(difference == 0)  # this way round, NaN differs
+        tie = differs & record.matches(integers, self._rounding)
+        wrong = int((differs & ~tie).sum())
         largest = float(difference.max(initial=0))
         row = Segment(name, difference.size, int(tie.sum()), wrong, largest, "steps")
         self._add(row, expected, difference)
         if self._rounding:
-            self._gains.setdefault(name, Gain()).add(expected, integers)
+            self._scale_ratios.setdefault(name, ScaleRatio()).add(expected, integers)
 
     def add_floats(self, name: str, expected: np.ndarray, actual: np.ndarray) -> None:
-        """Compare floats relative to the largest magnitude, whole numbers by value."""
-        expected, actual = wide(expected), wide(actual)
+        """Compare floats relative to the largest magnitude, integers by value."""
+        expected, actual = to_float32(expected), to_float32(actual)
         if expected.dtype.kind in "iu":
             difference = np.abs(expected - actual)
-            # What a label is can hang on the last digit of half precision, whose logits are not outputs.
+            # In half precision the last digit of the logits may decide a label, and the logits are not there to tell.
             wrong = 0 if self._rounding else int((difference != 0).sum())
             row = Segment(name, difference.size, 0, wrong, float(difference.max(initial=0)), "by value")
             self._add(row, expected, difference)
             return
         amax = max(float(np.abs(expected).max(initial=0)), float(np.finfo(np.float32).tiny))
         difference = np.abs(expected - actual) / amax
-        wrong = int((~(difference <= self._tolerance)).sum())  # NaN is wrong
+        wrong = int((~(difference <= self._tolerance)).sum())  # this way round, NaN is wrong
         largest = float(difference.max(initial=0))
         row = Segment(name, difference.size, 0, wrong, largest, "of the largest magnitude")
         self._add(row, expected / amax, difference)
@@ -93,12 +102,12 @@ class Tally:
         )
 
     def segments(self) -> list[Segment]:
-        """In the order of the graph."""
-        off = {name: gain.ratio for name, gain in self._gains.items() if not gain.is_explained}
-        return [replace(row, gain=off.get(row.name, 1.0)) for row in self._rows.values()]
+        """Return the totals of every segment, in graph order."""
+        wrong = {name: scale.ratio for name, scale in self._scale_ratios.items() if not scale.is_within_tolerance}
+        return [replace(row, scale_ratio=wrong.get(row.name, 1.0)) for row in self._rows.values()]
 
     def problems(self) -> list[str]:
-        """The segments that do not hold, in the order of the graph."""
+        """Describe the segments that do not hold, in graph order."""
         problems = []
         for row in self.segments():
             if row.wrong:
@@ -107,40 +116,57 @@ class Tally:
                 )
             elif not row.holds:
                 problems.append(
-                    f"{row.name}: the values are {row.gain:.3g} times those of torch, which rounding does not explain"
+                    f"{row.name}: the values are {row.scale_ratio:.3g} times those of torch, which rounding does not "
+                    "explain"
                 )
         return problems
 
 
 def compare_segments(
-    tally: Tally,
+    totals: SegmentTotals,
     cuts: Iterable[Cut],
-    pieces: Runner,
+    cut_runner: Runner,
     model: nn.Module,
-    recorded: Mapping[Call, Record],
+    recorded: Mapping[Call, RecordedTensor],
     arrays: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Add up what the pieces find; the integers that they were fed, by name of the graph's input."""
-    torch_side = {piece: recorded[call].transposed(piece.perm) for piece, call in calls_of(model, cuts).items()}
+    """Run all segments on one batch and add their comparisons to ``totals``.
+
+    Args:
+        totals: The totals to add to.
+        cuts: The cuts of the graph.
+        cut_runner: Runner of the graph that was cut.
+        model: The checkpoint's model.
+        recorded: What its quantizers saw.
+        arrays: The inputs of the batch.
+        outputs: The outputs of the model.
+
+    Returns:
+        The integers that each segment was given, by the name of its graph input.
+
+    Raises:
+        ExportError: If the file cannot be run with these tensors.
+    """
+    torch_side = {cut: recorded[call].transposed(cut.perm) for cut, call in calls_of(model, cuts).items()}
     fed: dict[str, np.ndarray] = {}
-    for piece, record in torch_side.items():
-        if piece.zero_point is None or np.all(piece.zero_point == record.zero_point):
-            fed[piece.input] = record.q.astype(piece.dtype, copy=False)
+    for cut, record in torch_side.items():
+        if cut.zero_point is None or np.all(cut.zero_point == record.zero_point):
+            fed[cut.input] = record.q.astype(cut.dtype, copy=False)
         else:
-            fed[piece.input] = (record.integers + np.float32(piece.zero_point)).astype(piece.dtype)
-        grid = {"scale": record.scale, "zero_point": record.zero_point.astype(piece.dtype)}
-        fed |= {name: grid[part] for part, _, name in piece.computed}
+            fed[cut.input] = (record.integers + np.float32(cut.zero_point)).astype(cut.dtype)
+        grid = {"scale": record.scale, "zero_point": record.zero_point.astype(cut.dtype)}
+        fed |= {name: grid[part] for part, _, name in cut.computed}
     try:
-        found = pieces({**arrays, **fed})
+        found = cut_runner({**arrays, **fed})
     except DataError as error:
         raise ExportError(str(error)) from error
-    for piece, record in torch_side.items():
-        grid = {part: found[name].astype(np.float32) for part, name, _ in piece.computed}
+    for cut, record in torch_side.items():
+        grid = {part: found[name].astype(np.float32) for part, name, _ in cut.computed}
         if "scale" in grid:
-            tally.add_floats(f"{piece.slot}.scale", record.scale, grid["scale"])
-        zero = grid["zero_point"] if piece.zero_point is None else piece.zero_point
-        tally.add_integers(piece.slot, record, found[piece.output].astype(np.float32) - zero)
+            totals.add_floats(f"{cut.slot}.scale", record.scale, grid["scale"])
+        zero = grid["zero_point"] if cut.zero_point is None else cut.zero_point
+        totals.add_integers(cut.slot, record, found[cut.output].astype(np.float32) - zero)
     for name, expected in outputs.items():
-        tally.add_floats(name, expected, found[name])
+        totals.add_floats(name, expected, found[name])
     return fed

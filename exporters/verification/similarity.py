@@ -1,4 +1,4 @@
-"""How close two arrays are."""
+"""Measure how similar two arrays are."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ EQUAL_DB = 200.0
 
 
 def sqnr_db(reference: np.ndarray, actual: np.ndarray) -> float:
-    """Signal to quantization-noise ratio in decibels: 10 log10 of the power of the signal over that of the error.
+    """Return the signal to quantization noise ratio in decibels.
 
-    200 dB, far beyond float32, stands for equal arrays: a number that JSON has.
+    It is 10 log10 of the power of the signal over that of the error. 200 dB, far beyond float32, stands for equal
+    arrays, because JSON has no infinity.
     """
     with np.errstate(all="ignore"):  # values that are not finite give NaN
         signal = np.square(reference, dtype=np.float64).sum()
@@ -22,15 +23,15 @@ def sqnr_db(reference: np.ndarray, actual: np.ndarray) -> float:
 
 
 def ratio_db(signal: float, noise: float) -> float:
-    """Of two sums of squares, in decibels."""
+    """Return the ratio of two sums of squares in decibels."""
     if noise == 0:
         return EQUAL_DB
     ratio = 10 * np.log10(np.maximum(signal, np.finfo(np.float64).tiny) / noise)
-    return float(np.minimum(ratio, EQUAL_DB))  # NaN stays, which min() would lose
+    return float(np.minimum(ratio, EQUAL_DB))  # unlike min(), this keeps NaN
 
 
 def cosine(reference: np.ndarray, actual: np.ndarray) -> float:
-    """Mean cosine between the vectors on the last axis."""
+    """Return the mean cosine between the vectors on the last axis."""
     a, b = reference.astype(np.float64), actual.astype(np.float64)
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return float(np.mean((a * b).sum(axis=-1) / np.maximum(norms, np.finfo(np.float64).tiny)))

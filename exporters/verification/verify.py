@@ -1,12 +1,12 @@
-"""Proof that an exported file computes what the checkpoint computes.
+"""Verify that an exported file computes what its checkpoint computes.
 
-By segment: the graph is cut at its quantizers, every piece is fed torch's own integers, runtime optimizations off; the
-integers that come out must be equal, except values that lie within ``TIE`` of a rounding tie, which are counted. Half
-precision widens that zone by its own rounding.
+By segment: the graph is cut at its quantizers, and every segment gets the integers of torch, with the optimizations of
+the runtime off. It must return the integers of torch. Values within ``TIE`` of a rounding tie may differ and are
+counted; half precision widens that zone by its own rounding.
 
-End to end: the file as it is deployed, optimizations on. One flipped step grows through the layers, so file and
-checkpoint may differ there; but both must lie equally close to the float model, and close to each other within stated
-bounds.
+End to end: the whole file runs with optimizations on. One value that rounds to the other neighbour grows through the
+layers, so file and checkpoint may differ. But both must be equally close to the float model, and close to each other
+within bounds.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from exporters.export_model import deploy
+from exporters.export_model import wrap_for_export
 from exporters.onnx.segments import cut_at_quantizers
 from exporters.runners import EvaluatorRunner, OnnxRuntimeRunner, OpenVINORunner, Runner
-from exporters.runners.feed import missing, raise_problems
-from exporters.verification.arrays import array_of
-from exporters.verification.end_to_end import compare_end_to_end, end_to_end_problems
+from exporters.runners.inputs import missing_inputs, raise_problems
+from exporters.verification.end_to_end import bound_problems, compare_outputs
+from exporters.verification.matching import output_problems, quantizer_problems
+from exporters.verification.numpy_conversion import to_numpy
 from exporters.verification.pair_sums import PairSums
-from exporters.verification.recording import float_outputs, outputs_of, record_run
-from exporters.verification.report import Bounds, EndToEnd, Segment, Verification
-from exporters.verification.segments import Tally, compare_segments
+from exporters.verification.recording import run_and_record, run_float_outputs, run_outputs
+from exporters.verification.report import Bounds, OutputComparison, Segment, VerificationReport
+from exporters.verification.segments import SegmentTotals, compare_segments
 from exporters.verification.similarity import cosine, sqnr_db
-from exporters.verification.structure import output_problems, quantizer_problems
 from qdq.errors import ExportError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from exporters.export_model import Deployed
-    from exporters.interface import Form
+    from exporters.export_model import ExportModel
+    from exporters.interface import ExportInterface
     from exporters.onnx.segments import Cut
 
-__all__ = ["Bounds", "EndToEnd", "Segment", "Verification", "cosine", "sqnr_db", "verify"]
+__all__ = ["Bounds", "OutputComparison", "Segment", "VerificationReport", "cosine", "sqnr_db", "verify"]
 
 _Batch = Mapping[str, Tensor]
 
 _RUNTIMES = ("onnxruntime", "openvino", "reference", "evaluator")
 
-_HALF_LOSS_DB = {"fp16": 3.0, "bf16": 6.0}  # two runs in half precision differ from each other as well
+_HALF_LOSS_DB = {"fp16": 3.0, "bf16": 6.0}  # even two runs of the same model differ in half precision
 
 
 def verify(
@@ -61,96 +61,105 @@ def verify(
     *,
     runtime: str = "onnxruntime",
     bounds: Bounds | None = None,
-    form: Form | None = None,
+    interface: ExportInterface | None = None,
     engine: Runner | None = None,
     sums_in_16_bits: bool = False,
-) -> Verification:
+) -> VerificationReport:
     """Compare an ONNX file with the torch model it was exported from.
 
     Args:
-        model: float, or wrapped in mode QUANTIZE; in eval mode.
-        path: of ``model.onnx``.
-        batches: inputs of several shapes, with padding, as the signature of the form has them.
-        runtime: that runs the file end to end: ``onnxruntime``, ``openvino``, ``reference``: ONNX Runtime with its
-            optimizations off, for files that are meant for a device which is not here; or ``evaluator``: onnx's own
-            evaluator, slow but with every type, which then runs the pieces, too.
-        bounds: for end to end, :class:`Bounds` when None, with a wider ``float_loss_db`` in half precision.
-        form: that the file has, :class:`~exporters.interface.Form` when None; ``model`` computes in its type already.
-        engine: built from the file; it runs end to end instead of ``runtime``.
-        sums_in_16_bits: whether to simulate CPUs that add pairs of products in 16 bits; no sum may saturate then.
+        model: A float model, or a wrapped one in mode QUANTIZE; in eval mode.
+        path: The ONNX file.
+        batches: Inputs of several shapes, with padding, for the signature of the file.
+        runtime: Runtime that runs the file end to end. ``onnxruntime``; ``openvino``; ``reference``, ONNX Runtime with
+            its optimizations off, for files whose device is not here; or ``evaluator``, the slow evaluator of onnx that
+            knows every type, which then runs the segments as well.
+        bounds: Bounds for the outputs, :class:`Bounds` if None, with a larger ``float_loss_db`` in half precision.
+        interface: The export interface of the file, the default one if None. ``model`` must compute in its type
+            already.
+        engine: An engine built from the file, which runs end to end instead of ``runtime``.
+        sums_in_16_bits: Whether to simulate CPUs that add pairs of products in 16 bits. No sum may saturate then.
 
     Returns:
-        The report; it does not raise when something does not hold.
+        The report. A comparison that fails is in the report and raises nothing.
 
     Raises:
-        CheckpointError: for a file that cannot be read or is not of ours.
-        DataError: for batches that lack an input.
-        ExportError: for a runtime that does not exist.
-        OSError: when the temporary directory cannot hold the weights of the file once more.
+        CheckpointError: If the file cannot be read, or qdq did not write it.
+        DataError: If a batch lacks an input.
+        ExportError: If the runtime is unknown.
+        OSError: If the temporary directory has no room for another copy of the weights.
     """
     if runtime not in _RUNTIMES:
         raise ExportError(f"no runtime {runtime!r} to verify in: it must be one of {', '.join(_RUNTIMES)}")
-    deployed = deploy(model, form)
+    export_model = wrap_for_export(model, interface)
     if bounds is None:
-        plain, dtype = Bounds(), deployed.form.dtype
-        loss = _HALF_LOSS_DB.get(dtype, plain.float_loss_db)
-        bounds = replace(plain, float_loss_db=loss, independent=dtype in _HALF_LOSS_DB)
+        default, dtype = Bounds(), export_model.interface.dtype
+        loss = _HALF_LOSS_DB.get(dtype, default.float_loss_db)
+        bounds = replace(default, float_loss_db=loss, independent=dtype in _HALF_LOSS_DB)
     batches = list(batches)
-    names = deployed.signature.input_names
+    names = export_model.signature.input_names
     raise_problems(
-        "a batch of the proof", [*dict.fromkeys(problem for batch in batches for problem in missing(names, batch))]
+        "a batch of the verification",
+        [*dict.fromkeys(problem for batch in batches for problem in missing_inputs(names, batch))],
     )
-    tally = Tally(deployed.form.dtype)
+    totals = SegmentTotals(export_model.interface.dtype)
     problems = [] if batches else ["nothing was compared: there is no batch"]
-    start_pieces = EvaluatorRunner if runtime == "evaluator" else partial(OnnxRuntimeRunner, optimize=False)
-    # NaN and infinity are counted, not warned about.
+    cut_runner = EvaluatorRunner if runtime == "evaluator" else partial(OnnxRuntimeRunner, optimize=False)
+    # NaN and infinity are counted as wrong, so numpy need not warn about them.
     with TemporaryDirectory(prefix="qdq-verify-") as folder, np.errstate(all="ignore"):
-        pieces = Path(folder) / "pieces.onnx"
-        cuts = cut_at_quantizers(path, pieces)
+        cut_path = Path(folder) / "cut.onnx"
+        cuts = cut_at_quantizers(path, cut_path)
         saturation = PairSums(path if sums_in_16_bits else None)
-        gc.collect()  # graphs refer to themselves, and hold what was read of the weights
-        # One runtime after the other: each holds the weights.
+        gc.collect()  # graphs have cycles, and keep the weights that were read in memory
+        # One runtime after the other, because each has a copy of the weights in memory.
         whole, runtime = _runner(path, runtime) if engine is None else (engine, "the engine")
-        rows, different = _end_to_end(deployed, batches, whole)
+        rows, different = _end_to_end(export_model, batches, whole)
         del whole
-        different = different or _by_segment(deployed, batches, cuts, start_pieces(pieces), tally, saturation)
-    if different:  # then how far the outputs are apart says nothing more
+        different = different or _by_segment(export_model, batches, cuts, cut_runner(cut_path), totals, saturation)
+    if different:  # the distance between outputs of different graphs says nothing
         rows = []
-    problems += [*different, *tally.problems(), *saturation.problems()]
-    problems += [problem for row in rows for problem in end_to_end_problems(row, bounds, runtime)]
-    return Verification(tally.segments(), rows, bounds, runtime, problems, saturation.rows())
+    problems += [*different, *totals.problems(), *saturation.problems()]
+    problems += [problem for row in rows for problem in bound_problems(row, bounds, runtime)]
+    return VerificationReport(totals.segments(), rows, bounds, runtime, problems, saturation.rows())
 
 
-def _end_to_end(deployed: Deployed, batches: list[_Batch], whole: Runner) -> tuple[list[EndToEnd], list[str]]:
-    """The outputs of the file as it is deployed, and what keeps them from being compared."""
-    rows: list[EndToEnd] = []
+def _end_to_end(
+    export_model: ExportModel, batches: list[_Batch], whole: Runner
+) -> tuple[list[OutputComparison], list[str]]:
+    """Compare the outputs of the whole file; return the comparisons, and why outputs cannot be compared."""
+    rows: list[OutputComparison] = []
     for batch in batches:
         arrays = _arrays(batch)
         try:
             found = whole(arrays)
         except ExportError as error:
             return rows, [_cannot_run(error)]
-        expected = outputs_of(deployed, batch)
+        expected = run_outputs(export_model, batch)
         if problems := output_problems(expected, found):
             return rows, problems
-        rows += compare_end_to_end(float_outputs(deployed, batch), expected, found, arrays)
+        rows += compare_outputs(run_float_outputs(export_model, batch), expected, found, arrays)
     return rows, []
 
 
 def _by_segment(
-    deployed: Deployed, batches: list[_Batch], cuts: Sequence[Cut], pieces: Runner, tally: Tally, saturation: PairSums
+    export_model: ExportModel,
+    batches: list[_Batch],
+    cuts: Sequence[Cut],
+    cut_runner: Runner,
+    totals: SegmentTotals,
+    saturation: PairSums,
 ) -> list[str]:
-    """Add up the segments of the file; what keeps them from being compared."""
+    """Compare the segments of the file; return why they cannot be compared."""
     for batch in batches:
-        recorded, outputs = record_run(deployed, batch, per_token=[piece.slot for piece in cuts])
-        if problems := quantizer_problems(deployed.model, cuts, recorded):
+        recorded, outputs = run_and_record(export_model, batch, per_token=[cut.slot for cut in cuts])
+        if problems := quantizer_problems(export_model.model, cuts, recorded):
             return problems
         try:
-            fed = compare_segments(tally, cuts, pieces, deployed.model, recorded, _arrays(batch), outputs)
+            fed = compare_segments(totals, cuts, cut_runner, export_model.model, recorded, _arrays(batch), outputs)
         except ExportError as error:
             return [_cannot_run(error)]
         saturation.add(cuts, fed)
-        del recorded, fed  # before those of the next batch
+        del recorded, fed  # frees their memory before the next batch is recorded
     return []
 
 
@@ -159,7 +168,7 @@ def _cannot_run(error: ExportError) -> str:
 
 
 def _arrays(batch: _Batch) -> dict[str, np.ndarray]:
-    return {name: array_of(value) for name, value in batch.items()}
+    return {name: to_numpy(value) for name, value in batch.items()}
 
 
 def _runner(path: Path, runtime: str) -> tuple[Runner, str]:

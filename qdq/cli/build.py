@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from exporters.tensorrt.build import Built
+    from exporters.tensorrt.build import BuildResult
     from exporters.tensorrt.lint.lint import LintReport
+    from exporters.tensorrt.onnx_file import OnnxFile
     from exporters.tensorrt.report import EngineReport
-    from exporters.tensorrt.source import Source
 
 __all__ = ["build", "shown_report"]
 
@@ -100,7 +100,7 @@ def build(
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
     from exporters.tensorrt.build import BuildOptions
-    from exporters.tensorrt.source import read_source
+    from exporters.tensorrt.onnx_file import read_onnx_file
 
     options = BuildOptions(
         workspace_mb=workspace,
@@ -114,7 +114,7 @@ def build(
     )
     if output.is_dir():
         raise ConfigError(f"{output}: is a folder; name a file, {output / 'model.plan'}")
-    source = read_source(model)
+    source = read_onnx_file(model)
     profiles = chosen_profiles(source, min_shapes, opt_shapes, max_shapes)
     if print_trtexec or print_polygraphy:
         _print_commands(session, source, output, profiles, options, trtexec=print_trtexec, other=print_polygraphy)
@@ -123,10 +123,10 @@ def build(
 
 
 def _print_commands(
-    session: Session, source: Source, output: Path, profiles: Any, options: Any, *, trtexec: bool, other: bool
+    session: Session, source: OnnxFile, output: Path, profiles: Any, options: Any, *, trtexec: bool, other: bool
 ) -> None:
     from exporters.tensorrt.build import check_options
-    from exporters.tensorrt.commands import polygraphy_command, shown, trtexec_command
+    from exporters.tensorrt.commands import format_command, polygraphy_command, trtexec_command
     from exporters.tensorrt.profiles import check_profiles
 
     problems = check_profiles(profiles, source.inputs, longest=source.longest)
@@ -139,7 +139,7 @@ def _print_commands(
     if other:
         highest = _vocabulary(source.path.with_name("config.json"))
         lines["polygraphy"] = polygraphy_command(source.path, output, profiles, options, highest=highest)
-    session.result(lines, *(shown(line) for line in lines.values()))
+    session.result(lines, *(format_command(line) for line in lines.values()))
 
 
 def _vocabulary(config: Path) -> dict[str, int]:
@@ -151,11 +151,11 @@ def _vocabulary(config: Path) -> dict[str, int]:
 
 
 def _build(
-    session: Session, source: Source, model: Path, output: Path, profiles: Any, options: Any, backend: str
+    session: Session, source: OnnxFile, model: Path, output: Path, profiles: Any, options: Any, backend: str
 ) -> None:
     from exporters.tensorrt import build as building
     from exporters.tensorrt.lint.lint import lint
-    from exporters.tensorrt.record import write_record
+    from exporters.tensorrt.plan_metadata import write_metadata
     from exporters.tensorrt.report import engine_report
 
     linted = lint(source, target="tensorrt", profiles=profiles, refit=options.refit or options.strip)
@@ -173,7 +173,7 @@ def _build(
             raise _with_findings(error, linted) from error
     report = engine_report(source.model, built.kernels, linted.reasons())
     findings = [finding.to_dict() for finding in linted.findings]
-    write_record(output, built, report, findings, source=model)
+    write_metadata(output, built, report, findings, source=model)
     for finding in linted.findings:
         if finding.severity != "info":
             session.say(f"{finding.id} {finding.node}: {finding.problem}; {finding.rule.cure}")
@@ -190,7 +190,7 @@ def _with_findings(error: BuildError, linted: LintReport) -> BuildError:
     return BuildError(f"{error}\n{describe_problems('what qdq lint finds', lines)}")
 
 
-def _head(output: Path, built: Built) -> str:
+def _head(output: Path, built: BuildResult) -> str:
     return (
         f"{output}: {built.plan_bytes / 1e6:.1f} MB (ONNX {built.onnx_bytes / 1e6:.1f} MB, float "
         f"{built.float_bytes / 1e6:.1f} MB), {built.backend}, built in {built.seconds:.1f} s"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from exporters.tensorrt.onnx_file import OnnxFile
     from exporters.tensorrt.profiles import Profile
-    from exporters.tensorrt.source import Source
 
 __all__ = ["MaxShapesOption", "MinShapesOption", "OptShapesOption", "chosen_profiles"]
 
@@ -40,7 +40,7 @@ MaxShapesOption = Annotated[
 
 
 def chosen_profiles(
-    source: Source, least: list[str] | None, best: list[str] | None, largest: list[str] | None
+    source: OnnxFile, least: list[str] | None, best: list[str] | None, largest: list[str] | None
 ) -> list[Profile]:
     """The profiles that the options name, or the default one.
 

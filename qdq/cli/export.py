@@ -14,7 +14,7 @@ from qdq.cli.tables import new_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from exporters.tune import Tuning
+    from exporters.tune import TuningResult
 
 __all__ = ["export", "model_bytes"]
 
@@ -114,16 +114,15 @@ def export(
     if in_float and recipe is not None:
         raise ExportError("--recipe goes with --target: a model exported with --float has no quantizers")
     from exporters import directory
-    from exporters.interface import CACHES, POOLINGS, Form
+    from exporters.interface import CACHES, POOLINGS, ExportInterface
+    from qdq.source import MODEL_FILE, ModelDirectory
 
     for option, value, known in (("--pooling", pooling, ("auto", *POOLINGS)), ("--cache", cache, CACHES)):
         if value is not None and value not in known:
             raise ExportError(f"{option} {value}: it must be one of {', '.join(known)}")
     if pooling == "auto":
-        from qdq.tasks.pooling import read_pooling
-
-        pooling = read_pooling(model)
-    form = Form(
+        pooling = ModelDirectory.of(model).pooling
+    interface = ExportInterface(
         pooling=pooling,  # type: ignore[arg-type]
         normalize=normalize,
         softmax=softmax,
@@ -147,7 +146,7 @@ def export(
             rounds=rounds,
             recipe=recipe,
             opset=opset,
-            form=form,
+            interface=interface,
             isa=isa,
         )
         recipe = tuning.recipe
@@ -158,13 +157,13 @@ def export(
             target=target,
             recipe=recipe,
             opset=opset,
-            form=form,
+            interface=interface,
             isa=isa,
             tuning=None if tuning is None else tuning.to_dict(),
         )
     for note in exported.notes:
         session.say(note)
-    size = model_bytes(output / directory.MODEL_FILE)
+    size = model_bytes(output / MODEL_FILE)
     session.result(
         {
             "output": output,
@@ -173,12 +172,12 @@ def export(
             **({"tuning": tuning.to_dict()} if tuning else {}),
         },
         *([] if tuning is None else _choices(tuning)),
-        f"{output / directory.MODEL_FILE}: {size / 1e6:.1f} MB, opset {exported.opset}, "
+        f"{output / MODEL_FILE}: {size / 1e6:.1f} MB, opset {exported.opset}, "
         f"{', '.join(exported.signature.input_names)} -> {', '.join(exported.signature.outputs)}",
     )
 
 
-def _tuned(session: Session, model: Path, *, shape: str, **options: Any) -> Tuning:
+def _tuned(session: Session, model: Path, *, shape: str, **options: Any) -> TuningResult:
     from exporters.benchmark import Shape
     from exporters.tune import tune
 
@@ -187,7 +186,7 @@ def _tuned(session: Session, model: Path, *, shape: str, **options: Any) -> Tuni
         return tune(model, shape=Shape(rows, tokens), progress=lambda what: advance(0, what), **options)
 
 
-def _choices(tuning: Tuning) -> list[Table | str]:
+def _choices(tuning: TuningResult) -> list[Table | str]:
     table = new_table("form", "median\nms", "speed-up", "cosine\nto float")
     for row in tuning.rows:
         if row.median_s is None or row.speedup is None or row.cosine is None:

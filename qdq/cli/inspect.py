@@ -80,12 +80,12 @@ def inspect(
         raise CheckpointError(f"{path}: a recipe is for a model, which is a directory with a config.json, or that file")
     if task is not None:
         raise ConfigError("--task goes with --recipe or a config.json: anything else has its own")
-    from exporters.tensorrt.record import is_plan
+    from exporters.tensorrt.plan_metadata import is_plan
 
     if is_plan(path):
         _inspect_engine(session, path, full=verbose > 0)
         return
-    from exporters.directory import MODEL_FILE
+    from qdq.source import MODEL_FILE
 
     if path.is_dir() and (path / MODEL_FILE).is_file():
         path = path / MODEL_FILE
@@ -101,9 +101,9 @@ def inspect(
 
 
 def _inspect_engine(session: Session, path: Path, *, full: bool) -> None:
-    from exporters.tensorrt.record import read_record
+    from exporters.tensorrt.plan_metadata import read_metadata
 
-    record = read_record(path)
+    record = read_metadata(path)
     report, kernels = record.pop("report"), record.pop("layers")
     table = new_table("kernel", "kind", "in", "stored", "out", words=5)
     for kernel in kernels if full else ():
@@ -136,10 +136,12 @@ def _inspect_plan(session: Session, path: Path, choice: RecipeChoice | None, tas
 
 
 def _inspect_checkpoint(session: Session, path: Path) -> None:
-    from qdq.checkpoint import QUANTIZATION_FILE, is_quantized, load, read_quantization
+    from qdq.checkpoint import load
     from qdq.quantization.wrap import named_slots
+    from qdq.source import ModelDirectory
 
-    model = load(path)
+    directory = ModelDirectory.of(path)
+    model = load(directory)
     parameters = sum(p.numel() for p in model.parameters())
     document: dict[str, Any] = {
         "kind": "checkpoint",
@@ -147,15 +149,15 @@ def _inspect_checkpoint(session: Session, path: Path) -> None:
         "model_type": model.config.model_type,
         "task": model.task,
         "parameters": parameters,
-        "quantized": is_quantized(path),
+        "quantized": directory.is_quantized,
     }
     head = f"{path}: {model.config.model_type}, {model.task}, {parameters / 1e6:.1f} M parameters"
-    if not is_quantized(path):
+    if not directory.is_quantized:
         session.result(document, f"{head}, float")
         return
     recipe, calibration, origin = None, None, "as pytorch-quantization left it"
-    if (path / QUANTIZATION_FILE).is_file():  # else a QDQBERT of others
-        record = read_quantization(path)
+    record = directory.quantization
+    if record is not None:  # None: a QDQBERT that another program wrote
         recipe, calibration = record["recipe"].get("name"), record["calibration"]
         origin = f"recipe {recipe}"
     rows = [{"slot": str(slot), **_figures(q)} for slot, q in named_slots(model) if q.spec is not None]
@@ -235,10 +237,10 @@ def _for_isa(report: GraphReport) -> list[str]:
     if report.isa is None:
         return []
     from exporters.onnx.isa import ISAS
-    from exporters.onnx.saturation import pairs_note
+    from exporters.onnx.saturation import saturation_note
 
     cpus = {"any": "every CPU"}.get(report.isa, report.isa)
     return [
         f"integer products for: {cpus}",
-        *(pairs_note(report.pair_sums, ISAS[report.isa]) if report.isa in ISAS else []),
+        *(saturation_note(report.pair_sums, ISAS[report.isa]) if report.isa in ISAS else []),
     ]

@@ -55,16 +55,16 @@ def lint(
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
     from exporters.tensorrt.lint.lint import lint as check
-    from exporters.tensorrt.lint.parser import parser_findings
+    from exporters.tensorrt.lint.parser_check import parser_findings
     from exporters.tensorrt.lint.repair import repair
-    from exporters.tensorrt.source import read_source
+    from exporters.tensorrt.onnx_file import read_onnx_file
 
-    source = read_source(exported)
+    source = read_onnx_file(exported)
     profiles = chosen_profiles(source, min_shapes, opt_shapes, max_shapes)
     repairs: list[str] = []
     if fix is not None:
         repairs = repair(source.path, fix)
-        source = read_source(fix)
+        source = read_onnx_file(fix)
         for line in repairs:
             session.say(line)
     report = check(source, target=target, profiles=profiles, refit=refit)

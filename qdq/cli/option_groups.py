@@ -26,22 +26,23 @@ def with_groups(function: Callable[P, None]) -> Callable[..., None]:
 
     1. A dataclass of the command line, whose fields are annotated with ``typer.Option``, all with a default.
     2. A settings dataclass of the library (:mod:`qdq.settings`), annotated as ``Annotated[TrainingSettings, "Steps"]``
-       where the text names the panel of the help. Fields without a setting, or with one that is no option, keep their
-       default.
+       where the text names the panel of the help for settings that name none themselves. Fields without a setting, or
+       with one that is no option, keep their default.
     """
     hints = get_type_hints(function, include_extras=True)
-    groups = {name: group for name, hint in hints.items() if (group := _group(hint)) is not None}
+    groups: dict[str, _Group] = {}
     parameters: list[Parameter] = []
     for parameter in signature(function).parameters.values():
-        if parameter.name in groups:
-            parameters += _options(*groups[parameter.name], parameter.kind)
-        else:
-            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+        name = parameter.name
+        if (found := _dataclass_of(hints[name])) is None:
+            parameters.append(parameter.replace(annotation=hints[name]))
+            continue
+        groups[name] = _Group(name, *found)
+        parameters += groups[name].options(parameter.kind)
 
     def run(**given: Any) -> None:
-        for name, (group, _) in groups.items():
-            own = {one.name for one in fields(group)} & given.keys()
-            given[name] = group(**{field: given.pop(field) for field in own})
+        for name, group in groups.items():
+            given[name] = group.instance(given)
         function(**given)  # type: ignore[call-arg]
 
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
@@ -50,8 +51,8 @@ def with_groups(function: Callable[P, None]) -> Callable[..., None]:
     return run
 
 
-def _group(hint: Any) -> tuple[Any, str | None] | None:
-    """The dataclass behind a parameter's annotation, and its panel."""
+def _dataclass_of(hint: Any) -> tuple[Any, str | None] | None:
+    """Return the dataclass behind a parameter's annotation and its panel, or None where it is no dataclass."""
     if get_origin(hint) is Annotated:
         kind, *notes = get_args(hint)
         panel = next((note for note in notes if isinstance(note, str)), None)
@@ -59,22 +60,44 @@ def _group(hint: Any) -> tuple[Any, str | None] | None:
     return (hint, None) if is_dataclass(hint) else None
 
 
-def _options(group: Any, panel: str | None, kind: Any) -> Iterator[Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    declared = {name: setting for name, _, setting in settings_of(group)}
-    for one in fields(group):
-        annotation = hints[one.name]
-        if declared:
-            if one.name not in declared or declared[one.name].option is None:
-                continue
-            annotation = Annotated[annotation, _option(one.name, annotation, declared[one.name], panel)]
-        yield Parameter(one.name, kind, default=one.default, annotation=annotation)
+class _Group:
+    """The options of one parameter of a command.
+
+    Args:
+        name: Name of the parameter.
+        kind: The dataclass.
+        panel: Panel of the help for settings that name none.
+    """
+
+    def __init__(self, name: str, kind: Any, panel: str | None) -> None:
+        self._kind, self._panel = kind, panel
+        self._settings = {one: declared for one, _, declared in settings_of(kind)}
+        self._fields = {
+            # The option of a setting is spelled out, so that fields of two dataclasses may have the same name.
+            f"{name}__{one.name}" if self._settings else one.name: one
+            for one in fields(kind)
+            if not self._settings or (one.name in self._settings and self._settings[one.name].option is not None)
+        }
+
+    def options(self, parameter_kind: Any) -> Iterator[Parameter]:
+        """Yield a parameter for typer for each option."""
+        # Only the options' types are resolved: others may be imported for type checkers alone.
+        types = {one.name: one.type for one in self._fields.values()}
+        options = type(self._kind.__name__, (), {"__annotations__": types, "__module__": self._kind.__module__})
+        hints = get_type_hints(options, include_extras=True)
+        for parameter, one in self._fields.items():
+            annotation = hints[one.name]
+            if self._settings:
+                annotation = Annotated[annotation, _option(one.name, annotation, self._settings[one.name], self._panel)]
+            yield Parameter(parameter, parameter_kind, default=one.default, annotation=annotation)
+
+    def instance(self, given: dict[str, Any]) -> Any:
+        """Take the values of the group out of ``given`` and return the dataclass made from them."""
+        return self._kind(**{one.name: given.pop(parameter) for parameter, one in self._fields.items()})
 
 
 def _option(name: str, kind: Any, setting: Setting, panel: str | None) -> Any:
-    is_flag = kind is bool
-    spelling = setting.option or (f"--{name.replace('_', '-')}" if is_flag else None)
+    spelling = setting.option or f"--{name.replace('_', '-')}"
     # An empty metavar keeps the help of flags free of their type.
-    metavar = setting.metavar or ("" if is_flag else None)
-    names = () if spelling is None else (spelling,)
-    return typer.Option(*names, metavar=metavar, help=setting.help, rich_help_panel=panel)
+    metavar = setting.metavar or ("" if kind is bool else None)
+    return typer.Option(spelling, metavar=metavar, help=setting.help, rich_help_panel=setting.panel or panel)

@@ -14,7 +14,7 @@ from qdq.errors import VerificationError, describe_problems
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from exporters.verification.verify import Verification
+    from exporters.verification.verify import VerificationReport
 
 __all__ = ["verify"]
 
@@ -64,7 +64,7 @@ def verify(
     )
 
 
-def _by_segment(verification: Verification, *, full: bool) -> list[Table | str]:
+def _by_segment(verification: VerificationReport, *, full: bool) -> list[Table | str]:
     from exporters.verification.similarity import EQUAL_DB
 
     rows = verification.segments
@@ -92,7 +92,7 @@ def _by_segment(verification: Verification, *, full: bool) -> list[Table | str]:
     ]
 
 
-def _saturation(verification: Verification) -> list[Table | str]:
+def _saturation(verification: VerificationReport) -> list[Table | str]:
     """Of files with weights that could saturate, and no table without."""
     if not verification.saturation:
         return []
@@ -102,7 +102,7 @@ def _saturation(verification: Verification) -> list[Table | str]:
     return ["Sums of pairs of products, as CPUs without VNNI make them, at most 32,767", table, ""]
 
 
-def _end_to_end(verification: Verification) -> list[Table | str]:
+def _end_to_end(verification: VerificationReport) -> list[Table | str]:
     bounds = verification.bounds
     table = new_table(
         "output",
@@ -137,7 +137,7 @@ def _end_to_end(verification: Verification) -> list[Table | str]:
     ]
 
 
-def _scatter(verification: Verification) -> list[str]:
+def _scatter(verification: VerificationReport) -> list[str]:
     found = [row.sqnr_spread_db for row in verification.end_to_end if row.sqnr_spread_db]
     if not found:
         return []

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from qdq.errors import CheckpointError, StorageError
+from qdq.protobuf import VARINT, read_fields, read_varint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -294,33 +295,11 @@ def parse_sentencepiece(data: bytes) -> SentencePieceModel:
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Yield the fields of a message: the number, and the value as an integer or, for all other types, as bytes."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        number, kind = key >> 3, key & 7
-        value: int | bytes
-        if kind == 0:
-            value, at = _varint(data, at)
-        elif kind in (1, 2, 5):
-            size, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
-            value, at = data[at : at + size], at + size
-            if at > len(data):
-                raise ValueError("it ends in the middle of a field")
+    for field in read_fields(data):
+        if field.wire_type == VARINT:
+            yield field.number, read_varint(data, field.begin, field.end)[0]
         else:
-            raise ValueError(f"a field of unknown kind {kind}")
-        yield number, value
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= len(data) or shift > 63:
-            raise ValueError("it ends in the middle of a number")
-        # Seven bits a byte, the lowest first; the highest bit says that more follow.
-        value |= (data[at] & 0x7F) << shift
-        if data[at] < 0x80:
-            return value, at + 1
-        at, shift = at + 1, shift + 7
+            yield field.number, data[field.begin : field.end]
 
 
 def _bytes(value: int | bytes) -> bytes:

@@ -33,7 +33,7 @@ from qdq.models.config import ModelConfig
 from qdq.models.keymap import Key, name_of, part_of, shape_of_whole, translate
 from qdq.models.model import Model, fresh_parameter
 from qdq.models.registry import configure, construct, family_of, fields_of, task_of
-from qdq.storage import no_directory, read_json, write_json
+from qdq.storage import missing_directory, read_json, write_json
 
 _WEIGHT_FILES = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
 _OLD_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
@@ -49,7 +49,7 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
     path = Path(path)
     if path.suffix != ".json":
         if not path.is_dir():
-            raise CheckpointError(no_directory(path, "give the directory of a downloaded checkpoint"))
+            raise CheckpointError(missing_directory(path, "give the directory of a downloaded checkpoint"))
         path = path / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; a model directory needs a config.json")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qdq.errors import CalibrationError, describe_problems
-from qdq.quantization import functional
+from qdq.quantization import functional, operators
 from qdq.quantization.spec import PerToken
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ class Quantizer(nn.Module):
         if self.rounding is not None and self.mode is Mode.QUANTIZE:
             assert self.spec is not None, "steps without a grid"
             scale = self.grid(x)[0].detach().to(x.dtype)
-            x = x + functional.spread(scale, x, axis=self.spec.axis, group=self.spec.group) * self.rounding
+            x = x + functional.expand_parameter(scale, x, axis=self.spec.axis, group=self.spec.group) * self.rounding
         return x
 
     def forward(self, x: Tensor, reader: int = 0) -> Tensor:
@@ -277,7 +277,7 @@ class Quantizer(nn.Module):
         if self.recorder is not None:
             self.recorder(x.detach(), self.quantize(x.detach()))
         if self.spec.dynamic and self.spec.axis is None and torch.compiler.is_exporting():
-            return functional.dynamic_fake_quantize(
+            return operators.dynamic_fake_quantize(
                 x,
                 qmin=self.spec.qmin,
                 qmax=self.spec.qmax,
@@ -298,15 +298,15 @@ class Quantizer(nn.Module):
             return [functional.value_range(x.abs(), self.spec)[1].to(x.dtype) if self.spec.dynamic else self.amax]
         scale, zero_point = self.grid(x)
         if scale.requires_grad and torch.is_grad_enabled():
-            scale = functional.scale_gradient(scale, count=self._count(x), qmax=self.spec.qmax)
+            scale = operators.scale_gradient(scale, count=self._count(x), qmax=self.spec.qmax)
         return [scale, zero_point]
 
     def _fake_quantize(self, x: Tensor, *state: Tensor, axis: int | None) -> Tensor:
         assert self.spec is not None
         if self._by_amax:
-            return functional.fake_quantize_by_amax(x, *state, qmin=self.spec.qmin, qmax=self.spec.qmax, axis=axis)
+            return operators.fake_quantize_by_amax(x, *state, qmin=self.spec.qmin, qmax=self.spec.qmax, axis=axis)
         scale, zero_point = state
-        return functional.rounded(x, scale, zero_point, self.spec, axis=axis)
+        return operators.fake_quantize_by_spec(x, scale, zero_point, self.spec, axis=axis)
 
     def _count(self, x: Tensor) -> int:
         """How many values one scale is for: those of a weight or of its channel, or those of one sample."""

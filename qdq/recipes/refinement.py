@@ -49,12 +49,12 @@ class Refinement:
         return self != Refinement()
 
     @property
-    def transforms(self) -> bool:
+    def has_transforms(self) -> bool:
         """Whether anything is done in front of quantizers, before ranges are found."""
         return self.shift or self.smoothing is not None
 
     @property
-    def walks(self) -> bool:
+    def is_layerwise(self) -> bool:
         """Whether anything is done layer by layer, after ranges were found."""
         return self.bias_correction or self.rounding != "nearest" or self.clipping != "none"
 

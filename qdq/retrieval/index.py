@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from qdq.errors import CheckpointError, ConfigError, DataError, StorageError, describe_problems
+from qdq.processes import Process
 from qdq.retrieval.records import OFFSETS_FILE, TEXTS_FILE, Records, write_records
 from qdq.retrieval.search import ExactSearcher, FaissSearcher
 from qdq.storage import atomic_directory, read_json, write_json
@@ -82,7 +83,8 @@ class Shard:
     @classmethod
     def of_torchrun(cls) -> Shard:
         """Return the shard of a process that ``torchrun`` started, or all rows without it."""
-        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        process = Process.current()
+        return cls(process.rank, process.world_size)
 
     def rows(self, count: int) -> range:
         """Return the rows of this process out of ``count``."""

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from qdq.data.tokenizer import load_tokenizer
 from qdq.errors import CheckpointError, ConfigError, DataError
-from qdq.models.huggingface import config_to_json, load_weights, read_config, read_tensors, upstream_state
+from qdq.models.huggingface import config_to_json, load_weights, read_tensors, upstream_state
 from qdq.models.registry import construct
 from qdq.retrieval.candidates import find_answers, pair_with_blocks
 from qdq.retrieval.search import ExactSearcher
+from qdq.source import ModelDirectory
 from qdq.storage import atomic_directory, write_json
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class OpenQA(nn.Module):
         return Answer(text, score, float(found.relevance[row]), block, self.records[block])
 
 
-def load_component(path: str | Path, task: str) -> Model:
+def load_component(path: str | Path | ModelDirectory, task: str) -> Model:
     """Load the embedder (``retrieval``) or the reader (``question-answering``) of a directory.
 
     Args:
@@ -255,14 +255,15 @@ def load_component(path: str | Path, task: str) -> Model:
     """
     from qdq.checkpoint import load as load_checkpoint
 
-    path, component = Path(path), _COMPONENTS[task]
+    directory, component = ModelDirectory.of(path), _COMPONENTS[task]
+    path = directory.path
     if (path / component / "config.json").is_file():
         return load_checkpoint(path / component, task)
-    config = read_config(path)
+    config = directory.config
     if config.model_type != "realm":
         raise ConfigError(f"{path}: model_type is '{config.model_type}', open question answering needs realm")
     if ARCHITECTURE not in config.architectures:
-        return load_checkpoint(path, task)
+        return load_checkpoint(directory, task)
     model = construct(config, task)
     prefix = f"{component}."
     tensors = {key.removeprefix(prefix): t for key, t in read_tensors(path).items() if key.startswith(prefix)}
@@ -271,7 +272,11 @@ def load_component(path: str | Path, task: str) -> Model:
 
 
 def load(
-    path: str | Path, records: Texts, searcher: Searcher | None = None, *, reader: str | Path | None = None
+    path: str | Path | ModelDirectory,
+    records: Texts,
+    searcher: Searcher | None = None,
+    *,
+    reader: str | Path | ModelDirectory | None = None,
 ) -> OpenQA:
     """Load the embedder and the reader of a directory and join them with an index.
 
@@ -286,14 +291,14 @@ def load(
         ConfigError: The configuration is not supported.
         DataError: There are more or fewer texts than embeddings.
     """
-    path = Path(path)
+    path = ModelDirectory.of(path).path
     if searcher is None:
         blocks = read_tensors(path).get("block_emb")
         if blocks is None:
             raise CheckpointError(f"{path} has no block_emb: give an index (qdq realm index)")
         searcher = ExactSearcher(blocks)
     tokenizer_folder = path / "embedder" if (path / "embedder" / "config.json").is_file() else path
-    tokenizer = load_tokenizer(tokenizer_folder)
+    tokenizer = ModelDirectory.of(tokenizer_folder).tokenizer
     models = load_component(path, "retrieval"), load_component(reader or path, "question-answering")
     return OpenQA(*models, searcher, records, tokenizer).eval()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qdq.data.batches import in_order
-from qdq.tasks.pooling import pool, read_max_length, read_pooling
+from qdq.tasks.pooling import pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from qdq.data.batches import Batch
     from qdq.data.examples import Example
+    from qdq.source import Pooling
     from qdq.tasks.evaluator import Evaluator
-    from qdq.tasks.pooling import Pooling, Vectors
+    from qdq.tasks.pooling import Vectors
 
 __all__ = ["embed", "embed_in_batches", "embedding_settings"]
 
@@ -25,8 +26,8 @@ __all__ = ["embed", "embed_in_batches", "embedding_settings"]
 def embedding_settings(evaluator: Evaluator) -> dict[str, Any]:
     """Return how token vectors become one embedding, and the longest text in tokens."""
     model, settings = evaluator.model, evaluator.settings
-    length = settings.seq_len or min(read_max_length(model.folder) or model.max_length, model.max_length)
-    return {"pooling": settings.pooling or read_pooling(model.folder), "seq_len": length}
+    length = settings.seq_len or min(model.directory.sentence_length or model.max_length, model.max_length)
+    return {"pooling": settings.pooling or model.directory.pooling, "seq_len": length}
 
 
 def embed(evaluator: Evaluator, texts: Iterable[Example], *, rows_per_example: int = 1) -> Iterator[Vectors]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qdq.data.batches import make_batches
 from qdq.data.examples import read_examples
-from qdq.data.tokenizer import load_encoder
 from qdq.errors import VerificationError
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ class Evaluator:
     def encoder(self) -> TextEncoder:
         """The tokenizer of the model with its special ids."""
         model = self.model
-        return load_encoder(model.folder, max_length=model.max_length, pad_id=model.config.pad_token_id)
+        return replace(model.directory.encoder, max_length=model.max_length)
 
     def examples(self, task: str, labels: Labels | None = None, *, need_labels: bool = True) -> Examples:
         """Read the examples of a task.

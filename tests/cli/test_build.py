@@ -147,7 +147,7 @@ def test_full_tensorrt_that_is_not_installed_ends_with_3(
 def test_without_a_gpu_an_engine_can_neither_be_evaluated_nor_timed_nor_proven(
     refused: Any, exports: dict[str, Path], checkpoint: Path, plan: Path, tmp_path: Path
 ) -> None:
-    from exporters.tensorrt.driver import driver_problem
+    from exporters.tensorrt.nvidia_driver import driver_problem
 
     if driver_problem() is None:
         pytest.skip("there is a GPU")

@@ -307,7 +307,7 @@ CHOICES: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ("2 problems", "'qery'", "'self'", "encoder.layers.0.attention.query.input_quantizer"),
     ),
     "layer module is no regular expression": (["--quant-disable-layer-module", "("], ("'('", "regular expression")),
-    "bound that is none": (["--clip-gelu", "-1"], ("-1", "positive number")),
+    "bound that is none": (["--clip-gelu", "-1"], ("-1", "a number above 0")),
     "unknown recipe": (["--recipe", "onnx"], ("'onnx'", "onnxruntime", "openvino", "tensorrt", "qdqbert", "linear")),
     "recipe with mistakes": (["--recipe", "mine.yaml"], ("line 3", "bits", "line 5", "'specs'", "line 6", "'w'")),
     "recipe that is no YAML": (["--recipe", "other.yaml"], ("other.yaml", "not a YAML file")),

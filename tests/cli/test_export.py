@@ -159,4 +159,4 @@ def test_tuned_for_this_machine(run: Any, checkpoint: Path, tmp_path: Path) -> N
     assert "integer products for: " in shown.out
     message = run("export", *arguments, "--tune", "--rounds", 1, "--shape", "1x8", "--min-cosine", 1)
     assert message.code == 1
-    assert "no form holds a cosine of 1: 2 problems" in message.err
+    assert "no recipe reaches a cosine of 1: 2 problems" in message.err

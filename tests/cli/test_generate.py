@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from exporters.directory import export
-from exporters.interface import Form
+from exporters.interface import ExportInterface
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ def model(kit: Any, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_checkpoint_and_export_agree(run: Any, model: Path, tmp_path: Path) -> None:
-    export(model, tmp_path / "step", target=None, form=Form(cache="step"))
+    export(model, tmp_path / "step", target=None, interface=ExportInterface(cache="step"))
     for options in ((), ("--num-beams", 3, "--num-return-sequences", 2, "--early-stopping")):
         known = run("generate", *TEXTS, "-m", model, "--max-new-tokens", 8, "--json", *options)
         assert known.code == 0, known.err

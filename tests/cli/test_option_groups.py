@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import pytest
 import typer
@@ -11,6 +11,9 @@ from typer.testing import CliRunner
 
 from qdq.cli.option_groups import with_groups
 from qdq.settings import check, flag, number, setting, whole
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -63,19 +66,27 @@ class Search:
     beams: int = setting(1, "Number of beams.", whole(1), metavar="N")
     early: bool = setting(False, "Stop early.", flag())
     centred: bool | None = setting(None, "Centre them.", flag().or_none(), option="--centre/--no-centre")
+    deep: int = setting(3, "Depth to search.", whole(1), panel="Depth")
     momentum: float = setting(0.1, "Not for the command line.", number(0), option=None)
-    other: int = 7
+    folder: Path | None = None  # its type is not there when the command is made
 
     def __post_init__(self) -> None:
         check(self, "settings of the search")
 
 
-DEFAULT = Search()
+@dataclass(frozen=True)
+class Output:
+    name: str = setting("found", "Name of the file.", option="--output-name")
 
 
-def find(name: str, search: Annotated[Search, "Searching"] = DEFAULT, count: int = 1) -> None:
+DEFAULT, FOUND = Search(), Output()
+
+
+def find(
+    name: str, search: Annotated[Search, "Searching"] = DEFAULT, output: Output = FOUND, momentum: int = 1
+) -> None:
     """Find something."""
-    print((name, search, count))
+    print((name, search, output, momentum))
 
 
 def run_find(*arguments: str) -> str:
@@ -87,22 +98,28 @@ def run_find(*arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["a"], ("a", Search(), 1)),
-        (["a", "--beams", "5", "--early", "--no-centre"], ("a", Search(beams=5, early=True, centred=False), 1)),
+        (["a"], ("a", Search(), Output(), 1)),
+        (
+            ["a", "--beams", "5", "--early", "--no-centre", "--deep", "2", "--output-name", "b", "--momentum", "9"],
+            ("a", Search(beams=5, early=True, centred=False, deep=2), Output("b"), 9),
+        ),
     ],
     ids=["defaults", "every option"],
 )
-def test_settings_of_the_library_become_options(arguments: list[str], expected: tuple[str, Search, int]) -> None:
+def test_settings_of_the_library_become_options(
+    arguments: list[str], expected: tuple[str, Search, Output, int]
+) -> None:
     assert run_find(*arguments) == f"{expected}\n"
 
 
 def test_help_metavar_and_panel_come_from_the_settings() -> None:
     shown = run_find("--help")
     assert "Number of beams." in shown
-    assert "Searching" in shown
     assert shown.index("--beams") < shown.index("--early") < shown.index("--centre")
-    assert "--momentum" not in shown
-    assert "--other" not in shown
+    assert shown.index("Searching") < shown.index("--beams")
+    assert shown.index("Depth ") < shown.index("--deep"), "the panel of the setting itself"
+    assert "Not for the command line." not in shown
+    assert "--folder" not in shown
 
 
 def test_the_rule_of_a_setting_refuses_a_value() -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from calibration import calibrate
-from exporters.export_model import deploy
+from exporters.export_model import wrap_for_export
 from exporters.io_signature import example_inputs
-from exporters.onnx.export import Exported, export_model
+from exporters.onnx.export import ExportResult, export_onnx
 from qdq.models.registry import build, configure
 from qdq.recipes.apply import quantize
 from qdq.recipes.recipe import Recipe
@@ -20,7 +20,7 @@ from qdq.recipes.recipe import Recipe
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exporters.interface import Form
+    from exporters.interface import ExportInterface
     from qdq.models.model import Model
 
 TINY: dict[str, Any] = {
@@ -40,7 +40,7 @@ class Workshop:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._kept: dict[tuple[str | None, str | None], tuple[Model, Path, Exported]] = {}
+        self._kept: dict[tuple[str | None, str | None], tuple[Model, Path, ExportResult]] = {}
 
     def model(self, model_type: str = "bert", task: str | None = None, **changes: Any) -> Model:
         """A model in which no parameter is zero or one, always with the same numbers."""
@@ -52,29 +52,31 @@ class Workshop:
                     parameter.add_(torch.randn_like(parameter) * (0.1 if "norm" in name else 0.3))
         return model
 
-    def batches(self, model: nn.Module, form: Form | None = None) -> list[dict[str, Tensor]]:
+    def batches(self, model: nn.Module, interface: ExportInterface | None = None) -> list[dict[str, Tensor]]:
         """Three shapes, two with padding."""
-        inputs = deploy(model, form).signature.inputs
+        inputs = wrap_for_export(model, interface).signature.inputs
         return [
             example_inputs(inputs, batch_size=b, seq_len=s, vocab_size=TINY["vocab_size"], padding=p, seed=s)
             for b, s, p in SHAPES
         ]
 
-    def calibrated(self, recipe: Recipe | str, *args: Any, form: Form | None = None, **changes: Any) -> Model:
+    def calibrated(
+        self, recipe: Recipe | str, *args: Any, interface: ExportInterface | None = None, **changes: Any
+    ) -> Model:
         """A model that quantizes; a cache is not among what it is calibrated with."""
         model = self.model(*args, **changes)
         quantize(model, recipe)
-        calibrate(model, self.batches(model, replace(form, cache=None) if form else None))
+        calibrate(model, self.batches(model, replace(interface, cache=None) if interface else None))
         return model
 
-    def exported(self, target: str | None, recipe: str | None = None) -> tuple[Model, Path, Exported]:
+    def exported(self, target: str | None, recipe: str | None = None) -> tuple[Model, Path, ExportResult]:
         """Model and file of a target, from a checkpoint with the target's recipe unless another is named."""
         key = (target, recipe)
         if key not in self._kept:
             path = self._folder / f"{target}-{recipe}.onnx"
             source = recipe or target
             model = self.model() if source is None else self.calibrated(source)
-            self._kept[key] = (model, path, export_model(model, path, target=target))
+            self._kept[key] = (model, path, export_onnx(model, path, target=target))
         return self._kept[key]
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from calibration import calibrate
-from exporters.export_model import deploy
+from exporters.export_model import wrap_for_export
 from exporters.io_signature import example_inputs
 from qdq.checkpoint import save
 from qdq.models.huggingface import save_model
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(model, folder / "float")
     recipe = load_recipe("onnxruntime")
     quantize(model, recipe)
-    inputs: Any = deploy(model).signature.inputs
+    inputs: Any = wrap_for_export(model).signature.inputs
     calibrate(model, [example_inputs(inputs, batch_size=1, seq_len=16, vocab_size=model.config.vocab_size)])
     save(model, folder / "quantized", recipe=recipe, calibration={"name": "max"}, source=folder / "float")
     return folder

@@ -16,8 +16,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters._benchmark_worker import make_inputs, measure
 from exporters.benchmark import BenchmarkResult, Candidate, Machine, Shape, Timing, benchmark
+from exporters.benchmark.inputs import make_inputs
+from exporters.benchmark.worker import measure
 from exporters.runners import TensorInfo
 from qdq.errors import CheckpointError, ConfigError, ExportError, MissingPackageError, QDQError
 
@@ -192,7 +193,7 @@ def test_an_interrupt_ends_the_worker(model: Path) -> None:
 def child_of(pid: int) -> int | None:
     """The child of ``pid`` that already runs the worker."""
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        if b"exporters._benchmark_worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+        if b"exporters.benchmark.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
             return int(child)
     return None
 
@@ -207,7 +208,7 @@ def wait_for(condition: Any) -> int:
 
 
 def test_the_worker_does_not_import_torch() -> None:
-    code = "import sys, exporters._benchmark_worker; print('torch' in sys.modules)"
+    code = "import sys, exporters.benchmark.worker; print('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     output = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "False"

@@ -10,14 +10,15 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from exporters.directory import EXPORT_FILE, MODEL_FILE, export, read_export, verify
-from exporters.export_model import deploy
-from exporters.interface import Form
+from exporters.directory import export, verify
+from exporters.export_model import wrap_for_export
+from exporters.interface import ExportInterface
 from exporters.verification.inputs import verification_batches
 from qdq.checkpoint import load, save
 from qdq.errors import CheckpointError, ConfigError, ExportError, QDQError
 from qdq.models.huggingface import read_config, save_model
 from qdq.recipes.recipe import load_recipe
+from qdq.source import EXPORT_FILE, MODEL_FILE, read_export
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,11 +129,11 @@ def test_other_inputs_can_be_given(checkpoints: Path, exports: Path) -> None:
     assert {(row.batch_size, row.seq_len) for row in report.end_to_end} == {(2, 3)}
 
 
-def test_without_a_tokenizer_the_proof_uses_random_tokens_with_padding(checkpoints: Path) -> None:
+def test_without_a_tokenizer_verification_uses_random_tokens_with_padding(checkpoints: Path) -> None:
     names = ("input_ids", "attention_mask")
-    deployed = deploy(load(checkpoints / "float"), Form(token_type_ids=False))
-    first, again = (verification_batches(checkpoints / "float", deployed) for _ in range(2))
-    assert [tuple(batch["input_ids"].shape) for batch in first] == [(1, 38), (8, 32), (3, 38)]  # 40 positions
+    export_model = wrap_for_export(load(checkpoints / "float"), ExportInterface(token_type_ids=False))
+    first, again = (verification_batches(checkpoints / "float", export_model) for _ in range(2))
+    assert [tuple(batch["input_ids"].shape) for batch in first] == [(1, 40), (8, 32), (3, 40)]  # 40 positions
     assert all(tuple(batch) == names for batch in first)
     assert not all(batch["attention_mask"].all() for batch in first)
     for one, other in zip(first, again, strict=True):
@@ -222,10 +223,10 @@ def test_what_is_no_export_of_ours_is_said(tmp_path: Path, content: str | None, 
 
 
 def test_an_export_that_is_nowhere_or_a_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere: no such directory; give one that qdq export wrote"):
+    with pytest.raises(CheckpointError, match="nowhere: no such directory; give the directory of a"):
         read_export(tmp_path / "nowhere")
     (tmp_path / MODEL_FILE).touch()
-    with pytest.raises(CheckpointError, match=f"{MODEL_FILE}: is a file, no directory"):
+    with pytest.raises(CheckpointError, match=f"{MODEL_FILE}: is a file, not a directory"):
         read_export(tmp_path / MODEL_FILE)
 
 

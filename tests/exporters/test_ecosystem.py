@@ -1,4 +1,4 @@
-"""Exported folders load unchanged in optimum-onnx and in sentence-transformers.
+"""Exported directories load unchanged in optimum-onnx and in sentence-transformers.
 
 Both pin an older transformers than ours, so they live in an environment of their own, whose interpreter the environment
 variable ``QDQ_OPTIMUM_PYTHON`` names (``pip install optimum-onnx[onnxruntime] sentence-transformers``). Without it the
@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from exporters.directory import export
-from exporters.interface import Form
+from exporters.interface import ExportInterface
 from exporters.runners import OnnxRuntimeRunner
 from qdq.checkpoint import load, save
 from qdq.data.text import TextSample, encode_batches
@@ -123,7 +123,7 @@ def test_sentence_transformers_loads_an_export_as_it_is(elsewhere: Any, minilm_d
     export(minilm_dir, tmp_path / "float", target=None)
     texts = ["Quantized, and still the same.", "A second, somewhat longer text about nothing at all."]
     found = np.array(elsewhere(SENTENCES, {"folder": str(tmp_path / "float"), "texts": texts}))
-    export(minilm_dir, tmp_path / "fused", target=None, form=Form(pooling="mean", normalize=True))
+    export(minilm_dir, tmp_path / "fused", target=None, interface=ExportInterface(pooling="mean", normalize=True))
     tokenizer = load_tokenizer(tmp_path / "fused")
     samples = [TextSample(text) for text in texts]
     (batch,) = encode_batches(samples, tokenizer, batch_size=2, seq_len=64, pad_token_id=0)

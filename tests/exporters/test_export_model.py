@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from exporters.export_model import cache_names, deploy
-from exporters.interface import Form
-from exporters.io_signature import PAST_AND_SEQ, example_inputs, texts
+from exporters.export_model import cache_names, wrap_for_export
+from exporters.interface import ExportInterface
+from exporters.io_signature import PAST_AND_SEQ, example_inputs, token_inputs
 from qdq.tasks.pooling import pool
 
 BATCH_SEQ = ("batch", "seq")
@@ -27,18 +27,18 @@ BATCH_SEQ = ("batch", "seq")
     ],
 )
 def test_outputs_are_what_the_task_computes_without_labels(workshop: Any, task: str, outputs: tuple[str, ...]) -> None:
-    signature = deploy(workshop.model(task=task)).signature
-    assert (signature.inputs, signature.outputs) == (texts(), outputs)
+    signature = wrap_for_export(workshop.model(task=task)).signature
+    assert (signature.inputs, signature.outputs) == (token_inputs(), outputs)
 
 
 def test_choices_have_an_axis(workshop: Any) -> None:
-    signature = deploy(workshop.model(task="multiple-choice")).signature
+    signature = wrap_for_export(workshop.model(task="multiple-choice")).signature
     assert {entry.axes for entry in signature.inputs} == {("batch", "choices", "seq")}
     assert signature.outputs == ("logits",)
 
 
 def test_a_scorer_takes_a_question_and_its_candidates(workshop: Any) -> None:
-    signature = deploy(workshop.model("realm", "scoring", num_candidates=3)).signature
+    signature = wrap_for_export(workshop.model("realm", "scoring", num_candidates=3)).signature
     names = ("input_ids", "attention_mask", "token_type_ids")
     assert signature.input_names == (*names, *(f"candidate_{name}" for name in names))
     assert signature.inputs[3].axes == ("batch", 3, "candidate_seq")
@@ -46,7 +46,9 @@ def test_a_scorer_takes_a_question_and_its_candidates(workshop: Any) -> None:
 
 
 def test_a_reader_takes_its_blocks_and_where_their_evidence_is(workshop: Any) -> None:
-    signature = deploy(workshop.model("realm", "question-answering", reader_beam_size=3, max_span_width=4)).signature
+    signature = wrap_for_export(
+        workshop.model("realm", "question-answering", reader_beam_size=3, max_span_width=4)
+    ).signature
     assert [(entry.name, entry.axes, entry.dtype) for entry in signature.inputs[-2:]] == [
         ("relevance_score", (3,), "float32"),
         ("block_mask", (3, "seq"), "int64"),
@@ -57,7 +59,9 @@ def test_a_reader_takes_its_blocks_and_where_their_evidence_is(workshop: Any) ->
 @pytest.mark.parametrize("cross", [False, True], ids=["text alone", "cross-attention"])
 def test_a_cache_is_asked_for_and_has_the_ecosystems_names(workshop: Any, cross: bool) -> None:
     model = workshop.model(task="causal-lm", is_decoder=True, add_cross_attention=cross)
-    plain, first, step = (deploy(model, Form(cache=cache)).signature for cache in (None, "first", "step"))
+    plain, first, step = (
+        wrap_for_export(model, ExportInterface(cache=cache)).signature for cache in (None, "first", "step")
+    )
     own, all_of_it = cache_names(0, crossed=cross)[:2], cache_names(0, crossed=cross)
     other = ("encoder_hidden_states", "encoder_attention_mask") if cross else ()
     assert plain.outputs == ("logits",)
@@ -75,7 +79,7 @@ def test_a_cache_is_asked_for_and_has_the_ecosystems_names(workshop: Any, cross:
 @pytest.mark.parametrize("cross", [False, True], ids=["text alone", "cross-attention"])
 def test_steps_find_what_the_whole_text_gives(workshop: Any, cross: bool) -> None:
     model = workshop.model(task="causal-lm", is_decoder=True, add_cross_attention=cross)
-    whole, first, step = (deploy(model, Form(cache=cache)) for cache in (None, "first", "step"))
+    whole, first, step = (wrap_for_export(model, ExportInterface(cache=cache)) for cache in (None, "first", "step"))
     batch = example_inputs(whole.signature.inputs, vocab_size=83, seq_len=9)
     expected = whole.run(batch)["logits"]
     cut = {name: value if name.startswith("encoder") else value[:, :5] for name, value in batch.items()}
@@ -99,57 +103,63 @@ def test_steps_find_what_the_whole_text_gives(workshop: Any, cross: bool) -> Non
 @pytest.mark.parametrize("how", ["mean", "cls", "max"])
 def test_pooling_is_what_evaluation_does(workshop: Any, how: Any) -> None:
     model = workshop.model()
-    deployed = deploy(model, Form(pooling=how))
-    assert deployed.signature.outputs == ("sentence_embedding",)
-    batch = example_inputs(texts(), vocab_size=83, batch_size=4, padding=3)
+    export_model = wrap_for_export(model, ExportInterface(pooling=how))
+    assert export_model.signature.outputs == ("sentence_embedding",)
+    batch = example_inputs(token_inputs(), vocab_size=83, batch_size=4, padding=3)
     batch["attention_mask"][2, :2] = 0  # on the left
     with torch.no_grad():
         hidden = model(**batch).last_hidden_state.numpy()
     expected = pool(hidden, batch["attention_mask"].numpy(), how)
-    np.testing.assert_allclose(deployed.run(batch)["sentence_embedding"].numpy(), expected, atol=1e-5)
-    found = deploy(model, Form(pooling=how, normalize=True)).run(batch)["sentence_embedding"].numpy()
+    np.testing.assert_allclose(export_model.run(batch)["sentence_embedding"].numpy(), expected, atol=1e-5)
+    found = (
+        wrap_for_export(model, ExportInterface(pooling=how, normalize=True)).run(batch)["sentence_embedding"].numpy()
+    )
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected, axis=-1, keepdims=True), atol=1e-5)
 
 
 def test_a_text_of_padding_alone_has_a_vector(workshop: Any) -> None:
-    batch = example_inputs(texts(), vocab_size=83)
+    batch = example_inputs(token_inputs(), vocab_size=83)
     batch["attention_mask"][0] = 0
     for how in ("mean", "max", "cls"):
-        assert torch.isfinite(deploy(workshop.model(), Form(pooling=how)).run(batch)["sentence_embedding"]).all()
+        assert torch.isfinite(
+            wrap_for_export(workshop.model(), ExportInterface(pooling=how)).run(batch)["sentence_embedding"]
+        ).all()
 
 
 def test_a_retrievers_vector_can_be_normalized(workshop: Any) -> None:
     model = workshop.model("realm", "retrieval")
-    batch = example_inputs(texts(), vocab_size=83)
-    raw, unit = (deploy(model, Form(normalize=n)).run(batch)["projected_score"] for n in (False, True))
+    batch = example_inputs(token_inputs(), vocab_size=83)
+    raw, unit = (
+        wrap_for_export(model, ExportInterface(normalize=n)).run(batch)["projected_score"] for n in (False, True)
+    )
     torch.testing.assert_close(unit, raw / raw.norm(dim=-1, keepdim=True))
 
 
 def test_probabilities_and_labels(workshop: Any) -> None:
-    batch = example_inputs(texts(), vocab_size=83)
+    batch = example_inputs(token_inputs(), vocab_size=83)
     model = workshop.model(task="sequence-classification", num_labels=4)
-    logits = deploy(model).run(batch)["logits"]
-    both = deploy(model, Form(softmax=True, argmax=True)).run(batch)
+    logits = wrap_for_export(model).run(batch)["logits"]
+    both = wrap_for_export(model, ExportInterface(softmax=True, argmax=True)).run(batch)
     assert list(both) == ["probabilities", "labels"]
     torch.testing.assert_close(both["probabilities"], logits.softmax(-1))
     assert both["labels"].tolist() == logits.argmax(-1).tolist()
     several = workshop.model(task="sequence-classification", problem_type="multi_label_classification")
-    logits = deploy(several).run(batch)["logits"]
-    found = deploy(several, Form(softmax=True)).run(batch)["probabilities"]
+    logits = wrap_for_export(several).run(batch)["logits"]
+    found = wrap_for_export(several, ExportInterface(softmax=True)).run(batch)["probabilities"]
     torch.testing.assert_close(found, logits.sigmoid())
 
 
 def test_inputs_of_choice(workshop: Any) -> None:
     model = workshop.model()
-    batch = example_inputs(texts(), vocab_size=83, padding=2)
-    expected = deploy(model).run(batch)["last_hidden_state"]
-    short = deploy(model, Form(token_type_ids=False))
+    batch = example_inputs(token_inputs(), vocab_size=83, padding=2)
+    expected = wrap_for_export(model).run(batch)["last_hidden_state"]
+    short = wrap_for_export(model, ExportInterface(token_type_ids=False))
     assert short.signature.input_names == ("input_ids", "attention_mask")
     assert torch.equal(short.run(batch)["last_hidden_state"], expected)
-    narrow = deploy(model, Form(int32_ids=True))
+    narrow = wrap_for_export(model, ExportInterface(int32_ids=True))
     assert {entry.dtype for entry in narrow.signature.inputs} == {"int32"}
     assert torch.equal(narrow.run({n: v.int() for n, v in batch.items()})["last_hidden_state"], expected)
-    embedded = deploy(model, Form(inputs_embeds=True))
+    embedded = wrap_for_export(model, ExportInterface(inputs_embeds=True))
     assert embedded.signature.inputs[0].axes == (*BATCH_SEQ, 32)
     with torch.no_grad():
         words = model.embeddings.word(batch["input_ids"])
@@ -159,4 +169,4 @@ def test_inputs_of_choice(workshop: Any) -> None:
 
 def test_what_a_configuration_makes_the_model_return_besides_is_no_output(workshop: Any) -> None:
     model = workshop.model(output_attentions=True, output_hidden_states=True, return_dict=False)
-    assert deploy(model).signature.outputs == ("last_hidden_state", "pooler_output")
+    assert wrap_for_export(model).signature.outputs == ("last_hidden_state", "pooler_output")

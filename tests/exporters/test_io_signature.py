@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from exporters.io_signature import PAST_AND_SEQ, SIZES, Input, Signature, example_inputs, texts
+from exporters.io_signature import PAST_AND_SEQ, SIZES, InputSpec, IOSignature, example_inputs, token_inputs
 
 
 def test_examples_are_padded_at_the_end_of_odd_rows() -> None:
-    inputs = example_inputs(texts(), batch_size=3, seq_len=6, vocab_size=10, padding=2)
+    inputs = example_inputs(token_inputs(), batch_size=3, seq_len=6, vocab_size=10, padding=2)
     assert list(inputs) == ["input_ids", "attention_mask", "token_type_ids"]
     for name, tensor in inputs.items():
         assert (tensor.dtype, tuple(tensor.shape)) == (torch.int64, (3, 6)), name
@@ -20,7 +20,7 @@ def test_examples_are_padded_at_the_end_of_odd_rows() -> None:
 
 def test_examples_follow_their_seed() -> None:
     first, again, other = (
-        example_inputs(texts("input_ids"), batch_size=4, seq_len=9, seed=seed)["input_ids"] for seed in (1, 1, 2)
+        example_inputs(token_inputs("input_ids"), batch_size=4, seq_len=9, seed=seed)["input_ids"] for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -28,21 +28,21 @@ def test_examples_follow_their_seed() -> None:
 
 def test_examples_leave_the_callers_random_numbers_alone() -> None:
     state = torch.get_rng_state()
-    example_inputs(texts())
+    example_inputs(token_inputs())
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(
     ("entry", "shape"),
     [
-        (Input("input_ids", ("batch", "choices", "seq"), "int32"), (2, SIZES["choices"], 8)),
-        (Input("attention_mask", ("batch", PAST_AND_SEQ)), (2, SIZES["past_seq"] + 8)),
-        (Input("past_key_values.0.key", ("batch", 4, "past_seq", 16), "float16"), (2, 4, SIZES["past_seq"], 16)),
-        (Input("relevance_score", (5,), "bfloat16"), (5,)),
+        (InputSpec("input_ids", ("batch", "choices", "seq"), "int32"), (2, SIZES["choices"], 8)),
+        (InputSpec("attention_mask", ("batch", PAST_AND_SEQ)), (2, SIZES["past_seq"] + 8)),
+        (InputSpec("past_key_values.0.key", ("batch", 4, "past_seq", 16), "float16"), (2, 4, SIZES["past_seq"], 16)),
+        (InputSpec("relevance_score", (5,), "bfloat16"), (5,)),
     ],
-    ids=lambda value: value.name if isinstance(value, Input) else None,
+    ids=lambda value: value.name if isinstance(value, InputSpec) else None,
 )
-def test_examples_have_the_shape_and_type_of_their_input(entry: Input, shape: tuple[int, ...]) -> None:
+def test_examples_have_the_shape_and_type_of_their_input(entry: InputSpec, shape: tuple[int, ...]) -> None:
     tensor = example_inputs((entry,), padding=2)[entry.name]
     assert tuple(tensor.shape) == shape
     assert str(tensor.dtype) == f"torch.{entry.dtype}"
@@ -56,4 +56,4 @@ def test_free_axes_have_lengths_that_tell_them_apart() -> None:
 
 
 def test_a_signature_names_its_inputs() -> None:
-    assert Signature(texts("input_ids", "attention_mask"), ()).input_names == ("input_ids", "attention_mask")
+    assert IOSignature(token_inputs("input_ids", "attention_mask"), ()).input_names == ("input_ids", "attention_mask")

@@ -22,7 +22,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from calibration import calibrate
-from exporters.onnx.export import export_model
+from exporters.onnx.export import export_onnx
 from exporters.runners import OnnxRuntimeRunner, OpenVINORunner, Runner, TorchRunner
 from exporters.verification.verify import cosine, verify
 from qdq.checkpoint import load
@@ -97,7 +97,7 @@ def minilm(minilm_dir: Path, request: pytest.FixtureRequest, tmp_path_factory: p
         if target is not None:
             models[target] = copy.deepcopy(calibrated)
         paths[target] = folder / f"{target}.onnx"
-        export_model(models[target], paths[target], target=target)
+        export_onnx(models[target], paths[target], target=target)
     return Files(source, request.param, models, paths, heldout, embed(TorchRunner(models[None]), heldout))
 
 

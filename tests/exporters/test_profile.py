@@ -60,7 +60,7 @@ def test_what_keeps_a_product_in_float_is_told(workshop: Any) -> None:
             "encoder.layers.0.attention.context/MatMul",
             "pooler.dense/Gemm",
         ),
-        "nothing of it is quantized",
+        "neither operand is quantized",
     )
 
 

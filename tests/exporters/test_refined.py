@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from calibration import calibrate_and_refine
 from exporters.directory import export, verify
-from exporters.interface import Form
+from exporters.interface import ExportInterface
 from qdq.checkpoint import save
 from qdq.models.huggingface import save_model
 from qdq.models.model import EncoderModel
@@ -120,7 +120,7 @@ def test_float_export_of_a_refined_checkpoint_is_the_float_model(tmp_path: Path)
 def test_in_half_precision_a_scale_that_is_off_by_5_percent_is_found(dtype: Any, every: int, tmp_path: Path) -> None:
     """Also behind a transform, where a single value may be off by more than that."""
     source = checkpoint(tmp_path / "c", "bert", "tensorrt")
-    export(source, tmp_path / "out", target="tensorrt", form=Form(dtype=dtype))
+    export(source, tmp_path / "out", target="tensorrt", interface=ExportInterface(dtype=dtype))
     assert verify(source, tmp_path / "out").first_wrong is None
     proto = onnx.load(tmp_path / "out" / "model.onnx")
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from exporters.benchmark import Machine, Shape
-from exporters.tune import Tuned, Tuning, choose, text_vectors, tune
+from exporters.tune import TuningCandidate, TuningResult, choose, text_vectors, tune
 from qdq.errors import CheckpointError, ConfigError, VerificationError
 
-SLOW = Tuned("slow", None, 0.02, 1.5, 0.999)
-FAST = Tuned("fast", "fast", 0.01, 3.0, 0.97)
-REFUSED = Tuned("dynamic", "dynamic", refused="it has no ranges")
+SLOW = TuningCandidate("slow", None, 0.02, 1.5, 0.999)
+FAST = TuningCandidate("fast", "fast", 0.01, 3.0, 0.97)
+REFUSED = TuningCandidate("dynamic", "dynamic", refused="it has no ranges")
 
 
 @pytest.mark.parametrize(("least", "name"), [(0.9, "fast"), (0.97, "fast"), (0.98, "slow")])
@@ -20,8 +20,8 @@ def test_the_fastest_that_is_close_enough(least: float, name: str) -> None:
 
 
 def test_none_that_is_close_enough_names_them_all() -> None:
-    lost = Tuned("lost", "lost", 0.001, 9.0, math.nan)
-    with pytest.raises(VerificationError, match=r"no form holds a cosine of 0\.9999: 4 problems") as caught:
+    lost = TuningCandidate("lost", "lost", 0.001, 9.0, math.nan)
+    with pytest.raises(VerificationError, match=r"no recipe reaches a cosine of 0\.9999: 4 problems") as caught:
         choose([SLOW, FAST, REFUSED, lost], 0.9999)
     for words in ("slow: its cosine to the float model is 0.9990", "0.9700", "dynamic: it has no ranges", "lost: "):
         assert words in str(caught.value)
@@ -29,7 +29,7 @@ def test_none_that_is_close_enough_names_them_all() -> None:
 
 def test_what_is_chosen_says_what_to_export_with() -> None:
     machine = Machine("cpu", 2, ())
-    tuning = Tuning((SLOW, FAST), "fast", "why", Shape(1, 8), 2, 0.9, machine)
+    tuning = TuningResult((SLOW, FAST), "fast", "why", Shape(1, 8), 2, 0.9, machine)
     assert tuning.recipe == "fast"
     document = tuning.to_dict()
     assert document["shape"] == {"batch_size": 1, "seq_len": 8}

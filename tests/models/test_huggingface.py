@@ -241,7 +241,7 @@ def test_missing_directory(tmp_path: Path) -> None:
 
 def test_a_file_for_a_directory(tmp_path: Path) -> None:
     (tmp_path / "weights").touch()
-    with pytest.raises(CheckpointError, match="weights: is a file, no directory; give the directory of"):
+    with pytest.raises(CheckpointError, match="weights: is a file, not a directory; give the directory of"):
         load_model(tmp_path / "weights")
 
 

@@ -428,8 +428,8 @@ def test_refinement_is_read_kept_and_left_out_where_there_is_none(tmp_path: Path
     (tmp_path / "r.yaml").write_text(f"name: r\n{rules}\nrefinement: {{smoothing: 0.5, rounding: gptq}}\n")
     recipe = load_recipe(tmp_path / "r.yaml")
     assert recipe.refinement == Refinement(smoothing=0.5, rounding="gptq")
-    assert recipe.refinement.transforms
-    assert recipe.refinement.walks
+    assert recipe.refinement.has_transforms
+    assert recipe.refinement.is_layerwise
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     (tmp_path / "plain.yaml").write_text(f"name: r\n{rules}\n")
     plain = load_recipe(tmp_path / "plain.yaml")

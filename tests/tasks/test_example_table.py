@@ -31,5 +31,5 @@ def test_settings_out_of_range_arrive_together() -> None:
         EvaluationSettings(batch_size=0, seq_len=2, n_best=0, seed=-1, pooling="sum")
     message = str(refused.value)
     assert "5 problems" in message
-    assert "seq_len is 2, must be at least 3" in message
+    assert "seq_len is 2, must be a whole number of at least 3" in message
     assert "pooling is 'sum', must be one of mean, cls, max" in message

@@ -1,1 +1,1 @@
-"""Graph passes, one a file: cases numbered in the docstring, honest about whether anything changed."""
+"""Graph passes, one per file. The docstring of a pass numbers its cases; its result says whether anything changed."""

@@ -1,4 +1,4 @@
-"""Store weights as integers."""
+"""Fold the quantizers of weights: store the weights as integers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ __all__ = ["FoldWeightsPass"]
 
 
 class FoldWeightsPass(ir.passes.InPlacePass):
-    """Replace a quantized constant by its integers; the DequantizeLinear that follows stays.
+    """Replace a quantized constant by its integers. The DequantizeLinear that follows stays.
 
     Case 1: ``W -> QuantizeLinear -> ...`` becomes ``W_quantized -> ...``.
-    Case 2: ``W -> QuantizeLinear -> Clip -> ...`` (fewer bits, narrow range): the clipping is folded in.
-    Case 3: the input is computed, an activation: left alone.
-    Case 5: a scale for each block of ``block_size`` values on the axis, of which the last may be shorter.
-    Case 4: zero point or scale is a Cast of a constant, too long for the exporter to fold: it becomes a constant here.
-    Case 7: float8: rounded to its numbers, saturated.
-    Case 6: half precision: weight and scale are divided in float32, as the operator does.
+    Case 2: ``W -> QuantizeLinear -> Clip -> ...`` (fewer bits, narrow range): the Clip is folded as well.
+    Case 3: The input is computed, an activation: nothing changes.
+    Case 4: The zero point or the scale is a Cast of a constant that was too long for torch's exporter to fold: it
+    becomes a constant.
+    Case 5: A scale for each block of ``block_size`` values on the axis; the last block may be shorter.
+    Case 6: Half precision: the weight is divided by the scale in float32, as the operator does.
+    Case 7: Float8: the weight is rounded to float8 numbers and saturated.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Fold."""
+        """Fold every quantized constant."""
         modified = False
         for node in list(model.graph):
             if is_op(node, "QuantizeLinear"):
@@ -80,7 +81,7 @@ def _limits(dtype: np.dtype[Any]) -> tuple[int, int]:
 
 
 def _spread(array: np.ndarray, block: int, axis: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The value of every block for each of its members."""
+    """Repeat the value of every block for each of its members."""
     return np.repeat(array, block, axis=axis).take(range(shape[axis]), axis=axis)
 
 

@@ -1,4 +1,4 @@
-"""Store weights of four bits in half a byte each."""
+"""Store 4-bit weights in half a byte each."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _NARROW = {np.dtype(np.int8): (ml_dtypes.int4, -8, 7), np.dtype(np.uint8): (ml_d
 
 
 class FourBitsPass(ir.passes.InPlacePass):
-    """Hold integers in int4 or uint4, two in a byte, where all of them and their zero points fit.
+    """Store integers in int4 or uint4, two per byte, if all of them and their zero points fit.
 
-    Case 1: a stored int8 or uint8 tensor behind one DequantizeLinear, with a scale for each block of values.
-    Case 2: values beyond four bits, another reader, an opset before 21, or no blocks (a tensor of 8 bits that happens
-    to be small): left alone.
+    Case 1: A stored int8 or uint8 tensor with one DequantizeLinear and a scale for each block of values.
+    Case 2: Values beyond 4 bits, another reader, an opset below 21, or no blocks (an 8-bit tensor whose values happen
+    to be small): nothing changes.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Narrow."""
+        """Store every tensor of case 1 in 4 bits."""
         modified = False
         if model.graph.opset_imports.get("", 0) >= _SINCE:
             for node in model.graph:

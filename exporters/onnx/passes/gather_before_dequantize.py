@@ -1,4 +1,4 @@
-"""Look up integers, then dequantize the few rows that were asked for."""
+"""Look up integers first, then dequantize only the rows that were looked up."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ["GatherBeforeDequantizePass"]
 
 
 class GatherBeforeDequantizePass(ir.passes.InPlacePass):
-    """Move the dequantization of an integer table behind the look-up, from the whole table to the rows in use.
+    """Move the dequantization of an integer table behind the Gather that reads it.
 
-    Case 1: one scale: ``DequantizeLinear(table) -> Gather`` becomes ``Gather(table) -> DequantizeLinear``.
-    Case 2: a scale for each row and zero points of 0: the scales are looked up too, and
+    Case 1: One scale: ``DequantizeLinear(table) -> Gather`` becomes ``Gather(table) -> DequantizeLinear``.
+    Case 2: A scale for each row and zero points of 0: the scales are looked up as well, and
     ``Cast(Gather(table)) * Gather(scales)`` is the dequantized row.
-    Case 4: as case 2, with one zero point for all rows: it is subtracted from the integers.
-    Case 3: other axes, other zero points, a computed table: left alone.
+    Case 3: Another axis, different zero points, or a computed table: nothing changes.
+    Case 4: As case 2, with one zero point for all rows: it is subtracted from the integers.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Move."""
+        """Move the dequantization behind every Gather of case 1, 2 or 4."""
         modified = False
         for node in list(model.graph):
             if is_op(node, "Gather") and node.attributes.get_int("axis", 0) == 0:

@@ -1,4 +1,4 @@
-"""Small questions about nodes and values that several passes ask."""
+"""Helpers for nodes and values that several passes use."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ __all__ = [
     "is_op",
     "only_consumer",
     "producer",
-    "put_in_place",
+    "replace_chain",
     "stored_matrix",
 ]
 
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
-    """Whether ``node`` is one of the standard operators ``op_types``."""
+    """Return whether ``node`` is one of the standard operators ``op_types``."""
     return node is not None and node.domain in ("", "ai.onnx") and node.op_type in op_types
 
 
 def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
-    """The node that makes ``value``, if it is one of ``op_types``."""
+    """Return the node that computes ``value`` if it is one of ``op_types``, else None."""
     node = None if value is None else value.producer()
     return node if is_op(node, *op_types) else None
 
 
 def only_consumer(value: ir.Value, *op_types: str) -> ir.Node | None:
-    """The one node that reads ``value``; None when there are more, it is not one of the ``op_types`` that are given, or
-    ``value`` is a graph output.
+    """Return the only node that reads ``value``.
+
+    Returns:
+        The node, or None if there are several, it is none of the given ``op_types``, or ``value`` is a graph output.
     """
     readers = [use.node for use in value.uses()]
     if len(readers) != 1 or value.is_graph_output():
@@ -43,13 +45,13 @@ def only_consumer(value: ir.Value, *op_types: str) -> ir.Node | None:
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The array behind a constant ``value``, None when it is computed."""
+    """Return the array of a constant ``value``, None if it is computed."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
 
 
 def stored_matrix(value: ir.Value | None) -> np.ndarray | None:
-    """The matrix that ``value`` is, stored as it is or turned around by a Transpose on the way; None of all else."""
+    """Return the matrix of a constant ``value``, maybe through a Transpose; None if it is computed or not a matrix."""
     transpose = producer(value, "Transpose")
     array = constant(value if transpose is None else transpose.inputs[0])
     if array is None or array.ndim != 2:
@@ -58,7 +60,7 @@ def stored_matrix(value: ir.Value | None) -> np.ndarray | None:
 
 
 def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """A new constant of ``graph``; the one of that name where it exists already and is equal."""
+    """Add a constant to ``graph``, or return the equal one of that name. A different one of that name is kept."""
     known = graph.initializers.get(name)
     tensor = ir.Tensor(array, name=name)
     if known is not None:
@@ -72,7 +74,7 @@ def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
 
 def bias_behind(product: ir.Node, width: int) -> tuple[ir.Node, ir.Value | None]:
-    """The Add behind a product and the bias ``(width,)`` that it adds; the product itself and None without one."""
+    """Return the Add behind a product and the bias ``(width,)`` that it adds, or the product itself and None."""
     result = product.outputs[0]
     add = only_consumer(result, "Add")
     if add is not None:
@@ -83,8 +85,8 @@ def bias_behind(product: ir.Node, width: int) -> tuple[ir.Node, ir.Value | None]
     return product, None
 
 
-def put_in_place(graph: ir.Graph, fused: ir.Node, first: ir.Node, last: ir.Node) -> None:
-    """Let ``fused`` stand for the chain from ``first`` to ``last``: its result takes over name, shape and readers."""
+def replace_chain(graph: ir.Graph, fused: ir.Node, first: ir.Node, last: ir.Node) -> None:
+    """Replace the chain from ``first`` to ``last`` by ``fused``, whose result takes over name, shape and readers."""
     ours, theirs = fused.outputs[0], last.outputs[0]
     ours.name, ours.shape, ours.type = theirs.name, theirs.shape, theirs.type
     graph.insert_before(last, fused)

@@ -1,4 +1,4 @@
-"""Write quantized linear layers as ONNX Runtime's integer product."""
+"""Fuse quantized linear layers into ONNX Runtime's integer product."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from exporters.onnx.passes.graph import (
     initializer,
     is_op,
     producer,
-    put_in_place,
+    replace_chain,
     stored_matrix,
 )
 
 __all__ = ["INT16_MAX", "IntegerGemmPass", "largest_pair", "may_saturate"]
 
 INT16_MAX = 2**15 - 1
-"""The largest sum of a pair of products that CPUs without VNNI can hold."""
+"""The largest sum of a pair of products that CPUs without VNNI compute exactly."""
 
 
 class IntegerGemmPass(ir.passes.InPlacePass):
     """Fuse ``MatMul(DequantizeLinear(x), DequantizeLinear(W)) [+ bias]`` into com.microsoft's MatMulIntegerToFloat.
 
-    With the bias as an input of the product, ONNX Runtime's own fusions for float graphs (SkipLayerNormalization,
-    BiasGelu), which are slower than the plain operators on CPUs, find nothing to fuse.
+    The bias becomes an input of the product, which also prevents ONNX Runtime's fusions for float graphs
+    (SkipLayerNormalization, BiasGelu): they are slower than the plain operators on CPUs.
 
-    Case 1: uint8 activations per tensor, whose grid is known or found by DynamicQuantizeLinear; int8 weights
-    ``(in, out)`` per tensor or per column with zero points of 0.
-    Case 2: as case 1, but a CPU without VNNI could saturate on these weights (``QuantSpec.overflow_safe`` was not asked
-    for): the weights are stored as uint8 with the zero point 128, for which kernels are exact on every CPU.
-    Case 3: a bias is added right after: it becomes an input of the product.
-    Case 4: anything else: left as it is, in float.
-    Case 5: as case 1, with a weight that a Transpose reads from a table that is stored for others, too. For a CPU
-    without VNNI it is in uint8 already (:mod:`exporters.onnx.passes.unsigned_tables`), or the product stays in float.
-    Case 6: a CPU that never saturates: int8 weights, whatever their pairs; on Arm with activations in int8, too.
+    Case 1: uint8 activations with one scale, static or from DynamicQuantizeLinear; int8 weights ``(in, out)`` with one
+    scale or one per column, and zero points of 0.
+    Case 2: As case 1, but a CPU without VNNI could saturate on these weights, because ``QuantSpec.overflow_safe`` is
+    off: the weights are stored in uint8 with the zero point 128, for which kernels are exact on every CPU.
+    Case 3: A bias is added right after: it becomes an input of the product.
+    Case 4: Anything else: nothing changes, and the product stays in float.
+    Case 5: As case 1, with a weight that the product reads through a Transpose from a shared table. For a CPU without
+    VNNI the table is in uint8 already (:mod:`exporters.onnx.passes.unsigned_tables`), or the product stays in float.
+    Case 6: A CPU that never saturates: int8 weights of any values. On Arm the activations are int8 as well.
 
     Args:
-        isa: of the CPU that the file is for.
+        isa: Instruction set of the CPUs that the file is for.
     """
 
     def __init__(self, isa: Isa = ANY) -> None:
@@ -47,7 +47,7 @@ class IntegerGemmPass(ir.passes.InPlacePass):
         self._isa = isa
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Fuse."""
+        """Fuse every product of case 1 to 3, 5 or 6."""
         modified = False
         for node in list(model.graph):
             if is_op(node, "MatMul"):
@@ -82,7 +82,7 @@ def _try_fuse(graph: ir.Graph, matmul: ir.Node, isa: Isa) -> bool:
     last, bias = bias_behind(matmul, weight.shape[1])
     inputs += [bias] if bias is not None else []  # case 3
     fused = ir.node("MatMulIntegerToFloat", inputs, domain="com.microsoft", name=matmul.name)
-    put_in_place(graph, fused, matmul, last)
+    replace_chain(graph, fused, matmul, last)
     for node in (x, w):
         if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
             graph.remove(node, safe=True)
@@ -90,7 +90,7 @@ def _try_fuse(graph: ir.Graph, matmul: ir.Node, isa: Isa) -> bool:
 
 
 def _is_one_grid(zero_point: ir.Value | None, isa: Isa) -> bool:
-    """Whether it says that an activation is of the type that the kernels want, with one scale."""
+    """Return whether a zero point is that of an activation with one scale and the type that the kernels take."""
     if producer(zero_point, "DynamicQuantizeLinear") is not None:
         return True
     array = constant(zero_point)
@@ -99,11 +99,11 @@ def _is_one_grid(zero_point: ir.Value | None, isa: Isa) -> bool:
 
 
 def may_saturate(weight: np.ndarray) -> bool:
-    """Whether 255 * (w[k] + w[k + 1]) can leave int16, in either alignment; weight is ``(in, out)``."""
+    """Return whether ``255 * (w[k] + w[k + 1])`` can exceed int16 for a weight ``(in, out)``, in either alignment."""
     return largest_pair(weight) > INT16_MAX
 
 
 def largest_pair(weight: np.ndarray) -> int:
-    """The largest magnitude of ``255 * (w[k] + w[k + 1])`` in a weight ``(in, out)``."""
+    """Return the largest magnitude of ``255 * (w[k] + w[k + 1])`` in a weight ``(in, out)``."""
     pairs = np.abs(weight[1:].astype(np.int32) + weight[:-1])
     return int(pairs.max(initial=0)) * 255

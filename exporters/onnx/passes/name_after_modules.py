@@ -10,21 +10,21 @@ import onnx_ir as ir
 __all__ = ["NameAfterModulesPass"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # what torch writes for shapes of the inputs
+_NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # torch writes this for the shapes of the inputs
 
 
 class NameAfterModulesPass(ir.passes.InPlacePass):
-    """Give every node the dotted name of its module, a slash and its operator; its outputs likewise.
+    """Name every node and its outputs after the module: the dotted name, a slash and the operator.
 
-    Case 1: torch's exporter left the module's path in the node's metadata: that is the name.
-    Case 2: it did not: the operator alone, numbered.
-    Case 3: initializers lose the prefix. The scale of a quantizer that several modules share is named after the first.
-    Graph inputs and outputs keep their names: they are the signature.
+    Case 1: torch's exporter stored the path of the module in the metadata of the node: it is the name.
+    Case 2: It did not: the name is the operator with a number.
+    Case 3: Initializers lose the prefix. The scale of a shared quantizer is named after the first module that uses it.
+    Graph inputs and outputs keep their names, which are the signature.
 
-        encoder.layers.0.attention.query/MatMul        a second one there: encoder.layers.0.attention.query/MatMul_1
+        encoder.layers.0.attention.query/MatMul        the second one: encoder.layers.0.attention.query/MatMul_1
 
     Args:
-        prefix: path of the model inside what was exported, left out of the names.
+        prefix: Path of the model inside the traced module. It is left out of the names.
     """
 
     def __init__(self, prefix: str = "") -> None:
@@ -32,7 +32,7 @@ class NameAfterModulesPass(ir.passes.InPlacePass):
         self._prefix = prefix
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rename."""
+        """Rename nodes, values and initializers."""
         taken: Counter[str] = Counter()
         modified = False
         for node in model.graph:

@@ -1,4 +1,4 @@
-"""Transpose first, quantize then."""
+"""Transpose activations before they are quantized."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ __all__ = ["QuantizeAfterTransposePass"]
 
 
 class QuantizeAfterTransposePass(ir.passes.InPlacePass):
-    """Move a transposition in front of the quantizer of a computed tensor, so that a product reads DequantizeLinear.
+    """Move a Transpose in front of the quantizer of a computed tensor, so that a product reads DequantizeLinear.
 
-    Runtimes look for a product right behind its DequantizeLinear nodes; and ONNX Runtime (1.31, opset 21 and above), in
-    moving a DequantizeLinear through a transposition by itself, builds nodes that do not fit together and refuses its
-    own graph.
+    Runtimes look for a product right behind its DequantizeLinear nodes. Besides, ONNX Runtime (1.31, opset 21 and
+    above) moves a DequantizeLinear through a Transpose itself, and then refuses the graph that it made.
 
-    Case 1: ``QuantizeLinear -> DequantizeLinear -> Transpose`` with one scale and nobody else reading between: becomes
-    ``Transpose -> QuantizeLinear -> DequantizeLinear``. The new node carries the quantizer's name.
-    Case 2: the same with a Clip of fewer bits or a narrow range behind the QuantizeLinear.
-    Case 3: a scale for each channel, a stored weight, other readers: left alone.
+    Case 1: ``QuantizeLinear -> DequantizeLinear -> Transpose`` with one scale and no other reader between becomes
+    ``Transpose -> QuantizeLinear -> DequantizeLinear``. The new node is named after the quantizer.
+    Case 2: The same with a Clip of fewer bits or a narrow range behind the QuantizeLinear.
+    Case 3: A scale for each channel, a stored weight, or other readers: nothing changes.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Move."""
+        """Move every Transpose of case 1 or 2."""
         modified = False
         for node in list(model.graph):
             if is_op(node, "Transpose"):

@@ -1,4 +1,4 @@
-"""Keep ONNX Runtime from a fusion that is slower than what it replaces."""
+"""Prevent a fusion of ONNX Runtime that is slower than the operators it replaces."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["ResidualSumPass"]
 class ResidualSumPass(ir.passes.InPlacePass):
     """Write the addition in front of a LayerNormalization as Sum, which is the same for two operands.
 
-    ONNX Runtime fuses ``Add -> LayerNormalization`` into SkipLayerNormalization by default. On CPUs that kernel takes
-    several times as long as the two it replaces; a Sum is not part of its pattern.
+    ONNX Runtime fuses ``Add -> LayerNormalization`` into SkipLayerNormalization. On CPUs that kernel takes several
+    times as long as the two it replaces. The pattern of the fusion does not match a Sum.
 
-    Case 1: ``Add -> LayerNormalization``, whoever else reads the sum: the Add becomes a Sum.
-    Case 2: anything else in front of the normalization: left alone.
+    Case 1: ``Add -> LayerNormalization``, with or without other readers of the sum: the Add becomes a Sum.
+    Case 2: Anything else in front of the normalization: nothing changes.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite."""
+        """Rewrite every Add of case 1."""
         modified = False
         for node in model.graph:
             if is_op(node, "LayerNormalization"):

@@ -1,4 +1,4 @@
-"""Scale the query instead of the scores."""
+"""Scale the query of an attention instead of its scores."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _LAYOUT = ("Reshape", "Transpose")
 
 
 class ScaleQueryPass(ir.passes.InPlacePass):
-    """Move the scaling of attention's scores into the linear layer that makes the query.
+    """Move the scaling of attention scores into the linear layer that computes the query.
 
-    TensorRT's fused attention wants it there. The factor goes into the bias and into the scales: of the layer's weight,
-    and of the query's quantizer. All integers stay what they are, and one node is gone.
+    TensorRT fuses attention only in this form. The multiplier goes into the bias, into the scales of the weight, and
+    into the scale of the query's quantizer. All integers stay the same, and one node disappears.
 
-    Case 1: ``MatMul -> Div(c)`` or ``Mul(c)`` behind a query of its own: ``(x W + b)``, changes of layout, maybe a
-    quantizer with one scale. The weight is stored in integers or in float.
-    Case 2: the weight or its scales are shared (layers that repeat): this layer gets scales of its own.
-    Case 3: a computed factor, a factor that is not above 0, a query with other readers, or one that comes from anything
-    else: left alone.
+    Case 1: ``MatMul -> Div(c)`` or ``Mul(c)`` behind a query ``(x W + b)`` with no other reader, changes of layout, and
+    maybe a quantizer with one scale. The weight is stored in integers or in float.
+    Case 2: The weight or its scales are shared by layers that repeat: this layer gets scales of its own.
+    Case 3: A computed multiplier, one that is not above 0, or a query that has other readers or is not the output of a
+    linear layer: nothing changes.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Move."""
+        """Move every scaling of case 1 or 2."""
         modified = False
         for node in list(model.graph):
             if is_op(node, "Div", "Mul"):
@@ -35,8 +35,8 @@ class ScaleQueryPass(ir.passes.InPlacePass):
 
 
 def _try_move(graph: ir.Graph, scaling: ir.Node) -> bool:
-    scores, factor = _scores_and_factor(scaling)
-    if scores is None or factor is None or only_consumer(scores.outputs[0]) is None:
+    scores, multiplier = _scores_and_multiplier(scaling)
+    if scores is None or multiplier is None or only_consumer(scores.outputs[0]) is None:
         return False
     chain = _query(scores.inputs[0])
     if chain is None:
@@ -46,20 +46,20 @@ def _try_move(graph: ir.Graph, scaling: ir.Node) -> bool:
     linear = producer(_computed(last), "MatMul") if is_op(last, "Add") else last
     if readers or linear is None or only_consumer(linear.outputs[0]) is None:
         return False  # case 3
-    if not _scale_weight(graph, linear, factor):
+    if not _scale_weight(graph, linear, multiplier):
         return False
     if is_op(last, "Add"):
-        _scale_input(graph, last, _bias_index(last), factor)
+        _scale_input(graph, last, _bias_index(last), multiplier)
     for node in quantizers:
         if is_op(node, "QuantizeLinear", "DequantizeLinear"):
-            _scale_input(graph, node, 1, factor)
+            _scale_input(graph, node, 1, multiplier)
     scaling.outputs[0].replace_all_uses_with(scores.outputs[0])
     graph.remove(scaling, safe=True)
     return True
 
 
-def _scores_and_factor(scaling: ir.Node) -> tuple[ir.Node | None, float | None]:
-    """The product of two computed tensors that ``scaling`` reads, and by how much it scales it."""
+def _scores_and_multiplier(scaling: ir.Node) -> tuple[ir.Node | None, float | None]:
+    """Return the product of two computed tensors that ``scaling`` reads, and the multiplier."""
     order = (0,) if is_op(scaling, "Div") else (0, 1)
     for index in order:
         scores = producer(scaling.inputs[index], "MatMul")
@@ -79,7 +79,7 @@ def _stored(value: ir.Value | None) -> bool:
 
 
 def _query(value: ir.Value | None) -> list[ir.Node] | None:
-    """The nodes from the product back to the bias of the linear layer, or to its MatMul where it has none."""
+    """Return the nodes from the product back to the bias of the linear layer, or to its MatMul without a bias."""
     chain = []
     while True:
         node = producer(value, "DequantizeLinear", "QuantizeLinear", "Add", "MatMul", *_LAYOUT)
@@ -108,11 +108,11 @@ def _computed(add: ir.Node) -> ir.Value | None:
     return None if index is None else add.inputs[1 - index]
 
 
-def _scale_weight(graph: ir.Graph, linear: ir.Node, factor: float) -> bool:
-    """Scale the product of ``linear`` through its weight, which is its second operand."""
+def _scale_weight(graph: ir.Graph, linear: ir.Node, multiplier: float) -> bool:
+    """Scale the output of ``linear`` through its weight, which is its second operand."""
     weight = linear.inputs[1]
     if constant(weight) is not None:
-        _scale_input(graph, linear, 1, factor)
+        _scale_input(graph, linear, 1, multiplier)
         return True
     dequantize = producer(weight, "DequantizeLinear")
     if dequantize is None or constant(dequantize.inputs[1]) is None or constant(dequantize.inputs[0]) is None:
@@ -125,16 +125,16 @@ def _scale_weight(graph: ir.Graph, linear: ir.Node, factor: float) -> bool:
         graph.insert_before(linear, own)
         linear.replace_input_with(1, own.outputs[0])
         dequantize = own
-    _scale_input(graph, dequantize, 1, factor)
+    _scale_input(graph, dequantize, 1, multiplier)
     return True
 
 
-def _scale_input(graph: ir.Graph, node: ir.Node, index: int | None, factor: float) -> None:
-    """Replace a stored input by itself times ``factor``; other readers keep what they have."""
+def _scale_input(graph: ir.Graph, node: ir.Node, index: int | None, multiplier: float) -> None:
+    """Multiply a stored input of ``node``. Other readers keep the original."""
     assert index is not None
     value = node.inputs[index]
     array = constant(value)
     assert value is not None
     assert array is not None
-    scaled = (array.astype(np.float64) * factor).astype(array.dtype)
+    scaled = (array.astype(np.float64) * multiplier).astype(array.dtype)
     node.replace_input_with(index, initializer(graph, f"{value.name}_scaled", scaled))

@@ -1,4 +1,4 @@
-"""Undo what torch's exporter does to a small table that a look-up and a product share: a second, transposed copy."""
+"""Remove the transposed copy that torch's exporter makes of a small table that a look-up and a product share."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["TieTablesPass"]
 
 
 class TieTablesPass(ir.passes.InPlacePass):
-    """Let a product read the table of a look-up, transposed, instead of a transposed copy of it.
+    """Let a product read the table of a look-up through a Transpose instead of a transposed copy.
 
-    The exporter folds the transpositions of small constants. Of a linear layer's weight that is all there is; of a word
-    embedding that is the weight of the linear layer to the vocabulary, too, it makes two.
+    torch's exporter folds the Transpose of a small constant. A word embedding that is also the weight of the linear
+    layer to the vocabulary would be stored twice.
 
     Case 1: ``MatMul(x, A)`` and ``Gather(B, ids)`` with ``A == B.T``: ``A`` becomes ``Transpose(B)``.
-    Case 2: anything else: left alone.
+    Case 2: Anything else: nothing changes.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Tie."""
+        """Tie every table of case 1."""
         tables = _stored(model.graph, "Gather", 0)
         copies = _stored(model.graph, "MatMul", 1)
         modified = False
@@ -39,14 +39,15 @@ class TieTablesPass(ir.passes.InPlacePass):
 
 
 def _is_transposed(array: np.ndarray, rows: np.ndarray) -> bool:
-    """Whether one is the other turned around; tables are large, and mostly the first rows tell that they are not."""
+    """Return whether ``array`` is ``rows`` transposed."""
     if array.shape != rows.shape[::-1] or array.dtype != rows.dtype:
         return False
+    # Tables are large, and the first rows nearly always show a difference.
     return bool((array[:, :8] == rows[:8].T).all() and (array == rows.T).all())
 
 
 def _stored(graph: ir.Graph, op_type: str, index: int) -> dict[ir.Value, np.ndarray]:
-    """The stored matrices that operators of a type read as their input ``index``."""
+    """Return the stored matrices that operators of a type read as their input ``index``."""
     values = dict.fromkeys(node.inputs[index] for node in graph if is_op(node, op_type))
     found = {value: array for value in values if value is not None and (array := constant(value)) is not None}
     return {value: array for value, array in found.items() if array.ndim == 2 and value.name in graph.initializers}

@@ -1,4 +1,4 @@
-"""Let products read integers where every token has a scale of its own."""
+"""Let products read integers when every token has a scale of its own."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ __all__ = ["TokenScalesPass"]
 
 
 class TokenScalesPass(ir.passes.InPlacePass):
-    """Multiply by the scales of tokens behind a product with a stored weight instead of in front of it.
+    """Multiply by the scales of the tokens behind a product with a stored weight instead of in front of it.
 
-    A row of a product has one scale, so it makes no difference where it is multiplied; what the product reads then are
-    integers with one grid, which other passes make an integer product of.
+    Every row of the product has one scale, so the order makes no difference. The product then reads integers with one
+    scale, and other passes make an integer product of it.
 
-    Case 1: ``MatMul(Mul(Clip(Round(Div(x, s)), low, high), s), DequantizeLinear(W))``, ``s`` with a last axis of 1 and
-    ``W`` a constant matrix: ``Mul(MatMul(DequantizeLinear(QuantizeLinear(Div(x, s), 1, 0)), ...), s)``. No bounds are
-    needed, as ``s`` follows from the largest magnitude of the token.
-    Case 2: several products read the tensor: it is quantized once.
-    Case 3: somebody else reads it, too: for those it stays as it is.
-    Case 4: anything else, zero points of tokens among it: left alone.
+    Case 1: ``MatMul(Mul(Clip(Round(Div(x, s)), low, high), s), DequantizeLinear(W))``, where ``s`` has a last axis of 1
+    and ``W`` is a constant matrix, becomes ``Mul(MatMul(DequantizeLinear(QuantizeLinear(Div(x, s), 1, 0)), ...), s)``.
+    The bounds are not needed, because ``s`` follows from the largest magnitude of the token.
+    Case 2: Several products read the tensor: it is quantized once.
+    Case 3: Other nodes read it as well: they keep reading it as it is.
+    Case 4: Anything else, such as zero points per token: nothing changes.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Move."""
+        """Move the scales behind every product of case 1."""
         modified = False
         for node in list(model.graph):
             if is_op(node, "MatMul"):
@@ -64,7 +64,7 @@ _OPERANDS = ("Mul", "DequantizeLinear")
 
 
 def _integers(graph: ir.Graph, divided: ir.Node, *, before: ir.Node) -> ir.Value:
-    """What ``divided`` rounds to, as integers that are dequantized again with the scale 1."""
+    """Quantize the output of ``divided`` with the scale 1, and return it dequantized again."""
     found = next((use.node for use in divided.outputs[0].uses() if is_op(use.node, "QuantizeLinear")), None)
     if found is not None:  # case 2
         return next(use.node for use in found.outputs[0].uses()).outputs[0]

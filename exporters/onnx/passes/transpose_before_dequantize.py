@@ -1,4 +1,4 @@
-"""Let a product read a table of integers that something else reads, too, without a second copy in the file."""
+"""Let a product read an integer table that other nodes read as well, without a second copy in the file."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ __all__ = ["TransposeBeforeDequantizePass"]
 
 
 class TransposeBeforeDequantizePass(ir.passes.InPlacePass):
-    """Move the transposition of a stored integer weight in front of its dequantization.
+    """Move the Transpose of a stored integer weight in front of its DequantizeLinear.
 
-    A word embedding that is also the weight of the linear to the vocabulary is stored once, with a row for each word.
-    The product wants it transposed: as integers, which the runtime does once, when it loads the file.
+    A word embedding that is also the weight of the linear layer to the vocabulary is stored once, with a row for each
+    word. The product reads it transposed, and the runtime transposes the integers once, when it loads the file.
 
-    Case 1: ``DequantizeLinear(W) -> Transpose``, one scale or one for each row or column, W read elsewhere, too:
+    Case 1: ``DequantizeLinear(W) -> Transpose`` with one scale, or one for each row or column, and other readers of W:
     becomes ``Transpose(W) -> DequantizeLinear``.
-    Case 2: nothing else reads W: left alone, it can be stored transposed.
-    Case 3: a scale for each block, or a computed tensor: left alone.
+    Case 2: Nothing else reads W: nothing changes, because another pass stores it transposed.
+    Case 3: A scale for each block, or a computed tensor: nothing changes.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Move."""
+        """Move every Transpose of case 1."""
         modified = False
         for node in list(model.graph):
             if is_op(node, "Transpose"):

@@ -1,4 +1,4 @@
-"""Store the weights of linear layers the way the products read them."""
+"""Store the weights of linear layers transposed, as the products read them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ __all__ = ["TransposeWeightsPass"]
 
 
 class TransposeWeightsPass(ir.passes.InPlacePass):
-    """Fold the transposition of an integer weight into the stored weight.
+    """Fold the Transpose of an integer weight into the stored weight.
 
     Case 1: ``W (out, in) -> DequantizeLinear(axis) -> Transpose`` becomes ``W.T (in, out) -> DequantizeLinear(perm of
     axis)``.
-    Case 3: a scale for each block of values: scales and zero points, which are matrices then, are transposed, too.
-    Case 2: other readers need the weight as it was, a tied embedding say: left alone, the weight is stored once.
+    Case 2: Other nodes read the weight, for example those of a tied embedding: nothing changes, so that the weight is
+    stored once.
+    Case 3: A scale for each block of values: scales and zero points are matrices then, and are transposed as well.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Fold."""
+        """Fold every Transpose of case 1 or 3."""
         modified = False
         for node in list(model.graph):
             if is_op(node, "Transpose"):

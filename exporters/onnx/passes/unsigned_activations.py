@@ -1,4 +1,4 @@
-"""Shift signed activations to unsigned ones, which the integer products of x86 CPUs want."""
+"""Store activations in uint8, which the integer products of x86 CPUs take."""
 
 from __future__ import annotations
 
@@ -7,29 +7,38 @@ import onnx_ir as ir
 
 from exporters.onnx.passes.graph import constant, initializer, is_op, only_consumer
 
-__all__ = ["UnsignedActivationsPass", "hold_as"]
+__all__ = ["UnsignedActivationsPass", "store_as"]
 
 
 class UnsignedActivationsPass(ir.passes.InPlacePass):
-    """Add 128 to integers and zero point: the same grid, held in uint8.
+    """Add 128 to integers and zero point. The values that they stand for stay the same.
 
-    Case 1: ``QuantizeLinear(int8)`` of a computed tensor, read by DequantizeLinear nodes of the same parameters alone:
-    all of them change to uint8 with ``zero_point + 128``.
-    Case 2: the same with a Clip of fewer bits or a narrow range between: its bounds are shifted too.
-    Case 3: anything else reads the integers (a graph output, say), or the tensor is stored: left alone.
+    Case 1: ``QuantizeLinear(int8)`` of a computed tensor that only DequantizeLinear nodes with the same parameters
+    read: all of them change to uint8 with ``zero_point + 128``.
+    Case 2: The same with a Clip of fewer bits or a narrow range between: its bounds are shifted as well.
+    Case 3: Anything else reads the integers, for example a graph output, or the tensor is stored: nothing changes.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Shift."""
+        """Shift every quantizer of case 1 or 2."""
         modified = False
         for node in model.graph:
             if is_op(node, "QuantizeLinear"):
-                modified |= hold_as(model.graph, node, np.uint8)
+                modified |= store_as(model.graph, node, np.uint8)
         return ir.passes.PassResult(model, modified)
 
 
-def hold_as(graph: ir.Graph, quantize: ir.Node, dtype: type[np.uint8 | np.int8]) -> bool:
-    """Hold what ``quantize`` puts out in the other type of 8 bits, on the same grid; whether anything changed."""
+def store_as(graph: ir.Graph, quantize: ir.Node, dtype: type[np.uint8 | np.int8]) -> bool:
+    """Store the integers of ``quantize`` in the other 8-bit type, shifted by 128.
+
+    Args:
+        graph: The graph.
+        quantize: A QuantizeLinear node.
+        dtype: The type to change to, ``np.uint8`` or ``np.int8``.
+
+    Returns:
+        Whether anything changed.
+    """
     zero_point = constant(quantize.inputs[2]) if len(quantize.inputs) > 2 else None
     other = np.int8 if dtype is np.uint8 else np.uint8
     if zero_point is None or zero_point.dtype != other or constant(quantize.inputs[0]) is not None:

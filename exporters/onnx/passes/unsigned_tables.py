@@ -1,4 +1,4 @@
-"""Hold in uint8 the tables that a product reads, too, where its kernels want that: one table for all of its readers."""
+"""Store a table in uint8 if the kernels of a product that shares it need that."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import onnx_ir as ir
 from exporters.onnx.isa import ANY, Isa
 from exporters.onnx.passes.graph import constant, is_op, producer
 from exporters.onnx.passes.integer_gemm import may_saturate
-from exporters.onnx.passes.unsigned_weights import hold_unsigned
+from exporters.onnx.passes.unsigned_weights import store_unsigned
 from exporters.onnx.passes.weight_only_gemm import block_of
 
 __all__ = ["UnsignedTablesPass"]
@@ -17,12 +17,15 @@ __all__ = ["UnsignedTablesPass"]
 class UnsignedTablesPass(ir.passes.InPlacePass):
     """Add 128 to integers and zero points of ``DequantizeLinear(W)`` that a look-up and a transposed product share.
 
-    Case 1: the product's activations are integers, and a CPU without VNNI could saturate on the weight.
-    Case 2: they are float: the weight-only product takes uint8, if its blocks divide the rows.
-    Case 3: zero points that are not 0, a table without a look-up or without a product, or anything else: left alone.
+    The table stays one for all of its readers.
+
+    Case 1: The activations of the product are integers, and a CPU without VNNI could saturate on the weight.
+    Case 2: The activations are float: the weight-only product takes uint8 if its blocks divide the rows.
+    Case 3: Zero points that are not 0, a table without a look-up or without a product, or anything else: nothing
+    changes.
 
     Args:
-        isa: of the CPU that the file is for.
+        isa: Instruction set of the CPUs that the file is for.
     """
 
     def __init__(self, isa: Isa = ANY) -> None:
@@ -30,7 +33,7 @@ class UnsignedTablesPass(ir.passes.InPlacePass):
         self._isa = isa
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Shift."""
+        """Shift every table of case 1 or 2."""
         modified = False
         for node in list(model.graph):
             if is_op(node, "DequantizeLinear") and len(node.inputs) > 2:
@@ -56,5 +59,5 @@ class UnsignedTablesPass(ir.passes.InPlacePass):
             not any(integers) and block_of(table.shape[1])  # case 2
         ):
             return False
-        hold_unsigned(graph, dequantize, table, zeros)
+        store_unsigned(graph, dequantize, table, zeros)
         return True

@@ -1,4 +1,4 @@
-"""Shift weights on which CPUs without VNNI would saturate from signed to unsigned."""
+"""Store weights on which CPUs without VNNI would saturate in uint8."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import onnx_ir as ir
 from exporters.onnx.passes.graph import constant, initializer, is_op, producer
 from exporters.onnx.passes.integer_gemm import may_saturate
 
-__all__ = ["UnsignedWeightsPass", "hold_unsigned"]
+__all__ = ["UnsignedWeightsPass", "store_unsigned"]
 
 
 class UnsignedWeightsPass(ir.passes.InPlacePass):
-    """Add 128 to integers and zero points: the same weights, held in uint8, for which kernels are exact on every CPU.
+    """Add 128 to integers and zero points. For uint8 weights the kernels are exact on every CPU.
 
-    Case 1: an int8 weight ``(in, out)`` behind a product, on which sums of pairs could saturate in 16 bits
-    (``QuantSpec.overflow_safe`` was not asked for); or a table ``(out, in)`` that the product reads transposed, which
-    is shifted for all of its readers.
-    Case 2: no pair can: left alone, int8 is the faster form.
-    Case 3: anything else: left alone.
+    Case 1: An int8 weight ``(in, out)`` of a product on which sums of pairs could saturate in 16 bits, because
+    ``QuantSpec.overflow_safe`` is off; or a table ``(out, in)`` that the product reads transposed, which is shifted for
+    all of its readers.
+    Case 2: No pair can saturate: nothing changes, because int8 is faster.
+    Case 3: Anything else: nothing changes.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Shift."""
+        """Shift every weight of case 1."""
         modified = False
         for node in list(model.graph):
             if is_op(node, "MatMul", "Gemm"):
@@ -42,12 +42,12 @@ def _try_shift(graph: ir.Graph, product: ir.Node) -> bool:
     is_turned = transpose is not None or bool(product.attributes.get_int("transB", 0))
     if not may_saturate(weight.T if is_turned else weight):
         return False  # case 2
-    hold_unsigned(graph, w, weight, zeros)  # case 1
+    store_unsigned(graph, w, weight, zeros)  # case 1
     return True
 
 
-def hold_unsigned(graph: ir.Graph, dequantize: ir.Node, integers: np.ndarray, zeros: np.ndarray) -> None:
-    """Let ``dequantize`` read its stored int8 ``integers`` and ``zeros`` in uint8, shifted by 128."""
+def store_unsigned(graph: ir.Graph, dequantize: ir.Node, integers: np.ndarray, zeros: np.ndarray) -> None:
+    """Store the int8 ``integers`` and ``zeros`` that ``dequantize`` reads in uint8, shifted by 128."""
     for index, array in ((0, integers), (2, zeros)):
         value = dequantize.inputs[index]
         assert value is not None

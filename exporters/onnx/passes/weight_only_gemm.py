@@ -1,35 +1,36 @@
-"""Write products with stored integer weights and float activations as ONNX Runtime's weight-only product."""
+"""Fuse products of integer weights and float activations into ONNX Runtime's weight-only product."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
-from exporters.onnx.passes.graph import bias_behind, constant, initializer, is_op, producer, put_in_place
+from exporters.onnx.passes.graph import bias_behind, constant, initializer, is_op, producer, replace_chain
 
 __all__ = ["WeightOnlyGemmPass", "block_of"]
 
-_SMALLEST_BLOCK = 16  # of the kernels; a power of two
+_SMALLEST_BLOCK = 16  # that the kernels have; blocks are powers of two
 _BLOCK = 128  # for weights whose columns have one scale each
-_IN_FLOAT32 = 1  # accuracy_level: left to itself, ONNX Runtime rounds the activations to int8
+_IN_FLOAT32 = 1  # accuracy_level; by default ONNX Runtime rounds the activations to int8
 
 
 class WeightOnlyGemmPass(ir.passes.InPlacePass):
     """Fuse ``MatMul(x, DequantizeLinear(W)) [+ bias]`` into com.microsoft's MatMulNBits.
 
-    ONNX Runtime makes this fusion itself, and then rounds the activations to 8 bits, which nobody asked for. Written
-    out, the product is computed in float32, and 4-bit weights take half a byte.
+    ONNX Runtime makes this fusion itself, but then rounds the activations to 8 bits. Written out, the product is
+    computed in float32, and 4-bit weights take half a byte.
 
-    Case 1: a weight ``(in, out)`` with a scale for every block of values on the first axis. Case 2: with a scale for
-    each column, or one: every block of a column gets it. Case 3: all integers fit 4 bits: two are stored in a byte.
-    Case 4: a bias is added right after: it becomes an input of the product. Case 5: an activation that is quantized, a
-    block that the kernels do not have, or anything else: left as it is. Case 6: a uint8 table ``(out, in)`` with a
-    scale for each row, which a Transpose turns around and others read as it is: stored in blocks, which a Reshape
-    undoes for the others when the file is loaded.
+    Case 1: A weight ``(in, out)`` with a scale for every block of values on the first axis.
+    Case 2: A weight with one scale, or one for each column: every block of a column gets it.
+    Case 3: All integers fit in 4 bits: two are stored in a byte.
+    Case 4: A bias is added right after: it becomes an input of the product.
+    Case 5: A quantized activation, a block size that the kernels do not have, or anything else: nothing changes.
+    Case 6: A uint8 table ``(out, in)`` with a scale for each row, which the product reads through a Transpose and
+    others read as it is: it is stored in blocks, and a Reshape undoes them for the others when the file is loaded.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Fuse."""
+        """Fuse every product of case 1 to 4 or 6."""
         modified = False
         for node in list(model.graph):
             if is_op(node, "MatMul"):
@@ -82,18 +83,18 @@ def _fuse(
     inputs += [None, bias] if bias is not None else []  # case 4
     attributes["accuracy_level"] = _IN_FLOAT32
     fused = ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", name=matmul.name)
-    put_in_place(graph, fused, matmul, last)
+    replace_chain(graph, fused, matmul, last)
     if not w.outputs[0].uses() and not w.outputs[0].is_graph_output():
         graph.remove(w, safe=True)
 
 
 def block_of(width: int) -> int:
-    """The largest block of the kernels that leaves no rest of ``width``, 0 when there is none."""
+    """Return the largest block of the kernels that divides ``width``, 0 if there is none."""
     return next((block for block in (_BLOCK, 64, 32, _SMALLEST_BLOCK) if width % block == 0), 0)
 
 
 def _try_share(graph: ir.Graph, matmul: ir.Node, w: ir.Node) -> bool:
-    """Case 6."""
+    """Fuse a product of case 6."""
     transpose = producer(w.inputs[0], "Transpose")
     assert transpose is not None
     table, (scales, zeros) = transpose.inputs[0], (constant(value) for value in w.inputs[1:3])
@@ -126,18 +127,18 @@ def _fits_four_bits(integers: np.ndarray, zeros: np.ndarray) -> bool:
 
 
 def _blocks(integers: np.ndarray, block: int, *, fill: int) -> np.ndarray:
-    """``(in, out)`` -> ``(out, blocks, block)``, the last block filled up."""
+    """Reshape ``(in, out)`` to ``(out, blocks, block)``, with the last block padded."""
     rows, columns = integers.shape
     padded = np.pad(integers.T, ((0, 0), (0, -rows % block)), constant_values=fill)
     return padded.reshape(columns, -1, block)
 
 
 def _even(zeros: np.ndarray, bits: int) -> np.ndarray:
-    """Zero points ``(out, blocks)``, of 4 bits filled up to whole bytes."""
+    """Pad 4-bit zero points ``(out, blocks)`` to whole bytes."""
     return np.pad(zeros, ((0, 0), (0, zeros.shape[1] % 2))) if bits == 4 else zeros
 
 
 def _packed(values: np.ndarray, bits: int) -> np.ndarray:
-    """Bytes: of 4 bits two neighbours on the last axis in each, the first one low."""
+    """Return bytes; of 4-bit values each holds two neighbours on the last axis, the first one in the low half."""
     values = np.ascontiguousarray(values).astype(np.uint8)
     return values if bits == 8 else values[..., ::2] | (values[..., 1::2] << 4)

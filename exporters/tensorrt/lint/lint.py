@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from exporters.tensorrt.facts import Facts
-from exporters.tensorrt.lint.graph import GRAPH_CHECKS
+from exporters.tensorrt.graph_structure import GraphStructure
+from exporters.tensorrt.lint.graph_checks import GRAPH_CHECKS
 from exporters.tensorrt.lint.operators import target_version
-from exporters.tensorrt.lint.placement import PLACEMENT_CHECKS
-from exporters.tensorrt.lint.quantizers import QUANTIZER_CHECKS
+from exporters.tensorrt.lint.placement_checks import PLACEMENT_CHECKS
+from exporters.tensorrt.lint.quantizer_checks import QUANTIZER_CHECKS
 from exporters.tensorrt.lint.settings import Settings
 from exporters.tensorrt.profiles import default_profile
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from exporters.tensorrt.lint.rules import Finding
+    from exporters.tensorrt.onnx_file import OnnxFile
     from exporters.tensorrt.profiles import Profile
-    from exporters.tensorrt.source import Source
 
 __all__ = ["CHECKS", "LintReport", "lint"]
 
@@ -69,7 +69,7 @@ class LintReport:
 
 
 def lint(
-    source: Source,
+    source: OnnxFile,
     *,
     target: str = "tensorrt",
     profiles: Sequence[Profile] | None = None,
@@ -78,7 +78,7 @@ def lint(
     """Check a file; weights are not read.
 
     Args:
-        source: see :func:`exporters.tensorrt.source.read_source`.
+        source: see :func:`exporters.tensorrt.onnx_file.read_onnx_file`.
         target: ``tensorrt``, ``tensorrt:10.16``, ``tensorrt-rtx``.
         profiles: that the engine is to have; None takes the default one.
         refit: whether its weights are to be exchanged later.
@@ -90,8 +90,8 @@ def lint(
     if profiles is None:
         profiles = [default_profile(source.inputs, longest=source.longest or 512)]
     settings = Settings(source=source, version=version, profiles=profiles, refit=refit)
-    facts = Facts(source.model)
-    findings = [finding for check in CHECKS for finding in check(facts, settings)]
+    structure = GraphStructure(source.model)
+    findings = [finding for check in CHECKS for finding in check(structure, settings)]
     return LintReport(version, _sorted(findings))
 
 

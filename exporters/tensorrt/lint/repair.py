@@ -16,7 +16,7 @@ from onnx_ir.passes import common
 from exporters.onnx.load import load_onnx
 from exporters.onnx.passes.graph import constant, initializer, is_op
 from exporters.onnx.write import EXTERNAL_ABOVE
-from exporters.tensorrt.facts import Facts, array, consumers, quantized_type, title
+from exporters.tensorrt.graph_structure import GraphStructure, array, consumers, quantized_type, title
 from qdq.errors import ConfigError
 from qdq.storage import write_bytes_atomic
 
@@ -65,7 +65,7 @@ def repair_model(model: ir.Model) -> list[str]:
 def _biases(model: ir.Model) -> list[str]:
     """E5: an int32 constant behind DequantizeLinear becomes a float constant."""
     done = []
-    for node in Facts(model).of("DequantizeLinear"):
+    for node in GraphStructure(model).of("DequantizeLinear"):
         stored, scale = constant(node.inputs[0]), array(node.inputs[1])
         if stored is None or scale is None or stored.dtype != np.int32:
             continue
@@ -82,14 +82,14 @@ def _biases(model: ir.Model) -> list[str]:
 
 def _scale_types(model: ir.Model) -> list[str]:
     """E2: scales of a type that TensorRT does not take become those of the graph."""
-    facts = Facts(model)
-    wanted = facts.element_type if facts.opset >= 19 else ir.DataType.FLOAT
+    structure = GraphStructure(model)
+    wanted = structure.element_type if structure.opset >= 19 else ir.DataType.FLOAT
     done = []
-    for node in facts.of(*_PAIR):
+    for node in structure.of(*_PAIR):
         scale = constant(node.inputs[1])
         kind = None if scale is None else ir.DataType.from_numpy(scale.dtype)
         half = kind in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-        if scale is None or kind is ir.DataType.FLOAT or (half and facts.opset >= 19):
+        if scale is None or kind is ir.DataType.FLOAT or (half and structure.opset >= 19):
             continue
         _replace(model, node, 1, scale.astype(wanted.numpy()), "float")
         done.append(f"{title(node)}: its scale is {wanted.name.lower()} now")
@@ -99,7 +99,7 @@ def _scale_types(model: ir.Model) -> list[str]:
 def _scales(model: ir.Model) -> list[str]:
     """E1: scales of 0, of channels that are dead, become tiny; negative ones lose their sign."""
     done = []
-    for node in Facts(model).of(*_PAIR):
+    for node in GraphStructure(model).of(*_PAIR):
         scale = constant(node.inputs[1])
         if scale is None or not np.isfinite(scale.astype(np.float64)).all() or (scale > 0).all():
             continue
@@ -112,7 +112,7 @@ def _scales(model: ir.Model) -> list[str]:
 def _zero_points(model: ir.Model) -> list[str]:
     """E3, E4: uint8 and zero points become int8 around 0; a missing zero point is written."""
     done = []
-    for node in Facts(model).of(*_PAIR):
+    for node in GraphStructure(model).of(*_PAIR):
         scale = constant(node.inputs[1])
         kind = quantized_type(node)
         if scale is None or kind not in (ir.DataType.UINT8, ir.DataType.INT8, None):
@@ -148,7 +148,7 @@ def _zero_points(model: ir.Model) -> list[str]:
 def _duplicates(model: ir.Model) -> list[str]:
     """W5, W19: quantizers of one tensor become one, with the largest of their scales."""
     readers: dict[ir.Value, list[ir.Node]] = defaultdict(list)
-    for node in Facts(model).of("QuantizeLinear"):
+    for node in GraphStructure(model).of("QuantizeLinear"):
         scale = constant(node.inputs[1])
         if node.inputs[0] is not None and scale is not None and scale.size == 1:
             readers[node.inputs[0]].append(node)

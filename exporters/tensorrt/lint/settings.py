@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from exporters.tensorrt.onnx_file import OnnxFile
     from exporters.tensorrt.profiles import Profile
-    from exporters.tensorrt.source import Source
 
 __all__ = ["Settings"]
 
@@ -25,7 +25,7 @@ class Settings:
         refit: whether weights are to be exchanged later.
     """
 
-    source: Source
+    source: OnnxFile
     version: tuple[int, int]
     profiles: Sequence[Profile] = field(default_factory=tuple)
     refit: bool = False

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from exporters.onnx.passes.graph import is_op
-from exporters.tensorrt.facts import quantized_type, title
+from exporters.tensorrt.graph_structure import quantized_type, title
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

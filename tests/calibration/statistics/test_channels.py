@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration import calibrate_and_refine
-from calibration.distributed import WHOLE
+from calibration.distributed import SINGLE_PROCESS
 from calibration.statistics.channels import channel_ranges
 from qdq.errors import CalibrationError
 from qdq.models.registry import build, configure
@@ -49,7 +49,7 @@ def test_extremes_are_those_of_the_tensors_themselves() -> None:
 
     for name in PLACES:
         watch(name)
-    found = channel_ranges(model, batches(), wanted(model), part=WHOLE)
+    found = channel_ranges(model, batches(), wanted(model), process=SINGLE_PROCESS)
     for quantizer, name in wanted(model).items():
         values = torch.cat(seen[name])
         assert torch.equal(found[quantizer][0], values.min(0).values)
@@ -62,9 +62,9 @@ def test_broken_values_are_named_by_place_and_batch(value: float, batch: int) ->
     model = tiny()
     with torch.no_grad():
         model.embeddings.word.weight[BAD] = value
-    channel_ranges(model, batches(), wanted(model), part=WHOLE)
+    channel_ranges(model, batches(), wanted(model), process=SINGLE_PROCESS)
     with pytest.raises(CalibrationError) as caught:
-        channel_ranges(model, batches(bad_in=batch), wanted(model), part=WHOLE)
+        channel_ranges(model, batches(bad_in=batch), wanted(model), process=SINGLE_PROCESS)
     for name in PLACES:
         assert f"{name} saw NaN or infinite values in batch {batch} (the first is 0)" in str(caught.value)
     with pytest.raises(CalibrationError, match=rf"attention\.query saw NaN or infinite values in batch {batch} "):
@@ -75,6 +75,6 @@ def test_places_without_data_and_no_data() -> None:
     model = tiny()
     other = tiny()
     with pytest.raises(CalibrationError, match=r"attention\.query saw no data"):
-        channel_ranges(model, batches(), wanted(other), part=WHOLE)
+        channel_ranges(model, batches(), wanted(other), process=SINGLE_PROCESS)
     with pytest.raises(CalibrationError, match="the calibration set has no batch"):
-        channel_ranges(model, [], wanted(model), part=WHOLE)
+        channel_ranges(model, [], wanted(model), process=SINGLE_PROCESS)

@@ -16,10 +16,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from exporters.interface import Form
-from exporters.io_signature import Signature, texts
+from exporters.interface import ExportInterface
+from exporters.io_signature import IOSignature, token_inputs
 from exporters.onnx import write
-from exporters.onnx.export import check_options, export_model
+from exporters.onnx.export import check_options, export_onnx
 from exporters.runners import OnnxRuntimeRunner, OpenVINORunner
 from exporters.verification.verify import sqnr_db, verify
 from qdq.checkpoint import save
@@ -76,7 +76,7 @@ def outputs(model: Model, batch: dict[str, Any]) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("target", [None, *TARGETS])
 def test_the_result_says_what_was_written(workshop: Any, target: str | None) -> None:
     _, path, exported = workshop.exported(target)
-    assert exported.signature == Signature(texts(), ("last_hidden_state", "pooler_output"))
+    assert exported.signature == IOSignature(token_inputs(), ("last_hidden_state", "pooler_output"))
     assert exported.to_dict() == {
         "target": target or "float",
         "recipe": None,
@@ -128,7 +128,7 @@ def test_the_file_is_valid_and_holds_no_trace_of_the_machine(workshop: Any, targ
 
 def test_the_same_model_gives_the_same_bytes(workshop: Any, tmp_path: Path) -> None:
     _, path, _ = workshop.exported("onnxruntime")
-    export_model(workshop.calibrated("onnxruntime"), tmp_path / "again.onnx", target="onnxruntime")
+    export_onnx(workshop.calibrated("onnxruntime"), tmp_path / "again.onnx", target="onnxruntime")
     assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()
 
 
@@ -205,7 +205,7 @@ def test_openvino_computes_the_same(workshop: Any) -> None:
 def test_a_recipe_that_is_not_the_targets_own_is_exact_on_this_cpu_too(workshop: Any, target: str) -> None:
     model, path, exported = workshop.exported(target, "qdqbert")
     assert len(exported.notes) == (target == "onnxruntime")
-    assert all("held in uint8, which is exact on every CPU" in note for note in exported.notes)
+    assert all("stored in uint8, which is exact on every CPU" in note for note in exported.notes)
     report = verify(model, path, workshop.batches(model), runtime=target)
     assert report.problems == []
 
@@ -216,7 +216,7 @@ def test_fewer_bits_and_narrow_ranges_run_optimized(workshop: Any, rules: Any, t
     recipe = rules(narrow, weight, matmul=narrow, add={"bits": 7, "signed": False, "symmetric": False})
     model = workshop.calibrated(recipe)
     path = tmp_path / "model.onnx"
-    export_model(model, path, target=target)
+    export_onnx(model, path, target=target)
     assert verify(model, path, workshop.batches(model), runtime=target).problems == []
     kinds = Counter(node.op_type for node in onnx.load(path).graph.node)
     assert kinds["MatMulIntegerToFloat"] == (len(LINEARS) if target == "onnxruntime" else 0)
@@ -230,7 +230,7 @@ def test_tokens_with_scales_of_their_own_are_multiplied_as_integers(
         rules({"bits": bits, "dynamic": True, "granularity": "per-token"}, {"granularity": "per-axis(0)"})
     )
     path = tmp_path / "model.onnx"
-    export_model(model, path, target="onnxruntime")
+    export_onnx(model, path, target="onnxruntime")
     assert Counter(node.op_type for node in onnx.load(path).graph.node)["MatMulIntegerToFloat"] == len(LINEARS)
     report = verify(model, path, workshop.batches(model))
     assert report.problems == []
@@ -242,7 +242,7 @@ def test_tokens_with_scales_of_their_own_are_multiplied_as_integers(
 def test_repeated_layers_share_their_weights_and_keep_their_own_ranges(workshop: Any, tmp_path: Path) -> None:
     model = workshop.calibrated("onnxruntime", "albert", num_hidden_layers=2, embedding_size=16)
     path = tmp_path / "model.onnx"
-    export_model(model, path, target="onnxruntime")
+    export_onnx(model, path, target="onnxruntime")
     kinds = Counter(node.op_type for node in onnx.load(path).graph.node)
     assert kinds["MatMulIntegerToFloat"] == 2 * len(LINEARS)
     integers = [array for array in stored(path).values() if array.dtype == np.int8 and array.ndim == 2]
@@ -256,7 +256,7 @@ def test_weights_of_large_models_lie_beside_the_file(
 ) -> None:
     monkeypatch.setattr(write, "EXTERNAL_ABOVE", 1000)
     model = workshop.calibrated("onnxruntime")
-    export_model(model, tmp_path / "model.onnx", target="onnxruntime")
+    export_onnx(model, tmp_path / "model.onnx", target="onnxruntime")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     elsewhere = tmp_path.rename(tmp_path.with_name("elsewhere"))
     assert verify(model, elsewhere / "model.onnx", workshop.batches(model)).problems == []
@@ -294,7 +294,7 @@ def test_the_model_then_computes_what_the_file_computes(workshop: Any) -> None:
 
 def test_a_recipe_can_be_asked_for_and_ranges_stay(workshop: Any, tmp_path: Path) -> None:
     model = copy.deepcopy(workshop.exported("tensorrt", "onnxruntime")[0])  # from onnxruntime to tensorrt, and back
-    exported = export_model(model, tmp_path / "model.onnx", target="onnxruntime", recipe="onnxruntime")
+    exported = export_onnx(model, tmp_path / "model.onnx", target="onnxruntime", recipe="onnxruntime")
     assert exported.recipe == load_recipe("onnxruntime")
     assert exported.notes == ()
     assert (tmp_path / "model.onnx").read_bytes() == workshop.exported("onnxruntime")[1].read_bytes()
@@ -302,7 +302,7 @@ def test_a_recipe_can_be_asked_for_and_ranges_stay(workshop: Any, tmp_path: Path
 
 def test_a_quantized_model_exported_without_target_is_in_float(workshop: Any, tmp_path: Path) -> None:
     model = workshop.calibrated("onnxruntime")
-    exported = export_model(model, tmp_path / "model.onnx", target=None)
+    exported = export_onnx(model, tmp_path / "model.onnx", target=None)
     assert exported.target == "float"
     assert not grids(tmp_path / "model.onnx")
     batch = workshop.batches(model)[0]
@@ -313,7 +313,7 @@ def test_a_quantized_model_exported_without_target_is_in_float(workshop: Any, tm
 
 def test_a_model_in_training_is_exported_as_it_evaluates_and_goes_on_training(workshop: Any, tmp_path: Path) -> None:
     model = workshop.model().train()
-    export_model(model, tmp_path / "model.onnx", target=None)
+    export_onnx(model, tmp_path / "model.onnx", target=None)
     assert all(part.training for part in model.modules())
     assert (tmp_path / "model.onnx").read_bytes() == workshop.exported(None)[1].read_bytes()
 
@@ -325,7 +325,7 @@ def test_a_recipe_that_the_target_cannot_run_is_refused_with_every_slot(workshop
     model = workshop.calibrated("tensorrt")
     before = {str(slot): (quantizer.spec, quantizer.mode) for slot, quantizer in named_slots(model)}
     with pytest.raises(ExportError) as caught:
-        export_model(model, tmp_path / "model.onnx", target="tensorrt", recipe="onnxruntime")
+        export_onnx(model, tmp_path / "model.onnx", target="tensorrt", recipe="onnxruntime")
     message = str(caught.value)
     assert message.startswith("target tensorrt cannot run this recipe: 9 problems\n")
     for name in LINEARS:
@@ -340,7 +340,7 @@ def test_uncalibrated_slots_are_all_named(workshop: Any, tmp_path: Path) -> None
     model = workshop.model()
     quantize(model, "onnxruntime")
     with pytest.raises(CalibrationError, match="not calibrated") as caught:
-        export_model(model, tmp_path / "model.onnx", target="onnxruntime")
+        export_onnx(model, tmp_path / "model.onnx", target="onnxruntime")
     shared = "encoder.layers.0.attention.query.input_quantizer"
     for name in (shared, *(f"encoder.layers.0.{name}.input_quantizer" for name in LINEARS[3:])):
         assert name in str(caught.value)
@@ -353,18 +353,18 @@ def test_a_recipe_with_slots_that_calibration_did_not_see(workshop: Any, tmp_pat
         if slot.kind == "matmul":
             quantizer.range = None
     with pytest.raises(CalibrationError, match=r"4 problems\n.*scores\.input_quantizer"):
-        export_model(model, tmp_path / "model.onnx", target="tensorrt")
+        export_onnx(model, tmp_path / "model.onnx", target="tensorrt")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_float_model_has_no_target(workshop: Any, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="not quantized: calibrate it first"):
-        export_model(workshop.model(), tmp_path / "model.onnx", target="onnxruntime")
+        export_onnx(workshop.model(), tmp_path / "model.onnx", target="onnxruntime")
 
 
 def test_a_recipe_without_a_target_is_refused(workshop: Any, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="a recipe needs a target"):
-        export_model(workshop.model(), tmp_path / "model.onnx", target=None, recipe="linear")
+        export_onnx(workshop.model(), tmp_path / "model.onnx", target=None, recipe="linear")
 
 
 # Recipes that need no data
@@ -392,7 +392,7 @@ def test_without_data_the_file_computes_the_same(
     workshop: Any, recipe: str, target: str, product: str | None, tmp_path: Path
 ) -> None:
     model, path = without_data(workshop, recipe, intermediate_size=64), tmp_path / "model.onnx"
-    exported = export_model(model, path, target=target, recipe=NO_TABLES if target == "tensorrt" else None)
+    exported = export_onnx(model, path, target=target, recipe=NO_TABLES if target == "tensorrt" else None)
     assert exported.notes == ()
     report = verify(model, path, workshop.batches(model), runtime={"tensorrt": "reference"}.get(target, target))
     assert report.problems == []
@@ -415,7 +415,7 @@ NO_TABLES = Recipe.from_dict(
 
 def test_four_bits_take_half_a_byte(workshop: Any, tmp_path: Path) -> None:
     model = without_data(workshop, "weight-only-int4", hidden_size=64, intermediate_size=128)
-    export_model(model, tmp_path / "model.onnx", target="onnxruntime")
+    export_onnx(model, tmp_path / "model.onnx", target="onnxruntime")
     weights = [array for name, array in stored(tmp_path / "model.onnx").items() if name.endswith("MatMul_weight")]
     numbers = sum(model.get_submodule(f"encoder.layers.0.{name}").weight.numel() for name in LINEARS)
     assert sum(array.nbytes for array in weights) == numbers / 2
@@ -423,7 +423,7 @@ def test_four_bits_take_half_a_byte(workshop: Any, tmp_path: Path) -> None:
 
 def test_four_bits_take_half_a_byte_for_openvino_too(workshop: Any, tmp_path: Path) -> None:
     model, path = without_data(workshop, "weight-only-int4", hidden_size=64, intermediate_size=128), tmp_path / "m.onnx"
-    export_model(model, path, target="openvino")
+    export_onnx(model, path, target="openvino")
     kinds = {onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
     narrow = [tensor for tensor in onnx.load(path).graph.initializer if tensor.data_type in kinds]
     numbers = sum(model.get_submodule(f"encoder.layers.0.{name}").weight.numel() for name in LINEARS)
@@ -433,7 +433,7 @@ def test_four_bits_take_half_a_byte_for_openvino_too(workshop: Any, tmp_path: Pa
 
 def test_a_defect_is_found_where_ranges_are_dynamic(workshop: Any, tmp_path: Path) -> None:
     model, path = without_data(workshop, "dynamic"), tmp_path / "model.onnx"
-    export_model(model, path, target="onnxruntime")
+    export_onnx(model, path, target="onnxruntime")
     proto = onnx.load(path)
     (tensor,) = (t for t in proto.graph.initializer if t.name == "encoder.layers.0.feed_forward.up.bias")
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name))
@@ -447,7 +447,7 @@ def test_a_defect_is_found_where_ranges_are_dynamic(workshop: Any, tmp_path: Pat
 def test_a_target_that_needs_ranges_says_how_to_get_them(workshop: Any, target: str, tmp_path: Path) -> None:
     model = without_data(workshop, "dynamic")
     with pytest.raises(ExportError, match=r"no ranges.*calibrate with --calib-data") as caught:
-        export_model(model, tmp_path / "model.onnx", target=target)
+        export_onnx(model, tmp_path / "model.onnx", target=target)
     assert target in str(caught.value)
     assert "  - no range for encoder.layers.0.attention.query.input_quantizer" in str(caught.value)
     assert not (tmp_path / "model.onnx").exists()
@@ -455,14 +455,14 @@ def test_a_target_that_needs_ranges_says_how_to_get_them(workshop: Any, target: 
 
 def test_groups_need_an_opset_that_has_blocks(workshop: Any, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="opset 21 or above, this is 20"):
-        export_model(without_data(workshop, "weight-only-int4"), tmp_path / "m.onnx", target="onnxruntime", opset=20)
+        export_onnx(without_data(workshop, "weight-only-int4"), tmp_path / "m.onnx", target="onnxruntime", opset=20)
 
 
 def test_openvino_takes_groups_without_a_rest(workshop: Any, tmp_path: Path) -> None:
     with pytest.raises(
         ExportError, match=r"feed_forward.down.weight: groups of 32 leave a rest of 16 in a width of 48"
     ):
-        export_model(without_data(workshop, "weight-only-int4"), tmp_path / "m.onnx", target="openvino")
+        export_onnx(without_data(workshop, "weight-only-int4"), tmp_path / "m.onnx", target="openvino")
 
 
 def test_what_training_moves_is_constant_in_a_file(workshop: Any, tmp_path: Path) -> None:
@@ -479,7 +479,7 @@ def test_what_training_moves_is_constant_in_a_file(workshop: Any, tmp_path: Path
     model = workshop.calibrated(Recipe.from_dict({"name": "trained", "rules": rules}))
     batch = workshop.batches(model)[0]
     before = outputs(model, batch)
-    export_model(model, tmp_path / "model.onnx", target="onnxruntime")
+    export_onnx(model, tmp_path / "model.onnx", target="onnxruntime")
     for name, array in outputs(model, batch).items():
         np.testing.assert_array_equal(array, before[name])
     assert verify(model, tmp_path / "model.onnx", workshop.batches(model)).problems == []
@@ -500,37 +500,37 @@ def test_targets_and_opsets_that_do_not_exist(target: str | None, opset: int, wo
     with pytest.raises(ExportError, match=words):
         check_options(target, opset)
     with pytest.raises(ExportError, match=words):
-        export_model(torch.nn.Linear(2, 2), tmp_path / "model.onnx", target=target, opset=opset)
+        export_onnx(torch.nn.Linear(2, 2), tmp_path / "model.onnx", target=target, opset=opset)
     assert not list(tmp_path.iterdir())
 
 
 def test_all_that_is_wrong_with_the_options_is_told_at_once() -> None:
     with pytest.raises(ExportError) as caught:
-        check_options("tensor-rt", 17, Form(dtype="fp8"), "sse")  # type: ignore[arg-type]
+        check_options("tensor-rt", 17, ExportInterface(dtype="fp8"), "sse")  # type: ignore[arg-type]
     phrases = ("4 problems", "no target 'tensor-rt'", "opset 17 is not", "no type 'fp8'", "no instruction set 'sse'")
     assert [phrase for phrase in phrases if phrase not in str(caught.value)] == []
 
 
 @pytest.mark.parametrize(
-    ("target", "opset", "form", "words"),
+    ("target", "opset", "interface", "words"),
     [
         (
             "onnxruntime",
             21,
-            Form(dtype="fp16"),
+            ExportInterface(dtype="fp16"),
             "target onnxruntime has no fp16: its kernels",
         ),
-        ("openvino", 21, Form(dtype="bf16"), "target openvino has no bf16"),
-        ("tensorrt", 18, Form(dtype="fp16"), "fp16 needs opset 19 or above, this is 18"),
-        (None, 21, Form(dtype="fp8"), "no type 'fp8': it must be one of fp32, fp16, bf16"),  # type: ignore[arg-type]
-        (None, 21, Form(pooling="mean", cache="first"), "a cache is for decoders"),
+        ("openvino", 21, ExportInterface(dtype="bf16"), "target openvino has no bf16"),
+        ("tensorrt", 18, ExportInterface(dtype="fp16"), "fp16 needs opset 19 or above, this is 18"),
+        (None, 21, ExportInterface(dtype="fp8"), "no type 'fp8': it must be one of fp32, fp16, bf16"),  # type: ignore[arg-type]
+        (None, 21, ExportInterface(pooling="mean", cache="first"), "a cache is for decoders"),
     ],
 )
-def test_forms_that_cannot_be(
-    workshop: Any, target: str | None, opset: int, form: Form, words: str, tmp_path: Path
+def test_invalid_options_are_refused(
+    workshop: Any, target: str | None, opset: int, interface: ExportInterface, words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError, match=words):
-        export_model(workshop.model(), tmp_path / "model.onnx", target=target, opset=opset, form=form)
+        export_onnx(workshop.model(), tmp_path / "model.onnx", target=target, opset=opset, interface=interface)
     assert not list(tmp_path.iterdir())
 
 
@@ -553,7 +553,7 @@ def tied(*, decoder: bool) -> Recipe:
 
 def test_an_embedding_that_is_the_output_layer_too_is_one_table(workshop: Any, tmp_path: Path) -> None:
     model, path = workshop.calibrated(tied(decoder=True), task="masked-lm"), tmp_path / "model.onnx"
-    assert export_model(model, path, target="onnxruntime").notes == ()
+    assert export_onnx(model, path, target="onnxruntime").notes == ()
     tables = [array.dtype for array in stored(path).values() if array.size == 83 * 32]
     assert tables == [np.dtype(np.int8)]
     assert "MatMulIntegerToFloat" in {node.op_type for node in onnx.load(path).graph.node}
@@ -584,7 +584,7 @@ def test_the_presets_store_a_tied_table_once(
     arguments = (family, "masked-lm")
     model = workshop.calibrated(recipe, *arguments, **changes) if recipe else workshop.model(*arguments, **changes)
     path = tmp_path / "model.onnx"
-    notes = export_model(model, path, target=target).notes
+    notes = export_onnx(model, path, target=target).notes
     assert not [note for note in notes if "one weight" in note]
     size = model.embeddings.word.weight.numel()
     (table,) = [array for array in stored(path).values() if array.size == size]
@@ -596,7 +596,7 @@ def test_the_presets_store_a_tied_table_once(
 
 def test_a_tied_table_for_another_recipe_and_cpu(workshop: Any, tmp_path: Path) -> None:
     model, path = workshop.calibrated("tensorrt", task="masked-lm"), tmp_path / "model.onnx"
-    export_model(model, path, target="onnxruntime", recipe="onnxruntime", isa="vnni")
+    export_onnx(model, path, target="onnxruntime", recipe="onnxruntime", isa="vnni")
     (table,) = [array for array in stored(path).values() if array.size == 83 * 32]
     assert table.dtype == np.int8
     assert verify(model, path, workshop.batches(model)[:1]).first_wrong is None
@@ -604,7 +604,7 @@ def test_a_tied_table_for_another_recipe_and_cpu(workshop: Any, tmp_path: Path) 
 
 def test_a_table_that_is_stored_twice_is_told(workshop: Any, tmp_path: Path) -> None:
     model = workshop.calibrated(tied(decoder=False), task="masked-lm")
-    (note,) = export_model(model, tmp_path / "model.onnx", target="onnxruntime").notes
+    (note,) = export_onnx(model, tmp_path / "model.onnx", target="onnxruntime").notes
     assert note.startswith("embeddings.word.weight and head.decoder.weight are one weight")
 
 
@@ -613,8 +613,8 @@ def test_a_table_that_is_stored_twice_is_told(workshop: Any, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("dtype", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_half_precision_has_scales_of_its_own_type(workshop: Any, dtype: Any, tmp_path: Path) -> None:
-    model, path, form = workshop.calibrated("tensorrt"), tmp_path / "model.onnx", Form(dtype=dtype)
-    export_model(model, path, target="tensorrt", form=form)
+    model, path, interface = workshop.calibrated("tensorrt"), tmp_path / "model.onnx", ExportInterface(dtype=dtype)
+    export_onnx(model, path, target="tensorrt", interface=interface)
     proto = onnx.load(path)
     onnx.checker.check_model(proto, full_check=True)
     onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
@@ -624,7 +624,7 @@ def test_half_precision_has_scales_of_its_own_type(workshop: Any, dtype: Any, tm
     }  # fmt: skip
     assert {value.type.tensor_type.elem_type for value in proto.graph.output} == {kind}
     runtime = {"fp16": "reference", "bf16": "evaluator"}[dtype]
-    report = verify(model, path, workshop.batches(model), runtime=runtime, form=form)
+    report = verify(model, path, workshop.batches(model), runtime=runtime, interface=interface)
     assert report.problems == []
     assert len([row for row in report.segments if row.unit == "steps"]) == 8
     assert min(row.expected_float_sqnr_db for row in report.end_to_end) > 20
@@ -634,7 +634,7 @@ def test_half_precision_has_scales_of_its_own_type(workshop: Any, dtype: Any, tm
     )
     scale.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(scale) * 1.05).astype(scale_type(dtype)), scale.name))
     onnx.save(wrong, path)
-    report = verify(model, path, workshop.batches(model), runtime=runtime, form=form)
+    report = verify(model, path, workshop.batches(model), runtime=runtime, interface=interface)
     assert report.first_wrong == "encoder.layers.0.feed_forward.up.input_quantizer"
 
 
@@ -648,7 +648,7 @@ def test_scales_that_half_precision_cannot_hold_are_all_named(workshop: Any, tmp
         if slot.module.endswith(("scores", "up")) and slot.name == "input":
             quantizer.scale.fill_(1e-9)
     with pytest.raises(ExportError, match=r"fp16 holds scales from .*: 2 problems") as caught:
-        export_model(model, tmp_path / "model.onnx", target="tensorrt", form=Form(dtype="fp16"))
+        export_onnx(model, tmp_path / "model.onnx", target="tensorrt", interface=ExportInterface(dtype="fp16"))
     assert "encoder.layers.0.attention.scores.input: its scale 1e-09 is out of range" in str(caught.value)
     assert next(model.parameters()).dtype == torch.float32
 

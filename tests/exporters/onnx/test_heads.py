@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from exporters.export_model import deploy
-from exporters.interface import Form
-from exporters.onnx.export import export_model
+from exporters.export_model import wrap_for_export
+from exporters.interface import ExportInterface
+from exporters.onnx.export import export_onnx
 from exporters.runners import OnnxRuntimeRunner
 from exporters.verification.verify import verify
 from qdq.models.registry import FAMILIES
@@ -67,24 +67,28 @@ def _decoder_cases() -> list[Any]:
     ]
 
 
-def check(workshop: Any, folder: Path, target: str | None, form: Form, name: str, task: str, **changes: Any) -> None:
+def check(
+    workshop: Any, folder: Path, target: str | None, interface: ExportInterface, name: str, task: str, **changes: Any
+) -> None:
     """Calibrate, export, check as onnx does, and prove."""
     arguments = (name, task)
     changes = {**NARROW.get(name, {}), **changes}
     model = workshop.model(*arguments, **changes)
     if target is not None:
-        model = workshop.calibrated(target, *arguments, form=form, **changes)
+        model = workshop.calibrated(target, *arguments, interface=interface, **changes)
     path = folder / "model.onnx"
-    exported = export_model(model, path, target=target, form=form)
+    exported = export_onnx(model, path, target=target, interface=interface)
     proto = onnx.load(path)
-    assert [value.name for value in proto.graph.output] == list(deploy(model, form).signature.outputs)
+    assert [value.name for value in proto.graph.output] == list(wrap_for_export(model, interface).signature.outputs)
     for value, entry in zip(proto.graph.input, exported.signature.inputs, strict=True):
         axes = tuple(axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim)
         assert (value.name, axes) == (entry.name, entry.axes)
     if target != "onnxruntime":
         onnx.checker.check_model(proto, full_check=True)
         onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
-    report = verify(model, path, workshop.batches(model, form), runtime=RUNTIMES.get(target, str(target)), form=form)
+    report = verify(
+        model, path, workshop.batches(model, interface), runtime=RUNTIMES.get(target, str(target)), interface=interface
+    )
     # These weights are random: what one flipped step does to an output end to end says nothing here.
     assert [row.name for row in report.segments if row.wrong] == []
     assert {row.name for row in report.segments} >= set(exported.signature.outputs)
@@ -93,14 +97,14 @@ def check(workshop: Any, folder: Path, target: str | None, form: Form, name: str
 
 @pytest.mark.parametrize(("name", "task", "target"), _cases())
 def test_heads(workshop: Any, name: str, task: str, target: str | None, tmp_path: Path) -> None:
-    check(workshop, tmp_path, target, Form(), name, task)
+    check(workshop, tmp_path, target, ExportInterface(), name, task)
 
 
 @pytest.mark.parametrize(("name", "changes", "cache", "target"), _decoder_cases())
 def test_decoders(
     workshop: Any, name: str, changes: dict[str, Any], cache: Any, target: str | None, tmp_path: Path
 ) -> None:
-    check(workshop, tmp_path, target, Form(cache=cache), name, "causal-lm", **changes)
+    check(workshop, tmp_path, target, ExportInterface(cache=cache), name, "causal-lm", **changes)
     if cache == "step" and target is None:
         check_an_empty_cache(workshop, tmp_path / "model.onnx", name, changes)
 
@@ -112,11 +116,11 @@ def check_an_empty_cache(workshop: Any, path: Path, name: str, changes: dict[str
     model = workshop.model(name, "causal-lm", **changes)
     batch = workshop.batches(model)[0]
     rows = len(batch["input_ids"])
-    past = {entry.name: entry for entry in deploy(model, Form(cache="step")).signature.inputs[3:]}
+    past = {entry.name: entry for entry in wrap_for_export(model, ExportInterface(cache="step")).signature.inputs[3:]}
     empty = {key: np.zeros((rows, entry.axes[1], 0, entry.axes[3]), np.float32) for key, entry in past.items()}
     runner = OnnxRuntimeRunner(path)
     found = runner({**{key: value.numpy() for key, value in batch.items()}, **empty})
-    expected = deploy(model).run(batch)["logits"].numpy()
+    expected = wrap_for_export(model).run(batch)["logits"].numpy()
     visible = batch["attention_mask"].numpy() != 0
     np.testing.assert_allclose(found["logits"][visible], expected[visible], atol=1e-4)
 
@@ -127,18 +131,21 @@ def check_an_empty_cache(workshop: Any, path: Path, name: str, changes: dict[str
 def test_every_opset(workshop: Any, target: str | None, opset: int, tmp_path: Path) -> None:
     model = workshop.model() if target is None else workshop.calibrated(target)
     path = tmp_path / "model.onnx"
-    export_model(model, path, target=target, opset=opset)
+    export_onnx(model, path, target=target, opset=opset)
     assert next(entry.version for entry in onnx.load(path).opset_import if not entry.domain) == opset
     report = verify(model, path, workshop.batches(model), runtime=RUNTIMES.get(target, str(target)))
     assert report.problems == []
 
 
 FORMS = {
-    "pooled": ("feature-extraction", Form(pooling="mean", normalize=True, token_type_ids=False, int32_ids=True)),
-    "pooled by the first": ("feature-extraction", Form(pooling="cls")),
-    "pooled by the largest": ("feature-extraction", Form(pooling="max")),
-    "probabilities and labels": ("sequence-classification", Form(softmax=True, argmax=True)),
-    "embedded tokens": ("token-classification", Form(inputs_embeds=True)),
+    "pooled": (
+        "feature-extraction",
+        ExportInterface(pooling="mean", normalize=True, token_type_ids=False, int32_ids=True),
+    ),
+    "pooled by the first": ("feature-extraction", ExportInterface(pooling="cls")),
+    "pooled by the largest": ("feature-extraction", ExportInterface(pooling="max")),
+    "probabilities and labels": ("sequence-classification", ExportInterface(softmax=True, argmax=True)),
+    "embedded tokens": ("token-classification", ExportInterface(inputs_embeds=True)),
 }
 
 
@@ -146,5 +153,5 @@ FORMS = {
     "case", [name if name == "pooled" else pytest.param(name, marks=pytest.mark.slow) for name in FORMS]
 )
 def test_forms(workshop: Any, case: str, tmp_path: Path) -> None:
-    task, form = FORMS[case]
-    check(workshop, tmp_path, "onnxruntime", form, "bert", task)
+    task, interface = FORMS[case]
+    check(workshop, tmp_path, "onnxruntime", interface, "bert", task)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from exporters.onnx.isa import ANY, ISAS, isa_named, isa_of, this_isa
+from exporters.onnx.isa import ANY, ISAS, host_isa, isa_named, isa_of
 from qdq.errors import ExportError
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ def test_features_are_those_of_the_first_core(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor\t: 0\nvmx flags\t: avx512_vnni\nflags\t\t: fpu avx2\n\nflags\t: sse\n")
-    assert this_isa(cpuinfo).name == "avx2"
-    assert this_isa(tmp_path / "none").name == "any"
+    assert host_isa(cpuinfo).name == "avx2"
+    assert host_isa(tmp_path / "none").name == "any"
 
 
 def test_auto_is_this_machine() -> None:
-    assert isa_named("auto") == this_isa()
+    assert isa_named("auto") == host_isa()
     assert isa_named("any") is ANY
 
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from exporters.onnx.load import load_onnx
-from exporters.tensorrt.source import read_source
+from exporters.tensorrt.onnx_file import read_onnx_file
 from qdq.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def test_a_large_file_costs_no_memory(tmp_path: Path) -> None:
     weight = write(path, 4000)
     assert path.stat().st_size > 60_000_000
     tracemalloc.start()
-    source = read_source(path)
+    source = read_onnx_file(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2_000_000
@@ -61,7 +61,7 @@ def test_a_large_file_costs_no_memory(tmp_path: Path) -> None:
 
 def test_weights_beside_count(tmp_path: Path) -> None:
     write(tmp_path / "model.onnx", 300, beside=True)
-    assert read_source(tmp_path).onnx_bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert read_onnx_file(tmp_path).onnx_bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 50, 300, 200_000, 359_000])
@@ -117,6 +117,6 @@ def test_missing_weights_are_told(tmp_path: Path) -> None:
 
 def test_a_folder_without_model_and_a_path_without_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no model\.onnx"):
-        read_source(tmp_path)
+        read_onnx_file(tmp_path)
     with pytest.raises(CheckpointError, match="no such file"):
-        read_source(tmp_path / "none")
+        read_onnx_file(tmp_path / "none")

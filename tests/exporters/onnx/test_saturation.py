@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from exporters.onnx.export import export_model
-from exporters.onnx.isa import ISAS, this_isa
+from exporters.onnx.export import export_onnx
+from exporters.onnx.isa import ISAS, host_isa
 from exporters.onnx.load import load_onnx
 from exporters.onnx.passes.integer_gemm import INT16_MAX, IntegerGemmPass
-from exporters.onnx.saturation import AtRisk, at_risk, pair_sums, pairs_note, saturated_pairs
+from exporters.onnx.saturation import RiskyProduct, count_saturated_pairs, pair_sums, risky_products, saturation_note
 from exporters.verification.verify import verify
 from qdq.errors import ExportError
 from qdq.quantization.modules.weight import set_weight_scale
@@ -39,8 +39,8 @@ def slow_count(activations: np.ndarray, weight: np.ndarray) -> tuple[int, int, n
     return cut, largest, result
 
 
-def product(weight: np.ndarray) -> AtRisk:
-    return AtRisk("product", "q", weight, 0)
+def product(weight: np.ndarray) -> RiskyProduct:
+    return RiskyProduct("product", "q", weight, 0)
 
 
 @pytest.mark.parametrize("depth", [8, 7], ids=["pairs", "one left over"])
@@ -50,7 +50,7 @@ def test_every_pair_sum_beyond_16_bits_is_counted(depth: int, signs: int) -> Non
     weight = (signs * random.integers(-20, 128, (depth, 5))).astype(np.int8)
     activations = random.integers(150, 256, (2, 3, depth)).astype(np.uint8)
     cut, largest, _ = slow_count(activations.reshape(6, depth), weight)
-    found = saturated_pairs(product(weight), activations)
+    found = count_saturated_pairs(product(weight), activations)
     assert 0 < cut < found.pairs
     assert (found.saturated, found.worst) == (cut, largest)
     assert found.pairs == 6 * 5 * -(-depth // 2)
@@ -60,7 +60,7 @@ def test_every_pair_sum_beyond_16_bits_is_counted(depth: int, signs: int) -> Non
 def test_the_limit_is_that_of_16_bits(sums: int, cut: int) -> None:
     half = sums // 2
     weight = np.array([[half], [sums - half]], np.int8)
-    assert saturated_pairs(product(weight), np.array([[255, 255]], np.uint8)).saturated == cut
+    assert count_saturated_pairs(product(weight), np.array([[255, 255]], np.uint8)).saturated == cut
 
 
 def test_the_kernels_of_this_cpu_are_simulated(graphs: Any) -> None:
@@ -81,15 +81,15 @@ def test_the_kernels_of_this_cpu_are_simulated(graphs: Any) -> None:
     found = graphs.run(model, x=activations.astype(np.float32))["y"]
     cut, _, saturated = slow_count(activations, weight)
     exact = activations.astype(np.int64) @ weight.astype(np.int64)
-    (risk,) = at_risk(model.graph)
-    assert saturated_pairs(risk, activations).saturated == cut > 0
-    np.testing.assert_array_equal(found, saturated if this_isa().name in ("avx2", "avx512") else exact)
+    (risk,) = risky_products(model.graph)
+    assert count_saturated_pairs(risk, activations).saturated == cut > 0
+    np.testing.assert_array_equal(found, saturated if host_isa().name in ("avx2", "avx512") else exact)
 
 
 def exported(workshop: Any, path: Path, isa: str) -> tuple[Any, ir.Model, Any]:
     """A model whose weights could saturate, in the form for an instruction set."""
     model = workshop.calibrated("linear")
-    result = export_model(model, path, target="onnxruntime", isa=isa)
+    result = export_onnx(model, path, target="onnxruntime", isa=isa)
     return model, load_onnx(path), result
 
 
@@ -127,8 +127,8 @@ def test_each_instruction_set_has_its_form(workshop: Any, tmp_path: Path, isa: s
     assert min(result.pair_sums.values()) > INT16_MAX
     (note,) = result.notes
     assert max(result.pair_sums, key=lambda name: result.pair_sums[name]) in note
-    assert bool(at_risk(file.graph)) == (isa == "vnni")
-    if isa != "vnni" or not this_isa().saturates:
+    assert bool(risky_products(file.graph)) == (isa == "vnni")
+    if isa != "vnni" or not host_isa().saturates:
         verification = verify(model, tmp_path / "model.onnx", workshop.batches(model), sums_in_16_bits=isa != "vnni")
         assert verification.problems == []
         assert verification.saturation == []
@@ -139,7 +139,7 @@ def test_a_file_for_vnni_is_not_for_cpus_without(workshop: Any, tmp_path: Path) 
     with_large = model.get_submodule(UP)
     with_large.weight.data.fill_(0.5)  # all the same: every pair is the largest there can be
     set_weight_scale(with_large.weight_quantizer, with_large.weight)
-    export_model(model, tmp_path / "model.onnx", target="onnxruntime", isa="vnni")
+    export_onnx(model, tmp_path / "model.onnx", target="onnxruntime", isa="vnni")
     found = verify(model, tmp_path / "model.onnx", workshop.batches(model), sums_in_16_bits=True)
     (row,) = [row for row in found.saturation if row.name == UP]
     assert row.possible == 2 * 127 * 255
@@ -153,19 +153,19 @@ def test_weights_that_are_safe_need_no_note(workshop: Any) -> None:
     _, path, result = workshop.exported("onnxruntime")
     file = load_onnx(path)
     assert pair_sums(file.graph) == {} == result.pair_sums
-    assert at_risk(file.graph) == []
-    assert pairs_note({}, ISAS["vnni"]) == []
+    assert risky_products(file.graph) == []
+    assert saturation_note({}, ISAS["vnni"]) == []
 
 
 def test_a_note_names_the_worst() -> None:
     sums = {f"layer{n}": INT16_MAX + n for n in range(1, 6)}
-    (note,) = pairs_note(sums, ISAS["avx2"])
+    (note,) = saturation_note(sums, ISAS["avx2"])
     assert "layer5 (32772), layer4 (32771), layer3 (32770) and 2 more" in note
-    assert "held in uint8" in note
-    assert "elsewhere it may be wrong" in pairs_note(sums, ISAS["vnni"])[0]
+    assert "stored in uint8" in note
+    assert "elsewhere it may be wrong" in saturation_note(sums, ISAS["vnni"])[0]
 
 
 @pytest.mark.parametrize("target", ["openvino", "tensorrt", None])
 def test_an_instruction_set_is_for_onnxruntime(workshop: Any, tmp_path: Path, target: str | None) -> None:
     with pytest.raises(ExportError, match="an instruction set is for the target onnxruntime"):
-        export_model(workshop.model(), tmp_path / "model.onnx", target=target, isa="avx2")
+        export_onnx(workshop.model(), tmp_path / "model.onnx", target=target, isa="avx2")

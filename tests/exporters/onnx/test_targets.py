@@ -36,7 +36,7 @@ def test_cpu_targets_run_every_preset(name: str, recipe: str) -> None:
         assert all("have no float8" in problem and f"--recipe {name}" in problem for problem in problems)
     elif (name, recipe) == ("openvino", "dynamic"):
         assert len(problems) == 2  # of the encoder's linear layers, and of a decoder
-        assert all("takes ranges that are known beforehand" in problem for problem in problems)
+        assert all("takes static ranges" in problem for problem in problems)
     else:
         assert problems == []
 

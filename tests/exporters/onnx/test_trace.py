@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exporters.export_model import Deployed, deploy
-from exporters.interface import Form
-from exporters.io_signature import Signature, example_inputs, texts
+from exporters.export_model import ExportModel, wrap_for_export
+from exporters.interface import ExportInterface
+from exporters.io_signature import IOSignature, example_inputs, token_inputs
 from exporters.onnx.trace import trace
 from qdq.errors import ExportError
 from qdq.models.outputs import BaseOutput
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def traced(workshop: Any) -> tuple[Any, ir.Model]:
     model = workshop.model(num_hidden_layers=2)
-    return model, trace(deploy(model))
+    return model, trace(wrap_for_export(model))
 
 
 def test_nodes_are_named_after_modules_of_the_model(traced: tuple[Any, ir.Model]) -> None:
@@ -77,7 +77,7 @@ def test_batch_and_sequence_are_free(traced: tuple[Any, ir.Model], graphs: Any) 
         {name: ["batch", "seq"] for name in ("input_ids", "attention_mask", "token_type_ids")},
         {"last_hidden_state": ["batch", "seq", "32"], "pooler_output": ["batch", "32"]},
     ]
-    names = texts()
+    names = token_inputs()
     for batch_size, seq_len, padding in ((1, 1, 0), (1, 40, 0), (7, 3, 2), (2, 13, 5)):
         batch = example_inputs(names, batch_size=batch_size, seq_len=seq_len, vocab_size=83, padding=padding)
         with torch.no_grad():
@@ -100,8 +100,8 @@ class Branching(nn.Module):
 
 def test_a_model_that_cannot_be_exported_is_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
     level = logging.getLogger("torch.onnx").level
-    branching = Deployed(Branching(), texts("input_ids"), Form())
-    branching.signature = Signature(texts("input_ids"), ("last_hidden_state",))
+    branching = ExportModel(Branching(), token_inputs("input_ids"), ExportInterface())
+    branching.signature = IOSignature(token_inputs("input_ids"), ("last_hidden_state",))
     with pytest.raises(ExportError, match=r"^torch cannot export this model: [^\n]+$"):
         trace(branching)
     assert logging.getLogger("torch.onnx").level == level

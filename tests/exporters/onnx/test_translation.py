@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from calibration import calibrate
-from exporters.io_signature import example_inputs, texts
-from exporters.onnx.export import export_model
+from exporters.io_signature import example_inputs, token_inputs
+from exporters.onnx.export import export_onnx
 from exporters.onnx.trace import OPSETS
 from exporters.onnx.translation import translations
 from qdq.models.outputs import BaseOutput
@@ -171,19 +171,19 @@ EVERY_DAY = (18, 21, 25)
 )
 def test_every_opset_gives_a_valid_file_that_computes_the_same(opset: int, tmp_path: Path) -> None:
     model = Tiny().eval()
-    inputs = texts("input_ids", "attention_mask")
+    inputs = token_inputs("input_ids", "attention_mask")
     batches = [
         example_inputs(inputs, batch_size=b, seq_len=s, vocab_size=50, padding=2, seed=b) for b, s in ((2, 5), (3, 9))
     ]
     quantize(model, RECIPE)
     calibrate(model, batches)
-    export_model(model, tmp_path / "plain.onnx", target="openvino", opset=opset)
+    export_onnx(model, tmp_path / "plain.onnx", target="openvino", opset=opset)
     proto = onnx.load(tmp_path / "plain.onnx")
     assert {entry.domain: entry.version for entry in proto.opset_import} == {"": opset}
     onnx.checker.check_model(proto, full_check=True)
     onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
 
-    export_model(model, tmp_path / "integer.onnx", target="onnxruntime", opset=opset)
+    export_onnx(model, tmp_path / "integer.onnx", target="onnxruntime", opset=opset)
     with torch.no_grad():
         for batch in batches:
             expected = model(**batch).last_hidden_state.numpy()

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import pytest
 
-from exporters.onnx.export import export_model
+from exporters.onnx.export import export_onnx
 from exporters.tensorrt.backend import Backend, find_backend, messages
 from exporters.tensorrt.build import build
+from exporters.tensorrt.onnx_file import OnnxFile, read_onnx_file
 from exporters.tensorrt.profiles import Profile, default_profile
-from exporters.tensorrt.source import Source, read_source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ def load_defects() -> ModuleType:
 def small(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One layer, 64 wide, two heads, exported for TensorRT; read only."""
     path = tmp_path_factory.mktemp("tensorrt") / "model.onnx"
-    export_model(workshop.calibrated("tensorrt", **SMALL), path, target="tensorrt")
+    export_onnx(workshop.calibrated("tensorrt", **SMALL), path, target="tensorrt")
     return path
 
 
@@ -59,21 +59,21 @@ class Bench:
         self.path = path
         self.folder = folder
 
-    def planted(self, plant: Any) -> Source:
+    def planted(self, plant: Any) -> OnnxFile:
         """The small model with a defect."""
         model = ir.load(self.path)
         plant(model)
         path = self.folder / "planted.onnx"
         ir.save(model, path)
-        return read_source(path)
+        return read_onnx_file(path)
 
-    def profiles(self, source: Source, options: dict[str, Any]) -> list[Profile]:
+    def profiles(self, source: OnnxFile, options: dict[str, Any]) -> list[Profile]:
         """Those that a defect brings, or the default one."""
         if "shapes" not in options:
             return [default_profile(source.inputs, longest=40)]
         return [] if options["shapes"] is None else [Profile(*options["shapes"])]
 
-    def verdict(self, backend: Backend, source: Source, profiles: Sequence[Profile], *, upto: str = "build") -> str:
+    def verdict(self, backend: Backend, source: OnnxFile, profiles: Sequence[Profile], *, upto: str = "build") -> str:
         """What TensorRT does: it cannot ``parse`` the file, cannot ``build`` it, or ``accepts`` it."""
         trt = backend.trt
         logger, _ = messages(backend)
@@ -101,7 +101,7 @@ def bench(small: Path, tmp_path: Path) -> Bench:
 def built(small: Path, rtx: Backend, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The engine of the small model, built once: what was built, and where; read only."""
     plan = tmp_path_factory.mktemp("plan") / "model.plan"
-    source = read_source(small)
+    source = read_onnx_file(small)
     return build(small, plan, profiles=[default_profile(source.inputs, longest=40)], backend=rtx), plan
 
 

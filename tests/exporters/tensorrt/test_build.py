@@ -14,9 +14,9 @@ import pytest
 from exporters.tensorrt import backend as backends
 from exporters.tensorrt import build as building
 from exporters.tensorrt.build import BuildOptions, build, check_options
-from exporters.tensorrt.driver import driver_problem, require_driver
+from exporters.tensorrt.nvidia_driver import driver_problem, require_driver
+from exporters.tensorrt.onnx_file import read_onnx_file
 from exporters.tensorrt.profiles import Profile, default_profile, parse_profiles
-from exporters.tensorrt.source import read_source
 from qdq.errors import BuildError, CheckpointError, ConfigError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -36,21 +36,21 @@ def test_an_engine_is_written_whole_with_its_sizes(built: Any, small: Path) -> N
 
 
 def test_several_profiles(small: Path, rtx: Any, tmp_path: Path) -> None:
-    profiles = parse_profiles(read_source(small).inputs, ["1x1", "1x8"], ["1x8", "8x32"], ["1x16", "16x40"])
+    profiles = parse_profiles(read_onnx_file(small).inputs, ["1x1", "1x8"], ["1x8", "8x32"], ["1x16", "16x40"])
     engine = build(small, tmp_path / "m.plan", profiles=profiles, backend=rtx)
     assert list(engine.profiles) == profiles
     assert engine.to_dict()["profiles"][1]["max"]["input_ids"] == [16, 40]
 
 
 def test_options_arrive(small: Path, rtx: Any, tmp_path: Path) -> None:
-    profiles = parse_profiles(read_source(small).inputs, *SHAPES)
+    profiles = parse_profiles(read_onnx_file(small).inputs, *SHAPES)
     options = BuildOptions(workspace_mb=64, optimization_level=1, version_compatible=False, tf32=True)
     engine = build(small, tmp_path / "m.plan", profiles=profiles, backend=rtx, options=options)
     assert engine.options == options
 
 
 def test_progress_is_told(small: Path, rtx: Any, tmp_path: Path) -> None:
-    profiles = parse_profiles(read_source(small).inputs, *SHAPES)
+    profiles = parse_profiles(read_onnx_file(small).inputs, *SHAPES)
     heard: list[tuple[str, int, int]] = []
     told = lambda *step: heard.append(step)  # noqa: E731
     build(small, tmp_path / "m.plan", profiles=profiles, backend=rtx, progress=told)
@@ -64,7 +64,7 @@ from pathlib import Path
 from exporters.tensorrt.backend import find_backend
 from exporters.tensorrt.build import build
 from exporters.tensorrt.profiles import parse_profiles
-from exporters.tensorrt.source import read_source
+from exporters.tensorrt.onnx_file import read_onnx_file
 
 source, plan = map(Path, sys.argv[1:])
 before, steps = signal.getsignal(signal.SIGINT), 0
@@ -75,7 +75,7 @@ def interrupt(phase, done, total):
     if steps == 3:
         os.kill(os.getpid(), signal.SIGINT)
 
-profiles = parse_profiles(read_source(source).inputs, ["1x4"], ["2x16"], ["8x40"])
+profiles = parse_profiles(read_onnx_file(source).inputs, ["1x4"], ["2x16"], ["8x40"])
 try:
     build(source, plan, profiles=profiles, backend=find_backend("tensorrt-rtx"), progress=interrupt)
 except KeyboardInterrupt:
@@ -96,7 +96,7 @@ def test_an_interrupt_ends_the_build_and_leaves_nothing(small: Path, tmp_path: P
 
 
 def test_a_build_in_another_thread_leaves_signals_alone(small: Path, rtx: Any, tmp_path: Path) -> None:
-    profiles = parse_profiles(read_source(small).inputs, *SHAPES)
+    profiles = parse_profiles(read_onnx_file(small).inputs, *SHAPES)
     thread = threading.Thread(target=build, args=(small, tmp_path / "m.plan"), kwargs={"profiles": profiles})
     thread.start()
     thread.join()
@@ -204,7 +204,7 @@ def test_a_version_that_is_too_old_is_refused(name: str, version: str) -> None:
 
 
 def test_the_driver_is_asked_in_a_way_that_cannot_crash() -> None:
-    code = "from exporters.tensorrt.driver import driver_problem; print(driver_problem())"
+    code = "from exporters.tensorrt.nvidia_driver import driver_problem; print(driver_problem())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(driver_problem())
     if driver_problem() is None:
@@ -217,7 +217,7 @@ def test_the_driver_is_asked_in_a_way_that_cannot_crash() -> None:
 def test_a_float_model_builds_too(workshop: Any, rtx: Any, tmp_path: Path) -> None:
     _, path, _ = workshop.exported(None)
     engine = build(
-        path, tmp_path / "m.plan", backend=rtx, profiles=[default_profile(read_source(path).inputs, longest=40)]
+        path, tmp_path / "m.plan", backend=rtx, profiles=[default_profile(read_onnx_file(path).inputs, longest=40)]
     )
     assert engine.plan_bytes > 0
     assert "int8" not in {kind for kernel in engine.kernels for kind in kernel.inputs}
@@ -262,7 +262,7 @@ def test_the_timing_cache_is_read_combined_and_written(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_minilm_runs_in_int8_from_end_to_end(minilm_dir: Path, rtx: Any, tmp_path: Path, workshop: Any) -> None:
     from calibration import calibrate
-    from exporters.onnx.export import export_model
+    from exporters.onnx.export import export_onnx
     from exporters.tensorrt.report import engine_report
     from qdq.models.huggingface import load_model
     from qdq.recipes.apply import quantize
@@ -270,7 +270,7 @@ def test_minilm_runs_in_int8_from_end_to_end(minilm_dir: Path, rtx: Any, tmp_pat
     model = load_model(minilm_dir).eval()
     quantize(model, "tensorrt")
     calibrate(model, [workshop.batches(model)[0]])
-    export_model(model, tmp_path / "model.onnx", target="tensorrt")
+    export_onnx(model, tmp_path / "model.onnx", target="tensorrt")
     engine = build(tmp_path / "model.onnx", tmp_path / "m.plan", backend=rtx)
     report = engine_report(ir.load(tmp_path / "model.onnx"), engine.kernels)
     assert report.count("linear") == (36, 36, 37)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from exporters.tensorrt.build import BuildOptions
-from exporters.tensorrt.commands import polygraphy_command, shown, trtexec_command
+from exporters.tensorrt.commands import format_command, polygraphy_command, trtexec_command
 from exporters.tensorrt.profiles import parse_profiles
 
 INPUTS = {"input_ids": ("batch", "seq"), "attention_mask": ("batch", "seq")}
@@ -55,7 +55,7 @@ def test_tf32_is_off_unless_asked_for() -> None:
 
 def test_what_is_shown_is_what_a_shell_reads_back() -> None:
     for line in (trtexec_command(MODEL, PLAN, TWO), polygraphy_command(MODEL, PLAN, TWO)):
-        assert shlex.split(shown(line).replace("\\\n", " ")) == line
+        assert shlex.split(format_command(line).replace("\\\n", " ")) == line
 
 
 def test_the_mask_is_all_ones_and_ids_are_below_the_vocabulary() -> None:

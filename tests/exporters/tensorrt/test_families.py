@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from calibration import calibrate_and_refine
-from exporters.interface import Form
-from exporters.onnx.export import export_model
+from exporters.interface import ExportInterface
+from exporters.onnx.export import export_onnx
 from exporters.tensorrt.build import build
 from exporters.tensorrt.lint.lint import lint
+from exporters.tensorrt.onnx_file import read_onnx_file
 from exporters.tensorrt.profiles import default_profile
 from exporters.tensorrt.report import engine_report
-from exporters.tensorrt.source import read_source
 from qdq.models.registry import FAMILIES
 from qdq.recipes.apply import quantize
 from qdq.recipes.refinement import Refinement
@@ -40,8 +40,8 @@ def check(
     model = workshop.model(family, task, **{**SMALL, **changes})
     quantize(model, "tensorrt")
     calibrate_and_refine(model, lambda: workshop.batches(model), refinement or Refinement())
-    export_model(model, path, target="tensorrt", form=Form(dtype=dtype))  # type: ignore[arg-type]
-    source = read_source(path)
+    export_onnx(model, path, target="tensorrt", interface=ExportInterface(dtype=dtype))  # type: ignore[arg-type]
+    source = read_onnx_file(path)
     profiles = [default_profile(source.inputs, longest=32)]
     for version in ("11.1", "10.16"):
         assert lint(source, target=f"tensorrt:{version}", profiles=profiles).findings == ()

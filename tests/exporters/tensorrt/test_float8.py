@@ -10,13 +10,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from exporters.interface import Form
-from exporters.onnx.export import export_model
+from exporters.interface import ExportInterface
+from exporters.onnx.export import export_onnx
 from exporters.tensorrt.build import build
 from exporters.tensorrt.lint.lint import lint
+from exporters.tensorrt.onnx_file import read_onnx_file
 from exporters.tensorrt.profiles import default_profile
 from exporters.tensorrt.report import engine_report
-from exporters.tensorrt.source import read_source
 from exporters.verification.verify import verify
 from qdq import checkpoint
 from qdq.errors import ExportError
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SMALL = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128, "initializer_range": 0.1}
-Exported = tuple[Any, "Path", Form]
+Exported = tuple[Any, "Path", ExportInterface]
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
 def exported(request: pytest.FixtureRequest, workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    path, form = tmp_path_factory.mktemp("float8") / "model.onnx", Form(dtype=request.param)
+    path, interface = tmp_path_factory.mktemp("float8") / "model.onnx", ExportInterface(dtype=request.param)
     model = workshop.calibrated("fp8", **SMALL)
-    export_model(model, path, target="tensorrt", form=form)
-    return model, path, form
+    export_onnx(model, path, target="tensorrt", interface=interface)
+    return model, path, interface
 
 
 def damaged(path: Path, folder: Path, kind: type) -> Path:
@@ -62,32 +62,32 @@ def test_weights_are_stored_as_ml_dtypes_rounds_them(exported: Exported) -> None
 
 
 def test_the_proof_holds_by_segment_and_end_to_end(exported: Exported, workshop: Any) -> None:
-    model, path, form = exported
-    report = verify(model, path, workshop.batches(model), runtime="reference", form=form)
+    model, path, interface = exported
+    report = verify(model, path, workshop.batches(model), runtime="reference", interface=interface)
     assert report.holds, report.problems
     segments = [row for row in report.segments if row.unit == "steps"]
     assert len(segments) == 4
-    if form.dtype == "fp32":
+    if interface.dtype == "fp32":
         assert sum(row.ties for row in segments) <= 2
 
 
 def test_the_evaluator_of_onnx_agrees(exported: Exported, workshop: Any) -> None:
     """Which knows float8 by itself, and shares nothing with ONNX Runtime."""
-    model, path, form = exported
-    report = verify(model, path, workshop.batches(model)[:1], runtime="evaluator", form=form)
+    model, path, interface = exported
+    report = verify(model, path, workshop.batches(model)[:1], runtime="evaluator", interface=interface)
     assert report.holds, report.problems
 
 
 def test_a_wrong_weight_is_found(exported: Exported, workshop: Any, tmp_path: Path) -> None:
-    model, path, form = exported
+    model, path, interface = exported
     bad = damaged(path, tmp_path, ml_dtypes.float8_e4m3fn)
-    report = verify(model, bad, workshop.batches(model)[:1], runtime="reference", form=form)
+    report = verify(model, bad, workshop.batches(model)[:1], runtime="reference", interface=interface)
     assert report.first_wrong == "encoder.layers.0.feed_forward.down.input_quantizer"
 
 
 def test_it_lints_clean_and_tensorrt_multiplies_float8(exported: Exported, rtx: Any, tmp_path: Path) -> None:
-    _, path, form = exported
-    source = read_source(path)
+    _, path, interface = exported
+    source = read_onnx_file(path)
     profiles = [default_profile(source.inputs, longest=32)]
     for version in ("11.1", "10.16"):
         assert lint(source, target=f"tensorrt:{version}", profiles=profiles).findings == ()
@@ -96,7 +96,7 @@ def test_it_lints_clean_and_tensorrt_multiplies_float8(exported: Exported, rtx: 
     assert report.count("linear") == (6, 6, 7)  # the pooler is in float
     assert {row.runs_in for row in report.products if row.wanted == "fp8"} == {"fp8"}
     assert all(row.merged for row in report.merged)
-    if form.dtype == "fp16":
+    if interface.dtype == "fp16":
         assert [(row.fused, row.runs_in) for row in report.attentions] == [(True, "fp16")]
 
 
@@ -104,14 +104,14 @@ def test_it_lints_clean_and_tensorrt_multiplies_float8(exported: Exported, rtx: 
 def test_cpu_targets_refuse_the_recipe_and_say_what_to_do(workshop: Any, tmp_path: Path, target: str) -> None:
     model = workshop.calibrated("fp8", **SMALL)
     with pytest.raises(ExportError) as caught:
-        export_model(model, tmp_path / "m.onnx", target=target, recipe="fp8")
+        export_onnx(model, tmp_path / "m.onnx", target=target, recipe="fp8")
     assert "encoder.layers.0.attention.query.input: its kernels on CPUs have no float8" in str(caught.value)
     assert f"--recipe {target}" in str(caught.value)
 
 
 def test_a_checkpoint_in_float8_has_the_ranges_for_other_targets(workshop: Any, tmp_path: Path) -> None:
     model = workshop.calibrated("fp8", **SMALL)
-    done = export_model(model, tmp_path / "m.onnx", target="onnxruntime")
+    done = export_onnx(model, tmp_path / "m.onnx", target="onnxruntime")
     assert done.recipe is not None
     assert done.recipe.name == "onnxruntime"
     assert verify(model, tmp_path / "m.onnx", workshop.batches(model)[:1]).holds
@@ -119,7 +119,7 @@ def test_a_checkpoint_in_float8_has_the_ranges_for_other_targets(workshop: Any, 
 
 def test_an_older_opset_is_refused(workshop: Any, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="float8 needs opset 19 or above, this is 18"):
-        export_model(workshop.calibrated("fp8", **SMALL), tmp_path / "m.onnx", target="tensorrt", opset=18)
+        export_onnx(workshop.calibrated("fp8", **SMALL), tmp_path / "m.onnx", target="tensorrt", opset=18)
 
 
 def test_a_checkpoint_keeps_it(workshop: Any, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from exporters.tensorrt.profiles import (
     Profile,
     check_profiles,
     default_profile,
+    format_shapes,
     longest_sequence,
     parse_profiles,
-    shown_shapes,
 )
 from qdq.errors import BuildError
 
@@ -25,7 +25,7 @@ def test_shapes_are_read_as_trtexec_writes_them() -> None:
     assert profile.min == {"input_ids": (1, 8), "attention_mask": (1, 8)}
     assert profile.opt == {"input_ids": (4, 16), "attention_mask": (4, 16)}
     assert profile.max == {"input_ids": (8, 32), "attention_mask": (8, 32)}
-    assert shown_shapes(profile.max) == "input_ids:8x32,attention_mask:8x32"
+    assert format_shapes(profile.max) == "input_ids:8x32,attention_mask:8x32"
     assert check_profiles([profile], INPUTS) == []
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from exporters.onnx.export import export_model
+from exporters.onnx.export import export_onnx
 from exporters.tensorrt.build import build
-from exporters.tensorrt.layers import Kernel
+from exporters.tensorrt.kernels import Kernel
 from exporters.tensorrt.lint.lint import lint
+from exporters.tensorrt.onnx_file import read_onnx_file
 from exporters.tensorrt.profiles import Profile, default_profile
 from exporters.tensorrt.report import EngineReport, engine_report
-from exporters.tensorrt.source import read_source
 
 SMALL = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
 ATTENTION = "encoder.layers.0.attention"
@@ -81,7 +81,7 @@ def test_a_profile_beyond_512_tokens_splits_attention(bench: Any, rtx: Any, tmp_
     ir.save(model, source.path)
     profiles = [Profile(*shapes)]
     engine = build(source.path, tmp_path / "m.plan", profiles=profiles, backend=rtx)
-    report = engine_report(model, engine.kernels, lint(read_source(source.path), profiles=profiles).reasons())
+    report = engine_report(model, engine.kernels, lint(read_onnx_file(source.path), profiles=profiles).reasons())
     (row,) = report.attentions
     assert not row.fused
     assert "W7: a profile goes up to 1024 tokens" in row.reason
@@ -126,8 +126,8 @@ def test_an_addition_on_its_own_is_told(small: Any) -> None:
 
 def test_attention_in_float32_is_explained(workshop: Any, rtx: Any, tmp_path: Any) -> None:
     path = tmp_path / "model.onnx"
-    export_model(workshop.calibrated("linear", **SMALL), path, target="tensorrt")
-    source = read_source(path)
+    export_onnx(workshop.calibrated("linear", **SMALL), path, target="tensorrt")
+    source = read_onnx_file(path)
     profiles = [default_profile(source.inputs, longest=40)]
     engine = build(path, tmp_path / "m.plan", profiles=profiles, backend=rtx)
     report = engine_report(source.model, engine.kernels, lint(source, profiles=profiles).reasons())

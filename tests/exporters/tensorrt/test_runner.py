@@ -13,12 +13,12 @@ import torch
 from exporters.runners import OnnxRuntimeRunner
 from exporters.tensorrt.backend import find_backend
 from exporters.tensorrt.build import BuildOptions, build
-from exporters.tensorrt.driver import driver_problem
+from exporters.tensorrt.nvidia_driver import driver_problem
+from exporters.tensorrt.onnx_file import read_onnx_file
+from exporters.tensorrt.plan_metadata import write_metadata
 from exporters.tensorrt.profiles import parse_profiles
-from exporters.tensorrt.record import write_record
 from exporters.tensorrt.report import engine_report
 from exporters.tensorrt.runner import TensorRTRunner, choose_profile
-from exporters.tensorrt.source import read_source
 from qdq.errors import BuildError, CheckpointError, DataError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class TestOnAGpu:
         if problem is not None:
             pytest.skip(f"needs an NVIDIA GPU: {problem}")
         plan = tmp_path_factory.mktemp("gpu") / "m.plan"
-        profiles = parse_profiles(read_source(small).inputs, ["1x1", "1x8"], ["2x8", "4x32"], ["4x16", "8x40"])
+        profiles = parse_profiles(read_onnx_file(small).inputs, ["1x1", "1x8"], ["2x8", "4x32"], ["4x16", "8x40"])
         build(small, plan, profiles=profiles)
         return plan
 
@@ -165,14 +165,14 @@ class TestOnAGpu:
         """Without its record, nobody says that the code in it is trusted."""
         if find_backend().is_rtx:
             pytest.skip("TensorRT-RTX has no lean runtime")
-        source, engine = read_source(small), tmp_path / "m.plan"
+        source, engine = read_onnx_file(small), tmp_path / "m.plan"
         options = BuildOptions(version_compatible=True)
         built = build(
             small, engine, profiles=parse_profiles(source.inputs, ["1x1"], ["2x8"], ["4x16"]), options=options
         )
         with pytest.raises(BuildError, match="cannot load"):
             TensorRTRunner(engine)
-        write_record(engine, built, engine_report(source.model, built.kernels), source=small)
+        write_metadata(engine, built, engine_report(source.model, built.kernels), source=small)
         assert TensorRTRunner(engine)(self.inputs(1, 4)).keys() == TensorRTRunner(plan)(self.inputs(1, 4)).keys()
 
     def test_a_damaged_plan_is_refused(self, plan: Path, tmp_path: Path) -> None:

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from scipy.special import polygamma
 
-from exporters.verification.end_to_end import compare_end_to_end, end_to_end_problems, sqnr_spread_db
-from exporters.verification.report import Bounds, EndToEnd
+from exporters.verification.end_to_end import bound_problems, compare_outputs, sqnr_spread_db
+from exporters.verification.report import Bounds, OutputComparison
 
 LOGITS = np.float32([[2, -2], [-1.5, 1.5], [0.02, -0.02], [1, -1], [2.5, -2], [-3, 3], [1.1, -0.9], [-2, 2.2]])
 BATCH = {"input_ids": np.zeros((8, 4), np.int64), "attention_mask": np.ones((8, 4), np.int64)}
 
 
-def row(actual: np.ndarray, expected: np.ndarray, in_float: np.ndarray = LOGITS) -> EndToEnd:
-    (found,) = compare_end_to_end({"logits": in_float}, {"logits": expected}, {"logits": actual}, BATCH)
+def row(actual: np.ndarray, expected: np.ndarray, in_float: np.ndarray = LOGITS) -> OutputComparison:
+    (found,) = compare_outputs({"logits": in_float}, {"logits": expected}, {"logits": actual}, BATCH)
     return found
 
 
@@ -32,12 +32,12 @@ def test_a_text_at_the_boundary_may_turn_around() -> None:
     found = row(LOGITS - noise, LOGITS + noise)
     assert found.cosine > 0.99
     assert found.sqnr_spread_db == sqnr_spread_db(8)
-    assert end_to_end_problems(found, Bounds(), "onnxruntime") == []
+    assert bound_problems(found, Bounds(), "onnxruntime") == []
 
 
 def test_other_logits_are_found() -> None:
     noise = np.float32([1, -1]) * 0.02
-    problems = end_to_end_problems(row(LOGITS[::-1], LOGITS + noise), Bounds(), "onnxruntime")
+    problems = bound_problems(row(LOGITS[::-1], LOGITS + noise), Bounds(), "onnxruntime")
     assert len(problems) == 2
     assert "dB and cosine" in problems[0]
     assert "to the float model" in problems[1]

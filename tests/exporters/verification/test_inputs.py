@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from exporters.export_model import deploy
-from exporters.interface import Form
+from exporters.export_model import wrap_for_export
+from exporters.interface import ExportInterface
 from exporters.io_signature import PAST_AND_SEQ
-from exporters.verification.inputs import PROOF_SHAPES, verification_batches
+from exporters.verification.inputs import VERIFICATION_SHAPES, verification_batches
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,17 +16,22 @@ if TYPE_CHECKING:
 REALM = {"num_candidates": 3, "retriever_proj_size": 16, "reader_beam_size": 3, "max_span_width": 4}
 DECODER = {"is_decoder": True}
 CROSS = {"is_decoder": True, "add_cross_attention": True}
-CASES: dict[str, tuple[str, str, dict[str, Any], Form]] = {
-    "tokens": ("bert", "feature-extraction", {}, Form()),
-    "narrow tokens without types": ("bert", "masked-lm", {}, Form(int32_ids=True, token_type_ids=False)),
-    "embedded tokens": ("albert", "token-classification", {"embedding_size": 16}, Form(inputs_embeds=True)),
-    "choices": ("bert", "multiple-choice", {}, Form()),
-    "a question and its candidates": ("realm", "scoring", REALM, Form()),
-    "blocks": ("realm", "question-answering", {**REALM, "span_hidden_size": 16}, Form()),
-    "a cache": ("bert", "causal-lm", DECODER, Form(cache="step")),
-    "a cache behind padding": ("roberta-prelayernorm", "causal-lm", DECODER, Form(cache="step", int32_ids=True)),
-    "another text": ("bert", "causal-lm", CROSS, Form(cache="first")),
-    "another text and a cache": ("bert", "causal-lm", CROSS, Form(cache="step", inputs_embeds=True)),
+CASES: dict[str, tuple[str, str, dict[str, Any], ExportInterface]] = {
+    "tokens": ("bert", "feature-extraction", {}, ExportInterface()),
+    "narrow tokens without types": ("bert", "masked-lm", {}, ExportInterface(int32_ids=True, token_type_ids=False)),
+    "embedded tokens": ("albert", "token-classification", {"embedding_size": 16}, ExportInterface(inputs_embeds=True)),
+    "choices": ("bert", "multiple-choice", {}, ExportInterface()),
+    "a question and its candidates": ("realm", "scoring", REALM, ExportInterface()),
+    "blocks": ("realm", "question-answering", {**REALM, "span_hidden_size": 16}, ExportInterface()),
+    "a cache": ("bert", "causal-lm", DECODER, ExportInterface(cache="step")),
+    "a cache behind padding": (
+        "roberta-prelayernorm",
+        "causal-lm",
+        DECODER,
+        ExportInterface(cache="step", int32_ids=True),
+    ),
+    "another text": ("bert", "causal-lm", CROSS, ExportInterface(cache="first")),
+    "another text and a cache": ("bert", "causal-lm", CROSS, ExportInterface(cache="step", inputs_embeds=True)),
 }
 
 
@@ -40,14 +45,14 @@ def tokenizer_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("case", CASES)
 def test_batches_have_the_shapes_and_types_of_the_signature(workshop: Any, tokenizer_folder: Path, case: str) -> None:
-    name, task, changes, form = CASES[case]
-    deployed = deploy(workshop.model(name, task, **changes), form)
-    batches = verification_batches(tokenizer_folder, deployed)
-    assert len(batches) == len(PROOF_SHAPES)
-    for batch, (batch_size, longest) in zip(batches, PROOF_SHAPES, strict=True):
-        assert tuple(batch) == deployed.signature.input_names
+    name, task, changes, interface = CASES[case]
+    export_model = wrap_for_export(workshop.model(name, task, **changes), interface)
+    batches = verification_batches(tokenizer_folder, export_model)
+    assert len(batches) == len(VERIFICATION_SHAPES)
+    for batch, (batch_size, longest) in zip(batches, VERIFICATION_SHAPES, strict=True):
+        assert tuple(batch) == export_model.signature.input_names
         lengths: dict[str, int] = {}
-        for entry in deployed.signature.inputs:
+        for entry in export_model.signature.inputs:
             tensor = batch[entry.name]
             assert str(tensor.dtype) == f"torch.{entry.dtype}", entry.name
             for size, axis in zip(tensor.shape, entry.axes, strict=True):
@@ -57,14 +62,14 @@ def test_batches_have_the_shapes_and_types_of_the_signature(workshop: Any, token
         assert 1 <= lengths["seq"] <= longest
         if PAST_AND_SEQ in lengths:
             assert lengths[PAST_AND_SEQ] == lengths["past_seq"] + lengths["seq"]
-        for output, value in deployed.run(batch).items():
+        for output, value in export_model.run(batch).items():
             assert not value.is_floating_point() or bool(torch.isfinite(value).all()), output
 
 
 def test_the_first_text_fills_the_length_and_others_are_padded(workshop: Any, tokenizer_folder: Path) -> None:
     model = workshop.model(max_position_embeddings=130)
     for batch, (batch_size, seq_len) in zip(
-        verification_batches(tokenizer_folder, deploy(model)), PROOF_SHAPES, strict=True
+        verification_batches(tokenizer_folder, wrap_for_export(model)), VERIFICATION_SHAPES, strict=True
     ):
         mask = batch["attention_mask"]
         assert tuple(mask.shape) == (batch_size, seq_len)
@@ -73,17 +78,17 @@ def test_the_first_text_fills_the_length_and_others_are_padded(workshop: Any, to
 
 
 def test_some_positions_are_padding(workshop: Any, tmp_path: Path) -> None:
-    masks = [batch["attention_mask"] for batch in verification_batches(tmp_path, deploy(workshop.model()))]
+    masks = [batch["attention_mask"] for batch in verification_batches(tmp_path, wrap_for_export(workshop.model()))]
     assert any(not mask.all() for mask in masks)
     assert all(mask[:, 0].all() for mask in masks)
 
 
 def test_a_cache_is_what_the_model_makes_of_the_text_before(workshop: Any, tmp_path: Path) -> None:
     model = workshop.model(task="causal-lm", is_decoder=True)
-    whole = verification_batches(tmp_path, deploy(model))[0]
-    step = deploy(model, Form(cache="step"))
+    whole = verification_batches(tmp_path, wrap_for_export(model))[0]
+    step = wrap_for_export(model, ExportInterface(cache="step"))
     batch = verification_batches(tmp_path, step)[0]
-    rest = batch["input_ids"].shape[1]
-    assert torch.equal(whole["input_ids"][:, -rest:], batch["input_ids"])
-    expected = deploy(model).run(whole)["logits"][:, -rest:]
+    rounding_error = batch["input_ids"].shape[1]
+    assert torch.equal(whole["input_ids"][:, -rounding_error:], batch["input_ids"])
+    expected = wrap_for_export(model).run(whole)["logits"][:, -rounding_error:]
     torch.testing.assert_close(step.run(batch)["logits"], expected, atol=2e-5, rtol=1e-4)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from exporters.verification.recording import Record, _largest
+from exporters.verification.recording import RecordedTensor, _largest
 from qdq.quantization.quantizer import Quantizer
 from qdq.quantization.spec import QuantSpec
 from qdq.quantization.transform import Transform
@@ -13,15 +13,15 @@ ONE = np.float32(1)
 
 
 @pytest.mark.parametrize(
-    ("largest", "near"),
+    ("largest", "matches"),
     [(None, [False, False]), (np.float32([300, 10]), [True, False])],
     ids=["plain", "transformed"],
 )
-def test_what_was_rounded_before_a_transform_counts(largest: np.ndarray | None, near: list[bool]) -> None:
+def test_what_was_rounded_before_a_transform_counts(largest: np.ndarray | None, matches: list[bool]) -> None:
     """Two steps off: 1 % of 11 steps does not explain that, of 300 steps it does."""
-    record = Record.of(np.float32([[10.9, 10.9]]), np.float32([[11, 11]]), ONE, np.int32(0), largest=largest)
-    assert record.near(np.float32([[13, 13]]), 0.01).tolist() == [near]
-    assert not record.near(np.float32([[13, 13]]), 0.0).any(), "in float32 there is nothing to explain"
+    record = RecordedTensor.of(np.float32([[10.9, 10.9]]), np.float32([[11, 11]]), ONE, np.int32(0), largest=largest)
+    assert record.matches(np.float32([[13, 13]]), 0.01).tolist() == [matches]
+    assert not record.matches(np.float32([[13, 13]]), 0.0).any(), "in float32 there is nothing to explain"
 
 
 def test_the_largest_value_before_a_transform_in_steps_of_each_channel() -> None:

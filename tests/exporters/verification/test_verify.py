@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from calibration import calibrate
-from exporters.onnx.export import export_model
+from exporters.onnx.export import export_onnx
 from exporters.onnx.passes import integer_gemm
 from exporters.verification.recording import TIE
 from exporters.verification.similarity import EQUAL_DB
@@ -297,7 +297,7 @@ def test_a_vocabulary_that_the_file_does_not_have(workshop: Any) -> None:
 def test_a_kernel_that_saturates(workshop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(integer_gemm, "may_saturate", lambda weight: False)
     model = workshop.calibrated("linear")
-    export_model(model, tmp_path / "model.onnx", target="onnxruntime")
+    export_onnx(model, tmp_path / "model.onnx", target="onnxruntime")
     report = verify(model, tmp_path / "model.onnx", workshop.batches(model))
     if report.holds:
         pytest.skip("this CPU adds products of uint8 and int8 in 32 bits (VNNI)")
@@ -332,7 +332,7 @@ def test_values_at_a_tie_are_counted_and_do_not_fail(distance: float, tie: bool,
     calibrate(model, [batch])
     model.dense.input_quantizer.set_scale(torch.tensor(0.25), torch.tensor(0, dtype=torch.int32))
     path = tmp_path / "model.onnx"
-    export_model(model, path, target="tensorrt")
+    export_onnx(model, path, target="tensorrt")
     assert verify(model, path, [batch]).segments[0].ties == 0
 
     proto = onnx.load(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporters.verification.recording import Record
+from exporters.verification.recording import RecordedTensor
 from exporters.verification.verify import Bounds, cosine, sqnr_db
 
 ROUNDING = 8 * 2.0**-11
@@ -50,9 +50,9 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return found
 
 
-def record(p: np.ndarray, score: float) -> Record:
+def record(p: np.ndarray, score: float) -> RecordedTensor:
     steps = p * 127
-    return Record.of(steps, np.rint(steps), np.float32(1 / 127), np.int32(0), score=score)
+    return RecordedTensor.of(steps, np.rint(steps), np.float32(1 / 127), np.int32(0), score=score)
 
 
 def test_a_softmax_passes_on_what_large_scores_were_rounded_by() -> None:
@@ -63,8 +63,8 @@ def test_a_softmax_passes_on_what_large_scores_were_rounded_by() -> None:
     theirs = np.rint(softmax(noisy) * 127)
     one = record(softmax(scores), score=float(scores.max()))
     assert np.abs(theirs - one.integers).max() >= 2
-    assert one.near(theirs, ROUNDING).all()
-    assert not record(softmax(scores), score=0.0).near(theirs, ROUNDING).all()
+    assert one.matches(theirs, ROUNDING).all()
+    assert not record(softmax(scores), score=0.0).matches(theirs, ROUNDING).all()
 
 
 @pytest.mark.parametrize("factor", [0.8, 1.3])
@@ -73,11 +73,11 @@ def test_a_softmax_of_scores_on_a_wrong_scale_is_found(factor: float) -> None:
     scores = random.normal(size=(400, 8)) * 4
     theirs = np.rint(softmax(scores * factor) * 127)
     one = record(softmax(scores), score=float(np.abs(scores).max()))
-    assert (~one.near(theirs, ROUNDING)).mean() > 0.05
+    assert (~one.matches(theirs, ROUNDING)).mean() > 0.05
 
 
 def test_in_float32_scores_do_not_matter() -> None:
     p = softmax(np.random.default_rng(0).normal(size=(40, 8)))
     theirs = np.rint(p * 127) + 1
-    near = record(p, score=30.0).near(theirs, 0.0)
-    np.testing.assert_array_equal(near, record(p, score=0.0).near(theirs, 0.0))
+    matches = record(p, score=30.0).matches(theirs, 0.0)
+    np.testing.assert_array_equal(matches, record(p, score=0.0).matches(theirs, 0.0))

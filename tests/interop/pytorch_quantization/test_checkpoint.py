@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import qdq
-from qdq.checkpoint import is_quantized
 from qdq.errors import CheckpointError, ConfigError, ExportError, RecipeError
 from qdq.interop.pytorch_quantization import ACTIVATION, WEIGHT, amax_tensors, load_amax, save
 from qdq.models.huggingface import load_model, load_weights
@@ -23,6 +22,7 @@ from qdq.models.registry import build, configure
 from qdq.quantization.quantizer import Mode, quantizers, set_mode
 from qdq.quantization.spec import PerAxis, PerTensor, QuantSpec
 from qdq.quantization.wrap import named_slots, unshared_slots
+from qdq.source import ModelDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +70,7 @@ def test_files_and_prefixes(file: str, prefixed: bool, golden_encoder: Golden, t
         torch.save(load_file(folder / "model.safetensors"), folder / file)
         (folder / "model.safetensors").unlink()
     model = qdq.load(folder)
-    assert is_quantized(folder)
+    assert ModelDirectory(folder).is_quantized
     assert not model.training
     assert_same_outputs(model, qdq.load(golden_encoder.write(tmp_path / "plain")), golden_encoder.inputs)
     assert all(q.mode is (Mode.OFF if q.spec is None else Mode.QUANTIZE) for _, q in quantizers(model))
@@ -100,7 +100,7 @@ def test_a_float_checkpoint_of_bert_stays_float(golden_encoder: Golden, tmp_path
     folder = golden_encoder.write(
         tmp_path / "c", golden_encoder.weights, model_type="bert", architectures=["BertModel"]
     )
-    assert not is_quantized(folder)
+    assert not ModelDirectory(folder).is_quantized
     assert not list(quantizers(qdq.load(folder)))
     folder = golden_encoder.write(tmp_path / "d", model_type="bert", architectures=["BertModel"])
     with pytest.raises(CheckpointError, match="unexpected"):
@@ -211,9 +211,9 @@ def test_refusals(golden_encoder: Golden, tmp_path: Path) -> None:
 
 
 def test_a_directory_that_cannot_be_read_is_not_quantized(tmp_path: Path) -> None:
-    assert not is_quantized(tmp_path / "nowhere")
+    assert not ModelDirectory(tmp_path / "nowhere").is_quantized
     (tmp_path / "config.json").write_text("{")
-    assert not is_quantized(tmp_path)
+    assert not ModelDirectory(tmp_path).is_quantized
 
 
 # --- query, key and value ---

@@ -13,7 +13,7 @@ import pytest
 
 from exporters.tensorrt.lint.lint import lint
 from exporters.tensorrt.lint.rules import RULES
-from exporters.tensorrt.source import read_source
+from exporters.tensorrt.onnx_file import read_onnx_file
 from qdq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,13 +76,13 @@ def test_rules_say_what_to_do_and_where_it_is_written() -> None:
 
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt:11.1", "tensorrt:11.4.0", "tensorrt:10.16", "tensorrt:10.13"])
 def test_our_own_export_is_clean(small: Path, target: str) -> None:
-    report = lint(read_source(small), target=target)
+    report = lint(read_onnx_file(small), target=target)
     assert report.findings == ()
     assert report.holds(strict=True)
 
 
 def test_an_old_tensorrt_does_not_know_gelu(small: Path) -> None:
-    report = lint(read_source(small), target="tensorrt:8.6")
+    report = lint(read_onnx_file(small), target="tensorrt:8.6")
     assert {finding.id for finding in report.findings} == {"E8", "E11"}
     assert any("no Gelu" in finding.problem for finding in report.findings)
 
@@ -98,7 +98,7 @@ def test_before_8_a_zero_point_must_be_there(bench: Any) -> None:
 @pytest.mark.parametrize("target", ["tensorrt:", "tensorrt:eleven", "onnxruntime", "tensorrt:7.0"])
 def test_an_unknown_target_is_answered_with_those_there_are(small: Path, target: str) -> None:
     with pytest.raises(ConfigError, match=r"10\.16"):
-        lint(read_source(small), target=target)
+        lint(read_onnx_file(small), target=target)
 
 
 def test_a_computed_scale_is_an_error_before_10_13(bench: Any) -> None:
@@ -138,6 +138,6 @@ def test_a_double_scale_is_refused_by_onnx_itself(bench: Any) -> None:
 
 def test_an_int8_product_of_onnx_runtime_is_refused(workshop: Any) -> None:
     _, path, _ = workshop.exported("onnxruntime")
-    report = lint(read_source(path))
+    report = lint(read_onnx_file(path))
     assert not report.holds()
     assert "E8" in {finding.id for finding in report.findings}

@@ -12,7 +12,7 @@ import pytest
 from exporters.runners import OnnxRuntimeRunner
 from exporters.tensorrt.lint.lint import lint
 from exporters.tensorrt.lint.repair import repair, repair_model
-from exporters.tensorrt.source import read_source
+from exporters.tensorrt.onnx_file import read_onnx_file
 from qdq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def test_a_defect_is_cured(bench: Any, defects: Any, tmp_path: Path, name: str) 
     done = repair(source.path, tmp_path / "fixed.onnx")
     assert done
     onnx.checker.check_model(str(tmp_path / "fixed.onnx"), full_check=True)
-    assert lint(read_source(tmp_path / "fixed.onnx")).findings == ()
+    assert lint(read_onnx_file(tmp_path / "fixed.onnx")).findings == ()
     assert repair(tmp_path / "fixed.onnx", tmp_path / "again.onnx") == []
 
 
@@ -66,7 +66,7 @@ def test_the_repaired_file_computes_what_the_other_did(bench: Any, defects: Any,
 def test_tensorrt_reads_it_then(bench: Any, defects: Any, rtx: Any, tmp_path: Path, name: str) -> None:
     defect = next(one for one in defects.DEFECTS if one.name == name)
     repair(bench.planted(defect.plant).path, tmp_path / "fixed.onnx")
-    source = read_source(tmp_path / "fixed.onnx")
+    source = read_onnx_file(tmp_path / "fixed.onnx")
     assert bench.verdict(rtx, source, bench.profiles(source, {}), upto="parse") == "accepts"
 
 
@@ -94,7 +94,7 @@ def test_a_file_without_defects_stays_as_it_is(small: Path, tmp_path: Path) -> N
 def test_nan_has_no_cure(bench: Any, defects: Any, tmp_path: Path) -> None:
     defect = next(one for one in defects.DEFECTS if one.name == "scale NaN")
     assert repair(bench.planted(defect.plant).path, tmp_path / "fixed.onnx") == []
-    assert not lint(read_source(tmp_path / "fixed.onnx")).holds()
+    assert not lint(read_onnx_file(tmp_path / "fixed.onnx")).holds()
 
 
 def test_the_original_is_kept(small: Path) -> None:

@@ -1,0 +1,365 @@
+"""What a graph is about, as a TensorRT engine sees it: products, attentions, residual additions, and their quantizers.
+
+Found by structure, not by name, so that graphs of other exporters can be looked at too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from exporters.onnx.passes.graph import constant, is_op, producer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+__all__ = [
+    "Attention",
+    "GraphStructure",
+    "Operand",
+    "Product",
+    "Residual",
+    "consumers",
+    "module_of",
+    "quantized_type",
+    "title",
+]
+
+LAYOUT = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Dropout", "Expand", "Slice")
+"""Operators that move values and leave them as they are, as far as quantization is concerned."""
+
+_FAR = 12  # nodes; what belongs together lies closer
+
+
+def module_of(node: ir.Node | str) -> str:
+    """The module that a node belongs to: its name without the operator at the end."""
+    name = node if isinstance(node, str) else str(node.name or "")
+    return name.rpartition("/")[0] or name
+
+
+def title(node: ir.Node) -> str:
+    """What to call a node: its name, or what it computes."""
+    return str(node.name) if node.name else f"{node.op_type} -> {node.outputs[0].name}"
+
+
+def consumers(value: ir.Value | None, *op_types: str) -> list[ir.Node]:
+    """The nodes that read ``value``, those of ``op_types`` where some are given."""
+    if value is None:
+        return []
+    readers = list(dict.fromkeys(use.node for use in value.uses()))
+    return [node for node in readers if not op_types or is_op(node, *op_types)]
+
+
+def quantized_type(node: ir.Node) -> ir.DataType | None:
+    """The type that a QuantizeLinear makes or a DequantizeLinear reads, as far as the file says it."""
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        zero_point = node.inputs[2]
+        if zero_point.dtype is not None:
+            return zero_point.dtype
+        cast = producer(zero_point, "Cast")
+        if cast is not None:
+            return ir.DataType(cast.attributes.get_int("to", 0))
+    written = node.attributes.get_int("output_dtype", 0)
+    if is_op(node, "QuantizeLinear"):
+        return ir.DataType(written) if written else None
+    source = node.inputs[0]
+    quantize = producer(source, "QuantizeLinear")
+    if quantize is not None:
+        return quantized_type(quantize)
+    return None if source is None else source.dtype
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One operand of a product or an addition.
+
+    Args:
+        value: that the node reads.
+        dequantize: the DequantizeLinear that it comes from, maybe through a change of layout.
+        stored: whether it is a constant of the file.
+    """
+
+    value: ir.Value
+    dequantize: ir.Node | None
+    stored: bool
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it comes from integers."""
+        return self.dequantize is not None
+
+    @property
+    def type(self) -> ir.DataType | None:
+        """The quantized type."""
+        return None if self.dequantize is None else quantized_type(self.dequantize)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product.
+
+    Args:
+        node: MatMul, Gemm or Conv.
+        left: first operand.
+        right: second operand.
+    """
+
+    node: ir.Node
+    left: Operand
+    right: Operand
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether one operand is stored."""
+        return self.left.stored or self.right.stored
+
+    @property
+    def wanted(self) -> str:
+        """What the file asks for: ``int8``, ``fp8``, or ``float``."""
+        types = {self.left.type, self.right.type}
+        if types == {ir.DataType.INT8} or (types == {ir.DataType.INT8, None} and self._both):
+            return "int8"
+        return "fp8" if types == {ir.DataType.FLOAT8E4M3FN} else "float"
+
+    @property
+    def _both(self) -> bool:
+        return self.left.is_quantized and self.right.is_quantized
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Softmax between two products.
+
+    Args:
+        scores: the product in front.
+        softmax: the node.
+        context: the product behind.
+        between: nodes between scores and softmax: scaling, mask.
+    """
+
+    scores: Product
+    softmax: ir.Node
+    context: Product
+    between: tuple[ir.Node, ...]
+
+    @property
+    def module(self) -> str:
+        """The module of the attention."""
+        return module_of(self.softmax)
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The addition of what a linear layer found to what was there before.
+
+    Args:
+        node: Add.
+        branch: from the linear layer.
+        skip: from before.
+    """
+
+    node: ir.Node
+    branch: Operand
+    skip: Operand
+
+
+class GraphStructure:
+    """Everything that the checks and the report ask about a graph; each found once."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.nodes = list(model.graph.all_nodes())
+
+    def of(self, *op_types: str) -> list[ir.Node]:
+        """All nodes of these types, in order."""
+        return [node for node in self.nodes if is_op(node, *op_types)]
+
+    @cached_property
+    def opset(self) -> int:
+        """Of the standard operators."""
+        imports = self.model.graph.opset_imports
+        return int(imports.get("", imports.get("ai.onnx", 0)))
+
+    @cached_property
+    def products(self) -> list[Product]:
+        """All matrix products."""
+        return [
+            Product(node, *(operand(value) for value in node.inputs[:2] if value is not None))
+            for node in self.of("MatMul", "Gemm", "Conv")
+            if len(node.inputs) >= 2 and None not in node.inputs[:2]
+        ]
+
+    @cached_property
+    def _product_of(self) -> dict[ir.Node, Product]:
+        return {product.node: product for product in self.products}
+
+    @cached_property
+    def attentions(self) -> list[Attention]:
+        """All attentions."""
+        found = []
+        for softmax in self.of("Softmax"):
+            path = _back_to_product(softmax.inputs[0])
+            behind = _forward_to_product(softmax.outputs[0])
+            if path is None or behind is None:
+                continue
+            scores, between = path
+            found.append(Attention(self._product_of[scores], softmax, self._product_of[behind], between))
+        return found
+
+    @cached_property
+    def residuals(self) -> list[Residual]:
+        """All residual additions."""
+        found = []
+        for node in self.of("Add"):
+            sides = [value for value in node.inputs if value is not None]
+            if len(sides) != 2 or any(is_stored(value) for value in sides):
+                continue
+            linear = [_linear_behind(value) for value in sides]
+            if all(linear):  # behind a projection of the embeddings; what was there before has other readers too
+                linear = [len(_readers(source(value))) == 1 for value in sides]
+            if linear.count(True) == 1 and _goes_on(node.outputs[0]):
+                branch, skip = sides if linear[0] else reversed(sides)
+                found.append(Residual(node, operand(branch), operand(skip)))
+        return found
+
+    @cached_property
+    def siblings(self) -> list[list[Product]]:
+        """Linear layers that read the same tensor, before it is quantized: query, key and value."""
+        groups: dict[ir.Value, list[Product]] = {}
+        for product in self.products:
+            if product.is_linear and not product.left.stored:
+                groups.setdefault(source(product.left.value), []).append(product)
+        return [group for group in groups.values() if len(group) > 1]
+
+    @cached_property
+    def element_type(self) -> ir.DataType:
+        """In which the graph computes what is not quantized: fp16 when a LayerNormalization or a product does."""
+        for node in self.of("LayerNormalization", "Softmax", "MatMul", "Gemm"):
+            for value in node.outputs:
+                if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+                    return value.dtype
+        return ir.DataType.FLOAT
+
+
+def operand(value: ir.Value) -> Operand:
+    """What is known of an operand."""
+    return Operand(value, _dequantize_of(value), is_stored(value))
+
+
+def is_stored(value: ir.Value | None) -> bool:
+    """A constant, also behind a change of layout or its quantizer."""
+    for _ in range(_FAR):
+        if value is None:
+            return False
+        if value.const_value is not None or value.producer() is None:
+            return value.const_value is not None
+        node = producer(value, "QuantizeLinear", "DequantizeLinear", "Constant", *LAYOUT)
+        if node is None:
+            return False
+        if is_op(node, "Constant"):
+            return True
+        value = node.inputs[0]
+    return False
+
+
+def source(value: ir.Value) -> ir.Value:
+    """The tensor in front of a quantizer, a cast or a change of layout."""
+    for _ in range(_FAR):
+        node = producer(value, "QuantizeLinear", "DequantizeLinear", *LAYOUT)
+        if node is None or node.inputs[0] is None:
+            break
+        value = node.inputs[0]
+    return value
+
+
+def _dequantize_of(value: ir.Value | None) -> ir.Node | None:
+    for _ in range(_FAR):
+        node = producer(value, "DequantizeLinear", *LAYOUT)
+        if node is None or is_op(node, "DequantizeLinear"):
+            return node
+        value = node.inputs[0]
+    return None
+
+
+def _readers(value: ir.Value) -> list[ir.Node]:
+    """Who reads ``value``, also through its quantizer."""
+    found = []
+    for node in consumers(value):
+        through = is_op(node, "QuantizeLinear", "DequantizeLinear", "Cast", "Identity")
+        found += _readers(node.outputs[0]) if through else [node]
+    return found
+
+
+def _goes_on(value: ir.Value) -> bool:
+    """Whether a sum is normalized or added to: in an activation that is written out it is not."""
+    behind = ("Add", "LayerNormalization", "ReduceMean")
+    return value.is_graph_output() or any(is_op(node, *behind) for node in _readers(value))
+
+
+def _linear_behind(value: ir.Value) -> bool:
+    """Whether ``value`` comes straight from a linear layer: bias and quantizer may stand between."""
+    current: ir.Value | None = value
+    for _ in range(_FAR):
+        node = producer(current, "MatMul", "Gemm", "Add", "QuantizeLinear", "DequantizeLinear", *LAYOUT)
+        if node is None:
+            return False
+        if is_op(node, "MatMul", "Gemm"):
+            return any(is_stored(side) for side in node.inputs[:2])
+        if is_op(node, "Add"):
+            computed = [side for side in node.inputs if not is_stored(side)]
+            if len(computed) != 1:
+                return False
+            current = computed[0]
+        else:
+            current = node.inputs[0]
+    return False
+
+
+def _back_to_product(value: ir.Value | None, far: int = _FAR) -> tuple[ir.Node, tuple[ir.Node, ...]] | None:
+    """The product of two computed tensors that ``value`` comes from, and the nodes between."""
+    passing = ("Add", "Sub", "Mul", "Div", "Where", "Clip", "QuantizeLinear", "DequantizeLinear", *LAYOUT)
+    node = producer(value, "MatMul", *passing)
+    if node is None or far == 0:
+        return None
+    if is_op(node, "MatMul"):
+        return None if any(is_stored(side) for side in node.inputs) else (node, ())
+    sides = node.inputs[1:] if is_op(node, "Where") else node.inputs[:2]
+    if is_op(node, "QuantizeLinear", "DequantizeLinear", *LAYOUT):
+        sides = node.inputs[:1]
+    for side in sides:
+        found = _back_to_product(side, far - 1)
+        if found is not None:
+            return found[0], (*found[1], node)
+    return None
+
+
+def _forward_to_product(value: ir.Value) -> ir.Node | None:
+    for _ in range(_FAR):
+        readers = consumers(value, "MatMul", "QuantizeLinear", "DequantizeLinear", "Where", *LAYOUT)
+        if not readers:
+            return None
+        product = next((node for node in readers if is_op(node, "MatMul")), None)
+        if product is not None:
+            return None if any(is_stored(side) for side in product.inputs) else product
+        value = readers[0].outputs[0]
+    return None
+
+
+def values_of(nodes: list[ir.Node]) -> Iterator[ir.Value]:
+    """Everything that these nodes compute."""
+    for node in nodes:
+        yield from node.outputs
+
+
+def array(value: ir.Value | None) -> np.ndarray | None:
+    """A constant, also where a Cast stands behind it."""
+    cast = producer(value, "Cast")
+    found = constant(cast.inputs[0] if cast is not None else value)
+    if found is None or cast is None:
+        return found
+    return found.astype(ir.DataType(cast.attributes.get_int("to", 0)).numpy())

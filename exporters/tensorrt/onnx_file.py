@@ -1,0 +1,102 @@
+"""The ONNX file that an engine is to be made of: what the rest needs to know about it, without its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporters.onnx.load import load_onnx
+from qdq.errors import CheckpointError, ConfigError
+from qdq.source import MODEL_FILE, ModelDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx_ir as ir
+
+    from exporters.tensorrt.profiles import Declared
+
+__all__ = ["OnnxFile", "read_onnx_file"]
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX file.
+
+    Args:
+        path: of the file.
+        model: the graph; weights stay on disk.
+        inputs: shape of each input, free dimensions by name.
+        longest: how many positions the model has, None when nothing says so.
+        is_quantized: whether it holds quantizers.
+        onnx_bytes: of the file and the weights beside it.
+        float_bytes: that the weights would take in float32.
+    """
+
+    path: Path
+    model: ir.Model
+    inputs: Mapping[str, Declared]
+    longest: int | None
+    is_quantized: bool
+    onnx_bytes: int
+    float_bytes: int = field(default=0)
+
+
+def read_onnx_file(given: Path) -> OnnxFile:
+    """An exported directory, or an ONNX file of anybody.
+
+    Raises:
+        CheckpointError: when it is neither.
+    """
+    path, folder = given, given.parent
+    if given.is_dir():
+        path, folder = given / MODEL_FILE, given
+        if not path.is_file():
+            raise CheckpointError(f"{given} is not an export: it has no {MODEL_FILE}")
+    elif not given.is_file():
+        raise CheckpointError(f"{given}: no such file or directory")
+    model = load_onnx(path)
+    inputs = {
+        str(value.name): tuple(
+            size if isinstance(size, int) else (None if size.value is None else str(size.value))
+            for size in (value.shape or ())
+        )
+        for value in model.graph.inputs
+        if value.name not in model.graph.initializers
+    }
+    operators = {node.op_type for node in model.graph}
+    return OnnxFile(
+        path,
+        model,
+        inputs,
+        _longest(folder),
+        bool(operators & {"QuantizeLinear", "DequantizeLinear"}),
+        _bytes(path, model),
+        sum(_float_size(value) for value in model.graph.initializers.values()),
+    )
+
+
+def _bytes(path: Path, model: ir.Model) -> int:
+    beside = {
+        tensor.path
+        for value in model.graph.initializers.values()
+        if (tensor := value.const_value) is not None and hasattr(tensor, "path")
+    }
+    files = {path.resolve()} | {Path(other).resolve() for other in beside}
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _float_size(value: ir.Value) -> int:
+    tensor = value.const_value
+    if tensor is None or tensor.dtype.name.startswith(("INT64", "INT32", "BOOL", "STRING")):
+        return 0
+    return 4 * int(tensor.size)
+
+
+def _longest(folder: Path) -> int | None:
+    """The longest text that the model beside the file has positions for; None where no configuration lies there."""
+    try:
+        return ModelDirectory.of(folder).config.max_length
+    except (CheckpointError, ConfigError):
+        return None
