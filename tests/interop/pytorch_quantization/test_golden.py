@@ -80,7 +80,7 @@ def test_outputs_and_integers(golden: Golden, kind: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", ["dynamic", "calibrated"])
 def test_quantizing_matters(golden: Golden, kind: str) -> None:
-    """Otherwise the tolerance above would prove nothing."""
+    """Otherwise the tolerance above would test nothing."""
     model = qdq.build(configure(**golden.config)).eval()
     load_weights(model, golden.weights)
     with torch.no_grad():
