@@ -41,7 +41,7 @@ class ModelConfig:
     table, ``initializer_range`` the standard deviation of fresh weights.
 
     Args:
-        extra: Fields of the ``config.json`` that no family uses. They are written back unchanged.
+        extra: Fields of the ``config.json`` that the family does not use. They are written back unchanged.
         read_as: The names under which fields were read, if they are not ours. They are written back under these.
 
     Raises:
