@@ -135,11 +135,11 @@ def wrap_for_export(model: nn.Module, interface: ExportInterface | None = None) 
     if isinstance(model, Model):
         check_interface(model, interface)
     export_model = ExportModel(model, _inputs(model, interface), interface)
-    vocab_size = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    config: Any = model.config
     # The reader takes the best spans of up to max_span_width tokens, so the text must be at least that long.
-    seq_len = max(8, getattr(model.config, "max_span_width", 0) if isinstance(model, Reader) else 0)
+    seq_len = max(8, getattr(config, "min_length", 1))
     # The outputs depend on the task and on the interface, so one run on an example finds their names.
-    batch = example_inputs(export_model.inputs, vocab_size=vocab_size, seq_len=seq_len)
+    batch = example_inputs(export_model.inputs, vocab_size=int(config.vocab_size), seq_len=seq_len)
     with torch.inference_mode():
         outputs = tuple(export_model.compute(batch))
     export_model.signature = IOSignature(export_model.inputs, outputs)

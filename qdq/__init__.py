@@ -20,20 +20,21 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 if TYPE_CHECKING:
-    from calibration.calibrate import calibrate
     from calibration.pipeline import calibrate_and_refine
+    from calibration.ranges import calibrate
     from exporters.benchmark import benchmark
     from exporters.directory import export, verify
     from exporters.interface import ExportInterface
     from qdq.checkpoint import load, save
-    from qdq.data.text import read_samples
-    from qdq.data.tokenize import encode_batches, load_tokenizer
+    from qdq.data.text import encode_batches, read_samples
+    from qdq.data.tokenizer import load_tokenizer
     from qdq.errors import QDQError
     from qdq.interop.transformers import from_transformers, to_transformers
     from qdq.models.registry import build
     from qdq.quantization.spec import PerAxis, PerTensor, QuantSpec
     from qdq.recipes.apply import apply_recipe, quantize
     from qdq.recipes.recipe import Recipe, load_recipe
+    from qdq.source import open  # noqa: A004 (it is read as qdq.open)
     from qdq.tasks.evaluate import evaluate
     from qdq.training.loop import finetune
 
@@ -51,14 +52,15 @@ _HOMES = {
     "build": "qdq.models.registry",
     "calibrate": "calibration",
     "calibrate_and_refine": "calibration",
-    "encode_batches": "qdq.data.tokenize",
+    "encode_batches": "qdq.data.text",
     "evaluate": "qdq.tasks.evaluate",
     "export": "exporters.directory",
     "finetune": "qdq.training.loop",
     "from_transformers": "qdq.interop.transformers",
     "load": "qdq.checkpoint",
     "load_recipe": "qdq.recipes.recipe",
-    "load_tokenizer": "qdq.data.tokenize",
+    "load_tokenizer": "qdq.data.tokenizer",
+    "open": "qdq.source",
     "quantize": "qdq.recipes.apply",
     "read_samples": "qdq.data.text",
     "save": "qdq.checkpoint",
@@ -86,6 +88,7 @@ __all__ = [
     "load",
     "load_recipe",
     "load_tokenizer",
+    "open",
     "quantize",
     "read_samples",
     "save",

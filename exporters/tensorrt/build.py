@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 import time
 import warnings
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from exporters.tensorrt.kernels import Kernel, parse_inspector, parse_layers
 from exporters.tensorrt.onnx_file import read_onnx_file
 from exporters.tensorrt.profiles import check_profiles, default_profile
 from qdq.errors import BuildError, describe_problems
+from qdq.processes import Interruption
 from qdq.storage import write_bytes_atomic
 
 if TYPE_CHECKING:
@@ -185,10 +185,11 @@ def build(
     start = time.perf_counter()
     logger, received = messages(backend)
     received.clear()
-    with _interruptible() as interrupted, warnings.catch_warnings():
+    # An exception that passes through the builder's C++ frames would end the process, so it asks between two steps.
+    with Interruption(signal.SIGINT, patient=True) as interruption, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorRT's own deprecations
-        plan = _serialized(backend.trt, logger, model.path, profiles, options, progress, interrupted)
-        if interrupted():
+        plan = _serialized(backend.trt, logger, model.path, profiles, options, progress, lambda: interruption.came)
+        if interruption.came:
             raise KeyboardInterrupt
     if plan is None:
         raise BuildError(
@@ -313,26 +314,6 @@ def _monitor(trt: TensorRT, progress: Callable[[str, int, int], None] | None, in
             return not interrupted()
 
     return Monitor()
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Delay an interrupt until the builder asks for it, and yield a function that returns whether there was one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    interrupted = False
-
-    # An exception that passes through the builder's C++ frames would end the process, so the handler only takes a note.
-    def note(number: int, frame: Any) -> None:  # noqa: ARG001
-        nonlocal interrupted
-        interrupted = True
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -195,9 +195,9 @@ def run_and_record(
 def _largest(quantizer: Quantizer, x: Tensor, scale: Tensor) -> np.ndarray | None:
     """Return the largest magnitude of ``x`` before the transform of ``quantizer``, in the steps of each channel."""
     transform = quantizer.transform
-    if transform is None or (transform.shift is None and transform.factor is None):
+    if transform is None or (transform.shift is None and transform.smoothing_scale is None):
         return None
-    factor = torch.ones(x.shape[-1]) if transform.factor is None else transform.factor.float()
+    factor = torch.ones(x.shape[-1]) if transform.smoothing_scale is None else transform.smoothing_scale.float()
     before = x.detach().float() / factor
     if transform.shift is not None:
         before = before + transform.shift.float()

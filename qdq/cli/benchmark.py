@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qdq.cli.profile import runtime_of
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
 
@@ -85,8 +86,8 @@ def benchmark(
 def _candidates(exported: Sequence[Path], runtimes: Sequence[str] | None) -> list[Candidate]:
     """Every file in every runtime, named after both where there are several."""
     from exporters.benchmark import Candidate
-    from exporters.directory import MODEL_FILE
     from exporters.tensorrt.plan_metadata import is_plan
+    from qdq.source import MODEL_FILE
 
     found = []
     for given in exported:
@@ -94,20 +95,10 @@ def _candidates(exported: Sequence[Path], runtimes: Sequence[str] | None) -> lis
             found.append(Candidate(str(given), given, "tensorrt"))
             continue
         path = given / MODEL_FILE if given.is_dir() else given
-        for runtime in runtimes or [_own_runtime(path)]:
+        for runtime in runtimes or [runtime_of(path)]:
             name = f"{given} in {runtime}" if len(runtimes or ()) > 1 else str(given)
             found.append(Candidate(name, path, runtime))  # type: ignore[arg-type]
     return found
-
-
-def _own_runtime(path: Path) -> str:
-    from exporters.directory import read_export
-    from qdq.errors import CheckpointError
-
-    try:
-        return "openvino" if read_export(path.parent)["target"] == "openvino" else "onnxruntime"
-    except CheckpointError:
-        return "onnxruntime"
 
 
 def _optimized(baseline: Candidate, folder: Path) -> Candidate:

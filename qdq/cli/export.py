@@ -115,14 +115,13 @@ def export(
         raise ExportError("--recipe goes with --target: a model exported with --float has no quantizers")
     from exporters import directory
     from exporters.interface import CACHES, POOLINGS, ExportInterface
+    from qdq.source import MODEL_FILE, ModelDirectory
 
     for option, value, known in (("--pooling", pooling, ("auto", *POOLINGS)), ("--cache", cache, CACHES)):
         if value is not None and value not in known:
             raise ExportError(f"{option} {value}: it must be one of {', '.join(known)}")
     if pooling == "auto":
-        from qdq.tasks.pooling import read_pooling
-
-        pooling = read_pooling(model)
+        pooling = ModelDirectory.of(model).pooling
     interface = ExportInterface(
         pooling=pooling,  # type: ignore[arg-type]
         normalize=normalize,
@@ -164,7 +163,7 @@ def export(
         )
     for note in exported.notes:
         session.say(note)
-    size = model_bytes(output / directory.MODEL_FILE)
+    size = model_bytes(output / MODEL_FILE)
     session.result(
         {
             "output": output,
@@ -173,7 +172,7 @@ def export(
             **({"tuning": tuning.to_dict()} if tuning else {}),
         },
         *([] if tuning is None else _choices(tuning)),
-        f"{output / directory.MODEL_FILE}: {size / 1e6:.1f} MB, opset {exported.opset}, "
+        f"{output / MODEL_FILE}: {size / 1e6:.1f} MB, opset {exported.opset}, "
         f"{', '.join(exported.signature.input_names)} -> {', '.join(exported.signature.outputs)}",
     )
 

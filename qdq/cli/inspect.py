@@ -85,7 +85,7 @@ def inspect(
     if is_plan(path):
         _inspect_engine(session, path, full=verbose > 0)
         return
-    from exporters.directory import MODEL_FILE
+    from qdq.source import MODEL_FILE
 
     if path.is_dir() and (path / MODEL_FILE).is_file():
         path = path / MODEL_FILE
@@ -136,10 +136,12 @@ def _inspect_plan(session: Session, path: Path, choice: RecipeChoice | None, tas
 
 
 def _inspect_checkpoint(session: Session, path: Path) -> None:
-    from qdq.checkpoint import QUANTIZATION_FILE, is_quantized, load, read_quantization
+    from qdq.checkpoint import load
     from qdq.quantization.wrap import named_slots
+    from qdq.source import ModelDirectory
 
-    model = load(path)
+    directory = ModelDirectory.of(path)
+    model = load(directory)
     parameters = sum(p.numel() for p in model.parameters())
     document: dict[str, Any] = {
         "kind": "checkpoint",
@@ -147,15 +149,15 @@ def _inspect_checkpoint(session: Session, path: Path) -> None:
         "model_type": model.config.model_type,
         "task": model.task,
         "parameters": parameters,
-        "quantized": is_quantized(path),
+        "quantized": directory.is_quantized,
     }
     head = f"{path}: {model.config.model_type}, {model.task}, {parameters / 1e6:.1f} M parameters"
-    if not is_quantized(path):
+    if not directory.is_quantized:
         session.result(document, f"{head}, float")
         return
     recipe, calibration, origin = None, None, "as pytorch-quantization left it"
-    if (path / QUANTIZATION_FILE).is_file():  # else a QDQBERT of others
-        record = read_quantization(path)
+    record = directory.quantization
+    if record is not None:  # None: a QDQBERT that another program wrote
         recipe, calibration = record["recipe"].get("name"), record["calibration"]
         origin = f"recipe {recipe}"
     rows = [{"slot": str(slot), **_figures(q)} for slot, q in named_slots(model) if q.spec is not None]

@@ -43,7 +43,7 @@ def planned(config: Path, choice: RecipeChoice | None, task: str | None) -> tupl
 
 def described(plan: Plan) -> dict[str, Any]:
     """A plan as plain values."""
-    places = plan.places
+    places = plan.slot_counts
     kinds: dict[str, dict[str, dict[str, int]]] = {}
     for slot, spec in plan.specs.items():
         count = kinds.setdefault(slot.kind, {}).setdefault(slot.name, {"places": 0, "quantized": 0})

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from exporters.onnx.inspect import GraphReport, Product
     from exporters.profile import Profile
 
-__all__ = ["ProfileOption", "RuntimeOption", "ShapeOption", "ThreadsOption", "parse_shape", "profiled"]
+__all__ = ["ProfileOption", "RuntimeOption", "ShapeOption", "ThreadsOption", "parse_shape", "profiled", "runtime_of"]
 
 _PANEL = "Profile"
 
@@ -57,21 +57,17 @@ def profiled(
     from exporters.profile import profile
 
     batch_size, seq_len = parse_shape(shape)
-    found = profile(path, runtime=runtime or _runtime_of(path), batch_size=batch_size, seq_len=seq_len, threads=threads)
+    found = profile(path, runtime=runtime or runtime_of(path), batch_size=batch_size, seq_len=seq_len, threads=threads)
     left = [(node.name, _why(node.name, report.products)) for node in found.products_in_float()]
     document = {**found.to_dict(), "in_float": [{"name": name, "why": why} for name, why in left]}
     return document, _shown(found, left, full=full)
 
 
-def _runtime_of(path: Path) -> str:
-    """OpenVINO for what was exported for it."""
-    from exporters.directory import read_export
-    from qdq.errors import CheckpointError
+def runtime_of(file: Path) -> str:
+    """Return the runtime that an ONNX file was exported for, ``openvino`` or else ``onnxruntime``."""
+    from qdq.source import ModelDirectory
 
-    try:
-        return "openvino" if read_export(path.parent)["target"] == "openvino" else "onnxruntime"
-    except CheckpointError:
-        return "onnxruntime"
+    return "openvino" if ModelDirectory(file.parent).target == "openvino" else "onnxruntime"
 
 
 def _why(name: str, products: list[Product]) -> str:

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qdq.cli.benchmark import run_benchmark
-from qdq.cli.calibrate import calibrate_into
 from qdq.cli.export import model_bytes
-from qdq.cli.recipe_options import RecipeChoice
 from qdq.cli.report import Report, Row
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.errors import CheckpointError, MissingPackageError, VerificationError, describe_problems
@@ -67,20 +65,21 @@ def quickstart(
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
     source = model or _demo_model()
+    from calibration.checkpoint import calibrate_checkpoint
+    from calibration.settings import CalibrationSettings
     from qdq.data.text import sample_text
     from qdq.storage import atomic_directory, write_json, write_text_atomic
 
     with atomic_directory(output, kind="quickstart") as folder:
-        calibration = calibrate_into(
-            session,
-            model=source,
-            output=folder / "checkpoint",
-            calib_data=sample_text("calibration"),
-            choice=RecipeChoice(recipe="onnxruntime"),
-            num_samples=None,
-            seq_len=SEQ_LEN,
-            seed=seed,
-        )
+        with session.progress("calibrating", total=1) as advance:
+            calibration = calibrate_checkpoint(
+                source,
+                folder / "checkpoint",
+                sample_text("calibration"),
+                settings=CalibrationSettings(num_samples=None, seq_len=SEQ_LEN, seed=seed),
+                progress=lambda stage, done, total: advance(done, stage, total),
+                say=session.say,
+            ).to_dict()
         notes = _export_all(session, folder)
         proofs = _verify_all(session, folder)
         seq_len = calibration["calibration"]["seq_len"]
@@ -170,11 +169,11 @@ def _compare_all(session: Session, folder: Path, *, seq_len: int) -> dict[str, t
 
     from exporters.runners import OnnxRuntimeRunner, TorchRunner
     from exporters.verification.verify import cosine, sqnr_db
-    from qdq.data.text import read_samples, sample_text
-    from qdq.data.tokenize import encode_batches, load_tokenizer
+    from qdq.data.text import encode_batches, read_samples, sample_text
     from qdq.models.huggingface import load_model
+    from qdq.source import ModelDirectory
 
-    tokenizer = load_tokenizer(folder / "checkpoint")
+    tokenizer = ModelDirectory.of(folder / "checkpoint").tokenizer
     batches = list(encode_batches(read_samples(sample_text("heldout")), tokenizer, batch_size=8, seq_len=seq_len))
     with session.progress("comparing with the float model", total=len(EXPORTS)) as advance:
         expected = _vectors(TorchRunner(load_model(folder / "checkpoint")), batches)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qdq.cli.processes import set_threads
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
+from qdq.cli.threads import ThreadsOption, set_threads
 
 if TYPE_CHECKING:
     from qdq.retrieval.embedding import TextEmbedder
@@ -46,7 +46,7 @@ def index(
         typer.Option(metavar="L", help="Tokens of a block; the reader's room if not given.", min=3),
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="B", help="Blocks in a batch.", min=1)] = 32,
-    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads of the computation.", min=1)] = None,
+    threads: ThreadsOption = None,
     no_resume: Annotated[
         bool, typer.Option("--no-resume", metavar="", help="Begin anew where an earlier run was interrupted.")
     ] = False,
@@ -61,7 +61,7 @@ def index(
     Example: qdq realm index -m embedder/ --records blocks.jsonl -o blocks.index
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
-    from qdq.retrieval.index import Shard, build_index, digest_of
+    from qdq.retrieval.index import Shard, build_index, weights_digest
     from qdq.retrieval.records import read_texts
 
     shard = Shard.of_torchrun()
@@ -71,7 +71,7 @@ def index(
         "records_bytes": Path(records).stat().st_size if Path(records).is_file() else None,
         "column": column,
         "model": str(model),
-        "model_digest": digest_of(model),
+        "model_digest": weights_digest(model),
         "seq_len": length,
     }
     with session.progress("embedding", total=1) as advance:
@@ -79,12 +79,12 @@ def index(
             embed,
             lambda: read_texts(records, column=column, allow_pickle=allow_pickle),
             output,
-            about=about,
+            metadata=about,
             faiss=faiss or (),
             batch=8 * batch_size,
             shard=shard,
             resume=not no_resume,
-            progress=lambda done, total: advance(done, f"embedding part {shard.rank + 1} of {shard.world}", total),
+            progress=lambda done, total: advance(done, f"embedding part {shard.rank + 1} of {shard.world_size}", total),
         )
     if shard.rank:
         return
@@ -106,7 +106,7 @@ def answer(
         str, typer.Option(metavar="exact|flat|int8", help="Who finds blocks; flat and int8 are FAISS's.")
     ] = "exact",
     top_k: Annotated[int, typer.Option(metavar="K", help="Answers, from a block each.", min=1)] = 1,
-    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads of the computation.", min=1)] = None,
+    threads: ThreadsOption = None,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -151,22 +151,23 @@ def answer(
 
 def _embedder(model: Path, *, seq_len: int | None, batch_size: int, threads: int | None) -> tuple[TextEmbedder, int]:
     """Who makes vectors: a checkpoint in torch, or an exported file in ONNX Runtime; and the length of its texts."""
-    from exporters.directory import EXPORT_FILE, MODEL_FILE
     from exporters.runners import OnnxRuntimeRunner
-    from qdq.data.tokenize import load_tokenizer
-    from qdq.models.huggingface import read_config
+    from qdq.models.realm_config import RealmConfig
     from qdq.retrieval.embedding import TextEmbedder, torch_runner
-    from qdq.retrieval.open_qa import load_part
+    from qdq.retrieval.open_qa import load_component
+    from qdq.source import ModelDirectory
 
     set_threads(threads)
-    folder = model / "embedder" if (model / "embedder" / "config.json").is_file() else model
-    config = read_config(folder)
+    directory = ModelDirectory.of(model / "embedder" if (model / "embedder" / "config.json").is_file() else model)
+    config = directory.config
     run: Any
-    if (folder / EXPORT_FILE).is_file():
-        run = OnnxRuntimeRunner(folder / MODEL_FILE, threads=threads)
+    if directory.export is not None:
+        run = OnnxRuntimeRunner(directory.model_file, threads=threads)
     else:
-        run = torch_runner(load_part(model, "retrieval"))
-    # What is left of the reader's row beside a question: 288 of 320 in the published models.
-    length = seq_len or min(config.max_length, max(3, config.reader_seq_len - 32))
-    length = min(length, config.max_length)
-    return TextEmbedder(run, load_tokenizer(folder), max_length=length, batch_size=batch_size), length
+        run = torch_runner(load_component(model, "retrieval"))
+    length = config.max_length
+    if isinstance(config, RealmConfig):
+        # Room that the reader has beside a question: 288 of 320 tokens in the published models.
+        length = min(length, max(3, config.reader_seq_len - 32))
+    length = min(seq_len or length, config.max_length)
+    return TextEmbedder(run, directory.tokenizer, max_length=length, batch_size=batch_size), length

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qdq.recipes.plan import Plan
+    from qdq.recipes.recipe import Recipe
     from qdq.recipes.refinement import Refinement
+    from qdq.source import ModelDirectory
 
 __all__ = ["AS_RECIPE_SAYS", "NO_CHANGES", "RecipeChanges", "RecipeChoice", "RefinementChoice"]
 
@@ -174,6 +176,16 @@ class RecipeChoice:
     recipe: str
     changes: RecipeChanges = NO_CHANGES
     refinement: RefinementChoice = AS_RECIPE_SAYS
+
+    def recipe_for(self, directory: ModelDirectory, task: str | None) -> Recipe:
+        """Return the recipe with all changes, checked against the model of a directory. No weights are read.
+
+        Raises:
+            RecipeError: As :meth:`plan`.
+        """
+        from qdq.recipes.plan import skeleton
+
+        return self.plan(skeleton(directory.config, task)).recipe
 
     def plan(self, model: nn.Module) -> Plan:
         """The recipe with all changes, and what it means for a wrapped model.

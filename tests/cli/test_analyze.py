@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import calibration.sensitivity.ranking
-import qdq.cli.analyze
-from calibration.sensitivity.similarity import Similarity, vectors_of
+from calibration.sensitivity.similarity import Similarity, output_vectors
+from qdq.analysis.task_metric import TaskMetric
 from qdq.checkpoint import load
 from qdq.cli.main import main
-from qdq.data.text import draw, read_samples, sample_text
-from qdq.data.tokenize import encode_batches, load_tokenizer
+from qdq.data.source import draw
+from qdq.data.text import encode_batches, read_samples, sample_text
+from qdq.data.tokenizer import load_tokenizer
 from qdq.quantization.quantizer import Mode, set_mode
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ def similarity(checkpoint: Path, samples: int = 8) -> Similarity:
     for batch in encode_batches(texts, load_tokenizer(checkpoint), batch_size=1, seq_len=48):
         with torch.inference_mode():
             set_mode(model, Mode.OFF)
-            expected = vectors_of(model(**batch), batch["attention_mask"])
+            expected = output_vectors(model(**batch), batch["attention_mask"])
             set_mode(model, Mode.QUANTIZE)
-            total += Similarity.of(expected, vectors_of(model(**batch), batch["attention_mask"]))
+            total += Similarity.of(expected, output_vectors(model(**batch), batch["attention_mask"]))
     return total
 
 
@@ -197,7 +198,7 @@ def test_an_interruption_of_the_evaluation_keeps_the_ranking(
     def impatient(*_: Any) -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(qdq.cli.analyze._Evaluator, "__call__", impatient)
+    monkeypatch.setattr(TaskMetric, "__call__", impatient)
     ended = run("analyze", checkpoint, "--task", "sts", "--data", pairs, "--num-samples", 4, "--top", 1)
     assert ended.code == 130
     lines = ended.out.splitlines()
@@ -208,14 +209,14 @@ def test_an_interruption_of_the_evaluation_keeps_the_ranking(
 
 class TestRefused:
     def test_a_float_checkpoint(self, refused: Any, model: Path) -> None:
-        assert "no quantized checkpoint" in refused("analyze", model, *FEW, kind="CheckpointError")
+        assert "is not a quantized checkpoint" in refused("analyze", model, *FEW, kind="CheckpointError")
 
     def test_an_export(self, refused: Any, checkpoint: Path, tmp_path: Path) -> None:
         export = tmp_path / "export"
         export.mkdir()
         (export / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
         (export / "model.onnx").write_bytes(b"")
-        assert "no quantized checkpoint" in refused("analyze", export, *FEW, kind="CheckpointError")
+        assert "is not a quantized checkpoint" in refused("analyze", export, *FEW, kind="CheckpointError")
 
     def test_no_such_directory(self, refused: Any, tmp_path: Path) -> None:
         assert "no such directory" in refused("analyze", tmp_path / "none", *FEW, kind="CheckpointError")
@@ -234,10 +235,10 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (("--by", "colour"), "--by colour: it must be one of slot, module, layer, role, kind"),
+            (("--by", "colour"), "by is 'colour', must be one of slot, module, layer, role, kind"),
             (("--metric", "pearson"), "--metric goes with --task"),
-            (("--target-cosine", "1.5"), "a cosine of 1.5 cannot be aimed at"),
-            (("--target-sqnr", "nan"), "an SQNR of nan dB cannot be aimed at"),
+            (("--target-cosine", "1.5"), "the cosine is 1.5, but must be above 0"),
+            (("--target-sqnr", "nan"), "the SQNR is nan dB, but must be above 0"),
             (("--task", "colouring"), "no task 'colouring' to evaluate"),
             (("--task", "question-answering"), "cannot be evaluated with the task question-answering"),
         ],

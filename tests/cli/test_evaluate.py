@@ -40,6 +40,19 @@ def classifier(root: Path, kit: Any) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def tagger(root: Path, kit: Any) -> Path:
+    path: Path = kit.model(root / "tagger", task="token-classification")
+    return path
+
+
+@pytest.fixture(scope="module")
+def words(root: Path) -> Path:
+    path = root / "words.conll"
+    path.write_text("birds\tLABEL_0\nfly\tLABEL_1\n")
+    return path
+
+
 def test_the_document(run: Any, model: Path, pairs: Path) -> None:
     ended = run("evaluate", model, "--task", "sts", "--data", pairs, "--resamples", 50, "--seed", 3, "--json")
     assert (ended.code, ended.err) == (0, "")
@@ -134,14 +147,11 @@ def test_columns_by_name(run: Any, classifier: Path, tmp_path: Path) -> None:
     assert ended.document["examples"] == 3
 
 
-def test_notes_go_to_stderr(run: Any, root: Path, kit: Any) -> None:
-    tagger = kit.model(root / "tagger", task="token-classification")
-    path = root / "words.conll"
-    path.write_text("birds\tLABEL_0\nfly\tLABEL_1\n")
-    ended = run("evaluate", tagger, "--task", "token-classification", "--data", path, "--resamples", 0)
+def test_notes_go_to_stderr(run: Any, tagger: Path, words: Path) -> None:
+    ended = run("evaluate", tagger, "--task", "token-classification", "--data", words, "--resamples", 0)
     assert ended.code == 0
-    assert "spell no entities" in ended.err
-    assert "spell no entities" not in ended.out
+    assert "describe no entities" in ended.err
+    assert "describe no entities" not in ended.out
 
 
 @pytest.mark.parametrize(
@@ -149,7 +159,7 @@ def test_notes_go_to_stderr(run: Any, root: Path, kit: Any) -> None:
     [
         (("--task", "poetry"), "ConfigError", "no task 'poetry' to evaluate; there are sts, retrieval"),
         (("--task", "masked-lm"), "ConfigError", "has no head, only the encoder"),
-        (("--task", "sts", "--max-drop", "1%"), "ConfigError", "a largest drop needs a model to drop from"),
+        (("--task", "sts", "--max-drop", "1%"), "ConfigError", "a largest drop is measured from a baseline"),
         (("--task", "sts", "--max-drop", "much"), "ConfigError", "1% of the baseline"),
         (("--task", "sts", "--runtime", "tflite"), "ConfigError", "must be onnxruntime or openvino"),
         (("--task", "sts", "--runtime", "openvino"), "ConfigError", "a runtime goes with an exported directory"),
@@ -195,14 +205,13 @@ def test_paths_that_are_no_models(refused: Any, pairs: Path, tmp_path: Path) -> 
     assert "config.json" in refused("evaluate", tmp_path, *where, kind="CheckpointError")
 
 
-def test_a_missing_package(process: Any, model: Path, pairs: Path, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['torchmetrics'] = None\n")
+def test_a_missing_package(process: Any, tagger: Path, words: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['seqeval.metrics.sequence_labeling'] = None\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    ended = process("evaluate", model, "--task", "sts", "--data", pairs, env=environment)
+    ended = process("evaluate", tagger, "--task", "token-classification", "--data", words, env=environment)
     assert ended.code == 3
     assert ended.err == (
-        "error: evaluating a model needs the package 'torchmetrics', which is not installed: "
-        "pip install 'qdq[evaluate]'\n"
+        "error: counting entities needs the package 'seqeval', which is not installed: pip install 'qdq[evaluate]'\n"
     )
 
 

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from qdq.checkpoint import load, read_quantization
+from qdq.checkpoint import load
 from qdq.cli.main import main
+from qdq.source import read_quantization
+from qdq.training import TaskSettings, TrainingSettings, finetune_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,6 +75,7 @@ class TestResult:
             ".qdq.json",
         }
         assert files(tmp_path) == {"out", "out.training.csv"}
+        assert json.loads((tmp_path / "out" / "training.json").read_text())["settings"]["lr"] == 5e-5
         assert (tmp_path / "out.training.csv").read_text().startswith("step,epoch,loss,lr,accuracy")
         record = json.loads((tmp_path / "out" / "training.json").read_text())
         assert record["settings"]["epochs"] == 1
@@ -91,6 +94,7 @@ class TestResult:
         assert ended.code == 0, ended.err
         assert ended.document["quantized"] is True
         assert ended.document["history"][0]["step"] == 0, "the model as it was calibrated counts, too"
+        assert json.loads((tmp_path / "out" / "training.json").read_text())["settings"]["lr"] == 5e-6
         written = read_quantization(tmp_path / "out")
         assert written["recipe"]["name"] == "linear"
         assert {slot["learned_scale"] for slot in written["slots"].values()} == {ranges == "learned"}
@@ -99,7 +103,7 @@ class TestResult:
         with torch.no_grad():
             assert torch.isfinite(load(tmp_path / "out")(ids).logits).all()
 
-    def test_qat_of_a_refined_checkpoint_exports_and_proves(
+    def test_qat_of_a_refined_checkpoint_exports_and_verifies(
         self, run: Any, classifier: Path, labelled: Path, text: Path, tmp_path: Path
     ) -> None:
         refined, trained, exported = (tmp_path / name for name in ("refined", "trained", "exported"))
@@ -117,9 +121,9 @@ class TestResult:
         command = [sys.executable, "-m", "qdq", *map(str, request(classifier, tmp_path / "out", labelled, *long))]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         started = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        state = tmp_path / "out.training" / "state.pt"
+        resume_file = tmp_path / "out.training" / "state.pt"
         deadline = time.monotonic() + 120
-        while not state.exists() and time.monotonic() < deadline:
+        while not resume_file.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         started.send_signal(signal.SIGTERM)
         _, errors = started.communicate(timeout=120)
@@ -133,6 +137,26 @@ class TestResult:
         ]
         assert files(tmp_path) == {"out", "out.training.csv", "other", "other.training.csv"}
         assert (tmp_path / "out.training.csv").read_text() == (tmp_path / "other.training.csv").read_text()
+
+    def test_the_library_does_the_same(self, run: Any, model: Path, labelled: Path, tmp_path: Path) -> None:
+        said: list[str] = []
+        document = finetune_checkpoint(
+            model,
+            tmp_path / "library",
+            labelled,
+            eval_data=labelled,
+            task=TaskSettings(task="sequence-classification", batch_size=16, seq_len=16),
+            settings=TrainingSettings(epochs=1),
+            say=said.append,
+        )
+        assert said == ["a new head for LABEL_0, LABEL_1"]
+        ended = run(*request(model, tmp_path / "command", labelled, "--json"))
+        different = {"checkpoint", "seconds"}
+        assert {k: v for k, v in ended.document.items() if k not in different} == {
+            k: v for k, v in document.items() if k not in different
+        }
+        weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("library", "command")]
+        assert weights[0] == weights[1]
 
     def test_tensorboard(self, run: Any, model: Path, labelled: Path, tmp_path: Path) -> None:
         assert run(*request(model, tmp_path / "out", labelled, "--tensorboard", tmp_path / "logs")).code == 0
@@ -251,7 +275,7 @@ class TestRefusals:
         strange.write_text(labelled.read_text() + "a sentence\t7\nanother\t-3\n")
         message = refused(*request(classifier, tmp_path / "out", strange))
         assert "2 problems" in message
-        assert "'7' is none of the head's 0 'LABEL_0', 1 'LABEL_1'" in message
+        assert "'7' is not one of the head's labels: 0 'LABEL_0', 1 'LABEL_1'" in message
 
     def test_no_data(self, refused: Any, model: Path, tmp_path: Path, root: Path) -> None:
         empty = root / "empty.tsv"
@@ -269,7 +293,7 @@ class TestRefusals:
         strange.write_text("a sentence\t0\nanother\t5\n")
         asked = request(classifier, tmp_path / "out", labelled, "--eval-data", strange)
         assert "strange-eval.tsv" in (message := refused(*asked))
-        assert "'5' is none of the head's" in message
+        assert "'5' is not one of the head's labels" in message
 
     def test_a_teacher_of_another_size(
         self, refused: Any, run: Any, kit: Any, classifier: Path, labelled: Path, tmp_path: Path, root: Path
@@ -313,7 +337,7 @@ class TestRefusals:
         assert "Traceback" not in ended.err
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_disk_without_room_for_the_state(
+    def test_a_disk_without_room_for_the_resume_file(
         self, run: Any, kit: Any, classifier: Path, labelled: Path, tmp_path: Path
     ) -> None:
         """Weights fit, weights with their moments do not: the checkpoint that was written before stays."""
@@ -333,7 +357,7 @@ class TestRefusals:
     def test_an_export(self, refused: Any, exports: dict[str, Path], labelled: Path, tmp_path: Path) -> None:
         assert "exported directory" in refused(*request(exports["float"], tmp_path / "out", labelled))
 
-    def test_an_output_that_is_somebody_elses(
+    def test_an_output_that_holds_other_files(
         self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path
     ) -> None:
         (tmp_path / "out").mkdir()

@@ -57,4 +57,4 @@ def test_what_is_wrong_is_told(refused: Any, kit: Any, model: Path, tmp_path: Pa
     assert "there are 1 beams" in refused("generate", "the", "-m", model, "--num-return-sequences", 2)
     assert "the model reads at most 48" in refused("generate", "the", "-m", model, "--max-new-tokens", 60)
     other = kit.model(tmp_path / "other")
-    assert "only a causal-lm continues texts" in refused("generate", "the", "-m", other)
+    assert "only a model of the task causal-lm continues texts" in refused("generate", "the", "-m", other)

@@ -111,7 +111,7 @@ def test_without_the_demo_package(refused: Any, tmp_path: Path, monkeypatch: pyt
 
 def test_a_model_that_is_none(refused: Any, tmp_path: Path) -> None:
     message = refused("quickstart", "-m", tmp_path / "nothing", "-o", tmp_path / "out", kind="CheckpointError")
-    assert message == f"{tmp_path / 'nothing'}: no such directory; give the directory of a downloaded checkpoint"
+    assert message == f"{tmp_path / 'nothing'}: no such directory; give the directory of a checkpoint or an export"
 
 
 def test_somebody_elses_folder(refused: Any, model: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from calibration import forward
+from calibration import batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,7 @@ def stopped(run: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     def stopped(*arguments: object, batch: int, by: signal.Signals = signal.SIGINT) -> Any:
         seen = []
-        check = forward._check
+        check = batches.check_batch
 
         def check_or_stop(*given: Any) -> None:
             seen.append(given)
@@ -40,7 +40,7 @@ def stopped(run: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
             check(*given)
 
         with monkeypatch.context() as patch:
-            patch.setattr(forward, "_check", check_or_stop)
+            patch.setattr(batches, "check_batch", check_or_stop)
             before = signal.signal(signal.SIGINT, signal.default_int_handler)
             try:
                 return run(*arguments)
@@ -143,7 +143,7 @@ def test_another_calibration_is_refused_with_all_that_differs(
     ]
     message = refused(*request_, "--no-refinement", *options, "--resume", kind="CalibrationError")
     for words in (
-        "out.calibration: what was interrupted there is another calibration: 7 problems",
+        "out.calibration: the interrupted calibration there differs from this one: 7 problems",
         "recipe: onnxruntime ",
         "data: 40 samples ",
         " there, 7 samples ",
@@ -152,7 +152,7 @@ def test_another_calibration_is_refused_with_all_that_differs(
         "batch_size: 8 there, 4 here",
         'method: {"name": "max"} there, {"name": "mse"} here',
         "slots: ",
-        "begin anew without resuming",
+        "start again without resuming",
     ):
         assert words in message
     assert "model" not in message
