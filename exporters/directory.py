@@ -143,7 +143,7 @@ def verify(
         if document["recipe"] is not None:
             apply_recipe(model, Recipe.from_dict(document["recipe"], source=str(Path(folder) / EXPORT_FILE)))
             set_mode(model, Mode.QUANTIZE)
-    to_dtype(model, interface.dtype)
+    to_dtype(model, interface.dtype)  # verification compares with torch in the type of the file
     if interface.dtype == "bf16":
         runtime = "evaluator"  # ONNX Runtime's CPU kernels do not have the type
     if batches is None:

@@ -71,3 +71,8 @@ def test_names_are_loaded_one_by_one() -> None:
     loaded = loaded_after("import qdq; qdq.quantize")
     assert "torch" in loaded
     assert not loaded & {"onnx", "onnxruntime", "transformers"}
+
+
+def test_a_former_name_still_works() -> None:
+    with pytest.warns(DeprecationWarning, match=r"qdq\.Form is named qdq\.ExportInterface now"):
+        assert qdq.Form is qdq.ExportInterface

@@ -1,15 +1,15 @@
-"""Calibration side by side with pytorch-quantization: collecting against the float forward, and choosing ranges.
+"""Compare the time of calibration with pytorch-quantization: collecting statistics, and computing ranges from them.
 
     python tools/bench_calibration.py MODEL_DIR [--samples 64] [--rounds 3] [--threads 1] [--batch-size 8]
 
-Both run the same model, ours with the preset `linear`: every linear layer's input has a histogram. Ours also keeps
-those of the slots that stay float (attention's products, residual additions); theirs has only the linear layers', those
-of query, key and value each for itself. Theirs counts padding, ours leaves it out. Its mse asks for a GPU; where there
-is none, it is given the tensor as it is.
+Both run the same model, qdq with the preset `linear`: the input of every linear layer has a histogram. qdq also keeps
+histograms of the slots that stay float (products of attention, residual additions). pytorch-quantization has only those
+of the linear layers, with separate ones for query, key and value, and counts padding. Its mse calibrator needs a GPU;
+without one it gets the tensor on the CPU.
 
-Each library runs in a process of its own; processes take turns, and each times the float forward itself, in turns with
-collecting, so that a busy machine disturbs both alike. Figures are processor seconds: `collect` as a multiple of the
-float forward, medians over rounds; `mse` and `entropy` for the ranges of all histograms.
+Each library runs in a process of its own. The processes take turns, and each also times the float forward in turns with
+collecting, so that a busy machine affects both alike. The figures are processor seconds: `collect` as a multiple of the
+float forward, the median over rounds; `mse` and `entropy` for the ranges of all histograms.
 """
 
 from __future__ import annotations

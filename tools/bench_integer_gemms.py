@@ -1,10 +1,10 @@
-"""How fast ONNX Runtime multiplies in each integer form on this CPU: the ceiling of every int8 encoder here.
+"""Measure how fast ONNX Runtime multiplies integers of each type on this CPU, which bounds the speed of an encoder.
 
     python tools/bench_integer_gemms.py [--threads 2] [--rows 1024]
 
-Times one linear layer of the usual shapes in float and in every form that com.microsoft offers: uint8 x int8 (what the
-onnxruntime target writes), uint8 x uint8, int8 x int8, activations quantized on the fly, and 8-bit blocks
-(MatMulNBits). "bound" is the speed-up of a whole encoder whose float time is 80 % GEMM, when nothing else gets faster.
+Times one linear layer of the usual shapes in float and with every integer kernel: uint8 x int8 (which the target
+onnxruntime writes), uint8 x uint8, int8 x int8, dynamically quantized activations, and 8-bit blocks (MatMulNBits).
+"bound" is the speed-up of a whole encoder that spends 80 % of its float time in GEMM, if nothing else gets faster.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from exporters.benchmark import Machine
 
 SHAPES = [(384, 384), (384, 1536), (1536, 384), (768, 768), (768, 3072)]
-FORMS = ["float", "u8 x s8", "u8 x u8", "s8 x s8", "dynamic", "8-bit blocks"]
+KINDS = ["float", "u8 x s8", "u8 x u8", "s8 x s8", "dynamic", "8-bit blocks"]
 GEMM_SHARE = 0.8
 
 
-def build(form: str, k: int, n: int) -> ModelProto:
+def build(kind: str, k: int, n: int) -> ModelProto:
     rng = np.random.default_rng(0)
     weight = rng.integers(-63, 64, (k, n)).astype(np.int8)  # small enough that no kernel saturates
     constants = {
@@ -33,21 +33,21 @@ def build(form: str, k: int, n: int) -> ModelProto:
         "x_scale": np.float32(0.02),
     }
     element = TensorProto.FLOAT
-    if form == "float":
+    if kind == "float":
         constants["w"] = weight * np.float32(0.01)
         nodes = [helper.make_node("MatMul", ["x", "w"], ["xw"]), helper.make_node("Add", ["xw", "bias"], ["y"])]
-    elif form == "dynamic":
+    elif kind == "dynamic":
         constants["w"] = weight
         inputs = ["x", "w", "w_scale", "", "bias"]
         nodes = [helper.make_node("DynamicQuantizeMatMul", inputs, ["y"], domain="com.microsoft")]
-    elif form == "8-bit blocks":
+    elif kind == "8-bit blocks":
         block = 128
         blocks = (weight.T.astype(np.int16) + 128).astype(np.uint8).reshape(n, k // block, block)
         constants["w"], constants["w_scale"] = blocks, np.full(n * k // block, 0.01, np.float32)
         settings = {"K": k, "N": n, "bits": 8, "block_size": block, "accuracy_level": 4}
         nodes = [helper.make_node("MatMulNBits", ["x", "w", "w_scale"], ["y"], domain="com.microsoft", **settings)]
     else:
-        x_type, w_type = form.split(" x ")
+        x_type, w_type = kind.split(" x ")
         element = TensorProto.UINT8 if x_type == "u8" else TensorProto.INT8
         constants["x_zero"] = np.array(120, np.uint8) if x_type == "u8" else np.array(0, np.int8)
         constants["w"] = weight if w_type == "s8" else (weight.astype(np.int16) + 128).astype(np.uint8)
@@ -65,11 +65,11 @@ def build(form: str, k: int, n: int) -> ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def seconds(form: str, k: int, n: int, *, rows: int, threads: int) -> float:
+def seconds(kind: str, k: int, n: int, *, rows: int, threads: int) -> float:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
-    session = ort.InferenceSession(build(form, k, n).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(build(kind, k, n).SerializeToString(), options, providers=["CPUExecutionProvider"])
     x = np.random.default_rng(1).integers(0, 120, (rows, k))
     dtype = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8}
     feed = {"x": x.astype(dtype[session.get_inputs()[0].type])}
@@ -90,19 +90,19 @@ def main() -> None:
     print(
         f"{machine.cpu}, int8: {', '.join(machine.int8_instructions)}, {options.threads} threads, {options.rows} rows"
     )
-    print(f"{'K x N':>12s}" + "".join(f"{form:>22s}" for form in FORMS))
-    ratios: dict[str, list[float]] = {form: [] for form in FORMS}
+    print(f"{'K x N':>12s}" + "".join(f"{kind:>22s}" for kind in KINDS))
+    ratios: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for k, n in SHAPES:
         line, base = f"{k:>5d} x {n:<4d}", 0.0
-        for form in FORMS:
-            took = seconds(form, k, n, rows=options.rows, threads=options.threads)
+        for kind in KINDS:
+            took = seconds(kind, k, n, rows=options.rows, threads=options.threads)
             base = base or took
-            ratios[form].append(base / took)
+            ratios[kind].append(base / took)
             line += f"{2 * options.rows * k * n / took / 1e9:9.0f} GOPS {base / took:5.2f}x"
         print(line)
-    for form in FORMS[1:]:
-        ratio = statistics.geometric_mean(ratios[form])
-        print(f"{form:14s} {ratio:5.2f}x, bound {1 / (1 - GEMM_SHARE + GEMM_SHARE / ratio):5.2f}x")
+    for kind in KINDS[1:]:
+        ratio = statistics.geometric_mean(ratios[kind])
+        print(f"{kind:14s} {ratio:5.2f}x, bound {1 / (1 - GEMM_SHARE + GEMM_SHARE / ratio):5.2f}x")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python tools/bench_models.py [--rounds 7] [--threads 1]
 
-The two take turns, so that a busy machine disturbs both; the figures are medians and the median of the ratios by round.
+The two take turns, so that a busy machine affects both. The figures are medians, and the median of the ratios in each
+round.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SIZES = {"vocab_size": 30522, "hidden_dropout_prob": 0.0, "attention_probs_dropo
 
 
 def turns(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> tuple[float, float, float]:
-    """Median seconds of both, and the median of ours / theirs."""
+    """Return the median seconds of both models, and the median of their ratio."""
     ours(), theirs()
     pairs = []
     for index in range(rounds):
@@ -58,7 +59,7 @@ LOAD = {
 
 
 def measure_load(which: str, folder: str) -> tuple[float, ...]:
-    """Seconds to load and run once, and peak memory in MB above the imports, in a fresh process."""
+    """Return seconds to load and run once, and peak memory in MB above the imports, in a fresh process."""
     program = f"""
 import time, torch
 {LOAD[which]}

@@ -1,9 +1,9 @@
-"""What a step of QAT costs against a float step of the same loop, both in one process, taking turns.
+"""Measure a training step of QAT against a float step of the same loop, in turns in one process.
 
     python tools/bench_qat_step.py --recipe linear --recipe tensorrt --ranges fixed --ranges learned
 
-Each round times some steps of every model (forward, backward, AdamW, scales that follow); the ratio is the median of
-the rounds' ratios. The model is all-MiniLM-L6-v2 with a head for two labels unless --model says otherwise.
+Each round times some steps of every model: forward, backward, AdamW and the update of the scales. The ratio is the
+median over rounds. The model is all-MiniLM-L6-v2 with a head for two labels unless --model names another.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def a_batch(options: argparse.Namespace) -> dict[str, torch.Tensor]:
 
 
 class Stepper:
-    """Steps of one model."""
+    """Train one model step by step."""
 
     def __init__(
         self, options: argparse.Namespace, recipe: str | None, ranges: str, batch: dict[str, torch.Tensor]
@@ -106,7 +106,7 @@ class Stepper:
         self.model.train()
 
     def __call__(self, steps: int = 2) -> float:
-        """Seconds a step."""
+        """Return the seconds per step."""
         began = time.perf_counter()
         for _ in range(steps):
             self.schedule.before_step(1)

@@ -1,10 +1,10 @@
-"""Time and memory of indexing and answering as the number of blocks grows, and what int8 costs in recall.
+"""Measure time and memory of indexing and answering as the number of blocks grows, and the recall that int8 costs.
 
-    python tools/bench_retrieval.py growth --blocks 10000 100000 1000000     embeddings are drawn: only the index
+    python tools/bench_retrieval.py growth --blocks 10000 100000 1000000     the index alone, with random embeddings
     python tools/bench_retrieval.py recall MODEL SQUAD.json [--int8 EXPORT]  a real embedder on SQuAD's paragraphs
 
-Each number of blocks and each searcher runs in a process of its own; memory is the largest resident set, and beside it
-that of the process before it opened anything. A memory map counts as far as it was read: the system may take it back.
+Each number of blocks and each searcher runs in a process of its own. Memory is the largest resident set, beside that of
+the process before it opened anything. It includes the parts of a memory map that were read, which the system may free.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REALM_BLOCKS = 13_353_718
 
 
 class Drawn:
-    """Embeddings from nowhere, as fast as they can be made: what is measured is the index around them."""
+    """Make random embeddings quickly, so that the index dominates the measurement."""
 
     width = WIDTH
 
@@ -45,7 +45,7 @@ class Drawn:
 
 
 def memory() -> dict[str, float]:
-    """The largest resident set so far, and of what is resident now the part that is no file, in MB."""
+    """Return the largest resident set so far, and the resident memory now that is not a file, in MB."""
     anonymous = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"peak_mb": round(peak), "anonymous_mb": round(int(anonymous.split()[1]) / 1024)}
@@ -88,7 +88,7 @@ def search(folder: Path, kind: str, asked: int = 12) -> dict[str, Any]:
 
 
 def growth(counts: Sequence[int]) -> None:
-    """Each measurement in a process of its own."""
+    """Run each measurement in a process of its own."""
 
     def measured(*arguments: object) -> dict[str, Any]:
         command = [sys.executable, __file__, *map(str, arguments)]
@@ -106,7 +106,7 @@ def growth(counts: Sequence[int]) -> None:
 
 
 def measure_recall(model: Path, squad: Path, exported: Path | None, limit: int) -> None:
-    """recall@5 of questions for their paragraphs: float or int8 embedder, float or int8 index."""
+    """Measure recall@5 of questions for their paragraphs, with float or int8 embedder and float or int8 index."""
     from exporters.runners import OnnxRuntimeRunner
     from qdq.data.tokenizer import load_tokenizer
     from qdq.models.huggingface import load_model
@@ -121,7 +121,7 @@ def measure_recall(model: Path, squad: Path, exported: Path | None, limit: int) 
     tokenizer = load_tokenizer(model)
 
     def mean_pooled(run: Any) -> Any:
-        """One vector of length 1 per text from a model that gives one per token."""
+        """Pool the vectors of the tokens to one vector of length 1 per text."""
 
         def pooled(batch: dict[str, Any]) -> dict[str, Any]:
             output = run(batch)

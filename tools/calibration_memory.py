@@ -1,4 +1,4 @@
-"""Peak memory of calibration against the number of samples: it must not grow.
+"""Measure the peak memory of calibration for several numbers of samples. It must not grow with them.
 
     python tools/calibration_memory.py MODEL_DIR [--samples 64 512 4096] [--calibrator max]
 

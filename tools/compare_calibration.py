@@ -1,10 +1,10 @@
-"""What each calibration method costs and gives: time to collect and choose, and the outputs against the float model's.
+"""Compare the calibration methods: the time to collect statistics and compute ranges, and the accuracy of the outputs.
 
     python tools/compare_calibration.py MODEL_DIR [--recipe openvino] [--samples 64] [--calibrator max mse ...]
 
-`collect` is processor time of the whole calibration, as a multiple of the float forward on the same batches; `choose`
-the seconds for ranges from statistics, all slots together; `cosine` the mean over held-out sentences, of the
-mean-pooled last hidden states of the quantized and the float model.
+`collect` is the processor time of the whole calibration, as a multiple of the float forward on the same batches.
+`choose` is the seconds to compute the ranges of all slots from the statistics. `cosine` compares the mean-pooled last
+hidden states of the quantized model with those of the float model, the mean over held-out sentences.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from qdq.quantization.wrap import named_slots
 
 
 def pooled(model: Any, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """Sentence vectors, (sentences, hidden)."""
+    """Return sentence vectors ``(sentences, hidden)``."""
     vectors = []
     with torch.inference_mode():
         for batch in batches:
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def time_to_choose(model: Any, method: Any) -> float:
-    """Seconds for the ranges of as many slots as the model has, from histograms of normal values."""
+    """Return the seconds to compute the ranges of as many slots as the model has, from histograms of normal values."""
     slots = [quantizer.spec for slot, quantizer in named_slots(model) if slot.name != "weight"]
     collectors = [method.collector(calibration.TokenMask()) for _ in slots]
     for n, collector in enumerate(collectors):

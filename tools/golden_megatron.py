@@ -64,7 +64,7 @@ def checkpoint(attention: str, layers: str) -> dict[str, torch.Tensor]:
 
 
 def nested(flat: dict[str, torch.Tensor]) -> dict:
-    """As Megatron-LM nests it: dicts, with the names of parameters below the last of them in one piece."""
+    """Nest a state dict as Megatron-LM does: in dicts, with undivided names of parameters in the innermost one."""
     tree: dict = {}
     roots = ("language_model.embedding.word_embeddings", "language_model.embedding.position_embeddings")
     roots += ("language_model.embedding.tokentype_embeddings", "language_model.transformer", "language_model.encoder")

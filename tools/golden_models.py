@@ -57,7 +57,7 @@ def ids(*shape: int) -> Tensor:
 
 
 def text(*shape: int) -> dict[str, Tensor]:
-    """Ids with padding on the right of one row, token types."""
+    """Make ids with padding on the right of one row, and token types."""
     tokens, mask = ids(*shape), torch.ones(shape, dtype=torch.long)
     mask[..., -1, -3:] = 0
     tokens[mask == 0] = 1
@@ -71,7 +71,7 @@ def memory() -> dict[str, Tensor]:
 
 
 def cases() -> dict[str, dict[str, Any]]:
-    """Name -> class, configuration, inputs and what else to do."""
+    """Return class, configuration, inputs and further steps of each case, by name."""
     found: dict[str, dict[str, Any]] = {}
 
     def case(name: str, cls: str, inputs: dict[str, Tensor], config: dict[str, Any] | None = None, **how: Any) -> None:
@@ -132,7 +132,7 @@ def flat(name: str, value: Any, into: dict[str, Tensor]) -> None:
 
 
 def order(output: Any, values: tuple[Any, ...]) -> list[str]:
-    """Names of the fields in the order of the tuple form, which is not always that of the object."""
+    """Return the names of the fields in the order of the tuple, which is not always that of the object."""
 
     def first(value: Any) -> Tensor:
         return value if isinstance(value, Tensor) else first(value[-1])

@@ -38,7 +38,7 @@ DECODER = {"is_decoder": True, "add_cross_attention": True}
 
 
 def text(*shape: int) -> dict[str, Tensor]:
-    """Ids with padding on the right of one row, token types."""
+    """Make ids with padding on the right of one row, and token types."""
     mask = torch.ones(shape, dtype=torch.long)
     mask[..., -1, -3:] = 0
     ids = torch.randint(4, TINY["vocab_size"], shape).where(mask == 1, 1)
@@ -79,7 +79,7 @@ def calibrate(model: nn.Module, batches: list[dict[str, Tensor]]) -> None:
 
 
 def run(model: nn.Module, inputs: dict[str, Tensor], kind: str, into: dict[str, Tensor]) -> list[str]:
-    """Fill in outputs and integers; the names of the quantizers in the order of their calls."""
+    """Add outputs and integers to the tensors. Return the names of the quantizers in the order of their calls."""
     order = []
 
     def note(name: str) -> Any:

@@ -46,11 +46,8 @@ def records(count: int) -> list[str]:
     return found
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
+def make_model(folder: Path) -> tuple[RealmForOpenQA, RealmTokenizerFast]:
+    """Write a random tiny model with its vocabulary and records, and return it with its tokenizer."""
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{c}" for c in LETTERS), "?", ".", ","]
     vocabulary = list(dict.fromkeys([*vocabulary, *WORDS.split()]))
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
@@ -87,7 +84,15 @@ def main() -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     written = config.to_diff_dict() | {"model_type": "realm", "architectures": ["RealmForOpenQA"]}
     (folder / "config.json").write_text(json.dumps(written, indent=1))
+    return model, tokenizer
 
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model, tokenizer = make_model(folder)
     tensors: dict[str, torch.Tensor] = {}
     about = {}
     for name, (question, answers) in QUESTIONS.items():

@@ -108,7 +108,7 @@ def albert() -> Shapes:
 
 
 def retriever() -> Shapes:
-    """The embedder of a fine-tuned model, with a reader beside it."""
+    """Write the embedder of a fine-tuned model, with a reader beside it."""
     found = bert("module/module/module/module/bert") | predictions("module/module/module/module/cls/predictions")
     found |= dense("module/module/module/dense", H, 6) | norm("module/module/module/LayerNorm", 6)
     found |= bert("reader/module/bert") | predictions("reader/module/cls/predictions")
@@ -130,7 +130,7 @@ CASES: dict[str, tuple[Shapes, Any, dict[str, Any], Any]] = {
 
 
 def write(folder: Path, variables: dict[str, np.ndarray]) -> None:
-    """A checkpoint of TensorFlow 1, as Google published them, with an optimizer's state for one variable."""
+    """Write a checkpoint of TensorFlow 1, as Google published them, with the optimizer's state of one variable."""
     graph = tf.Graph()
     with graph.as_default():
         made = [tf.compat.v1.get_variable(name, initializer=value) for name, value in variables.items()]

@@ -1,4 +1,4 @@
-"""The sentences that a comparison calibrates on and measures with, and the figures of a model on them."""
+"""Choose the sentences that a comparison calibrates on and measures with, and measure models on them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["SETS", "Split", "batches", "make_split", "measure", "write_reference"]
 
 SETS = ("sts", "squad", "sample")
-"""Text of the domain that was calibrated on; questions' paragraphs; the sentences that come with the package."""
+"""Text of the domain of the calibration; paragraphs of questions; the sentences that ship with the package."""
 
 LONGEST = 512
 PARAGRAPHS = 100
@@ -36,12 +36,12 @@ PARAGRAPHS = 100
 
 @dataclass(frozen=True)
 class Split:
-    """Sentences to calibrate on and others to measure with.
+    """Hold sentences to calibrate on and others to measure with.
 
     Args:
-        calibration: drawn from ``sts/``.
-        texts: for each of :data:`SETS`, what is measured on; no sentence of ``calibration``.
-        pairs: places of two sentences in ``texts["sts"]`` and what people think of them, 0 to 5.
+        calibration: Sentences drawn from ``sts/``.
+        texts: Texts to measure with, for each of :data:`SETS`. None of them is in ``calibration``.
+        pairs: Indices of two sentences in ``texts["sts"]`` and their similarity as people rated it, 0 to 5.
     """
 
     calibration: list[str]
@@ -58,9 +58,9 @@ class Split:
 
 
 def make_split(data: Path, *, samples: int, limit: int | None, seed: int) -> Split:
-    """``samples`` sentences to calibrate on, the other ones to measure with, at most ``limit`` of each set.
+    """Split off ``samples`` sentences to calibrate on, and keep at most ``limit`` of each set to measure with.
 
-    The sentences to calibrate on are the same whatever the limit.
+    The sentences to calibrate on do not depend on the limit.
     """
     rows = []
     for file in sorted((data / "sts").glob("*.tsv")):
@@ -76,7 +76,7 @@ def make_split(data: Path, *, samples: int, limit: int | None, seed: int) -> Spl
     if limit is not None:
         scored = draw.sample(scored, min(limit // 2, len(scored)))
         kept = sorted({text for a, b, _ in scored for text in (a, b)})
-    places = {text: place for place, text in enumerate(kept)}
+    indices = {text: index for index, text in enumerate(kept)}
     paragraphs = [
         paragraph["context"]
         for article in json.loads((data / "squad/dev-subset.json").read_text(encoding="utf-8"))["data"]
@@ -88,59 +88,62 @@ def make_split(data: Path, *, samples: int, limit: int | None, seed: int) -> Spl
         "squad": draw.sample(paragraphs, min(limit or PARAGRAPHS, PARAGRAPHS, len(paragraphs))),
         "sample": other[:limit],
     }
-    return Split(calibration, texts, [(places[a], places[b], score) for a, b, score in scored])
+    return Split(calibration, texts, [(indices[a], indices[b], score) for a, b, score in scored])
 
 
 def batches(
     texts: Sequence[str], model_dir: Path, *, rows: int, longest: int = LONGEST
 ) -> Iterator[tuple[list[int], Arrays]]:
-    """Texts of equal length together, ``rows`` at most, so that nothing is padded; with their places in ``texts``.
+    """Yield batches of up to ``rows`` texts of equal length, without padding, and their indices in ``texts``.
 
-    Shortest first; the order of the texts does not depend on ``rows``.
+    The shortest come first. The order of the texts does not depend on ``rows``.
     """
     tokenizer = load_tokenizer(model_dir)
     tokenizer.enable_truncation(longest)
     ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
-    order = sorted(range(len(ids)), key=lambda place: (len(ids[place]), place))
-    for _, same in groupby(order, key=lambda place: len(ids[place])):
-        places = list(same)
-        for start in range(0, len(places), rows):
-            chosen = places[start : start + rows]
-            tokens = np.array([ids[place] for place in chosen], dtype=np.int64)
+    order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))
+    for _, same in groupby(order, key=lambda index: len(ids[index])):
+        indices = list(same)
+        for start in range(0, len(indices), rows):
+            chosen = indices[start : start + rows]
+            tokens = np.array([ids[index] for index in chosen], dtype=np.int64)
             ones = np.ones_like(tokens)
             yield chosen, {"input_ids": tokens, "attention_mask": ones, "token_type_ids": 0 * ones}
 
 
 def write_reference(run: Runner, split: Split, model_dir: Path, folder: Path) -> None:
-    """The float model's token vectors ``(tokens, hidden)`` of every set, in the order of :func:`batches`."""
+    """Write the float model's token vectors ``(tokens, hidden)`` of every set, in the order of :func:`batches`."""
     for name in SETS:
         hidden = [run(arrays) for _, arrays in batches(split.texts[name], model_dir, rows=16)]
         np.save(folder / f"{name}.npy", np.concatenate([array.reshape(-1, array.shape[-1]) for array in hidden]))
 
 
 def measure(run: Runner, split: Split, model_dir: Path, folder: Path, *, rows: int) -> dict[str, Any]:
-    """How far a model is from the float one: of each set mean and least cosine of mean-pooled embeddings, and the SQNR
-    of the token vectors in dB; Spearman's correlation with people (in hundredths) for ``sts``, float beside it.
+    """Measure how far a model is from the float model.
 
     Args:
-        run: gives ``last_hidden_state`` ``(batch, seq, hidden)``.
-        split: with the texts.
-        model_dir: with the tokenizer.
-        folder: where :func:`write_reference` wrote.
-        rows: in a batch; 1 for models whose ranges depend on what else is in it.
+        run: Function from arrays to ``last_hidden_state`` ``(batch, seq, hidden)``.
+        split: The texts.
+        model_dir: Directory with the tokenizer.
+        folder: Directory that :func:`write_reference` wrote.
+        rows: Rows of a batch; 1 for models whose ranges depend on the other rows.
+
+    Returns:
+        For each set mean and smallest cosine of mean-pooled embeddings, and the SQNR of the token vectors in dB. For
+        ``sts`` also Spearman's correlation with the ratings of people in hundredths, beside that of the float model.
     """
     figures: dict[str, Any] = {}
     for name in SETS:
         reference = np.load(folder / f"{name}.npy", mmap_mode="r")
         vectors = np.zeros((2, len(split.texts[name]), reference.shape[1]))
         signal, noise, start = 0.0, 0.0, 0
-        for places, arrays in batches(split.texts[name], model_dir, rows=rows):
+        for indices, arrays in batches(split.texts[name], model_dir, rows=rows):
             found = run(arrays).astype(np.float64)
             end = start + found.shape[0] * found.shape[1]
             want = reference[start:end].reshape(found.shape).astype(np.float64)
             signal += float(np.square(want).sum())
             noise += float(np.square(found - want).sum())
-            vectors[:, places] = want.mean(axis=1), found.mean(axis=1)
+            vectors[:, indices] = want.mean(axis=1), found.mean(axis=1)
             start = end
         vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
         cosines = (vectors[0] * vectors[1]).sum(axis=-1)

@@ -1,4 +1,4 @@
-"""Methods of post-training quantization: each makes a model from a float one and 300 sentences, and runs it."""
+"""Methods of post-training quantization. Each makes a model from a float one and 300 sentences, and runs it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["OTHERS", "TARGETS", "Job", "Quantized", "is_ours", "method_named"]
+__all__ = ["OTHERS", "TARGETS", "MethodInputs", "Quantized", "is_ours", "method_named"]
 
 TARGETS = {
     "onnxruntime": "onnxruntime",
@@ -30,19 +30,19 @@ TARGETS = {
     "linear": "onnxruntime",
     "dynamic": "onnxruntime",
 }
-"""Our presets, and the target that each is exported for when none is named."""
+"""The presets of qdq, and the target that each is exported for by default."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a method works with.
+class MethodInputs:
+    """Hold what a method works with.
 
     Args:
         model_dir: Hugging Face directory of the float model.
-        folder: with ``calibration.txt``, and the float file once somebody asked for it.
-        output: an empty folder for what the method makes.
-        split: the sentences.
-        threads: of the runtime.
+        folder: Directory with ``calibration.txt``, and with the float file once a method needs it.
+        output: Empty directory for the files of the method.
+        split: The sentences.
+        threads: Threads of the runtime.
     """
 
     model_dir: Path
@@ -53,7 +53,7 @@ class Job:
 
     @property
     def float_file(self) -> Path:
-        """The float model as ONNX, which the first to ask for it exports."""
+        """Return the float model as ONNX, exporting it if necessary."""
         from exporters.directory import export
 
         if not (self.folder / "float").exists():
@@ -61,20 +61,20 @@ class Job:
         return self.folder / "float/model.onnx"
 
     def calibration_batches(self) -> Iterator[dict[str, NDArray[Any]]]:
-        """One sentence each: these methods know nothing of padding."""
+        """Yield batches of one sentence each, because these methods do not leave out padding."""
         return (arrays for _, arrays in ptq_data.batches(self.split.calibration, self.model_dir, rows=1, longest=128))
 
 
 @dataclass
 class Quantized:
-    """A model that can be run, and what it took to make it.
+    """Hold a quantized model, and what it cost to make it.
 
     Args:
-        run: arrays in, ``last_hidden_state`` out.
-        seconds: of calibration, from a float model on disk; imports do not count.
-        peak_mb: largest resident memory of the process until then.
-        by_row: whether an output depends on what else is in the batch.
-        notes: what a reader should know.
+        run: Function from arrays to ``last_hidden_state``.
+        seconds: Seconds of the calibration, from a float model on disk, without imports.
+        peak_mb: Largest resident memory of the process until then.
+        by_row: Whether an output depends on the other rows of a batch.
+        notes: What a reader should know.
     """
 
     run: Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
@@ -104,31 +104,31 @@ def _hidden(runner: Any) -> Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
 
 
 def is_ours(name: str) -> bool:
-    """Whether a method is one of this project."""
+    """Return whether a method is one of qdq."""
     return name.split(maxsplit=1)[0] not in OTHERS
 
 
-def method_named(name: str) -> Callable[[Job], Quantized]:
-    """``onnxruntime``, ``tensorrt@torch --calibrator mse``, ``recipe.yaml@openvino``: ours; else one of OTHERS."""
+def method_named(name: str) -> Callable[[MethodInputs], Quantized]:
+    """Return the method of that name: one of OTHERS, or one of qdq such as ``tensorrt@torch --calibrator mse``."""
     first, *options = shlex.split(name)
     if first in OTHERS:
-        return lambda job: OTHERS[first](job, *options)
+        return lambda inputs: OTHERS[first](inputs, *options)
     recipe, _, target = first.partition("@")
-    return lambda job: _ours(job, recipe, target or TARGETS.get(recipe, "onnxruntime"), options)
+    return lambda inputs: _ours(inputs, recipe, target or TARGETS.get(recipe, "onnxruntime"), options)
 
 
-def _ours(job: Job, recipe: str, target: str, options: list[str]) -> Quantized:
-    """``qdq calibrate`` with these options, then the file in its runtime; with ``@torch`` the checkpoint."""
+def _ours(inputs: MethodInputs, recipe: str, target: str, options: list[str]) -> Quantized:
+    """Run ``qdq calibrate`` with these options, then the file in its runtime, or with ``@torch`` the checkpoint."""
     import qdq
     from exporters.directory import export
     from exporters.runners import OnnxRuntimeRunner, OpenVINORunner, TorchRunner
     from qdq.cli.main import main
     from qdq.quantization.quantizer import quantizers
 
-    checkpoint = job.output / "checkpoint"
-    request = ["calibrate", "-m", str(job.model_dir), "-o", str(checkpoint), "--recipe", recipe, "--json"]
+    checkpoint = inputs.output / "checkpoint"
+    request = ["calibrate", "-m", str(inputs.model_dir), "-o", str(checkpoint), "--recipe", recipe, "--json"]
     if recipe not in {"dynamic", "weight-only-int8", "weight-only-int4"}:
-        request += ["--calib-data", str(job.folder / "calibration.txt")]
+        request += ["--calib-data", str(inputs.folder / "calibration.txt")]
     said = io.StringIO()
     with _timed() as timed, contextlib.redirect_stdout(said):
         try:
@@ -142,38 +142,38 @@ def _ours(job: Job, recipe: str, target: str, options: list[str]) -> Quantized:
     by_row = any(quantizer.spec is not None and quantizer.spec.dynamic for _, quantizer in quantizers(model))
     if target == "torch":
         return Quantized(_hidden(TorchRunner(model)), **vars(timed), by_row=by_row, notes=notes)
-    exported = export(checkpoint, job.output / "export", target=target)
+    exported = export(checkpoint, inputs.output / "export", target=target)
     notes["export"] = list(exported.notes)
-    file = job.output / "export/model.onnx"
+    file = inputs.output / "export/model.onnx"
     runner: Any
     if target == "openvino":
-        runner = OpenVINORunner(file, threads=job.threads)
+        runner = OpenVINORunner(file, threads=inputs.threads)
     else:  # TensorRT's file is for a GPU: what counts is what its operators say, without fusions for CPUs
-        runner = OnnxRuntimeRunner(file, threads=job.threads, optimize=target != "tensorrt")
+        runner = OnnxRuntimeRunner(file, threads=inputs.threads, optimize=target != "tensorrt")
     return Quantized(_hidden(runner), **vars(timed), by_row=by_row, notes=notes)
 
 
-def _float(job: Job) -> Quantized:
+def _float(inputs: MethodInputs) -> Quantized:
     from exporters.runners import OnnxRuntimeRunner
 
-    return Quantized(_hidden(OnnxRuntimeRunner(job.float_file, threads=job.threads)))
+    return Quantized(_hidden(OnnxRuntimeRunner(inputs.float_file, threads=inputs.threads)))
 
 
-def _ort_dynamic(job: Job, *options: str) -> Quantized:
-    """ONNX Runtime's ``quantize_dynamic``; ``per-channel`` weights; ``u8`` weights, with which no kernel saturates."""
+def _ort_dynamic(inputs: MethodInputs, *options: str) -> Quantized:
+    """Run ONNX Runtime's ``quantize_dynamic``, with ``per-channel`` weights, or ``u8`` weights that never saturate."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     from exporters.runners import OnnxRuntimeRunner
 
-    source, file = job.float_file, job.output / "model.onnx"
+    source, file = inputs.float_file, inputs.output / "model.onnx"
     weights = QuantType.QUInt8 if "u8" in options else QuantType.QInt8
     with _timed() as timed:
         quantize_dynamic(source, file, per_channel="per-channel" in options, weight_type=weights)
-    return Quantized(_hidden(OnnxRuntimeRunner(file, threads=job.threads)), **vars(timed), by_row=True)
+    return Quantized(_hidden(OnnxRuntimeRunner(file, threads=inputs.threads)), **vars(timed), by_row=True)
 
 
-def _ort_static(job: Job, *options: str) -> Quantized:
-    """ONNX Runtime's ``quantize_static``: QDQ, MinMax, per channel; ``linear`` for products with weights alone.
+def _ort_static(inputs: MethodInputs, *options: str) -> Quantized:
+    """Run ONNX Runtime's ``quantize_static``: QDQ, MinMax, per channel; ``linear`` quantizes only linear layers.
 
     ``exact`` runs the file as it is written, without fusions to integer kernels.
     """
@@ -183,18 +183,18 @@ def _ort_static(job: Job, *options: str) -> Quantized:
 
     from exporters.runners import OnnxRuntimeRunner
 
-    source = job.float_file
+    source = inputs.float_file
     given = [value.name for value in onnx.load(source).graph.input]
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._batches = job.calibration_batches()
+            self._batches = inputs.calibration_batches()
 
         def get_next(self) -> dict[str, NDArray[Any]] | None:
             batch = next(self._batches, None)
             return batch and {name: batch[name] for name in given}
 
-    prepared, file = job.output / "prepared.onnx", job.output / "model.onnx"
+    prepared, file = inputs.output / "prepared.onnx", inputs.output / "model.onnx"
     settings: dict[str, Any] = {}
     if "linear" in options:
         settings = {"op_types_to_quantize": ["MatMul", "Gemm"], "extra_options": {"MatMulConstBOnly": True}}
@@ -209,24 +209,24 @@ def _ort_static(job: Job, *options: str) -> Quantized:
             calibrate_method=CalibrationMethod.MinMax,
             **settings,
         )
-    runner = OnnxRuntimeRunner(file, threads=job.threads, optimize="exact" not in options)
+    runner = OnnxRuntimeRunner(file, threads=inputs.threads, optimize="exact" not in options)
     return Quantized(_hidden(runner), **vars(timed))
 
 
-def _nncf(job: Job, preset: str = "performance", *options: str) -> Quantized:
-    """``nncf.quantize`` for transformers, run in OpenVINO; symmetric activations (performance) or affine (mixed).
+def _nncf(inputs: MethodInputs, preset: str = "performance", *options: str) -> Quantized:
+    """Run ``nncf.quantize`` for transformers in OpenVINO, with symmetric (performance) or affine (mixed) activations.
 
     ``exact`` runs the model as it is written: without VNNI, OpenVINO's integer kernels saturate.
     """
     import nncf
     import openvino
 
-    source, file = job.float_file, job.output / "model.xml"
+    source, file = inputs.float_file, inputs.output / "model.xml"
     with _timed() as timed:
         core = openvino.Core()
         model = core.read_model(source)
         given = {name for port in model.inputs for name in port.get_names()}
-        data = [{n: a for n, a in batch.items() if n in given} for batch in job.calibration_batches()]
+        data = [{n: a for n, a in batch.items() if n in given} for batch in inputs.calibration_batches()]
         quantized = nncf.quantize(
             model,
             nncf.Dataset(data),
@@ -236,7 +236,7 @@ def _nncf(job: Job, preset: str = "performance", *options: str) -> Quantized:
         )
         openvino.save_model(quantized, file, compress_to_fp16=False)
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    settings |= {"INFERENCE_NUM_THREADS": job.threads}
+    settings |= {"INFERENCE_NUM_THREADS": inputs.threads}
     if "exact" in options:
         settings["LP_TRANSFORMS_MODE"] = "NO"
     compiled = core.compile_model(core.read_model(file), "CPU", settings)
@@ -247,8 +247,8 @@ def _nncf(job: Job, preset: str = "performance", *options: str) -> Quantized:
     return Quantized(run, **vars(timed), notes={"nncf": nncf.__version__})
 
 
-def _pytorch_quantization(job: Job, method: str = "max") -> Quantized:
-    """NVIDIA's pytorch-quantization: every linear layer of transformers' BERT, run in torch (fake-quantized)."""
+def _pytorch_quantization(inputs: MethodInputs, method: str = "max") -> Quantized:
+    """Fake-quantize every linear layer of transformers' BERT with NVIDIA's pytorch-quantization, run in torch."""
     import torch
     from pytorch_quantization import calib, quant_modules
     from pytorch_quantization.nn import QuantLinear, TensorQuantizer
@@ -261,13 +261,13 @@ def _pytorch_quantization(job: Job, method: str = "max") -> Quantized:
     QuantLinear.set_default_quant_desc_input(descriptor)
     with _timed() as timed, torch.inference_mode():
         quant_modules.initialize()
-        model = transformers.AutoModel.from_pretrained(job.model_dir, attn_implementation="eager").eval()
+        model = transformers.AutoModel.from_pretrained(inputs.model_dir, attn_implementation="eager").eval()
         quant_modules.deactivate()
         quantizers = [module for module in model.modules() if isinstance(module, TensorQuantizer)]
         for quantizer in quantizers:
             quantizer.disable_quant()
             quantizer.enable_calib()
-        for batch in job.calibration_batches():
+        for batch in inputs.calibration_batches():
             model(**{name: torch.from_numpy(array) for name, array in batch.items()})
         for quantizer in quantizers:
             if isinstance(quantizer._calibrator, calib.MaxCalibrator):
@@ -294,4 +294,4 @@ OTHERS: dict[str, Callable[..., Quantized]] = {
     "nncf": _nncf,
     "pytorch-quantization": _pytorch_quantization,
 }
-"""Methods of others, by the first word of their name."""
+"""The methods of other tools, by the first word of their name."""

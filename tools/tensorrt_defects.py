@@ -1,4 +1,4 @@
-"""The table of planted defects: what is wrong, what the lint says, and what TensorRT-RTX does with the file.
+"""Print the table of planted defects: what is wrong, what the lint says, and what TensorRT-RTX does with the file.
 
 python tools/tensorrt_defects.py            needs 'qdq[tensorrt-rtx]', no GPU
 """
@@ -45,7 +45,7 @@ SIZES = {
 
 
 def defects() -> Any:
-    """The defects that the tests plant."""
+    """Return the defects that the tests plant."""
     path = HERE.parent / "tests" / "exporters" / "tensorrt" / "defects.py"
     spec = importlib.util.spec_from_file_location("defects", path)
     assert spec is not None
@@ -66,7 +66,7 @@ def export(path: Path) -> None:
 
 
 def verdict(backend: Any, path: Path, profiles: list[Profile]) -> tuple[str, str]:
-    """``parse``, ``build`` or ``accepts``, and TensorRT's first words about it."""
+    """Return ``parse``, ``build`` or ``accepts``, and the first message of TensorRT."""
     trt = backend.trt
     logger, heard = messages(backend)
     heard.clear()

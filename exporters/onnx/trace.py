@@ -87,6 +87,7 @@ def _name_axes(model: ir.Model, inputs: tuple[InputSpec, ...]) -> None:
                 if isinstance(given, ir.SymbolicDim) and given.value is not None and isinstance(axis, str):
                     names.setdefault(given.value, axis)
     for output in model.graph.outputs:
+        # torch gives the length of the grown cache a symbol of its own instead of the sum.
         if PAST_AND_SEQ in names.values() and str(output.name).startswith("present.") and output.shape is not None:
             batch, heads, _, size = output.shape
             output.shape = ir.Shape((batch, heads, PAST_AND_SEQ, size))

@@ -1,4 +1,4 @@
-"""Which TensorRT is installed, and its messages."""
+"""Find the installed TensorRT, and collect its messages."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["BACKENDS", "Backend", "Messages", "find_backend", "messages"]
 BACKENDS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Name on the command line -> package."""
 
-_OLDEST = (10, 13)  # full TensorRT; what we call has the same names from here on
+_OLDEST = (10, 13)  # of full TensorRT; all names in protocols.py exist from this version on
 
-_NOISE = "has Int64 binding."  # said about every input_ids there is
+_NOISE = "has Int64 binding."  # a warning about every input of ids
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Backend:
-    """An installed TensorRT.
+    """Hold an installed TensorRT.
 
     Args:
         name: ``tensorrt`` or ``tensorrt-rtx``.
-        trt: the module.
+        trt: The module.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Backend:
 
     @property
     def version(self) -> str:
-        """As the package says it, ``11.1.0.106``."""
+        """Version of the package, for example ``11.1.0.106``."""
         return str(self.trt.__version__)
 
     @property
@@ -50,22 +50,22 @@ class Backend:
 
 
 def find_backend(name: str = "auto") -> Backend:
-    """The TensorRT to work with.
+    """Find the installed TensorRT.
 
     Args:
-        name: ``tensorrt``, ``tensorrt-rtx``, or ``auto``: full TensorRT where it is installed and a GPU is there,
-            else TensorRT-RTX.
+        name: ``tensorrt``, ``tensorrt-rtx``, or ``auto``: full TensorRT if it is installed and there is a GPU, else
+            TensorRT-RTX.
 
     Raises:
-        BuildError: when only full TensorRT is there, and no GPU.
-        ConfigError: for another name, or a version that is too old.
-        MissingPackageError: when it is not installed.
+        BuildError: If full TensorRT is chosen and there is no GPU.
+        ConfigError: If the name is unknown, or the version is too old.
+        MissingPackageError: If it is not installed.
     """
     if name not in ("auto", *BACKENDS):
         raise ConfigError(f"no backend {name!r}: it must be one of auto, {', '.join(BACKENDS)}")
     names = [name] if name != "auto" else ["tensorrt", "tensorrt-rtx"]
     if name == "auto" and driver_problem() is not None:
-        names.reverse()
+        names.reverse()  # full TensorRT needs a GPU even to build
     for candidate in names:
         module = _imported(BACKENDS[candidate])
         if module is not None:
@@ -77,7 +77,7 @@ def find_backend(name: str = "auto") -> Backend:
 
 
 class MissingTensorRTError(MissingPackageError):
-    """Neither product is installed, or not the one that was asked for; the message has both pip commands."""
+    """Neither product is installed, or not the one that was asked for. The message has the pip commands of both."""
 
     def __init__(self, names: list[str]) -> None:
         wanted = " or ".join(f"'{BACKENDS[name]}'" for name in sorted(names))
@@ -94,7 +94,7 @@ def _imported(package: str) -> Any | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return importlib.import_module(package)
-    except ImportError as error:  # also when its libraries are not there
+    except ImportError as error:  # also raised if the libraries of the package are missing
         _LOG.debug("%s: %s", package, error)
         return None
 
@@ -113,12 +113,12 @@ def _checked(backend: Backend) -> Backend:
 
 @dataclass
 class Messages:
-    """What TensorRT said, most of it of no interest to anybody.
+    """Hold the messages of TensorRT that matter.
 
     Args:
-        errors: in order.
-        warnings: in order, each once.
-        layers: the builder's description of the engine's layers, the last there was.
+        errors: The errors, in order.
+        warnings: The warnings, in order, each once.
+        layers: The last description of the layers of an engine.
     """
 
     errors: list[str] = field(default_factory=list)
@@ -126,22 +126,22 @@ class Messages:
     layers: str | None = None
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all messages."""
         self.errors.clear()
         self.warnings.clear()
         self.layers = None
 
 
-_LISTENERS: dict[str, tuple[Any, Messages]] = {}
+_LOGGERS: dict[str, tuple[Any, Messages]] = {}
 
 
 def messages(backend: Backend) -> tuple[Any, Messages]:
-    """The logger of this process for ``backend``, and what arrives there.
+    """Return the logger of this process for ``backend``, and the messages that it collects.
 
-    TensorRT keeps the first logger that it gets and ignores all others, so there is one for the life of the process.
+    TensorRT keeps the first logger that it gets and ignores all others, so there is one for each process.
     """
-    if backend.name not in _LISTENERS:
-        trt, heard = backend.trt, Messages()
+    if backend.name not in _LOGGERS:
+        trt, received = backend.trt, Messages()
 
         class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
             def __init__(self) -> None:
@@ -149,14 +149,14 @@ def messages(backend: Backend) -> tuple[Any, Messages]:
 
             def log(self, severity: Any, message: str) -> None:
                 if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                    heard.errors.append(message)
+                    received.errors.append(message)
                 elif severity == trt.ILogger.Severity.WARNING:
-                    if message not in heard.warnings and not message.endswith(_NOISE):
-                        heard.warnings.append(message)
+                    if message not in received.warnings and not message.endswith(_NOISE):
+                        received.warnings.append(message)
                 elif message.startswith("Layers:"):
-                    heard.layers = message
+                    received.layers = message
                 else:
                     _LOG.debug("%s", message)
 
-        _LISTENERS[backend.name] = (Logger(), heard)
-    return _LISTENERS[backend.name]
+        _LOGGERS[backend.name] = (Logger(), received)
+    return _LOGGERS[backend.name]

@@ -1,7 +1,7 @@
 """Build an engine from an ONNX file.
 
-The network is strongly typed: every tensor has the type that the file gives it, int8 is where the quantizers are, and
-nothing is decided behind the user's back. The engine is written whole or not at all.
+The network is strongly typed: every tensor has the type that the file gives it, so int8 is exactly where the quantizers
+are. The engine is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ HARDWARE = {"none": "NONE", "ampere-plus": "AMPERE_PLUS", "same-compute-capabili
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """How an engine is built.
+    """Choose how an engine is built.
 
     Args:
-        workspace_mb: memory that kernels may use beside the tensors, in MiB; None leaves it to TensorRT.
-        optimization_level: 0 to 5, how long the builder searches; None is TensorRT's own default, 3.
-        timing_cache: file to read and to update; full TensorRT only.
-        hardware: a key of :data:`HARDWARE`: on which other GPUs the engine shall work.
-        version_compatible: later versions of TensorRT can load the engine, and lean runtimes.
-        refit: weights can be exchanged later; float graphs only, and full TensorRT.
-        strip: leave the weights out of the plan, to be refitted; as ``refit``.
-        tf32: let float32 products round their operands to tf32, which int8 layers do not need and figures do not
-            survive.
+        workspace_mb: Memory that kernels may use besides the tensors, in MiB; None leaves it to TensorRT.
+        optimization_level: How long the builder searches, 0 to 5; None is TensorRT's default, 3.
+        timing_cache: File with timings to read and to update. Full TensorRT only.
+        hardware: On which other GPUs the engine must work, a key of :data:`HARDWARE`.
+        version_compatible: Whether later versions of TensorRT, and lean runtimes, can load the engine.
+        refit: Whether weights can be replaced later. Float graphs and full TensorRT only.
+        strip: Leave the weights out of the plan; they are added by refitting. Same limits as ``refit``.
+        tf32: Let float32 products round their operands to tf32. int8 layers gain nothing, and float layers lose
+            accuracy.
     """
 
     workspace_mb: int | None = None
@@ -63,24 +63,24 @@ class BuildOptions:
     tf32: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self) | {"timing_cache": None if self.timing_cache is None else str(self.timing_cache)}
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What was built.
+    """Describe an engine that was built.
 
     Args:
         backend: ``tensorrt`` or ``tensorrt-rtx``, with its version.
-        plan_bytes: size of the engine.
-        onnx_bytes: size of the ONNX file with its weights.
-        float_bytes: what the weights of the file would take in float32.
-        seconds: that the build took, parsing included.
-        profiles: in order.
-        kernels: in the order in which they run; empty when TensorRT did not tell.
-        options: as given.
-        warnings: TensorRT's own, each once.
+        plan_bytes: Size of the engine.
+        onnx_bytes: Size of the ONNX file with its weights.
+        float_bytes: Size of the weights if they were in float32.
+        seconds: Time of the build, parsing included.
+        profiles: The optimization profiles, in order.
+        kernels: The kernels, in the order in which they run; empty if TensorRT did not list them.
+        options: The options of the build.
+        warnings: Warnings of TensorRT, each once.
     """
 
     backend: str
@@ -94,7 +94,7 @@ class BuildResult:
     warnings: Sequence[str] = field(default_factory=tuple)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "backend": self.backend,
             "plan_bytes": self.plan_bytes,
@@ -108,7 +108,13 @@ class BuildResult:
 
 
 def check_options(options: BuildOptions, *, backend: Backend | None = None, quantized: bool = False) -> list[str]:
-    """What does not go together, a line each."""
+    """Return a line for each option that is invalid or does not fit the others.
+
+    Args:
+        options: The options.
+        backend: The TensorRT to build with; None checks only what holds for all.
+        quantized: Whether the file has quantizers.
+    """
     problems = []
     if options.hardware not in HARDWARE:
         problems.append(f"no hardware compatibility {options.hardware!r}: it must be one of {', '.join(HARDWARE)}")
@@ -145,19 +151,23 @@ def build(
     """Build an engine and write it to ``output``.
 
     Args:
-        source: an exported directory, or an ONNX file.
-        output: the plan to write; an older file there is replaced.
-        profiles: the shapes it shall work for; None takes :func:`exporters.tensorrt.profiles.default_profile`.
-        options: see :class:`BuildOptions`.
-        backend: ``auto``, ``tensorrt``, ``tensorrt-rtx``.
-        progress: called with a phase of the builder, steps done and steps in all.
+        source: An exported directory, or an ONNX file.
+        output: The plan to write. An older file there is replaced.
+        profiles: The shapes that the engine must work for; None takes
+            :func:`exporters.tensorrt.profiles.default_profile`.
+        options: Options of the build, the default ones if None.
+        backend: ``auto``, ``tensorrt`` or ``tensorrt-rtx``, or a backend.
+        progress: Called with the phase of the builder, the steps that are done and the number of steps.
+
+    Returns:
+        What was built.
 
     Raises:
-        BuildError: for shapes or options that do not fit together (all are named), or when TensorRT refuses the file.
-        CheckpointError: for a file that is not ONNX.
-        MissingPackageError: when no TensorRT is installed.
-        StorageError: when the plan cannot be written.
-        KeyboardInterrupt: when interrupted; nothing is written then.
+        BuildError: If shapes or options are invalid (all problems are listed), or TensorRT cannot build the file.
+        CheckpointError: If the file is not ONNX.
+        MissingPackageError: If no TensorRT is installed.
+        StorageError: If the plan cannot be written.
+        KeyboardInterrupt: If interrupted. Nothing is written then.
     """
     options = options or BuildOptions()
     model = read_onnx_file(source)
@@ -165,7 +175,7 @@ def build(
         profiles = [default_profile(model.inputs, longest=model.longest or 512)]
     problems = check_profiles(profiles, model.inputs, longest=model.longest)
     problems += check_options(options, quantized=model.is_quantized)
-    if not problems:  # what the user wrote comes before what is installed
+    if not problems:  # report mistakes in the options before a missing installation
         backend = find_backend(backend) if isinstance(backend, str) else backend
         problems += check_options(options, backend=backend)
     if problems:
@@ -173,19 +183,21 @@ def build(
     assert isinstance(backend, Backend)
 
     start = time.perf_counter()
-    logger, heard = messages(backend)
-    heard.clear()
-    # An exception that passes through the builder's C++ frames would end the process: it asks between two steps.
+    logger, received = messages(backend)
+    received.clear()
+    # An exception that passes through the builder's C++ frames would end the process, so it asks between two steps.
     with Interruption(signal.SIGINT, patient=True) as interruption, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorRT's own deprecations
         plan = _serialized(backend.trt, logger, model.path, profiles, options, progress, lambda: interruption.came)
         if interruption.came:
             raise KeyboardInterrupt
     if plan is None:
-        raise BuildError(describe_problems(f"{backend.name} {backend.version} cannot build {model.path}", _told(heard)))
+        raise BuildError(
+            describe_problems(f"{backend.name} {backend.version} cannot build {model.path}", _errors(received))
+        )
     seconds = time.perf_counter() - start
     data = memoryview(plan)
-    kernels = parse_layers(heard.layers) if heard.layers else _inspected(backend, logger, data)
+    kernels = parse_layers(received.layers) if received.layers else _inspected(backend, logger, data)
     write_bytes_atomic(output, data)
     return BuildResult(
         f"{backend.name} {backend.version}",
@@ -196,7 +208,7 @@ def build(
         tuple(profiles),
         tuple(kernels),
         options,
-        tuple(heard.warnings),
+        tuple(received.warnings),
     )
 
 
@@ -210,6 +222,7 @@ def _serialized(
     interrupted: Callable[[], bool],
 ) -> HostMemory | None:
     builder: Builder = trt.Builder(logger)
+    # Flags are bits, and their positions differ between versions.
     network: Network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser: Parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(path)):
@@ -232,11 +245,11 @@ def _serialized(
 
 
 def _configure(trt: TensorRT, config: Config, options: BuildOptions) -> None:
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else nobody learns what the kernels are
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # needed for the list of kernels
     flags = {
         trt.BuilderFlag.TF32: options.tf32,
         trt.BuilderFlag.VERSION_COMPATIBLE: options.version_compatible,
-        trt.BuilderFlag.REFIT: options.refit or options.strip,
+        trt.BuilderFlag.REFIT: options.refit or options.strip,  # a stripped plan gets its weights by refitting
         trt.BuilderFlag.STRIP_PLAN: options.strip,
     }
     for flag, wanted in flags.items():
@@ -258,8 +271,8 @@ def _parser_problems(parser: Parser) -> list[str]:
     return list(dict.fromkeys(problems)) or ["its parser gives no reason"]
 
 
-def _told(heard: Any) -> list[str]:
-    return list(dict.fromkeys(_one_line(error) for error in heard.errors)) or ["it gives no reason"]
+def _errors(received: Any) -> list[str]:
+    return list(dict.fromkeys(_one_line(error) for error in received.errors)) or ["it gives no reason"]
 
 
 def _one_line(text: str) -> str:
@@ -267,14 +280,14 @@ def _one_line(text: str) -> str:
 
 
 def _inspected(backend: Backend, logger: Any, plan: memoryview) -> list[Kernel]:
-    """From the finished engine, where a GPU can load it."""
+    """List the kernels of the finished engine if a GPU can load it."""
     from exporters.tensorrt.nvidia_driver import driver_problem
 
     if driver_problem() is not None:
         return []
     trt = backend.trt
     runtime = trt.Runtime(logger)
-    runtime.engine_host_code_allowed = True  # it is ours, from a moment ago
+    runtime.engine_host_code_allowed = True  # safe, because this process has just built the engine
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return []
@@ -282,7 +295,7 @@ def _inspected(backend: Backend, logger: Any, plan: memoryview) -> list[Kernel]:
 
 
 def _monitor(trt: TensorRT, progress: Callable[[str, int, int], None] | None, interrupted: Callable[[], bool]) -> Any:
-    """Passes the builder's progress on; answers no when the user wants to stop."""
+    """Make a monitor that passes the progress on, and that stops the builder after an interrupt."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -305,7 +318,7 @@ def _monitor(trt: TensorRT, progress: Callable[[str, int, int], None] | None, in
 
 @contextmanager
 def _timing_cache(config: Config, path: Path) -> Iterator[None]:
-    """Start from the file's timings, and add what was measured to what the file holds by then."""
+    """Use the timings of the file, and add the new ones to the file afterwards."""
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         _LOG.warning("%s: made by another version or for another GPU; it is replaced", path)
@@ -316,7 +329,7 @@ def _timing_cache(config: Config, path: Path) -> Iterator[None]:
     measured = config.get_timing_cache()
     if measured is None:
         return
-    if path.is_file():  # another build may have added to it in the meantime
+    if path.is_file():  # another build may have added timings in the meantime
         other = config.create_timing_cache(path.read_bytes())
         if other is not None:
             measured.combine(other, ignore_mismatch=False)

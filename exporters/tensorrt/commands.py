@@ -1,4 +1,4 @@
-"""The same build as a command line of NVIDIA's own tools."""
+"""Write the same build as a command line of NVIDIA's tools trtexec and polygraphy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ _TRTEXEC_HARDWARE = {"ampere-plus": "ampere+", "same-compute-capability": "sameC
 def trtexec_command(
     model: Path, output: Path, profiles: Sequence[Profile], options: BuildOptions | None = None
 ) -> list[str]:
-    """The arguments of ``trtexec``, 10.13 to 11.x, that build the same engine and write its layers beside it."""
+    """Return the ``trtexec`` command, 10.13 to 11.x, that builds the same engine and writes its layers beside it.
+
+    Args:
+        model: The ONNX file.
+        output: The plan.
+        profiles: The optimization profiles, in order.
+        options: Options of the build, the default ones if None.
+    """
     options = options or BuildOptions()
     line = ["trtexec", f"--onnx={model}", "--stronglyTyped", f"--saveEngine={output}"]
     for index, profile in enumerate(profiles):
@@ -60,16 +67,17 @@ def polygraphy_command(
     *,
     highest: Mapping[str, int] | None = None,
 ) -> list[str]:
-    """The arguments of ``polygraphy`` that build the same engine and compare it with ONNX Runtime.
+    """Return the ``polygraphy`` command that builds the same engine and compares it with ONNX Runtime.
 
-    Quantized outputs differ in single values where a rounding flips, so the mean of the differences is what counts.
+    Single values of quantized outputs differ when a value rounds to the other neighbour, so polygraphy compares the
+    mean of the differences.
 
     Args:
-        model: the ONNX file.
-        output: the plan.
-        profiles: in order.
-        options: of the build.
-        highest: the largest value that an input may have, 1 where nothing is said; the mask is all ones.
+        model: The ONNX file.
+        output: The plan.
+        profiles: The optimization profiles, in order.
+        options: Options of the build, the default ones if None.
+        highest: Largest value of an input, by name; 0 for inputs without an entry. The mask is always 1.
     """
     options = options or BuildOptions()
     line = ["polygraphy", "run", str(model), "--onnxrt", "--trt", "--strongly-typed"]
@@ -110,7 +118,7 @@ def _range(name: str, highest: Mapping[str, int]) -> str:
 
 
 def format_command(line: Sequence[str]) -> str:
-    """For a shell, one option a row."""
+    """Format a command for a shell, one option per line."""
     rows: list[list[str]] = [[]]
     for word in line:
         if word.startswith("--"):

@@ -1,6 +1,6 @@
-"""What a graph is about, as a TensorRT engine sees it: products, attentions, residual additions, and their quantizers.
+"""Find the products, attentions and residual additions of a graph, and their quantizers.
 
-Found by structure, not by name, so that graphs of other exporters can be looked at too.
+They are found by structure, not by name, so that graphs of other exporters are understood as well.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ __all__ = [
 ]
 
 LAYOUT = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Dropout", "Expand", "Slice")
-"""Operators that move values and leave them as they are, as far as quantization is concerned."""
+"""Operators that move values without changing them, as far as quantization is concerned."""
 
-_FAR = 12  # nodes; what belongs together lies closer
+_MAX_DISTANCE = 12  # nodes; parts of one attention or addition are closer to each other
 
 
 def module_of(node: ir.Node | str) -> str:
-    """The module that a node belongs to: its name without the operator at the end."""
+    """Return the module of a node: its name without the operator at the end."""
     name = node if isinstance(node, str) else str(node.name or "")
     return name.rpartition("/")[0] or name
 
 
 def title(node: ir.Node) -> str:
-    """What to call a node: its name, or what it computes."""
+    """Return the name of a node, or its operator and output if it has none."""
     return str(node.name) if node.name else f"{node.op_type} -> {node.outputs[0].name}"
 
 
 def consumers(value: ir.Value | None, *op_types: str) -> list[ir.Node]:
-    """The nodes that read ``value``, those of ``op_types`` where some are given."""
+    """Return the nodes that read ``value``, only those of ``op_types`` if any are given."""
     if value is None:
         return []
     readers = list(dict.fromkeys(use.node for use in value.uses()))
@@ -56,7 +56,7 @@ def consumers(value: ir.Value | None, *op_types: str) -> list[ir.Node]:
 
 
 def quantized_type(node: ir.Node) -> ir.DataType | None:
-    """The type that a QuantizeLinear makes or a DequantizeLinear reads, as far as the file says it."""
+    """Return the type that a QuantizeLinear gives or a DequantizeLinear reads, None if the file does not say."""
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         zero_point = node.inputs[2]
         if zero_point.dtype is not None:
@@ -76,12 +76,12 @@ def quantized_type(node: ir.Node) -> ir.DataType | None:
 
 @dataclass(frozen=True)
 class Operand:
-    """One operand of a product or an addition.
+    """Describe one operand of a product or an addition.
 
     Args:
-        value: that the node reads.
-        dequantize: the DequantizeLinear that it comes from, maybe through a change of layout.
-        stored: whether it is a constant of the file.
+        value: The value that the node reads.
+        dequantize: The DequantizeLinear that it comes from, maybe through a change of layout.
+        stored: Whether it is a constant of the file.
     """
 
     value: ir.Value
@@ -90,7 +90,7 @@ class Operand:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether it comes from integers."""
+        """Whether the operand is quantized."""
         return self.dequantize is not None
 
     @property
@@ -101,12 +101,12 @@ class Operand:
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix product.
+    """Describe a matrix product.
 
     Args:
-        node: MatMul, Gemm or Conv.
-        left: first operand.
-        right: second operand.
+        node: The MatMul, Gemm or Conv.
+        left: First operand.
+        right: Second operand.
     """
 
     node: ir.Node
@@ -120,7 +120,7 @@ class Product:
 
     @property
     def wanted(self) -> str:
-        """What the file asks for: ``int8``, ``fp8``, or ``float``."""
+        """The type that the file asks for: ``int8``, ``fp8`` or ``float``."""
         types = {self.left.type, self.right.type}
         if types == {ir.DataType.INT8} or (types == {ir.DataType.INT8, None} and self._both):
             return "int8"
@@ -133,13 +133,13 @@ class Product:
 
 @dataclass(frozen=True)
 class Attention:
-    """Softmax between two products.
+    """Describe an attention: a softmax between two products.
 
     Args:
-        scores: the product in front.
-        softmax: the node.
-        context: the product behind.
-        between: nodes between scores and softmax: scaling, mask.
+        scores: The product in front of the softmax.
+        softmax: The Softmax.
+        context: The product behind the softmax.
+        between: Nodes between scores and softmax, such as scaling and mask.
     """
 
     scores: Product
@@ -155,12 +155,12 @@ class Attention:
 
 @dataclass(frozen=True)
 class Residual:
-    """The addition of what a linear layer found to what was there before.
+    """Describe a residual addition.
 
     Args:
-        node: Add.
-        branch: from the linear layer.
-        skip: from before.
+        node: The Add.
+        branch: The output of a linear layer.
+        skip: The residual operand.
     """
 
     node: ir.Node
@@ -169,19 +169,23 @@ class Residual:
 
 
 class GraphStructure:
-    """Everything that the checks and the report ask about a graph; each found once."""
+    """Analyze a graph for the lint and the report. Each property is computed once.
+
+    Args:
+        model: The graph. Its weights are not read.
+    """
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         self.nodes = list(model.graph.all_nodes())
 
     def of(self, *op_types: str) -> list[ir.Node]:
-        """All nodes of these types, in order."""
+        """Return all nodes of these types, in order."""
         return [node for node in self.nodes if is_op(node, *op_types)]
 
     @cached_property
     def opset(self) -> int:
-        """Of the standard operators."""
+        """Version of the standard operators."""
         imports = self.model.graph.opset_imports
         return int(imports.get("", imports.get("ai.onnx", 0)))
 
@@ -219,8 +223,9 @@ class GraphStructure:
             sides = [value for value in node.inputs if value is not None]
             if len(sides) != 2 or any(is_stored(value) for value in sides):
                 continue
+            # The operand that comes from a linear layer is the branch, the other one is the residual.
             linear = [_linear_behind(value) for value in sides]
-            if all(linear):  # behind a projection of the embeddings; what was there before has other readers too
+            if all(linear):  # the residual operand comes from a projection; it has more readers than the branch
                 linear = [len(_readers(source(value))) == 1 for value in sides]
             if linear.count(True) == 1 and _goes_on(node.outputs[0]):
                 branch, skip = sides if linear[0] else reversed(sides)
@@ -238,7 +243,7 @@ class GraphStructure:
 
     @cached_property
     def element_type(self) -> ir.DataType:
-        """In which the graph computes what is not quantized: fp16 when a LayerNormalization or a product does."""
+        """Type of what is not quantized: half precision if a LayerNormalization, Softmax or product has it."""
         for node in self.of("LayerNormalization", "Softmax", "MatMul", "Gemm"):
             for value in node.outputs:
                 if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
@@ -247,13 +252,13 @@ class GraphStructure:
 
 
 def operand(value: ir.Value) -> Operand:
-    """What is known of an operand."""
+    """Describe the operand ``value``."""
     return Operand(value, _dequantize_of(value), is_stored(value))
 
 
 def is_stored(value: ir.Value | None) -> bool:
-    """A constant, also behind a change of layout or its quantizer."""
-    for _ in range(_FAR):
+    """Return whether ``value`` is a constant, maybe behind a change of layout or its quantizer."""
+    for _ in range(_MAX_DISTANCE):
         if value is None:
             return False
         if value.const_value is not None or value.producer() is None:
@@ -268,8 +273,8 @@ def is_stored(value: ir.Value | None) -> bool:
 
 
 def source(value: ir.Value) -> ir.Value:
-    """The tensor in front of a quantizer, a cast or a change of layout."""
-    for _ in range(_FAR):
+    """Return the tensor in front of a quantizer, a Cast or a change of layout."""
+    for _ in range(_MAX_DISTANCE):
         node = producer(value, "QuantizeLinear", "DequantizeLinear", *LAYOUT)
         if node is None or node.inputs[0] is None:
             break
@@ -278,7 +283,7 @@ def source(value: ir.Value) -> ir.Value:
 
 
 def _dequantize_of(value: ir.Value | None) -> ir.Node | None:
-    for _ in range(_FAR):
+    for _ in range(_MAX_DISTANCE):
         node = producer(value, "DequantizeLinear", *LAYOUT)
         if node is None or is_op(node, "DequantizeLinear"):
             return node
@@ -287,7 +292,7 @@ def _dequantize_of(value: ir.Value | None) -> ir.Node | None:
 
 
 def _readers(value: ir.Value) -> list[ir.Node]:
-    """Who reads ``value``, also through its quantizer."""
+    """Return the nodes that read ``value``, also through its quantizer."""
     found = []
     for node in consumers(value):
         through = is_op(node, "QuantizeLinear", "DequantizeLinear", "Cast", "Identity")
@@ -296,15 +301,15 @@ def _readers(value: ir.Value) -> list[ir.Node]:
 
 
 def _goes_on(value: ir.Value) -> bool:
-    """Whether a sum is normalized or added to: in an activation that is written out it is not."""
+    """Return whether a sum is normalized or added to again. The sums inside an activation function are not."""
     behind = ("Add", "LayerNormalization", "ReduceMean")
     return value.is_graph_output() or any(is_op(node, *behind) for node in _readers(value))
 
 
 def _linear_behind(value: ir.Value) -> bool:
-    """Whether ``value`` comes straight from a linear layer: bias and quantizer may stand between."""
+    """Return whether ``value`` comes from a linear layer, with at most a bias and a quantizer between."""
     current: ir.Value | None = value
-    for _ in range(_FAR):
+    for _ in range(_MAX_DISTANCE):
         node = producer(current, "MatMul", "Gemm", "Add", "QuantizeLinear", "DequantizeLinear", *LAYOUT)
         if node is None:
             return False
@@ -320,8 +325,8 @@ def _linear_behind(value: ir.Value) -> bool:
     return False
 
 
-def _back_to_product(value: ir.Value | None, far: int = _FAR) -> tuple[ir.Node, tuple[ir.Node, ...]] | None:
-    """The product of two computed tensors that ``value`` comes from, and the nodes between."""
+def _back_to_product(value: ir.Value | None, far: int = _MAX_DISTANCE) -> tuple[ir.Node, tuple[ir.Node, ...]] | None:
+    """Return the product of two computed tensors that ``value`` comes from, and the nodes between."""
     passing = ("Add", "Sub", "Mul", "Div", "Where", "Clip", "QuantizeLinear", "DequantizeLinear", *LAYOUT)
     node = producer(value, "MatMul", *passing)
     if node is None or far == 0:
@@ -339,7 +344,7 @@ def _back_to_product(value: ir.Value | None, far: int = _FAR) -> tuple[ir.Node, 
 
 
 def _forward_to_product(value: ir.Value) -> ir.Node | None:
-    for _ in range(_FAR):
+    for _ in range(_MAX_DISTANCE):
         readers = consumers(value, "MatMul", "QuantizeLinear", "DequantizeLinear", "Where", *LAYOUT)
         if not readers:
             return None
@@ -351,13 +356,13 @@ def _forward_to_product(value: ir.Value) -> ir.Node | None:
 
 
 def values_of(nodes: list[ir.Node]) -> Iterator[ir.Value]:
-    """Everything that these nodes compute."""
+    """Iterate over the outputs of nodes."""
     for node in nodes:
         yield from node.outputs
 
 
 def array(value: ir.Value | None) -> np.ndarray | None:
-    """A constant, also where a Cast stands behind it."""
+    """Return the array of a constant, maybe behind a Cast; None if it is computed."""
     cast = producer(value, "Cast")
     found = constant(cast.inputs[0] if cast is not None else value)
     if found is None or cast is None:

@@ -1,7 +1,7 @@
-"""The kernels of an engine, from what TensorRT tells about them.
+"""List the kernels of an engine from the descriptions that TensorRT writes.
 
-Two sources: the message ``Layers:`` of the builder (asked for with detailed profiling; it comes without a GPU), and the
-JSON of the engine inspector, whose fields 11.0 renamed.
+There are two of them: the message ``Layers:`` of the builder, which detailed profiling asks for and which needs no GPU;
+and the JSON of the engine inspector, whose fields have other names since 11.0.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ __all__ = ["Kernel", "parse_inspector", "parse_layers", "short_type"]
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel.
+    """Describe one kernel.
 
     Args:
-        name: TensorRT's.
-        kind: ``gemm``, ``kgen`` and so on, as TensorRT has it.
-        inputs: element type of each input that is computed, ``int8``.
-        constants: element type of each stored input.
-        outputs: element type of each output.
-        nodes: names of the ONNX nodes that went into it.
+        name: TensorRT's name for it.
+        kind: TensorRT's type of layer, such as ``gemm`` or ``kgen``.
+        inputs: Element type of each computed input, such as ``int8``.
+        constants: Element type of each stored input.
+        outputs: Element type of each output.
+        nodes: Names of the ONNX nodes that it computes.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Kernel:
     nodes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> Kernel:
-        """Back from :meth:`to_dict`."""
+        """Read what :meth:`to_dict` returned."""
         lists = {key: tuple(document[key]) for key in ("inputs", "constants", "outputs", "nodes")}
         return cls(document["name"], document["kind"], **lists)
 
@@ -65,7 +65,7 @@ _TYPES = {
 
 
 def short_type(text: str) -> str:
-    """``int8``, ``fp8``, ``fp16``, ``fp32`` ... of what TensorRT writes: ``Int8``, ``Half``, ``Row major INT8 ...``."""
+    """Return ``int8``, ``fp8``, ``fp16``, ``fp32`` ... for TensorRT's ``Int8``, ``Half``, ``Row major INT8 ...``."""
     lowered = text.lower()
     return next((short for word, short in _TYPES.items() if word in lowered), lowered)
 
@@ -77,7 +77,7 @@ _NODE = re.compile(r"\[ONNX Layer: (?P<node>.*?)\](?=\[ONNX Layer: |\s*$|[^\w])"
 
 
 def parse_layers(message: str) -> list[Kernel]:
-    """The kernels that the builder's message lists, in the order in which they run."""
+    """Return the kernels that a message of the builder lists, in the order in which they run."""
     kernels = []
     for line in message.splitlines():
         match = _LINE.match(line)
@@ -102,7 +102,7 @@ def parse_layers(message: str) -> list[Kernel]:
 
 
 def parse_inspector(text: str) -> list[Kernel]:
-    """The kernels that the engine inspector lists; without detailed profiling it knows their names alone."""
+    """Return the kernels that the engine inspector lists. Without detailed profiling it lists only names."""
     kernels = []
     for layer in json.loads(text).get("Layers", []):
         if isinstance(layer, str):
@@ -129,5 +129,5 @@ def parse_inspector(text: str) -> list[Kernel]:
 
 
 def _nodes(metadata: str) -> tuple[str, ...]:
-    """Names between ``[ONNX Layer: `` and ``]``; a unit separator may stand between them."""
+    """Return the names between ``[ONNX Layer: `` and ``]``, which a unit separator may divide."""
     return tuple(dict.fromkeys(found["node"] for found in _NODE.finditer(metadata)))

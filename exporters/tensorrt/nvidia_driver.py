@@ -1,4 +1,4 @@
-"""Whether there is an NVIDIA driver with a device: asked before anything of TensorRT that would crash without one."""
+"""Find out whether there is an NVIDIA driver with a GPU. Much of TensorRT crashes the process without one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAMES = ("nvcuda.dll",) if sys.platform == "win32" else ("libcuda.so.1", "libcu
 
 
 def driver_problem() -> str | None:
-    """Why no engine can run here; None when one can."""
+    """Return why no engine can run here, None if one can."""
     for name in _NAMES:
         try:
             library = ctypes.CDLL(name)
@@ -31,10 +31,13 @@ def driver_problem() -> str | None:
 
 
 def require_driver(purpose: str) -> None:
-    """Refuse what needs a GPU where there is none; TensorRT itself would end the process.
+    """Raise if there is no GPU.
+
+    Args:
+        purpose: What needs the GPU, for the message.
 
     Raises:
-        BuildError: when there is no driver, or no device.
+        BuildError: If there is no driver, or no GPU.
     """
     problem = driver_problem()
     if problem is not None:

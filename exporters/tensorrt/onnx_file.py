@@ -1,4 +1,4 @@
-"""The ONNX file that an engine is to be made of: what the rest needs to know about it, without its weights."""
+"""Read the ONNX file that an engine is built from, without its weights."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["OnnxFile", "read_onnx_file"]
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """An ONNX file.
+    """Describe an ONNX file.
 
     Args:
-        path: of the file.
-        model: the graph; weights stay on disk.
-        inputs: shape of each input, free dimensions by name.
-        longest: how many positions the model has, None when nothing says so.
-        is_quantized: whether it holds quantizers.
-        onnx_bytes: of the file and the weights beside it.
-        float_bytes: that the weights would take in float32.
+        path: The file.
+        model: The graph. Its weights stay on disk.
+        inputs: Shape of each input; free dimensions are names.
+        longest: Number of positions of the model, None if it is unknown.
+        is_quantized: Whether the graph has quantizers.
+        onnx_bytes: Size of the file and the weights beside it.
+        float_bytes: Size of the weights if they were in float32.
     """
 
     path: Path
@@ -44,10 +44,10 @@ class OnnxFile:
 
 
 def read_onnx_file(given: Path) -> OnnxFile:
-    """An exported directory, or an ONNX file of anybody.
+    """Read an exported directory, or an ONNX file of any exporter.
 
     Raises:
-        CheckpointError: when it is neither.
+        CheckpointError: If it is neither.
     """
     path, folder = given, given.parent
     if given.is_dir():
@@ -95,7 +95,7 @@ def _float_size(value: ir.Value) -> int:
 
 
 def _longest(folder: Path) -> int | None:
-    """The longest text that the model beside the file has positions for; None where no configuration lies there."""
+    """Return the longest text that the configuration beside the file allows, None if there is no configuration."""
     try:
         return ModelDirectory.of(folder).config.max_length
     except (CheckpointError, ConfigError):

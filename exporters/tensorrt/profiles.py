@@ -1,6 +1,6 @@
-"""Optimization profiles: between which shapes an engine works, and for which it is made best.
+"""Optimization profiles: the range of shapes that an engine accepts, and the shape that it is optimized for.
 
-Shapes are written as trtexec takes them, ``input_ids:1x8,attention_mask:1x8``; ``8x128`` alone stands for all inputs.
+Shapes are written as for trtexec, ``input_ids:1x8,attention_mask:1x8``. ``8x128`` alone means all inputs.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _BOUNDS = ("min", "opt", "max")
 
 @dataclass(frozen=True)
 class Profile:
-    """One profile; each part holds a shape for every input.
+    """Hold one profile, with a shape for every input in each part.
 
     Args:
-        min: the least shapes.
-        opt: the shapes that kernels are chosen for.
-        max: the largest shapes.
+        min: The smallest shapes.
+        opt: The shapes that kernels are optimized for.
+        max: The largest shapes.
     """
 
     min: Mapping[str, Shape]
@@ -39,21 +39,21 @@ class Profile:
     max: Mapping[str, Shape]
 
     def to_dict(self) -> dict[str, dict[str, list[int]]]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {part: {name: list(shape) for name, shape in getattr(self, part).items()} for part in _BOUNDS}
 
 
 def default_profile(inputs: Mapping[str, Declared], *, longest: int = 512) -> Profile:
-    """Batches up to 32, sequences up to ``longest`` tokens but at most 512; best at 8 x 128.
+    """Make the default profile: batches up to 32, sequences up to 512 tokens, optimized for 8 x 128.
 
-    512 is also where int8 attention ends: a longer maximum splits it, whatever is run then. Where the file takes a
-    cache, half of the positions are for what has been.
+    TensorRT has no int8 attention beyond 512 tokens: a longer maximum splits it even when short texts are run. If the
+    file takes a cache, half of the positions are for the cache.
 
     Args:
-        inputs: shape of each input as the file declares it; free dimensions are names or None.
-        longest: how many positions the model has.
+        inputs: Shape of each input as the file declares it; free dimensions are names or None.
+        longest: Number of positions of the model. Sequences are not longer.
     """
-    top = min(longest, 512)
+    top = min(longest, 512)  # the limit of int8 attention
     if any("past_seq" in shape for shape in inputs.values()):
         top = max(top // 2, 1)
     seq = (1, min(128, top), top)
@@ -62,7 +62,7 @@ def default_profile(inputs: Mapping[str, Declared], *, longest: int = 512) -> Pr
     def span(axis: int, size: int | str | None) -> tuple[int, int, int]:
         if isinstance(size, int):
             return size, size, size
-        if isinstance(size, str) and "+" in size:  # a sum of others
+        if isinstance(size, str) and "+" in size:  # the sum of two other dimensions
             parts = [span(axis, name.strip()) for name in size.split("+")]
             return sum(part[0] for part in parts), sum(part[1] for part in parts), sum(part[2] for part in parts)
         if isinstance(size, str) and size in spans:
@@ -77,10 +77,16 @@ def default_profile(inputs: Mapping[str, Declared], *, longest: int = 512) -> Pr
 def parse_profiles(
     inputs: Mapping[str, Declared], min_: Sequence[str], opt: Sequence[str], max_: Sequence[str]
 ) -> list[Profile]:
-    """The profiles that the options name; the first of each makes the first profile, and so on.
+    """Parse the profiles of the command line.
+
+    Args:
+        inputs: Shape of each input as the file declares it.
+        min_: Smallest shapes, one text for each profile.
+        opt: Optimal shapes, one text for each profile.
+        max_: Largest shapes, one text for each profile.
 
     Raises:
-        BuildError: for text that is no shape, or options that do not come together; all problems at once.
+        BuildError: If a text is not a shape, or an option is missing for a profile. All problems are listed.
     """
     problems: list[str] = []
     profiles = []
@@ -121,13 +127,18 @@ def _sizes(text: str) -> Shape:
 def check_profiles(
     profiles: Sequence[Profile], inputs: Mapping[str, Declared], *, longest: int | None = None
 ) -> list[str]:
-    """What is wrong with the profiles, a line each; TensorRT itself would tell the first alone.
+    """Return a line for each problem of the profiles. TensorRT itself would report only the first one.
 
-    1. every dynamic input is in every profile, and nothing else is;
-    2. rank and fixed lengths are the file's;
-    3. 1 <= min <= opt <= max;
-    4. dimensions of one name are equal in all inputs of a profile;
-    5. no sequence is longer than the model has positions.
+    1. Every dynamic input is in every profile, and nothing else is.
+    2. Rank and fixed lengths are those of the file.
+    3. 1 <= min <= opt <= max.
+    4. Dimensions with the same name are equal in all inputs of a profile.
+    5. No sequence is longer than the number of positions of the model.
+
+    Args:
+        profiles: The profiles.
+        inputs: Shape of each input as the file declares it.
+        longest: Number of positions of the model, None if it is unknown.
     """
     problems = []
     if not profiles and any(_is_free(shape) for shape in inputs.values()):
@@ -204,7 +215,7 @@ def _order_problems(index: int, profile: Profile) -> list[str]:
 
 
 def longest_sequence(profile: Profile, inputs: Mapping[str, Declared]) -> int:
-    """The longest sequence that a profile allows: the axis ``seq``, or the second of two where no name says more."""
+    """Return the longest sequence that a profile allows: the axis ``seq``, or the second of two axes without names."""
     found = [0]
     for name, shape in profile.max.items():
         declared = inputs.get(name, ())
@@ -224,10 +235,10 @@ def _length_problems(index: int, profile: Profile, inputs: Mapping[str, Declared
 
 
 def format_shape(shape: Shape) -> str:
-    """As it is written: ``8x128``."""
+    """Format a shape: ``8x128``."""
     return "x".join(map(str, shape))
 
 
 def format_shapes(shapes: Mapping[str, Shape]) -> str:
-    """As trtexec takes them: ``input_ids:8x128,attention_mask:8x128``."""
+    """Format shapes as trtexec takes them: ``input_ids:8x128,attention_mask:8x128``."""
     return ",".join(f"{name}:{format_shape(shape)}" for name, shape in shapes.items())

@@ -1,9 +1,9 @@
-"""The part of TensorRT's Python interface that we use, as types.
+"""Protocols for the part of TensorRT's Python interface that qdq uses.
 
-NVIDIA publishes no type information, and names come and go between 10.x and 11.x. Everything that we call is written
-down here, so that mypy holds our code to it, and a test holds this file to what each version has.
+NVIDIA publishes no type information, and names differ between 10.x and 11.x. Every call is declared here, so that mypy
+checks the code against it, and a test checks this file against each version.
 
-Enumerations are renumbered from version to version: members are always taken from the module in use, never as numbers.
+The numbers of enumerations differ between versions. Take members from the module in use, never numbers.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ class HostMemory(Protocol):
     nbytes: int
 
     def __buffer__(self, flags: int, /) -> memoryview:
-        """The bytes, not copied."""
+        """Return the bytes without a copy."""
 
 
 class TimingCache(Protocol):
     """``ITimingCache``."""
 
     def serialize(self) -> HostMemory:
-        """To bytes."""
+        """Return the cache as bytes."""
 
     def combine(self, input_cache: TimingCache, ignore_mismatch: bool) -> bool:
-        """Take over what another knows."""
+        """Add the timings of another cache."""
 
 
 class Profile(Protocol):
     """``IOptimizationProfile``."""
 
     def set_shape(self, input: str, min: Sequence[int], opt: Sequence[int], max: Sequence[int]) -> None:  # noqa: A002
-        """The shapes of one input; checked only when the engine is built."""
+        """Set the shapes of one input. They are checked only when the engine is built."""
 
 
 class Config(Protocol):
@@ -66,25 +66,25 @@ class Config(Protocol):
     progress_monitor: Any
 
     def add_optimization_profile(self, profile: Profile) -> int:
-        """The index of the profile, negative when it is refused."""
+        """Return the index of the profile, negative if it is invalid."""
 
     def set_flag(self, flag: Any) -> None:
-        """Switch on."""
+        """Switch a flag on."""
 
     def clear_flag(self, flag: Any) -> None:
-        """Switch off."""
+        """Switch a flag off."""
 
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
-        """In bytes."""
+        """Limit a memory pool, in bytes."""
 
     def create_timing_cache(self, serialized_timing_cache: bytes) -> TimingCache | None:
-        """From bytes, which may be empty."""
+        """Make a cache from bytes, which may be empty."""
 
     def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
-        """Whether it was taken."""
+        """Return whether the cache was accepted."""
 
     def get_timing_cache(self) -> TimingCache | None:
-        """The one in use."""
+        """Return the cache in use."""
 
 
 class NetworkTensor(Protocol):
@@ -101,20 +101,20 @@ class Network(Protocol):
     num_inputs: int
 
     def get_input(self, index: int) -> NetworkTensor:
-        """One of ``num_inputs``."""
+        """Return an input; there are ``num_inputs``."""
 
 
 class ParserError(Protocol):
     """``ParserError``."""
 
     def desc(self) -> str:
-        """What is wrong."""
+        """Describe the error."""
 
     def node_name(self) -> str:
-        """Of the node that could not be read."""
+        """Return the name of the node that could not be read."""
 
     def node_operator(self) -> str:
-        """Its type."""
+        """Return the operator of that node."""
 
 
 class Parser(Protocol):
@@ -123,52 +123,52 @@ class Parser(Protocol):
     num_errors: int
 
     def parse_from_file(self, model: str) -> bool:
-        """Whether it could be read. Also true for bytes that are no ONNX at all."""
+        """Return whether the file could be read. It is also true for a file that is not ONNX."""
 
     def get_error(self, index: int) -> ParserError:
-        """One of ``num_errors``."""
+        """Return an error; there are ``num_errors``."""
 
 
 class Builder(Protocol):
     """``Builder``."""
 
     def create_network(self, flags: int) -> Network:
-        """An empty one."""
+        """Make an empty network."""
 
     def create_builder_config(self) -> Config:
-        """With everything at its default."""
+        """Make a configuration with default values."""
 
     def create_optimization_profile(self) -> Profile:
-        """An empty one."""
+        """Make an empty profile."""
 
     def build_serialized_network(self, network: Network, config: Config) -> HostMemory | None:
-        """The engine; None when it failed, and the reason went to the logger."""
+        """Build the engine. Return None if that fails; the reason goes to the logger."""
 
 
 class Inspector(Protocol):
     """``EngineInspector``."""
 
     def get_engine_information(self, format: Any) -> str:  # noqa: A002
-        """All layers."""
+        """Describe all layers."""
 
 
 class Context(Protocol):
     """``IExecutionContext``."""
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
-        """Choose a profile."""
+        """Select a profile."""
 
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
-        """Of one input, for the next run."""
+        """Set the shape of one input for the next run."""
 
     def get_tensor_shape(self, name: str) -> Sequence[int]:
-        """Known once all input shapes are set."""
+        """Return the shape of a tensor. Set the shapes of all inputs first."""
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
-        """Where an input is read, an output written."""
+        """Set the address where an input is read or an output is written."""
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        """Whether it could be enqueued."""
+        """Enqueue a run, and return whether that succeeded."""
 
 
 class Engine(Protocol):
@@ -178,37 +178,37 @@ class Engine(Protocol):
     num_optimization_profiles: int
 
     def get_tensor_name(self, index: int) -> str:
-        """One of ``num_io_tensors``."""
+        """Return the name of an input or output; there are ``num_io_tensors``."""
 
     def get_tensor_mode(self, name: str) -> Any:
-        """Input or output."""
+        """Return whether a tensor is an input or an output."""
 
     def get_tensor_location(self, name: str) -> Any:
-        """Of an input or output: on the GPU, or on the CPU as shapes are."""
+        """Return whether a tensor is on the GPU, or on the CPU as shapes are."""
 
     def get_tensor_dtype(self, name: str) -> Any:
-        """Element type."""
+        """Return the element type of a tensor."""
 
     def get_tensor_shape(self, name: str) -> Sequence[int]:
-        """-1 where it is dynamic."""
+        """Return the shape of a tensor, with -1 for free dimensions."""
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> Sequence[Sequence[int]]:
-        """Least, best and largest shape of an input."""
+        """Return the smallest, the optimal and the largest shape of an input."""
 
     def create_execution_context(self) -> Context | None:
-        """With memory of its own."""
+        """Make a context with memory of its own. Return None if there is not enough."""
 
     def create_engine_inspector(self) -> Inspector:
-        """To look inside."""
+        """Make an inspector of this engine."""
 
 
 class Runtime(Protocol):
-    """``Runtime``; crashes the process where there is no driver."""
+    """``Runtime``. Without an NVIDIA driver it crashes the process."""
 
     engine_host_code_allowed: bool
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
-        """None when it is not a plan of this version and device."""
+        """Load an engine. Return None if it is not a plan for this version and device."""
 
 
 class TensorRT(Protocol):

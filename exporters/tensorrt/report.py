@@ -1,4 +1,4 @@
-"""What an engine really computes in int8: which kernel each product, attention and residual addition went into."""
+"""Report what an engine computes in int8: the kernel of each product, attention and residual addition."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 __all__ = ["AttentionRow", "EngineReport", "MergedRow", "ProductRow", "ResidualRow", "engine_report"]
 
 _PRODUCT_KERNEL = re.compile(r"gemm|mha|MatMul|Conv|Fc|conv")
-# Integers are read, and become floats before they are multiplied.
+# Kernels that read integers but cast them to float before they multiply.
 _CAST_FIRST = re.compile(r"__myl_\w*Cast\w*?(Fc|MatMul|Conv)")
 _EIGHT_BITS = ("int8", "fp8")
 
 
 @dataclass(frozen=True)
 class ProductRow:
-    """A matrix product.
+    """Describe the kernel of a matrix product.
 
     Args:
-        name: its module.
+        name: Name of its module.
         kind: ``linear`` or ``attention``.
-        wanted: what the file asks for: ``int8``, ``fp8``, ``float``.
-        runs_in: element type of what its kernel multiplies; ``unknown`` when no kernel names it.
-        kernel: TensorRT's name for it.
-        reason: why it does not run in what was wanted; empty when it does.
+        wanted: Type that the file asks for: ``int8``, ``fp8`` or ``float``.
+        runs_in: Type in which its kernel multiplies; ``unknown`` if no kernel names the product.
+        kernel: TensorRT's name of the kernel.
+        reason: Why it does not run in the wanted type; empty if it does.
     """
 
     name: str
@@ -45,13 +45,21 @@ class ProductRow:
 
     @property
     def as_wanted(self) -> bool:
-        """Whether it runs in 8 bits when the file asks for that."""
+        """Whether it runs in the wanted type, if that has 8 bits."""
         return self.wanted in ("float", self.runs_in)
 
 
 @dataclass(frozen=True)
 class AttentionRow:
-    """An attention: one kernel for both products and the softmax, or several."""
+    """Describe the kernel of an attention.
+
+    Args:
+        name: Name of its module.
+        fused: Whether one kernel computes both products and the softmax.
+        runs_in: Type in which the kernel multiplies.
+        kernel: TensorRT's name of the kernel of the scores.
+        reason: Why it is not fused; empty if it is.
+    """
 
     name: str
     fused: bool
@@ -62,7 +70,12 @@ class AttentionRow:
 
 @dataclass(frozen=True)
 class MergedRow:
-    """Linear layers that read one tensor (query, key, value): one GEMM, or several."""
+    """Describe linear layers that read the same tensor, such as query, key and value.
+
+    Args:
+        names: Names of their modules.
+        merged: Whether one kernel computes them all.
+    """
 
     names: tuple[str, ...]
     merged: bool
@@ -70,7 +83,13 @@ class MergedRow:
 
 @dataclass(frozen=True)
 class ResidualRow:
-    """A residual addition: in one kernel with the normalization behind or the GEMM before it, or on its own."""
+    """Describe the kernel of a residual addition.
+
+    Args:
+        name: Name of its module.
+        fused: Whether the kernel also computes the normalization behind it or the product before it.
+        kernel: TensorRT's name of the kernel.
+    """
 
     name: str
     fused: bool
@@ -79,15 +98,15 @@ class ResidualRow:
 
 @dataclass(frozen=True)
 class EngineReport:
-    """The report of :func:`engine_report`.
+    """Hold the result of :func:`engine_report`.
 
     Args:
-        kernels: how many the engine has.
-        products: one for each product.
-        attentions: one for each attention.
-        merged: one for each group of layers that read one tensor.
-        residuals: one for each residual addition.
-        precision: element type of what is not quantized.
+        kernels: Number of kernels of the engine.
+        products: One row for each product.
+        attentions: One row for each attention.
+        merged: One row for each group of layers that read the same tensor.
+        residuals: One row for each residual addition.
+        precision: Type of what is not quantized.
     """
 
     kernels: int
@@ -98,18 +117,18 @@ class EngineReport:
     precision: str = "fp32"
 
     def count(self, kind: str) -> tuple[int, int, int]:
-        """Of the ``linear`` or ``attention`` products: run in 8 bits, wanted in 8 bits, all."""
+        """Count the ``linear`` or ``attention`` products: those that run in 8 bits, those that should, and all."""
         rows = [row for row in self.products if row.kind == kind]
         wanted = [row for row in rows if row.wanted in _EIGHT_BITS]
         return sum(row.as_wanted for row in wanted), len(wanted), len(rows)
 
     @property
     def missed(self) -> list[ProductRow]:
-        """Products that the recipe wants in 8 bits and that run in something else."""
+        """Products that should run in 8 bits and do not."""
         return [row for row in self.products if not row.as_wanted]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         counts = {kind: dict(zip(("in_8_bits", "wanted", "all"), self.count(kind), strict=True)) for kind in _KINDS}
         return {
             "counts": counts,
@@ -121,7 +140,7 @@ class EngineReport:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> EngineReport:
-        """Back from :meth:`to_dict`."""
+        """Read what :meth:`to_dict` returned."""
         return cls(
             document["kernels"],
             tuple(ProductRow(**row) for row in document["products"]),
@@ -138,13 +157,13 @@ _KINDS = ("linear", "attention")
 def engine_report(
     model: ir.Model, kernels: Sequence[Kernel], reasons: Mapping[str, Sequence[str]] | None = None
 ) -> EngineReport:
-    """Lay the kernels over the graph that they were made of.
+    """Assign the kernels of an engine to the products, attentions and additions of its graph.
 
     Args:
-        model: the graph that was built; its weights are not read.
-        kernels: of the engine, see :mod:`exporters.tensorrt.kernels`.
-        reasons: what :func:`exporters.tensorrt.lint.lint` found, by name of the node: why something may not run as
-            it should.
+        model: The graph that was built. Its weights are not read.
+        kernels: The kernels of the engine; see :mod:`exporters.tensorrt.kernels`.
+        reasons: Findings of :func:`exporters.tensorrt.lint.lint.lint` by name of the node, which explain why something
+            does not run as it should.
     """
     structure = GraphStructure(model)
     index = _Index(kernels)
@@ -189,14 +208,14 @@ def engine_report(
 
 
 def _why_split(attention: Attention, computed_in: ir.DataType) -> str:
-    """What is left to say where the lint finds nothing."""
+    """Return why an attention is split if the lint found nothing."""
     if attention.scores.wanted == "float" and computed_in.name == "FLOAT":
         return "it is computed in float32, for which there is no such kernel: export with --dtype fp16, or quantize it"
     return "TensorRT chose kernels of its own for scores, softmax and context"
 
 
 class _Index:
-    """Kernels by the ONNX nodes that went into them."""
+    """Find kernels by the ONNX nodes that they compute."""
 
     def __init__(self, kernels: Sequence[Kernel]) -> None:
         self._of: dict[str, list[Kernel]] = {}
@@ -205,7 +224,7 @@ class _Index:
                 self._of.setdefault(node, []).append(kernel)
 
     def kernel(self, node: ir.Node) -> Kernel | None:
-        """The kernel that does the work of ``node``; others may hold a rest of it, a scale or a bias."""
+        """Return the main kernel of ``node``. Others may compute a part of it, such as a scale or a bias."""
         found = self._of.get(str(node.name), [])
         working = [kernel for kernel in found if _PRODUCT_KERNEL.search(f"{kernel.kind} {kernel.name}")]
         if node.op_type in ("MatMul", "Gemm", "Conv") and working:
@@ -213,18 +232,18 @@ class _Index:
         return found[0] if found else None
 
     def name(self, node: ir.Node) -> str:
-        """Of its kernel, or nothing."""
+        """Return the name of the kernel of ``node``, empty if there is none."""
         kernel = self.kernel(node)
         return "" if kernel is None else kernel.name
 
     def shares(self, node: ir.Node, others: Sequence[ir.Node]) -> bool:
-        """Whether a kernel that holds ``node`` holds one of ``others`` too."""
+        """Return whether a kernel computes both ``node`` and one of ``others``."""
         names = {str(other.name) for other in others}
         return any(names & set(kernel.nodes) for kernel in self._of.get(str(node.name), []))
 
 
 class _Reasons:
-    """Findings of the lint, by module."""
+    """Find the findings of the lint by module."""
 
     def __init__(self, reasons: Mapping[str, Sequence[str]]) -> None:
         self._of: dict[str, list[str]] = {}
@@ -232,14 +251,14 @@ class _Reasons:
             self._of.setdefault(module_of(node), []).extend(lines)
 
     def of(self, *nodes: ir.Node) -> str:
-        """What was found at the modules of these nodes, or at their quantizers."""
-        places = [module_of(node) for node in nodes]
-        lines = [line for name, found in self._of.items() for line in found if _near(name, places)]
+        """Return the findings at the modules of these nodes, or at their quantizers."""
+        modules = [module_of(node) for node in nodes]
+        lines = [line for name, found in self._of.items() for line in found if _belongs_to(name, modules)]
         return "; ".join(dict.fromkeys(lines))
 
 
-def _near(name: str, places: Sequence[str]) -> bool:
-    return any(name == own or (own and name.startswith(f"{own}.") and name.endswith("_quantizer")) for own in places)
+def _belongs_to(name: str, modules: Sequence[str]) -> bool:
+    return any(name == own or (own and name.startswith(f"{own}.") and name.endswith("_quantizer")) for own in modules)
 
 
 def _product_row(product: Product, index: _Index, why: _Reasons) -> ProductRow:
@@ -258,9 +277,10 @@ def _product_row(product: Product, index: _Index, why: _Reasons) -> ProductRow:
 
 
 def _multiplied(kernel: Kernel | None, *, stored: bool) -> str:
-    """In which type a kernel multiplies: that of its weights and inputs together."""
+    """Return the type in which a kernel multiplies, which is that of both its weights and its inputs."""
     if kernel is None:
         return "unknown"
+    # int8 inputs do not mean int8 arithmetic: a kernel may read int8 and multiply in float.
     for kind in () if _CAST_FIRST.match(kernel.name) else _EIGHT_BITS:
         weights = not stored or not kernel.constants or kind in kernel.constants
         if kind in kernel.inputs and weights:
@@ -270,7 +290,7 @@ def _multiplied(kernel: Kernel | None, *, stored: bool) -> str:
 
 
 def _beside(add: ir.Node) -> list[ir.Node]:
-    """The normalization behind an addition, and the products before it."""
+    """Return the normalization behind an addition, and the products before it."""
     found = consumers(add.outputs[0], "LayerNormalization")
     for value in add.inputs:
         node = None if value is None else value.producer()

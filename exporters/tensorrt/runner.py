@@ -37,22 +37,22 @@ _DTYPES = {
 }
 """TensorRT's names of element types -> torch's."""
 
-_ALIGNMENT = 256  # bytes, of every address that TensorRT is given
+_ALIGNMENT = 256  # bytes; TensorRT needs every address aligned to it
 _RECORDED = 16
-"""Shapes whose graphs are kept; each has a context of its own, with the memory that the engine computes in."""
+"""Number of shapes whose CUDA graphs are kept. Each has a context with its own memory for the computation."""
 
 Span = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def choose_profile(spans: Sequence[Mapping[str, Span]], shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """The first profile that allows these shapes.
+    """Return the index of the first profile that allows these shapes.
 
     Args:
-        spans: of every profile, least and largest shape of each input.
-        shapes: of the inputs of one call.
+        spans: Smallest and largest shape of each input, for every profile.
+        shapes: Shapes of the inputs of one call.
 
     Raises:
-        DataError: when no profile does; what each allows is told.
+        DataError: If no profile allows them. The message lists what each profile allows.
     """
     for index, span in enumerate(spans):
         if all(_fits(shape, span[name]) for name, shape in shapes.items()):
@@ -66,13 +66,13 @@ def choose_profile(spans: Sequence[Mapping[str, Span]], shapes: Mapping[str, tup
     raise DataError(describe_problems(f"no profile of the engine allows {asked}", allowed))
 
 
-def _recorded(plan: Path) -> tuple[str, bool]:
-    """From the record beside a plan: what built it, and whether it holds a lean runtime, code that runs on the CPU."""
+def _backend_of(plan: Path) -> tuple[str, bool]:
+    """Return the backend that built a plan, and whether the plan contains a lean runtime: code that runs on the CPU."""
     if not metadata_path(plan).is_file():
         return "auto", False
-    record = read_metadata(plan)
-    backend, _, _ = str(record.get("backend", "auto")).partition(" ")
-    return backend, bool((record.get("options") or {}).get("version_compatible"))
+    metadata = read_metadata(plan)
+    backend, _, _ = str(metadata.get("backend", "auto")).partition(" ")
+    return backend, bool((metadata.get("options") or {}).get("version_compatible"))
 
 
 def _fits(shape: tuple[int, ...], span: Span) -> bool:
@@ -86,9 +86,9 @@ def _shown(shape: Sequence[int]) -> str:
 
 @dataclass
 class _Graph:
-    """A recorded CUDA graph with the tensors that it reads and writes.
+    """Hold a recorded CUDA graph with the tensors that it reads and writes.
 
-    The context is its own: what a graph replays is undefined once the context that it was recorded from is changed.
+    It needs its own context: a graph is invalid once the context that it was recorded from changes.
     """
 
     graph: torch.cuda.CUDAGraph
@@ -98,34 +98,35 @@ class _Graph:
 
 
 class TensorRTRunner:
-    """Runs a plan on the GPU; a :class:`exporters.runners.Runner`, and for torch tensors without copies.
+    """Run an engine on the GPU, as a :class:`exporters.runners.Runner`, or with :meth:`run` on torch tensors.
 
     Args:
-        plan: The engine, built on this kind of GPU with this version of TensorRT.
-        backend: ``tensorrt``, ``tensorrt-rtx``, or ``auto``: what the plan's record names, else what is installed.
-        cuda_graphs: Record every shape once and replay it, which spares the CPU's time of each launch. The last 16
-            shapes are kept, each with memory of its own.
+        plan: The engine, built for this type of GPU with this version of TensorRT.
+        backend: ``tensorrt``, ``tensorrt-rtx``, or ``auto``: the one that the metadata of the plan names, else the one
+            that is installed.
+        cuda_graphs: Record every shape once and replay it, which saves the time that the CPU needs to launch kernels.
+            The last 16 shapes are kept, each with its own memory.
         device: The CUDA device to run on.
 
     Raises:
-        BuildError: There is no GPU, or the plan was made by another version or for another GPU, or has inputs or
-            outputs of a kind that no export of ours has.
-        CheckpointError: There is no such file, or the record beside it is of another one.
-        MissingPackageError: No TensorRT is installed.
+        BuildError: If there is no GPU, the plan was built by another version or for another GPU, or it has inputs or
+            outputs that cannot be torch tensors.
+        CheckpointError: If the file does not exist, or the metadata beside it belongs to another plan.
+        MissingPackageError: If no TensorRT is installed.
     """
 
     def __init__(self, plan: Path, *, backend: str = "auto", cuda_graphs: bool = False, device: int = 0) -> None:
         if not plan.is_file():
             raise CheckpointError(f"{plan}: no such file")
-        require_driver("running an engine")  # a runtime without a driver ends the process
+        require_driver("running an engine")  # without a driver TensorRT would end the process
         import torch
 
         if not torch.cuda.is_available():
             raise BuildError("running an engine needs a torch with CUDA: pip install torch from the CUDA index")
-        built_by, host_code = _recorded(plan)
+        built_by, host_code = _backend_of(plan)
         found = find_backend(built_by if backend == "auto" else backend)
-        logger, heard = messages(found)
-        heard.clear()
+        logger, received = messages(found)
+        received.clear()
         trt: TensorRT = found.trt
         self._torch = torch
         self._name = str(plan)
@@ -136,10 +137,10 @@ class TensorRTRunner:
         self._last: torch.cuda.Stream | None = None
         with torch.cuda.device(self._device):
             self._runtime: Runtime = trt.Runtime(logger)  # must outlive its engine
-            self._runtime.engine_host_code_allowed = host_code  # else version-compatible plans are refused
+            self._runtime.engine_host_code_allowed = host_code  # version-compatible plans need it
             engine: Engine | None = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if engine is None:
-            reasons = heard.errors or ["it gives no reason"]
+            reasons = received.errors or ["it gives no reason"]
             raise BuildError(
                 describe_problems(
                     f"{found.name} {found.version} cannot load {plan}: build it on this machine, or with "
@@ -151,14 +152,14 @@ class TensorRTRunner:
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         kinds = {name: str(engine.get_tensor_dtype(name).name) for name in names}
-        problems = [f"{name} is {kind}, which torch has not" for name, kind in kinds.items() if kind not in _DTYPES]
+        problems = [f"{name} is {kind}, which torch lacks" for name, kind in kinds.items() if kind not in _DTYPES]
         problems += [
             f"{name} is a shape, read or written on the CPU"
             for name in names
             if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE
         ]
         if problems:
-            raise BuildError(describe_problems(f"{plan} has inputs or outputs that cannot be given or taken", problems))
+            raise BuildError(describe_problems(f"{plan} has inputs or outputs that cannot be torch tensors", problems))
         self._types = {name: getattr(torch, _DTYPES[kind]) for name, kind in kinds.items()}
         self.inputs = tuple(self._info(name) for name in inputs)
         self._output_names = tuple(name for name in names if name not in inputs)
@@ -176,7 +177,7 @@ class TensorRTRunner:
         return self._output_names
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Outputs by name, on the CPU; see :class:`exporters.runners.Runner`."""
+        """Return the outputs by name, on the CPU; see :class:`exporters.runners.Runner`."""
         tensors = {
             name: self._torch.tensor(array).to(self._device, self._types[name])
             for name, array in check_inputs(self._name, self.inputs, inputs).items()
@@ -185,18 +186,18 @@ class TensorRTRunner:
         return {name: (y.float() if y.dtype == self._torch.bfloat16 else y).cpu().numpy() for name, y in found.items()}
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Outputs by name, on the GPU; nothing is copied and nothing is waited for.
+        """Return the outputs by name, on the GPU, without copies and without waiting.
 
-        The work is queued on torch's current stream, behind that of the calls before on whatever stream. With CUDA
-        graphs the outputs are overwritten by the next call of the same shapes.
+        The work is queued on torch's current stream, behind the work of earlier calls on any stream. With CUDA graphs
+        the next call with the same shapes overwrites the outputs.
 
         Args:
-            inputs: tensors of the engine's types, on the device, contiguous and not parts of others; those that are not
-                are copied. Further ones are ignored.
+            inputs: Tensors by name. Tensors that are not on the device, not contiguous or not aligned are copied. Other
+                inputs than those of the engine are ignored.
 
         Raises:
-            DataError: An input is missing or of another type, or no profile allows the shapes.
-            BuildError: TensorRT failed.
+            DataError: If an input is missing or has another type, or no profile allows the shapes.
+            BuildError: If TensorRT fails.
         """
         self._check({name: (str(x.dtype).removeprefix("torch."), x.dim()) for name, x in inputs.items()})
         shapes = {name: tuple(inputs[name].shape) for name in self.input_names}
@@ -204,7 +205,7 @@ class TensorRTRunner:
         with self._torch.cuda.device(self._device):
             stream = self._torch.cuda.current_stream(self._device)
             if self._last is not None and self._last != stream:
-                stream.wait_stream(self._last)  # the contexts' memory is still in use there
+                stream.wait_stream(self._last)  # the memory of the contexts is still in use there
             self._last = stream
             tensors = {name: self._ready(inputs[name]) for name in self.input_names}
             if self._cuda_graphs:
@@ -214,12 +215,13 @@ class TensorRTRunner:
             return self._enqueued(self._contexts[profile], shapes, tensors)
 
     def _ready(self, x: Tensor) -> Tensor:
-        """On the device, in one piece, and where TensorRT may read it."""
+        """Return ``x`` on the device, contiguous and aligned; a copy if it is not."""
         x = x.to(self._device).contiguous()
         return x.clone() if x.data_ptr() % _ALIGNMENT else x
 
     def _address(self, name: str, x: Tensor) -> int:
-        """Of a tensor; TensorRT wants one even where there is nothing (a cache of length 0), and no two alike."""
+        """Return the address of a tensor."""
+        # TensorRT needs an address even for an empty tensor (a cache of length 0), and all addresses must differ.
         if x.numel():
             return x.data_ptr()
         if name not in self._spare:
@@ -246,23 +248,24 @@ class TensorRTRunner:
     def _replayed(
         self, profile: int, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        key = (profile, *shapes.items())
+        key = (profile, *shapes.items())  # a CUDA graph is fixed to its shapes and addresses
         if key not in self._graphs:
             if len(self._graphs) == _RECORDED:
-                self._torch.cuda.synchronize(self._device)  # the oldest may be at work
+                self._torch.cuda.synchronize(self._device)  # the oldest graph may still be running
                 del self._graphs[next(iter(self._graphs))]
             held = {name: x.clone() for name, x in tensors.items()}
             stream = self._torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             stream.wait_stream(self._torch.cuda.current_stream(self._device))
             context = self._context(profile, stream.cuda_stream)
             with self._torch.cuda.stream(stream):
-                self._enqueued(context, shapes, held)  # once outside: TensorRT allocates when it sees a shape first
+                # Run once before recording: TensorRT allocates memory when it sees a shape for the first time.
+                self._enqueued(context, shapes, held)
             stream.synchronize()
             graph = self._torch.cuda.CUDAGraph()
             with self._torch.cuda.graph(graph, stream=stream):
                 outputs = self._enqueued(context, shapes, held)
             self._graphs[key] = _Graph(graph, context, held, outputs)
-        recorded = self._graphs[key] = self._graphs.pop(key)  # the last one used goes last
+        recorded = self._graphs[key] = self._graphs.pop(key)  # keeps the most recently used last
         for name, x in tensors.items():
             recorded.inputs[name].copy_(x, non_blocking=True)
         recorded.graph.replay()

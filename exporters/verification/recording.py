@@ -173,6 +173,7 @@ def run_and_record(
         and quantizer.spec is not None
         and (quantizer.spec.granularity == PerTensor() or f"{slot.module}.{slot.name}_quantizer" in per_token)
     ]
+    # The scores have no quantizer of their own, so a hook notes their largest magnitude for the softmax behind them.
     hooks = [
         attention.scores.register_forward_hook(score_of(weights, attention.head_size))
         for attention in export_model.model.modules()

@@ -147,7 +147,7 @@ def _open_checkpoint(directory: ModelDirectory, task: str) -> ModelUnderTest:
 
 
 def _gives(model: Any, names: tuple[str, ...]) -> bool:
-    return set(names) <= set(getattr(model, "returns", ("last_hidden_state",)))
+    return set(names) <= set(getattr(model, "logits_fields", ("last_hidden_state",)))
 
 
 def _open_export(directory: ModelDirectory, task: str, runtime: str, threads: int | None) -> ModelUnderTest:

@@ -54,10 +54,12 @@ def test_inspect_shows_what_was_built(run: Any, plan: Path) -> None:
 def test_a_plan_without_record_or_with_another(refused: Any, plan: Path, tmp_path: Path) -> None:
     other = tmp_path / "m.plan"
     other.write_bytes(plan.read_bytes())
-    assert "m.plan.json, which qdq build writes beside it and which is missing" in refused("inspect", other)
+    assert "m.plan.json, which qdq build writes beside it and which says what it computes, is missing" in refused(
+        "inspect", other
+    )
     (tmp_path / "m.plan.json").write_text(plan.with_name("model.plan.json").read_text())
     other.write_bytes(plan.read_bytes()[:-1])
-    assert "is of another engine" in refused("inspect", other)
+    assert "belongs to another engine" in refused("inspect", other)
     (tmp_path / "m.plan.json").write_text("{")
     assert "not valid JSON" in refused("inspect", other)
 

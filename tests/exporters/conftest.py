@@ -1,9 +1,9 @@
-"""Tiny models, quantized and exported; each combination of target and recipe once for the whole run."""
+"""Tiny models, quantized and exported. Each combination of target and recipe is exported once for all tests."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 import torch
@@ -35,15 +35,26 @@ TINY: dict[str, Any] = {
 SHAPES = ((2, 8, 2), (3, 17, 4), (1, 30, 0))  # batch, longest, padding
 
 
-class Workshop:
-    """Makes models and files; what it exported once it keeps."""
+class TinyModels:
+    """Make tiny models and their exported files.
+
+    Args:
+        folder: Directory for the files.
+    """
+
+    LINEARS = (
+        *(f"attention.{name}" for name in ("query", "key", "value", "output")),
+        "feed_forward.up",
+        "feed_forward.down",
+    )
+    """Names of the linear layers of each encoder layer."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._kept: dict[tuple[str | None, str | None], tuple[Model, Path, ExportResult]] = {}
 
     def model(self, model_type: str = "bert", task: str | None = None, **changes: Any) -> Model:
-        """A model in which no parameter is zero or one, always with the same numbers."""
+        """Make a model in which no parameter is 0 or 1, always with the same weights."""
         torch.manual_seed(0)
         model = build(configure(model_type, **{**TINY, **changes}), task).eval()
         with torch.no_grad():
@@ -53,7 +64,7 @@ class Workshop:
         return model
 
     def batches(self, model: nn.Module, interface: ExportInterface | None = None) -> list[dict[str, Tensor]]:
-        """Three shapes, two with padding."""
+        """Make batches of three shapes, two with padding."""
         inputs = wrap_for_export(model, interface).signature.inputs
         return [
             example_inputs(inputs, batch_size=b, seq_len=s, vocab_size=TINY["vocab_size"], padding=p, seed=s)
@@ -63,14 +74,14 @@ class Workshop:
     def calibrated(
         self, recipe: Recipe | str, *args: Any, interface: ExportInterface | None = None, **changes: Any
     ) -> Model:
-        """A model that quantizes; a cache is not among what it is calibrated with."""
+        """Make a model that is quantized and calibrated; the batches of the calibration have no cache."""
         model = self.model(*args, **changes)
         quantize(model, recipe)
         calibrate(model, self.batches(model, replace(interface, cache=None) if interface else None))
         return model
 
     def exported(self, target: str | None, recipe: str | None = None) -> tuple[Model, Path, ExportResult]:
-        """Model and file of a target, from a checkpoint with the target's recipe unless another is named."""
+        """Export a model with the recipe of the target, or another one; return the model, the file and the result."""
         key = (target, recipe)
         if key not in self._kept:
             path = self._folder / f"{target}-{recipe}.onnx"
@@ -81,15 +92,25 @@ class Workshop:
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     torch.set_num_threads(2)
-    return Workshop(tmp_path_factory.mktemp("exports"))
+    return TinyModels(tmp_path_factory.mktemp("exports"))
 
 
-def rules(activation: dict[str, Any] | None, weight: dict[str, Any] | None = None, **more: Any) -> Recipe:
-    """A recipe for the linear layers of the encoder, and for other kinds under their names."""
+class MakeRecipe(Protocol):
+    """Make a recipe for the linear layers of the encoder, and for other kinds of modules by name."""
+
+    def __call__(
+        self, activation: dict[str, Any] | None, weight: dict[str, Any] | None = None, **other_kinds: dict[str, Any]
+    ) -> Recipe:
+        """Make a recipe from specs."""
+
+
+def _recipe(
+    activation: dict[str, Any] | None, weight: dict[str, Any] | None = None, **other_kinds: dict[str, Any]
+) -> Recipe:
     specs = [("linear", "input", activation), ("linear", "weight", weight)]
-    specs += [(kind, "*", spec) for kind, spec in more.items()]
+    specs += [(kind, "*", spec) for kind, spec in other_kinds.items()]
     return Recipe.from_dict(
         {
             "name": "test",
@@ -102,6 +123,6 @@ def rules(activation: dict[str, Any] | None, weight: dict[str, Any] | None = Non
     )
 
 
-@pytest.fixture(scope="session", name="rules")
-def _rules() -> Any:
-    return rules
+@pytest.fixture(scope="session")
+def make_recipe() -> MakeRecipe:
+    return _recipe

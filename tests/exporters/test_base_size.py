@@ -1,4 +1,4 @@
-"""A model of the size of bert-base: what its export and its proof take in memory, beside what its float file has."""
+"""A model of the size of bert-base: the memory that its export and its verification take."""
 
 from __future__ import annotations
 

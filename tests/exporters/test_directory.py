@@ -23,7 +23,9 @@ from qdq.source import EXPORT_FILE, MODEL_FILE, read_export
 if TYPE_CHECKING:
     from pathlib import Path
 
-COMPANIONS = {
+    from tests.exporters.conftest import TinyModels
+
+COPIED_FILES = {
     "special_tokens_map.json": "{}",
     "modules.json": "[]",
     "1_Pooling/config.json": '{"pooling_mode_mean_tokens": true}',
@@ -31,15 +33,15 @@ COMPANIONS = {
 
 
 @pytest.fixture(scope="module")
-def checkpoints(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoints(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``float`` and ``quantized``, by the recipe onnxruntime."""
     folder = tmp_path_factory.mktemp("checkpoints")
     (folder / "float").mkdir()
-    save_model(workshop.model(), folder / "float")
-    for name, content in COMPANIONS.items():
+    save_model(tiny_models.model(), folder / "float")
+    for name, content in COPIED_FILES.items():
         (folder / "float" / name).parent.mkdir(exist_ok=True)
         (folder / "float" / name).write_text(content)
-    model = workshop.calibrated("onnxruntime")
+    model = tiny_models.calibrated("onnxruntime")
     recipe = load_recipe("onnxruntime")
     save(model, folder / "quantized", recipe=recipe, calibration={"name": "max"}, source=folder / "float")
     return folder
@@ -60,11 +62,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["float", "onnxruntime", "tensorrt"])
-def test_an_export_holds_model_configuration_and_companions(checkpoints: Path, exports: Path, name: str) -> None:
+def test_an_export_holds_model_configuration_and_tokenizer(checkpoints: Path, exports: Path, name: str) -> None:
     found = contents(exports / name)
-    assert set(found) == {MODEL_FILE, EXPORT_FILE, "config.json", ".qdq.json", *COMPANIONS}
-    for companion, content in COMPANIONS.items():
-        assert found[companion].decode() == content
+    assert set(found) == {MODEL_FILE, EXPORT_FILE, "config.json", ".qdq.json", *COPIED_FILES}
+    for copied, content in COPIED_FILES.items():
+        assert found[copied].decode() == content
     assert read_config(exports / name) == read_config(checkpoints / "float")
     assert json.loads(found["config.json"])["architectures"] == ["BertModel"]
 
@@ -234,3 +236,9 @@ def test_an_export_without_its_model_is_incomplete(exports: Path, tmp_path: Path
     shutil.copy(exports / "float" / EXPORT_FILE, tmp_path)
     with pytest.raises(CheckpointError, match=f"{MODEL_FILE} is missing"):
         read_export(tmp_path)
+
+
+def test_the_former_name_of_the_interface_still_works(checkpoints: Path, tmp_path: Path) -> None:
+    with pytest.warns(DeprecationWarning, match="the argument form is named interface now"):
+        export(checkpoints / "float", tmp_path / "out", target=None, form=ExportInterface(int32_ids=True))
+    assert read_export(tmp_path / "out")["form"] == {"int32_ids": True}

@@ -30,6 +30,8 @@ from qdq.recipes.recipe import load_recipe
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.exporters.conftest import TinyModels
+
 CLASSES = {
     "feature-extraction": "FeatureExtraction",
     "sequence-classification": "SequenceClassification",
@@ -81,12 +83,12 @@ def elsewhere() -> Any:
 
 
 @pytest.fixture
-def folders(workshop: Any, tmp_path: Path) -> Any:
+def folders(tiny_models: TinyModels, tmp_path: Path) -> Any:
     """A float checkpoint, and its exports in float and in int8, whose ranges need no data."""
 
     def make(task: str) -> dict[str, Path]:
         (tmp_path / "checkpoint").mkdir()
-        model = workshop.model(task=task)
+        model = tiny_models.model(task=task)
         save_model(model, tmp_path / "checkpoint")
         quantize(model, "dynamic")
         set_mode(model, Mode.QUANTIZE)
@@ -101,9 +103,9 @@ def folders(workshop: Any, tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("task", CLASSES)
-def test_optimum_loads_an_export_as_it_is(elsewhere: Any, folders: Any, workshop: Any, task: str) -> None:
+def test_optimum_loads_an_export_as_it_is(elsewhere: Any, folders: Any, tiny_models: TinyModels, task: str) -> None:
     made = folders(task)
-    batch = workshop.batches(workshop.model(task=task))[0]
+    batch = tiny_models.batches(tiny_models.model(task=task))[0]
     request = {
         "class": f"ORTModelFor{CLASSES[task]}",
         "inputs": {name: value.tolist() for name, value in batch.items()},

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -10,6 +10,10 @@ from exporters.export_model import cache_names, wrap_for_export
 from exporters.interface import ExportInterface
 from exporters.io_signature import PAST_AND_SEQ, example_inputs, token_inputs
 from qdq.tasks.pooling import pool
+
+if TYPE_CHECKING:
+    from exporters.interface import Pooling
+    from tests.exporters.conftest import TinyModels
 
 BATCH_SEQ = ("batch", "seq")
 
@@ -26,28 +30,30 @@ BATCH_SEQ = ("batch", "seq")
         ("pre-training", ("prediction_logits", "seq_relationship_logits")),
     ],
 )
-def test_outputs_are_what_the_task_computes_without_labels(workshop: Any, task: str, outputs: tuple[str, ...]) -> None:
-    signature = wrap_for_export(workshop.model(task=task)).signature
+def test_outputs_are_what_the_task_computes_without_labels(
+    tiny_models: TinyModels, task: str, outputs: tuple[str, ...]
+) -> None:
+    signature = wrap_for_export(tiny_models.model(task=task)).signature
     assert (signature.inputs, signature.outputs) == (token_inputs(), outputs)
 
 
-def test_choices_have_an_axis(workshop: Any) -> None:
-    signature = wrap_for_export(workshop.model(task="multiple-choice")).signature
+def test_choices_have_an_axis(tiny_models: TinyModels) -> None:
+    signature = wrap_for_export(tiny_models.model(task="multiple-choice")).signature
     assert {entry.axes for entry in signature.inputs} == {("batch", "choices", "seq")}
     assert signature.outputs == ("logits",)
 
 
-def test_a_scorer_takes_a_question_and_its_candidates(workshop: Any) -> None:
-    signature = wrap_for_export(workshop.model("realm", "scoring", num_candidates=3)).signature
+def test_a_scorer_takes_a_question_and_its_candidates(tiny_models: TinyModels) -> None:
+    signature = wrap_for_export(tiny_models.model("realm", "scoring", num_candidates=3)).signature
     names = ("input_ids", "attention_mask", "token_type_ids")
     assert signature.input_names == (*names, *(f"candidate_{name}" for name in names))
     assert signature.inputs[3].axes == ("batch", 3, "candidate_seq")
     assert signature.outputs == ("relevance_score", "query_score", "candidate_score")
 
 
-def test_a_reader_takes_its_blocks_and_where_their_evidence_is(workshop: Any) -> None:
+def test_a_reader_takes_its_blocks_and_where_their_evidence_is(tiny_models: TinyModels) -> None:
     signature = wrap_for_export(
-        workshop.model("realm", "question-answering", reader_beam_size=3, max_span_width=4)
+        tiny_models.model("realm", "question-answering", reader_beam_size=3, max_span_width=4)
     ).signature
     assert [(entry.name, entry.axes, entry.dtype) for entry in signature.inputs[-2:]] == [
         ("relevance_score", (3,), "float32"),
@@ -57,8 +63,8 @@ def test_a_reader_takes_its_blocks_and_where_their_evidence_is(workshop: Any) ->
 
 
 @pytest.mark.parametrize("cross", [False, True], ids=["text alone", "cross-attention"])
-def test_a_cache_is_asked_for_and_has_the_ecosystems_names(workshop: Any, cross: bool) -> None:
-    model = workshop.model(task="causal-lm", is_decoder=True, add_cross_attention=cross)
+def test_a_cache_is_asked_for_and_has_the_ecosystems_names(tiny_models: TinyModels, cross: bool) -> None:
+    model = tiny_models.model(task="causal-lm", is_decoder=True, add_cross_attention=cross)
     plain, first, step = (
         wrap_for_export(model, ExportInterface(cache=cache)).signature for cache in (None, "first", "step")
     )
@@ -77,8 +83,8 @@ def test_a_cache_is_asked_for_and_has_the_ecosystems_names(workshop: Any, cross:
 
 
 @pytest.mark.parametrize("cross", [False, True], ids=["text alone", "cross-attention"])
-def test_steps_find_what_the_whole_text_gives(workshop: Any, cross: bool) -> None:
-    model = workshop.model(task="causal-lm", is_decoder=True, add_cross_attention=cross)
+def test_steps_find_what_the_whole_text_gives(tiny_models: TinyModels, cross: bool) -> None:
+    model = tiny_models.model(task="causal-lm", is_decoder=True, add_cross_attention=cross)
     whole, first, step = (wrap_for_export(model, ExportInterface(cache=cache)) for cache in (None, "first", "step"))
     batch = example_inputs(whole.signature.inputs, vocab_size=83, seq_len=9)
     expected = whole.run(batch)["logits"]
@@ -101,8 +107,8 @@ def test_steps_find_what_the_whole_text_gives(workshop: Any, cross: bool) -> Non
 
 
 @pytest.mark.parametrize("how", ["mean", "cls", "max"])
-def test_pooling_is_what_evaluation_does(workshop: Any, how: Any) -> None:
-    model = workshop.model()
+def test_pooling_is_what_evaluation_does(tiny_models: TinyModels, how: Pooling) -> None:
+    model = tiny_models.model()
     export_model = wrap_for_export(model, ExportInterface(pooling=how))
     assert export_model.signature.outputs == ("sentence_embedding",)
     batch = example_inputs(token_inputs(), vocab_size=83, batch_size=4, padding=3)
@@ -117,17 +123,17 @@ def test_pooling_is_what_evaluation_does(workshop: Any, how: Any) -> None:
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected, axis=-1, keepdims=True), atol=1e-5)
 
 
-def test_a_text_of_padding_alone_has_a_vector(workshop: Any) -> None:
+def test_a_text_of_padding_alone_has_a_vector(tiny_models: TinyModels) -> None:
     batch = example_inputs(token_inputs(), vocab_size=83)
     batch["attention_mask"][0] = 0
     for how in ("mean", "max", "cls"):
         assert torch.isfinite(
-            wrap_for_export(workshop.model(), ExportInterface(pooling=how)).run(batch)["sentence_embedding"]
+            wrap_for_export(tiny_models.model(), ExportInterface(pooling=how)).run(batch)["sentence_embedding"]
         ).all()
 
 
-def test_a_retrievers_vector_can_be_normalized(workshop: Any) -> None:
-    model = workshop.model("realm", "retrieval")
+def test_a_retrievers_vector_can_be_normalized(tiny_models: TinyModels) -> None:
+    model = tiny_models.model("realm", "retrieval")
     batch = example_inputs(token_inputs(), vocab_size=83)
     raw, unit = (
         wrap_for_export(model, ExportInterface(normalize=n)).run(batch)["projected_score"] for n in (False, True)
@@ -135,22 +141,22 @@ def test_a_retrievers_vector_can_be_normalized(workshop: Any) -> None:
     torch.testing.assert_close(unit, raw / raw.norm(dim=-1, keepdim=True))
 
 
-def test_probabilities_and_labels(workshop: Any) -> None:
+def test_probabilities_and_labels(tiny_models: TinyModels) -> None:
     batch = example_inputs(token_inputs(), vocab_size=83)
-    model = workshop.model(task="sequence-classification", num_labels=4)
+    model = tiny_models.model(task="sequence-classification", num_labels=4)
     logits = wrap_for_export(model).run(batch)["logits"]
     both = wrap_for_export(model, ExportInterface(softmax=True, argmax=True)).run(batch)
     assert list(both) == ["probabilities", "labels"]
     torch.testing.assert_close(both["probabilities"], logits.softmax(-1))
     assert both["labels"].tolist() == logits.argmax(-1).tolist()
-    several = workshop.model(task="sequence-classification", problem_type="multi_label_classification")
+    several = tiny_models.model(task="sequence-classification", problem_type="multi_label_classification")
     logits = wrap_for_export(several).run(batch)["logits"]
     found = wrap_for_export(several, ExportInterface(softmax=True)).run(batch)["probabilities"]
     torch.testing.assert_close(found, logits.sigmoid())
 
 
-def test_inputs_of_choice(workshop: Any) -> None:
-    model = workshop.model()
+def test_inputs_of_choice(tiny_models: TinyModels) -> None:
+    model = tiny_models.model()
     batch = example_inputs(token_inputs(), vocab_size=83, padding=2)
     expected = wrap_for_export(model).run(batch)["last_hidden_state"]
     short = wrap_for_export(model, ExportInterface(token_type_ids=False))
@@ -167,6 +173,6 @@ def test_inputs_of_choice(workshop: Any) -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_what_a_configuration_makes_the_model_return_besides_is_no_output(workshop: Any) -> None:
-    model = workshop.model(output_attentions=True, output_hidden_states=True, return_dict=False)
+def test_what_a_configuration_makes_the_model_return_besides_is_no_output(tiny_models: TinyModels) -> None:
+    model = tiny_models.model(output_attentions=True, output_hidden_states=True, return_dict=False)
     assert wrap_for_export(model).signature.outputs == ("last_hidden_state", "pooler_output")

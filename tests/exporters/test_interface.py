@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from exporters.interface import ExportInterface, check_interface
 from qdq.errors import CheckpointError, ExportError
+
+if TYPE_CHECKING:
+    from tests.exporters.conftest import TinyModels
 
 
 def test_a_form_survives_its_record() -> None:
@@ -45,19 +48,19 @@ REFUSED: dict[str, tuple[str, dict[str, Any], ExportInterface, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_forms_that_a_model_cannot_have(workshop: Any, case: str) -> None:
+def test_forms_that_a_model_cannot_have(tiny_models: TinyModels, case: str) -> None:
     task, changes, interface, words = REFUSED[case]
     with pytest.raises(ExportError, match=words):
-        check_interface(workshop.model(task=task, **changes), interface)
+        check_interface(tiny_models.model(task=task, **changes), interface)
 
 
-def test_all_reasons_arrive_together(workshop: Any) -> None:
+def test_all_reasons_arrive_together(tiny_models: TinyModels) -> None:
     with pytest.raises(ExportError, match="3 problems"):
         check_interface(
-            workshop.model(task="question-answering"), ExportInterface(pooling="cls", softmax=True, cache="first")
+            tiny_models.model(task="question-answering"), ExportInterface(pooling="cls", softmax=True, cache="first")
         )
 
 
-def test_a_scorer_embeds_by_itself(workshop: Any) -> None:
+def test_a_scorer_embeds_by_itself(tiny_models: TinyModels) -> None:
     with pytest.raises(ExportError, match="embeds questions and candidates itself"):
-        check_interface(workshop.model("realm", "scoring"), ExportInterface(inputs_embeds=True))
+        check_interface(tiny_models.model("realm", "scoring"), ExportInterface(inputs_embeds=True))

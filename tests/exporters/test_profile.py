@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import onnx
 import pytest
@@ -8,6 +8,11 @@ import pytest
 from exporters.onnx.inspect import inspect_graph
 from exporters.profile import NodeTime, Profile, profile
 from qdq.errors import CheckpointError, ConfigError, ExportError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.exporters.conftest import TinyModels
 
 LINEARS = 6
 SHAPE = {"batch_size": 2, "seq_len": 16}
@@ -17,8 +22,8 @@ MACS = LINEAR_MACS + 2 * 2 * 16 * 16 * 32 + 2 * 32 * 32
 
 
 @pytest.mark.parametrize(("target", "runtime"), [("onnxruntime", "onnxruntime"), ("openvino", "openvino")])
-def test_linear_layers_run_in_int8(workshop: Any, target: str, runtime: str) -> None:
-    _, path, _ = workshop.exported(target)
+def test_linear_layers_run_in_int8(tiny_models: TinyModels, target: str, runtime: str) -> None:
+    _, path, _ = tiny_models.exported(target)
     found = profile(path, runtime=runtime, threads=1, runs=2, warmup=1, **SHAPE)
     assert (found.runtime, found.batch_size, found.seq_len, found.runs) == (runtime, 2, 16, 2)
     quantized = [node for node in found.nodes if node.in_int8 and node.macs]
@@ -35,8 +40,8 @@ def test_linear_layers_run_in_int8(workshop: Any, target: str, runtime: str) -> 
     assert any("pooler.dense" in node.name for node in found.products_in_float())
 
 
-def test_a_float_file_has_nothing_in_int8(workshop: Any) -> None:
-    _, path, _ = workshop.exported(None)
+def test_a_float_file_has_nothing_in_int8(tiny_models: TinyModels) -> None:
+    _, path, _ = tiny_models.exported(None)
     found = profile(path, threads=1, runs=1, warmup=0, **SHAPE)
     assert found.share_of_macs == 0
     assert len(found.products_in_float()) == LINEARS + 3
@@ -51,8 +56,8 @@ def test_the_report_is_plain_and_survives_nothing() -> None:
     assert one.to_dict()["share_of_macs_in_int8"] == 0
 
 
-def test_what_keeps_a_product_in_float_is_told(workshop: Any) -> None:
-    report = inspect_graph(workshop.exported("onnxruntime")[1])
+def test_what_keeps_a_product_in_float_is_told(tiny_models: TinyModels) -> None:
+    report = inspect_graph(tiny_models.exported("onnxruntime")[1])
     reasons = {product.name: product.why for product in report.products if product.why}
     assert reasons == dict.fromkeys(
         (
@@ -64,8 +69,8 @@ def test_what_keeps_a_product_in_float_is_told(workshop: Any) -> None:
     )
 
 
-def test_what_cannot_be_profiled(workshop: Any, tmp_path: Any) -> None:
-    _, path, _ = workshop.exported(None)
+def test_what_cannot_be_profiled(tiny_models: TinyModels, tmp_path: Path) -> None:
+    _, path, _ = tiny_models.exported(None)
     with pytest.raises(ConfigError, match="no runtime 'tflite': it must be one of onnxruntime, openvino"):
         profile(path, runtime="tflite")
     with pytest.raises(ConfigError, match="at least 1"):

@@ -1,1 +1,1 @@
-"""Whether TensorRT will take an ONNX file, and run it in int8 where its quantizers say so; asked without TensorRT."""
+"""Find out without TensorRT whether it can read an ONNX file, and whether it runs in int8 where the quantizers are."""

@@ -27,7 +27,7 @@ _SMALL = 1 << 16  # bytes; larger constants are weights, which are not read
 
 
 def operators(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:
-    """E8: nothing that TensorRT does not know."""
+    """E8: every operator is known to TensorRT."""
     known = supported_operators(settings.version)
     version = ".".join(map(str, settings.version))
     own = structure.model.functions
@@ -41,13 +41,13 @@ def operators(structure: GraphStructure, settings: Settings) -> Iterator[Finding
 
 
 def typed(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
-    """E9: strong typing."""
+    """E9: operands of one operator have one type."""
     for node, problem in clashes(structure.nodes, types_of(structure.nodes)):
         yield finding("E9", node, problem)
 
 
 def modes(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
-    """E10: operators in a form that TensorRT cannot read."""
+    """E10: no operator has attributes or outputs that TensorRT cannot read."""
     for node in structure.of("LayerNormalization", "BatchNormalization"):
         extra = [value for value in node.outputs[1:] if consumers(value) or value.is_graph_output()]
         if extra:
@@ -73,7 +73,7 @@ def _rank(value: ir.Value | None) -> int | None:
 
 
 def opset(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:
-    """E11: a known opset, and what it needs."""
+    """E11: the opset is one that this version reads."""
     version = ".".join(map(str, settings.version))
     read = opsets_of(settings.version)
     if structure.opset not in read:
@@ -87,14 +87,14 @@ def opset(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:
 
 
 def profiles(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
-    """E12: shapes that the engine is to work for."""
+    """E12: the optimization profiles are valid."""
     source = settings.source
     for problem in check_profiles(settings.profiles, source.inputs, longest=source.longest):
         yield finding("E12", "the profiles", problem)
 
 
 def constants(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
-    """W17: numbers that TensorRT cannot hold."""
+    """W17: constants have types and values that TensorRT can store."""
     for value in structure.model.graph.initializers.values():
         tensor = value.const_value
         if tensor is None:
@@ -112,13 +112,13 @@ def _is_scale(value: ir.Value) -> bool:
 
 
 def refit(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
-    """W20: int8 and refitting."""
+    """W20: an int8 engine is not refitted."""
     if settings.refit and settings.source.is_quantized:
         yield finding("W20", "the file", "it is quantized, and the engine is to be refitted")
 
 
 def order(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:
-    """I1 and I2: size and names."""
+    """I1 and I2: the file is below 2 GiB, constants are used, and names are unique."""
     size = settings.source.path.stat().st_size
     if size >= 1 << 31:
         yield finding("I1", "the file", f"it has {size / 1e9:.1f} GB in one piece")

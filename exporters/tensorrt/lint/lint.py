@@ -1,4 +1,4 @@
-"""Run every check on a file."""
+"""Lint a file: run every check."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ _ORDER = ("error", "warning", "info")
 
 @dataclass(frozen=True)
 class LintReport:
-    """What was found.
+    """Hold the findings of a lint.
 
     Args:
-        version: of the TensorRT that it was checked for.
-        findings: errors first, in the order of the graph.
+        version: Version of TensorRT that the file was checked for.
+        findings: The findings, errors first, in graph order.
     """
 
     version: tuple[int, int]
     findings: Sequence[Finding]
 
     def count(self, severity: str) -> int:
-        """How many findings are ``error``, ``warning`` or ``info``."""
+        """Return how many findings are ``error``, ``warning`` or ``info``."""
         return sum(finding.severity == severity for finding in self.findings)
 
     def holds(self, *, strict: bool = False) -> bool:
-        """Whether there is no error; and no warning where it is strict."""
+        """Return whether there is no error, and if ``strict`` no warning."""
         return not self.count("error") and not (strict and self.count("warning"))
 
     def plus(self, findings: Sequence[Finding]) -> LintReport:
-        """With more findings."""
+        """Return a report with more findings."""
         return replace(self, findings=_sorted([*self.findings, *findings]))
 
     def reasons(self) -> dict[str, list[str]]:
-        """Errors and warnings by node: why something may not run in int8."""
+        """Return errors and warnings by name of the node; they explain why something does not run in int8."""
         found: dict[str, list[str]] = {}
         for finding in self.findings:
             if finding.severity != "info":
@@ -60,7 +60,7 @@ class LintReport:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "version": ".".join(map(str, self.version)),
             "counts": {severity: self.count(severity) for severity in _ORDER},
@@ -75,16 +75,16 @@ def lint(
     profiles: Sequence[Profile] | None = None,
     refit: bool = False,
 ) -> LintReport:
-    """Check a file; weights are not read.
+    """Check a file. Its weights are not read.
 
     Args:
-        source: see :func:`exporters.tensorrt.onnx_file.read_onnx_file`.
-        target: ``tensorrt``, ``tensorrt:10.16``, ``tensorrt-rtx``.
-        profiles: that the engine is to have; None takes the default one.
-        refit: whether its weights are to be exchanged later.
+        source: The file; see :func:`exporters.tensorrt.onnx_file.read_onnx_file`.
+        target: ``tensorrt``, ``tensorrt:10.16`` or ``tensorrt-rtx``.
+        profiles: Optimization profiles of the engine, the default one if None.
+        refit: Whether the weights of the engine will be replaced later.
 
     Raises:
-        ConfigError: for a target that is not known.
+        ConfigError: If the target is unknown.
     """
     version = target_version(target)
     if profiles is None:

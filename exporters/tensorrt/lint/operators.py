@@ -1,4 +1,4 @@
-"""Which operators which TensorRT knows, and how a target is named."""
+"""The operators and opsets of each version of TensorRT, and the names of targets."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def _number(version: str) -> tuple[int, int]:
 
 
 def target_version(target: str) -> tuple[int, int]:
-    """The version that ``tensorrt``, ``tensorrt:10.16`` or ``tensorrt-rtx`` names; the newest known when none is.
+    """Return the version in ``tensorrt:10.16``; the newest known version for ``tensorrt`` and ``tensorrt-rtx``.
 
     Raises:
-        ConfigError: for anything else.
+        ConfigError: If the target is unknown, or its version too old.
     """
     newest = _number(_table()["versions"][-1])
     if target in ("tensorrt", "tensorrt-rtx"):
@@ -45,7 +45,7 @@ def target_version(target: str) -> tuple[int, int]:
 
 
 def supported_operators(version: tuple[int, int]) -> frozenset[str]:
-    """Those of the version, or of the one before it that is known."""
+    """Return the operators of a version, or of the last known version before it."""
     names = []
     for name, history in _table()["operators"].items():
         known = [types for since, types in history.items() if _number(since) <= version]
@@ -55,7 +55,7 @@ def supported_operators(version: tuple[int, int]) -> frozenset[str]:
 
 
 def opsets_of(version: tuple[int, int]) -> range:
-    """The opsets that a version reads."""
+    """Return the opsets that a version reads."""
     if version >= (10, 15):
         return range(9, 25)
     if version >= (10, 13):

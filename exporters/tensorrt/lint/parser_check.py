@@ -1,4 +1,4 @@
-"""Ask the parser of an installed TensorRT: I3."""
+"""Check I3: let the parser of the installed TensorRT read the file."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ __all__ = ["parser_findings"]
 
 
 def parser_findings(path: Path, *, backend: str = "auto") -> list[Finding]:
-    """What the parser says; empty when it reads the file.
+    """Return the errors of the parser, none if it reads the file.
+
+    Args:
+        path: The ONNX file.
+        backend: See :func:`exporters.tensorrt.backend.find_backend`.
 
     Raises:
-        MissingPackageError: when no TensorRT is installed.
+        MissingPackageError: If no TensorRT is installed.
     """
     installed = find_backend(backend)
     trt = installed.trt
-    logger, heard = messages(installed)
-    heard.clear()
+    logger, received = messages(installed)
+    received.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         builder = trt.Builder(logger)

@@ -1,4 +1,4 @@
-"""Checks of where quantizers stand: E13, W2, W3, W5 to W11, W13, W15."""
+"""Checks of where quantizers are placed: E13, W2, W3, W5 to W11, W13, W15."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 __all__ = ["PLACEMENT_CHECKS"]
 
-_LEAST = 16
-_HEADS = (16, 32, 64)
-_LONGEST = 512
+_LEAST = 16  # inputs and outputs of an int8 product; smaller ones run slower than in float (W13)
+_HEADS = (16, 32, 64)  # head sizes of fused int8 attention (W7)
+_LONGEST = 512  # tokens of fused int8 attention (W7)
 _ELEMENTWISE = ("Div", "Erf", "Mul", "Pow", "Relu", "Sigmoid", "Sqrt", "Sub", "Tanh")
 _FLOAT_INPUT = ("LayerNormalization", "Softmax", "Gelu")
 
 
 def products(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
-    """E13, W2, W3, W13: the operands of a product."""
+    """E13, W2, W3, W13: the operands of a product are quantized alike, and large enough."""
     for product in structure.products:
         node, sides = product.node, (product.left, product.right)
         types = {side.type for side in sides}
@@ -44,7 +44,7 @@ def products(structure: GraphStructure, settings: Settings) -> Iterator[Finding]
             yield finding("E13", node, "it multiplies int8 with fp8")
         if [side.is_quantized for side in sides].count(True) == 1:
             free = product.left if product.right.is_quantized else product.right
-            if not types & {ir.DataType.INT4, ir.DataType.FLOAT4E2M1}:  # of which weights alone are quantized
+            if not types & {ir.DataType.INT4, ir.DataType.FLOAT4E2M1}:  # 4-bit products quantize only the weight
                 yield finding("W2", node, f"{_named(free.value)} is not quantized, the other operand is")
         kinds = {kind for side in sides if (kind := _scale_type(side)) is not None}
         if len(kinds) > 1:
@@ -81,7 +81,7 @@ def _weight(product: Product) -> Iterator[Finding]:
 
 
 def _axis_at_product(value: ir.Value, dequantize: ir.Node, rank: int) -> int | None:
-    """The axis of the scales as the product sees its weight; None when a change of layout hides it."""
+    """Return the axis of the scales in the weight that the product reads, None if a change of layout hides it."""
     axis = dequantize.attributes.get_int("axis", 1) % rank
     chain = []
     node = producer(value, "DequantizeLinear", *LAYOUT)
@@ -104,7 +104,7 @@ def _output_axis(node: ir.Node, rank: int) -> int:
 
 
 def shared(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
-    """W5: query, key and value read one quantizer."""
+    """W5: query, key and value share one quantizer."""
     for group in structure.siblings:
         scales = {}
         for product in group:
@@ -119,7 +119,7 @@ def shared(structure: GraphStructure, settings: Settings) -> Iterator[Finding]: 
 
 
 def attention(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:
-    """W6, W7, W8: what fused int8 attention needs."""
+    """W6, W7, W8: int8 attention can be fused."""
     longest = max((longest_sequence(p, settings.source.inputs) for p in settings.profiles), default=0)
     for one in structure.attentions:
         sites = {
@@ -164,7 +164,7 @@ def _sizes(one: Attention, longest: int) -> Iterator[Finding]:
 
 
 def residuals(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
-    """W9: residual operands, and nothing in front of a GELU."""
+    """W9: residual operands are quantized, and inputs of GELU are not."""
     int8 = {product.node for product in structure.products if product.is_linear and product.wanted == "int8"}
     for residual in structure.residuals:
         behind = _product_behind(residual.branch.value)
@@ -191,7 +191,7 @@ def _product_behind(value: ir.Value | None) -> ir.Node | None:
 
 
 def in_float(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
-    """W10 and W15: what does not gain from integers."""
+    """W10 and W15: operators that int8 does not make faster stay in float."""
     for node in structure.of(*_FLOAT_INPUT):
         if producer(node.inputs[0], "DequantizeLinear") is not None and not is_op(node, "Gelu"):  # GELU: W9
             yield finding("W10", node, f"the input of {node.op_type} is quantized")
@@ -222,7 +222,7 @@ def _ends_the_graph(value: ir.Value) -> bool:
 
 
 def chains(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
-    """W11: normalizations and GELUs that are written out."""
+    """W11: normalizations and GELUs are single operators."""
     for mean in structure.of("ReduceMean"):
         centred = [node for node in consumers(mean.outputs[0], "Sub") if node.inputs[0] is mean.inputs[0]]
         squares = [node for sub in centred for node in consumers(sub.outputs[0], "Pow", "Mul")]

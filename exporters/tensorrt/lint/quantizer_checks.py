@@ -1,4 +1,4 @@
-"""Checks of QuantizeLinear and DequantizeLinear, one by one: E1 to E7, W1, W4, W12, W14, W16, W18, W19."""
+"""Checks of each QuantizeLinear and DequantizeLinear: E1 to E7, W1, W4, W12, W14, W16, W18, W19."""
 
 from __future__ import annotations
 
@@ -36,7 +36,14 @@ _LEAST_HALF = 6e-8  # the smallest float16 above 0
 
 
 def finding(rule: str, node: ir.Node | str, problem: str, severity: Severity | None = None) -> Finding:
-    """A finding at ``node``."""
+    """Make a finding.
+
+    Args:
+        rule: Id of the rule.
+        node: The node, or a name.
+        problem: What is wrong.
+        severity: Severity, that of the rule if None.
+    """
     name = node if isinstance(node, str) else title(node)
     return Finding(rule, name, problem, severity or RULES[rule].severity)
 
@@ -50,7 +57,7 @@ def _zero_point(node: ir.Node) -> ir.Value | None:
 
 
 def scales(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:
-    """E1, E2, W12, W16: the scale itself."""
+    """E1, E2, W12, W16: scales are valid constants."""
     half = structure.element_type is not ir.DataType.FLOAT
     for node in structure.of(*_PAIR):
         value = _scale(node)
@@ -78,7 +85,7 @@ def scales(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:
 
 
 def zero_points(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:
-    """E3 and E4: zero points and quantized types."""
+    """E3 and E4: zero points are 0, and quantized types are known to TensorRT."""
     for node in structure.of(*_PAIR):
         value = _zero_point(node)
         zero = array(value)
@@ -109,7 +116,7 @@ def zero_points(structure: GraphStructure, settings: Settings) -> Iterator[Findi
 
 
 def operands(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
-    """E5 and E6: what quantizers read, and who reads integers."""
+    """E5 and E6: quantizers read floats, and only DequantizeLinear reads integers."""
     types = types_of(structure.nodes)
     for node in structure.of(*_PAIR):
         value = node.inputs[0]
@@ -136,7 +143,7 @@ def _only_to_zero_point(node: ir.Node) -> bool:
 
 
 def axes(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
-    """E7 and W4: how many scales, and along what."""
+    """E7 and W4: the number of scales fits the axis, and activations have one."""
     for node in structure.of(*_PAIR):
         scale, data = array(_scale(node)), node.inputs[0]
         if scale is None or data is None or scale.size == 1:
@@ -175,7 +182,7 @@ def _block_problem(scale: tuple[int, ...], data: ir.Shape, block: int, axis: int
 
 
 def pairs(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
-    """W1: a quantizer is a pair."""
+    """W1: QuantizeLinear and DequantizeLinear are pairs."""
     for node in structure.of("QuantizeLinear"):
         readers = consumers(node.outputs[0])
         if not readers and not node.outputs[0].is_graph_output():
@@ -202,7 +209,7 @@ def _equal(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def casts(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
-    """W14: types around quantizers of a half-precision graph."""
+    """W14: in a half-precision graph no quantizer needs a Cast."""
     if structure.element_type is ir.DataType.FLOAT:
         return
     types = types_of(structure.nodes)
@@ -227,7 +234,7 @@ def _between_floats(cast: ir.Node, types: dict[ir.Value, ir.DataType]) -> bool:
 
 
 def plausible(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
-    """W18: scales that nobody calibrated."""
+    """W18: scales look calibrated."""
     by_scale: dict[float, list[ir.Node]] = defaultdict(list)
     for node in structure.of("QuantizeLinear"):
         scale, data = array(_scale(node)), node.inputs[0]
@@ -248,7 +255,7 @@ def plausible(structure: GraphStructure, settings: Settings) -> Iterator[Finding
 
 
 def once(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
-    """W19: several quantizers on one tensor."""
+    """W19: a tensor is quantized once."""
     readers: dict[ir.Value, list[ir.Node]] = defaultdict(list)
     for node in structure.of("QuantizeLinear"):
         if node.inputs[0] is not None:

@@ -1,7 +1,7 @@
-"""Repair what can be repaired in a file, and say what was done.
+"""Repair a file so that TensorRT can read it, and list the repairs.
 
-The result is a file that TensorRT reads. It does not compute exactly what the old one did where ranges had to grow: a
-grid around 0 holds what an affine one held, in steps that are up to twice as wide.
+The result does not compute exactly the same: a symmetric quantizer that replaces an affine one needs a larger range,
+with steps that are up to twice as wide.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def repair(path: Path, target: Path) -> list[str]:
     """Write a repaired copy of the file ``path`` to ``target``.
 
     Returns:
-        What was done, a line each.
+        A line for each repair.
 
     Raises:
-        CheckpointError: when it is not an ONNX file.
-        ConfigError: when the copy would lie in the place of the original.
+        CheckpointError: If ``path`` is not an ONNX file.
+        ConfigError: If the copy would replace the original.
     """
     if target.resolve() == path.resolve() or target.is_dir():
         raise ConfigError(f"{target}: name another file for the repaired copy, the original is kept")
@@ -54,7 +54,7 @@ def repair(path: Path, target: Path) -> list[str]:
 
 
 def repair_model(model: ir.Model) -> list[str]:
-    """Repair a graph in place: every repair in turn, then what became superfluous goes."""
+    """Repair a graph in place, and remove the nodes that are no longer used. Return a line for each repair."""
     done = [line for step in REPAIRS for line in step(model)]
     if done:
         for tidy in (common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass()):
@@ -63,7 +63,7 @@ def repair_model(model: ir.Model) -> list[str]:
 
 
 def _biases(model: ir.Model) -> list[str]:
-    """E5: an int32 constant behind DequantizeLinear becomes a float constant."""
+    """E5: Replace an int32 constant and its DequantizeLinear by a float constant."""
     done = []
     for node in GraphStructure(model).of("DequantizeLinear"):
         stored, scale = constant(node.inputs[0]), array(node.inputs[1])
@@ -81,7 +81,7 @@ def _biases(model: ir.Model) -> list[str]:
 
 
 def _scale_types(model: ir.Model) -> list[str]:
-    """E2: scales of a type that TensorRT does not take become those of the graph."""
+    """E2: Convert scales of a type that TensorRT does not take to the type of the graph."""
     structure = GraphStructure(model)
     wanted = structure.element_type if structure.opset >= 19 else ir.DataType.FLOAT
     done = []
@@ -97,7 +97,7 @@ def _scale_types(model: ir.Model) -> list[str]:
 
 
 def _scales(model: ir.Model) -> list[str]:
-    """E1: scales of 0, of channels that are dead, become tiny; negative ones lose their sign."""
+    """E1: Replace scales of 0, which dead channels have, by tiny ones, and negative scales by their magnitude."""
     done = []
     for node in GraphStructure(model).of(*_PAIR):
         scale = constant(node.inputs[1])
@@ -110,7 +110,7 @@ def _scales(model: ir.Model) -> list[str]:
 
 
 def _zero_points(model: ir.Model) -> list[str]:
-    """E3, E4: uint8 and zero points become int8 around 0; a missing zero point is written."""
+    """E3, E4: Convert uint8 and zero points other than 0 to symmetric int8, and write a missing zero point."""
     done = []
     for node in GraphStructure(model).of(*_PAIR):
         scale = constant(node.inputs[1])
@@ -125,6 +125,7 @@ def _zero_points(model: ir.Model) -> list[str]:
             continue  # its input says the type
         low, high = (0, 255) if kind is ir.DataType.UINT8 else (-128, 127)
         wide = zero.astype(np.float64)
+        # The larger side of the old range decides the new one. A zero point in the middle needs no larger range.
         steps = np.where(wide == (low + high + 1) // 2, 127.0, np.maximum(wide - low, high - wide))
         grown = (scale.astype(np.float64) * steps / 127).astype(scale.dtype)
         stored = constant(node.inputs[0])
@@ -137,7 +138,7 @@ def _zero_points(model: ir.Model) -> list[str]:
             integers = np.clip(np.rint(numbers), -128, 127).astype(np.int8)
             _replace(model, node, 0, integers, "int8")
         if kind is None and not given:
-            grown = scale  # TensorRT read it as int8 before
+            grown = scale  # without a zero point TensorRT reads int8 already
         _replace(model, node, 1, grown, "symmetric")
         _set_zero_point(model, node, np.zeros(scale.shape, np.int8))
         was = "without a zero point" if not given else f"{kind.name.lower() if kind else ''} around {wide.flat[0]:g}"
@@ -146,7 +147,7 @@ def _zero_points(model: ir.Model) -> list[str]:
 
 
 def _duplicates(model: ir.Model) -> list[str]:
-    """W5, W19: quantizers of one tensor become one, with the largest of their scales."""
+    """W5, W19: Merge the quantizers of one tensor into one with the largest of their scales."""
     readers: dict[ir.Value, list[ir.Node]] = defaultdict(list)
     for node in GraphStructure(model).of("QuantizeLinear"):
         scale = constant(node.inputs[1])
@@ -154,6 +155,7 @@ def _duplicates(model: ir.Model) -> list[str]:
             readers[node.inputs[0]].append(node)
     done = []
     for nodes in readers.values():
+        # The largest scale covers the ranges of all; a smaller one would clip values.
         first, *others = nodes
         others = [node for node in others if quantized_type(node) is quantized_type(first)]
         if not others:

@@ -1,6 +1,6 @@
 """The rules that a file is checked against.
 
-``E``: parsing or building fails. ``W``: it builds, and is slower or other than meant. ``I``: worth knowing.
+``E``: parsing or building fails. ``W``: the engine is slower, or does not do what was meant. ``I``: worth knowing.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Severity = Literal["error", "warning", "info"]
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule.
+    """Describe a rule.
 
     Args:
-        id: ``E1``.
-        rule: what must hold.
-        cure: what to do about it.
-        source: where it is written, or was tried.
+        id: Id of the rule, such as ``E1``.
+        rule: What must hold.
+        cure: What to do if it does not.
+        source: Where NVIDIA documents it, or how it was found out.
     """
 
     id: str
@@ -34,20 +34,20 @@ class Rule:
 
     @property
     def severity(self) -> Severity:
-        """From the letter."""
+        """The severity that the letter of the id stands for."""
         levels: dict[str, Severity] = {"E": "error", "W": "warning", "I": "info"}
         return levels[self.id[0]]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A place where a rule does not hold.
+    """Describe a violation of a rule.
 
     Args:
-        id: of the rule.
-        node: name of the node, or of the input or constant.
-        problem: what is there.
-        severity: the rule's own, unless this case is milder or harder.
+        id: Id of the rule.
+        node: Name of the node, or of the input or constant.
+        problem: What is wrong.
+        severity: Severity of the rule, unless this case is milder or more severe.
     """
 
     id: str
@@ -57,11 +57,11 @@ class Finding:
 
     @property
     def rule(self) -> Rule:
-        """The rule."""
+        """The rule that is violated."""
         return RULES[self.id]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON, which name the problem ``fault``."""
         about = {"rule": self.rule.rule, "cure": self.rule.cure, "source": self.rule.source}
         return {"id": self.id, "severity": self.severity, "node": self.node, "fault": self.problem, **about}
 
@@ -102,26 +102,27 @@ RULES: Mapping[str, Rule] = {
         Rule(
             "E6",
             "QuantizeLinear reads float, DequantizeLinear reads integers, and int8 constants are read by nothing else",
-            "put a DequantizeLinear behind the int8 constant, a Cast in front of QuantizeLinear",
+            "add a DequantizeLinear behind the int8 constant, or a Cast in front of QuantizeLinear",
             _TRIED,
         ),
         Rule(
             "E7",
             "there is one scale for the tensor, one for each index of an axis, or one for each block of one axis",
-            "give axis and scales of the same tensor",
+            "write as many scales as the axis has indices",
             _IMPORTER,
         ),
         Rule(
             "E8",
             "all operators are ONNX's own, and known to this TensorRT",
-            "export for the target tensorrt (graphs that ONNX Runtime optimized cannot be read), or write it otherwise",
+            "export for the target tensorrt (TensorRT cannot read graphs that ONNX Runtime optimized), or replace the "
+            "operator",
             "onnx-tensorrt, docs/operators.md",
         ),
         Rule(
             "E9",
-            "operands of one operator have one type: networks are strongly typed, and DequantizeLinear gives its "
-            "scale's type",
-            "write scales in the type of the graph, or put a Cast",
+            "operands of one operator have one type: networks are strongly typed, and the output of DequantizeLinear "
+            "has the type of its scale",
+            "write scales in the type of the graph, or add a Cast",
             f"TensorRT documentation, strongly typed networks; {_TRIED}",
         ),
         Rule(
@@ -172,7 +173,7 @@ RULES: Mapping[str, Rule] = {
         Rule(
             "W6",
             "attention is quantized whole: query, key, softmax, value and context; or not at all",
-            "quantize all five places, or none",
+            "quantize all five activations, or none",
             f"NVIDIA/TensorRT#2981; {_TRIED}",
         ),
         Rule(

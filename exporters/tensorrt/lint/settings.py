@@ -1,4 +1,4 @@
-"""What a check may ask for besides the graph."""
+"""The settings of a lint."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["Settings"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """For one run of the lint.
+    """Give the checks what they need besides the graph.
 
     Args:
-        source: the file.
-        version: of TensorRT.
-        profiles: that the engine is to have.
-        refit: whether weights are to be exchanged later.
+        source: The file.
+        version: Version of TensorRT.
+        profiles: Optimization profiles of the engine.
+        refit: Whether the weights of the engine will be replaced later.
     """
 
     source: OnnxFile

@@ -1,4 +1,4 @@
-"""Element types through the graph, as a strongly typed network has them."""
+"""Infer the element types of a graph, as TensorRT does for a strongly typed network."""
 
 from __future__ import annotations
 
@@ -30,10 +30,13 @@ _ALIKE: Mapping[str, slice] = {
 
 
 def types_of(nodes: Sequence[ir.Node]) -> dict[ir.Value, ir.DataType]:
-    """The type of every value that ``nodes``, in order, compute or read; what cannot be told is left out.
+    """Infer the type of every value that ``nodes`` compute or read; unknown types are left out.
 
-    What an operator makes of its inputs counts more than what the file declares, which passes and converters forget to
-    keep true.
+    The type that an operator gives counts more than the declared type, because passes and converters often leave
+    declarations outdated.
+
+    Args:
+        nodes: All nodes, in topological order.
     """
     types: dict[ir.Value, ir.DataType] = {}
 
@@ -59,12 +62,12 @@ def types_of(nodes: Sequence[ir.Node]) -> dict[ir.Value, ir.DataType]:
 
 
 def _held(kind: ir.DataType) -> ir.DataType:
-    """The type that TensorRT makes of it: it has no double."""
+    """Return the type that TensorRT uses: it has no double."""
     return ir.DataType.FLOAT if kind is ir.DataType.DOUBLE else kind
 
 
 def _result(node: ir.Node, inputs: Sequence[ir.DataType | None]) -> ir.DataType | None:
-    """Of the first output; None when the declaration must tell."""
+    """Return the type of the first output, None if only the declaration can tell."""
     first = inputs[0] if inputs else None
     if node.domain not in ("", "ai.onnx") or node.op_type in ("Constant", "ConstantOfShape", "If", "Loop", "Scan"):
         return None
@@ -87,7 +90,7 @@ def _result(node: ir.Node, inputs: Sequence[ir.DataType | None]) -> ir.DataType 
 
 
 def clashes(nodes: Sequence[ir.Node], types: Mapping[ir.Value, ir.DataType]) -> Iterator[tuple[ir.Node, str]]:
-    """Nodes whose operands must be of one type and are not, with the types."""
+    """Iterate over nodes whose operands must have the same type and do not, with a description."""
     for node in nodes:
         if node.op_type not in _ALIKE or not is_op(node, node.op_type):
             continue

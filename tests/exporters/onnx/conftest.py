@@ -1,8 +1,8 @@
-"""Graphs in ONNX's own text form, run before and after a pass."""
+"""Graphs in the text syntax of ONNX, which run before and after a pass."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -10,36 +10,61 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>\n'
 
 
 class Graphs:
-    """Reads graphs and runs them, nothing optimized."""
+    """Parse graphs, and run them in ONNX Runtime."""
 
     def parse(self, text: str) -> ir.Model:
-        """A graph in text form, checked by onnx."""
+        """Parse a graph, and check it with onnx."""
         proto = onnx.parser.parse_model(HEADER + text)
         onnx.checker.check_model(proto, full_check=True)
         return ir.from_proto(proto)
 
     def operators(self, model: ir.Model) -> list[str]:
-        """Types of the nodes, in order."""
+        """Return the types of the nodes, in order."""
         return [node.op_type for node in model.graph]
 
     def array(self, model: ir.Model, name: str) -> np.ndarray:
-        """An initializer."""
+        """Return an initializer."""
         tensor = model.graph.initializers[name].const_value
         assert tensor is not None
         return tensor.numpy()
 
+    def stored(self, path: Path) -> dict[str, np.ndarray]:
+        """Return all initializers of a file by name."""
+        return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+
+    def float_matrices(self, path: Path) -> list[tuple[int, ...]]:
+        """Return the shapes of the stored float matrices of a file."""
+        arrays = self.stored(path).values()
+        return [a.shape for a in arrays if a.dtype == np.float32 and a.ndim == 2 and min(a.shape) > 1]
+
+    def quantizers(self, path: Path) -> dict[str, tuple[float, str, int]]:
+        """Return scale, type and zero point of every QuantizeLinear of a file by name of its module."""
+        constants = self.stored(path)
+        return {
+            node.name.rpartition("/")[0]: (
+                float(constants[node.input[1]]),
+                str(constants[node.input[2]].dtype),
+                int(constants[node.input[2]]),
+            )
+            for node in onnx.load(path).graph.node
+            if node.op_type == "QuantizeLinear"
+        }
+
     def run(self, model: ir.Model, *, optimize: bool = False, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs by name, in ONNX Runtime."""
+        """Run a graph, and return the outputs by name."""
         session = self.session(model, optimize=optimize)
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, inputs), strict=True))
 
-    def session(self, model: ir.Model, *, optimize: bool = False, save: Any = None) -> ort.InferenceSession:
-        """A session, the graph it really runs saved to ``save``."""
+    def session(self, model: ir.Model, *, optimize: bool = False, save: Path | None = None) -> ort.InferenceSession:
+        """Make a session. The graph that it runs is written to ``save``."""
         options = ort.SessionOptions()
         options.log_severity_level = 4
         if not optimize:
@@ -50,10 +75,9 @@ class Graphs:
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
     def apply(self, graph_pass: ir.passes.InPlacePass, model: ir.Model, **inputs: np.ndarray) -> bool:
-        """Run a pass and hold it to its word: the same names of inputs and outputs, the same results, a true flag.
+        """Run a pass, and check that results and names stay the same and that it reports correctly whether it changed.
 
-        A pass that reports no change leaves the graph as it was, bit for bit; and what it has changed once, it does not
-        change again.
+        A pass that reports no change leaves the graph the same to the bit, and a second run changes nothing.
         """
         before, expected = ir.to_proto(model).SerializeToString(), self.run(model, **inputs)
         modified = graph_pass(model).modified

@@ -18,6 +18,9 @@ from qdq.models.registry import FAMILIES
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from exporters.interface import Cache
+    from tests.exporters.conftest import TinyModels
+
 TARGETS = (None, "onnxruntime", "openvino", "tensorrt")
 RUNTIMES = {None: "onnxruntime", "tensorrt": "reference"}
 REALM = {"num_candidates": 3, "retriever_proj_size": 16, "reader_beam_size": 3, "max_span_width": 4}
@@ -68,14 +71,20 @@ def _decoder_cases() -> list[Any]:
 
 
 def check(
-    workshop: Any, folder: Path, target: str | None, interface: ExportInterface, name: str, task: str, **changes: Any
+    tiny_models: TinyModels,
+    folder: Path,
+    target: str | None,
+    interface: ExportInterface,
+    name: str,
+    task: str,
+    **changes: Any,
 ) -> None:
-    """Calibrate, export, check as onnx does, and prove."""
+    """Calibrate, export, check the file with onnx, and verify it."""
     arguments = (name, task)
     changes = {**NARROW.get(name, {}), **changes}
-    model = workshop.model(*arguments, **changes)
+    model = tiny_models.model(*arguments, **changes)
     if target is not None:
-        model = workshop.calibrated(target, *arguments, interface=interface, **changes)
+        model = tiny_models.calibrated(target, *arguments, interface=interface, **changes)
     path = folder / "model.onnx"
     exported = export_onnx(model, path, target=target, interface=interface)
     proto = onnx.load(path)
@@ -87,7 +96,11 @@ def check(
         onnx.checker.check_model(proto, full_check=True)
         onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     report = verify(
-        model, path, workshop.batches(model, interface), runtime=RUNTIMES.get(target, str(target)), interface=interface
+        model,
+        path,
+        tiny_models.batches(model, interface),
+        runtime=RUNTIMES.get(target, str(target)),
+        interface=interface,
     )
     # These weights are random: what one flipped step does to an output end to end says nothing here.
     assert [row.name for row in report.segments if row.wrong] == []
@@ -96,25 +109,25 @@ def check(
 
 
 @pytest.mark.parametrize(("name", "task", "target"), _cases())
-def test_heads(workshop: Any, name: str, task: str, target: str | None, tmp_path: Path) -> None:
-    check(workshop, tmp_path, target, ExportInterface(), name, task)
+def test_heads(tiny_models: TinyModels, name: str, task: str, target: str | None, tmp_path: Path) -> None:
+    check(tiny_models, tmp_path, target, ExportInterface(), name, task)
 
 
 @pytest.mark.parametrize(("name", "changes", "cache", "target"), _decoder_cases())
 def test_decoders(
-    workshop: Any, name: str, changes: dict[str, Any], cache: Any, target: str | None, tmp_path: Path
+    tiny_models: TinyModels, name: str, changes: dict[str, Any], cache: Cache | None, target: str | None, tmp_path: Path
 ) -> None:
-    check(workshop, tmp_path, target, ExportInterface(cache=cache), name, "causal-lm", **changes)
+    check(tiny_models, tmp_path, target, ExportInterface(cache=cache), name, "causal-lm", **changes)
     if cache == "step" and target is None:
-        check_an_empty_cache(workshop, tmp_path / "model.onnx", name, changes)
+        check_an_empty_cache(tiny_models, tmp_path / "model.onnx", name, changes)
 
 
-def check_an_empty_cache(workshop: Any, path: Path, name: str, changes: dict[str, Any]) -> None:
+def check_an_empty_cache(tiny_models: TinyModels, path: Path, name: str, changes: dict[str, Any]) -> None:
     """The file serves the first step, too, as long as there is no other text, which nobody has looked at yet."""
     if changes["add_cross_attention"]:
         return
-    model = workshop.model(name, "causal-lm", **changes)
-    batch = workshop.batches(model)[0]
+    model = tiny_models.model(name, "causal-lm", **changes)
+    batch = tiny_models.batches(model)[0]
     rows = len(batch["input_ids"])
     past = {entry.name: entry for entry in wrap_for_export(model, ExportInterface(cache="step")).signature.inputs[3:]}
     empty = {key: np.zeros((rows, entry.axes[1], 0, entry.axes[3]), np.float32) for key, entry in past.items()}
@@ -128,12 +141,12 @@ def check_an_empty_cache(workshop: Any, path: Path, name: str, changes: dict[str
 @pytest.mark.slow
 @pytest.mark.parametrize("opset", range(18, 26))
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_opset(workshop: Any, target: str | None, opset: int, tmp_path: Path) -> None:
-    model = workshop.model() if target is None else workshop.calibrated(target)
+def test_every_opset(tiny_models: TinyModels, target: str | None, opset: int, tmp_path: Path) -> None:
+    model = tiny_models.model() if target is None else tiny_models.calibrated(target)
     path = tmp_path / "model.onnx"
     export_onnx(model, path, target=target, opset=opset)
     assert next(entry.version for entry in onnx.load(path).opset_import if not entry.domain) == opset
-    report = verify(model, path, workshop.batches(model), runtime=RUNTIMES.get(target, str(target)))
+    report = verify(model, path, tiny_models.batches(model), runtime=RUNTIMES.get(target, str(target)))
     assert report.problems == []
 
 
@@ -152,6 +165,6 @@ FORMS = {
 @pytest.mark.parametrize(
     "case", [name if name == "pooled" else pytest.param(name, marks=pytest.mark.slow) for name in FORMS]
 )
-def test_forms(workshop: Any, case: str, tmp_path: Path) -> None:
+def test_forms(tiny_models: TinyModels, case: str, tmp_path: Path) -> None:
     task, interface = FORMS[case]
-    check(workshop, tmp_path, "onnxruntime", interface, "bert", task)
+    check(tiny_models, tmp_path, "onnxruntime", interface, "bert", task)

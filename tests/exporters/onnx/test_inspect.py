@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -10,6 +10,8 @@ from qdq.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.exporters.conftest import TinyModels
 
 LINEARS = (
     *(f"attention.{name}" for name in ("query", "key", "value", "output")),
@@ -27,8 +29,10 @@ LINEARS = (
         ("tensorrt", "int8", "int8"),
     ],
 )
-def test_every_product_and_what_it_runs_in(workshop: Any, target: str | None, linears: str, attention: str) -> None:
-    report = inspect_graph(workshop.exported(target)[1])
+def test_every_product_and_what_it_runs_in(
+    tiny_models: TinyModels, target: str | None, linears: str, attention: str
+) -> None:
+    report = inspect_graph(tiny_models.exported(target)[1])
     found = {
         product.name.removeprefix("encoder.layers.0."): (product.kind, product.runs_in) for product in report.products
     }

@@ -17,8 +17,12 @@ from qdq.recipes.recipe import load_recipe
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import nn
 
-def state(model: Any) -> list[Any]:
+    from tests.exporters.conftest import TinyModels
+
+
+def state(model: nn.Module) -> list[Any]:
     """Every quantizer, the very object, and what hangs on it."""
     return [
         (str(slot), id(quantizer), quantizer.spec, quantizer.mode, getattr(quantizer, "scale", None))
@@ -26,16 +30,18 @@ def state(model: Any) -> list[Any]:
     ]
 
 
-def test_a_scale_that_half_precision_cannot_hold_leaves_the_model_as_it_was(workshop: Any, tmp_path: Path) -> None:
+def test_a_scale_that_half_precision_cannot_hold_leaves_the_model_as_it_was(
+    tiny_models: TinyModels, tmp_path: Path
+) -> None:
     """The recipe was changed by then: uint8 activations cannot run on TensorRT."""
-    model = workshop.calibrated("onnxruntime")
+    model = tiny_models.calibrated("onnxruntime")
     set_mode(model, Mode.QUANTIZE)
     query = model.get_submodule("encoder.layers.0.attention.query")
     query.bias_correction = torch.full_like(query.bias, 0.25)
     query.input_quantizer.range.amax.fill_(1e-12)
     query.input_quantizer.range.lower.fill_(-1e-12)
     query.input_quantizer.range.upper.fill_(1e-12)
-    before, batch = state(model), workshop.batches(model)[0]
+    before, batch = state(model), tiny_models.batches(model)[0]
     with torch.no_grad():
         expected = model(**batch).last_hidden_state
     with pytest.raises(ExportError, match=r"(?s)fp16 holds scales from .*query\.input: its scale"):
@@ -46,8 +52,8 @@ def test_a_scale_that_half_precision_cannot_hold_leaves_the_model_as_it_was(work
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_slots_that_are_not_calibrated_leave_the_model_as_it_was(workshop: Any, tmp_path: Path) -> None:
-    model = workshop.calibrated("onnxruntime")
+def test_slots_that_are_not_calibrated_leave_the_model_as_it_was(tiny_models: TinyModels, tmp_path: Path) -> None:
+    model = tiny_models.calibrated("onnxruntime")
     model.get_submodule("encoder.layers.0.attention.query").weight_quantizer.range = None
     model.get_submodule("encoder.layers.0.attention.scores").input_quantizer.range = None
     before = state(model)
@@ -56,8 +62,8 @@ def test_slots_that_are_not_calibrated_leave_the_model_as_it_was(workshop: Any, 
     assert state(model) == before
 
 
-def test_what_ends_well_stays(workshop: Any) -> None:
-    model = workshop.calibrated("onnxruntime")
+def test_what_ends_well_stays(tiny_models: TinyModels) -> None:
+    model = tiny_models.calibrated("onnxruntime")
     before = state(model)
     with restored_on_error(model):
         apply_recipe(model, load_recipe("tensorrt"))

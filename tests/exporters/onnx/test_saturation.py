@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from tests.exporters.conftest import TinyModels
+    from tests.exporters.onnx.conftest import Graphs
+
 UP = "encoder.layers.0.feed_forward.up"
 
 
@@ -63,7 +66,7 @@ def test_the_limit_is_that_of_16_bits(sums: int, cut: int) -> None:
     assert count_saturated_pairs(product(weight), np.array([[255, 255]], np.uint8)).saturated == cut
 
 
-def test_the_kernels_of_this_cpu_are_simulated(graphs: Any) -> None:
+def test_the_kernels_of_this_cpu_are_simulated(graphs: Graphs) -> None:
     """What ONNX Runtime computes here is what the pair sums say, cut or not."""
     random = np.random.default_rng(0)
     activations = random.integers(150, 256, (4, 16)).astype(np.uint8)
@@ -86,9 +89,9 @@ def test_the_kernels_of_this_cpu_are_simulated(graphs: Any) -> None:
     np.testing.assert_array_equal(found, saturated if host_isa().name in ("avx2", "avx512") else exact)
 
 
-def exported(workshop: Any, path: Path, isa: str) -> tuple[Any, ir.Model, Any]:
+def exported(tiny_models: TinyModels, path: Path, isa: str) -> tuple[Any, ir.Model, Any]:
     """A model whose weights could saturate, in the form for an instruction set."""
-    model = workshop.calibrated("linear")
+    model = tiny_models.calibrated("linear")
     result = export_onnx(model, path, target="onnxruntime", isa=isa)
     return model, load_onnx(path), result
 
@@ -117,8 +120,8 @@ def types(model: ir.Model) -> set[tuple[str, str]]:
         ("arm", {("INT8", "INT8")}),
     ],
 )
-def test_each_instruction_set_has_its_form(workshop: Any, tmp_path: Path, isa: str, held: Any) -> None:
-    model, file, result = exported(workshop, tmp_path / "model.onnx", isa)
+def test_each_instruction_set_has_its_form(tiny_models: TinyModels, tmp_path: Path, isa: str, held: Any) -> None:
+    model, file, result = exported(tiny_models, tmp_path / "model.onnx", isa)
     assert types(file) <= held
     assert ("UINT8", "UINT8") in types(file) or not ISAS[isa].saturates
     assert file.metadata_props["qdq.isa"] == result.isa == isa
@@ -129,18 +132,18 @@ def test_each_instruction_set_has_its_form(workshop: Any, tmp_path: Path, isa: s
     assert max(result.pair_sums, key=lambda name: result.pair_sums[name]) in note
     assert bool(risky_products(file.graph)) == (isa == "vnni")
     if isa != "vnni" or not host_isa().saturates:
-        verification = verify(model, tmp_path / "model.onnx", workshop.batches(model), sums_in_16_bits=isa != "vnni")
+        verification = verify(model, tmp_path / "model.onnx", tiny_models.batches(model), sums_in_16_bits=isa != "vnni")
         assert verification.problems == []
         assert verification.saturation == []
 
 
-def test_a_file_for_vnni_is_not_for_cpus_without(workshop: Any, tmp_path: Path) -> None:
-    model = workshop.calibrated("linear")
+def test_a_file_for_vnni_is_not_for_cpus_without(tiny_models: TinyModels, tmp_path: Path) -> None:
+    model = tiny_models.calibrated("linear")
     with_large = model.get_submodule(UP)
     with_large.weight.data.fill_(0.5)  # all the same: every pair is the largest there can be
     set_weight_scale(with_large.weight_quantizer, with_large.weight)
     export_onnx(model, tmp_path / "model.onnx", target="onnxruntime", isa="vnni")
-    found = verify(model, tmp_path / "model.onnx", workshop.batches(model), sums_in_16_bits=True)
+    found = verify(model, tmp_path / "model.onnx", tiny_models.batches(model), sums_in_16_bits=True)
     (row,) = [row for row in found.saturation if row.name == UP]
     assert row.possible == 2 * 127 * 255
     assert row.saturated > 0
@@ -149,8 +152,8 @@ def test_a_file_for_vnni_is_not_for_cpus_without(workshop: Any, tmp_path: Path) 
     assert found.to_dict()["saturation"][0]["pairs"] > 0
 
 
-def test_weights_that_are_safe_need_no_note(workshop: Any) -> None:
-    _, path, result = workshop.exported("onnxruntime")
+def test_weights_that_are_safe_need_no_note(tiny_models: TinyModels) -> None:
+    _, path, result = tiny_models.exported("onnxruntime")
     file = load_onnx(path)
     assert pair_sums(file.graph) == {} == result.pair_sums
     assert risky_products(file.graph) == []
@@ -166,6 +169,6 @@ def test_a_note_names_the_worst() -> None:
 
 
 @pytest.mark.parametrize("target", ["openvino", "tensorrt", None])
-def test_an_instruction_set_is_for_onnxruntime(workshop: Any, tmp_path: Path, target: str | None) -> None:
+def test_an_instruction_set_is_for_onnxruntime(tiny_models: TinyModels, tmp_path: Path, target: str | None) -> None:
     with pytest.raises(ExportError, match="an instruction set is for the target onnxruntime"):
-        export_onnx(workshop.model(), tmp_path / "model.onnx", target=target, isa="avx2")
+        export_onnx(tiny_models.model(), tmp_path / "model.onnx", target=target, isa="avx2")

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -13,6 +13,9 @@ from qdq.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.exporters.conftest import TinyModels
+    from tests.exporters.onnx.conftest import Graphs
 
 CHAIN = """
     g (float[1,2,3] x) => (float[1,2,3] y)
@@ -31,7 +34,7 @@ X = np.float32([[[1, -2, 3], [0.3, 0.2, 9]]])
 
 
 @pytest.fixture
-def chain(graphs: Any, tmp_path: Path) -> Path:
+def chain(graphs: Graphs, tmp_path: Path) -> Path:
     model = graphs.parse(CHAIN)
     for node, slot in zip(model.graph, ("a.first", "a.first", "w", "w", "m", "b.second", "b.second", "b"), strict=True):
         node.name = f"{slot}/{node.op_type}"
@@ -79,14 +82,14 @@ def test_fed_with_its_own_integers_it_computes_what_it_did(chain: Path, pieces: 
     np.testing.assert_array_equal(run({"x": X, **fed})["y"], expected)
 
 
-def test_a_tensor_that_is_transposed_before_it_is_quantized_says_how(workshop: Any, pieces: Path) -> None:
-    _, path, _ = workshop.exported("tensorrt")
+def test_a_tensor_that_is_transposed_before_it_is_quantized_says_how(tiny_models: TinyModels, pieces: Path) -> None:
+    _, path, _ = tiny_models.exported("tensorrt")
     moved = {piece.slot: piece.perm for piece in cut_at_quantizers(path, pieces) if piece.perm is not None}
     assert moved == {"encoder.layers.0.attention.scores.other_quantizer": (0, 1, 3, 2)}
 
 
-def test_a_float_file_has_no_cuts(workshop: Any, pieces: Path) -> None:
-    assert cut_at_quantizers(workshop.exported(None)[1], pieces) == ()
+def test_a_float_file_has_no_cuts(tiny_models: TinyModels, pieces: Path) -> None:
+    assert cut_at_quantizers(tiny_models.exported(None)[1], pieces) == ()
 
 
 @pytest.mark.parametrize("damage", ["garbage", "missing"])
@@ -98,7 +101,7 @@ def test_what_is_no_onnx_file_is_said_in_one_sentence(tmp_path: Path, damage: st
         cut_at_quantizers(path, tmp_path / "pieces.onnx")
 
 
-def test_a_quantizer_that_is_not_of_our_making_is_named(graphs: Any, tmp_path: Path) -> None:
+def test_a_quantizer_that_is_not_of_our_making_is_named(graphs: Graphs, tmp_path: Path) -> None:
     model = graphs.parse("""
         g (float[n] x) => (float[n] y) <float s = {0.5}> {
             [foreign] q = QuantizeLinear(x, s)

@@ -20,10 +20,13 @@ from qdq.models.outputs import BaseOutput
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from tests.exporters.conftest import TinyModels
+    from tests.exporters.onnx.conftest import Graphs
+
 
 @pytest.fixture(scope="module")
-def traced(workshop: Any) -> tuple[Any, ir.Model]:
-    model = workshop.model(num_hidden_layers=2)
+def traced(tiny_models: TinyModels) -> tuple[Any, ir.Model]:
+    model = tiny_models.model(num_hidden_layers=2)
     return model, trace(wrap_for_export(model))
 
 
@@ -67,7 +70,7 @@ def test_compound_functions_are_single_nodes(traced: tuple[Any, ir.Model]) -> No
     assert not {"Erf", "Pow", "Sqrt", "ReduceMean", "Exp", "If", "Loop"} & set(counts)
 
 
-def test_batch_and_sequence_are_free(traced: tuple[Any, ir.Model], graphs: Any) -> None:
+def test_batch_and_sequence_are_free(traced: tuple[Any, ir.Model], graphs: Graphs) -> None:
     model, graph = traced
     shapes = [
         {value.name: [str(size) for size in value.shape] for value in values}

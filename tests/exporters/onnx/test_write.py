@@ -15,12 +15,14 @@ from exporters.runners import OnnxRuntimeRunner, OpenVINORunner
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.exporters.onnx.conftest import Graphs
+
 RANDOM = np.random.default_rng(0)
 LARGE = RANDOM.normal(size=(300, 200)).astype(np.float32)
 
 
 @pytest.fixture
-def model(graphs: Any) -> ir.Model:
+def model(graphs: Graphs) -> ir.Model:
     model: ir.Model = graphs.parse("""
         g (float[n,300] x, float[300,200] w) => (float[n,200] y) <float[1] b = {0.5}> {
             m = MatMul(x, w)

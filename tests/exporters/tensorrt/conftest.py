@@ -1,11 +1,11 @@
-"""A small exported BERT, the defects that can be planted into it, and TensorRT-RTX where it is installed."""
+"""A small exported BERT, the defects that can be planted into it, and TensorRT-RTX if it is installed."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import onnx_ir as ir
 import pytest
@@ -17,14 +17,17 @@ from exporters.tensorrt.onnx_file import OnnxFile, read_onnx_file
 from exporters.tensorrt.profiles import Profile, default_profile
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import ModuleType
+
+    from exporters.tensorrt.build import BuildResult
+    from tests.exporters.conftest import TinyModels
 
 SMALL = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
 
 
 def load_defects() -> ModuleType:
-    """The module beside this file; the tests are no package."""
+    """Import defects.py, which lies beside this file: the tests are not a package."""
     name = "tests_tensorrt_defects"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("defects.py"))
@@ -37,30 +40,39 @@ def load_defects() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def small(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One layer, 64 wide, two heads, exported for TensorRT; read only."""
+def small_model(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export a model with one layer, 64 wide, with two heads, for TensorRT; read only."""
     path = tmp_path_factory.mktemp("tensorrt") / "model.onnx"
-    export_onnx(workshop.calibrated("tensorrt", **SMALL), path, target="tensorrt")
+    export_onnx(tiny_models.calibrated("tensorrt", **SMALL), path, target="tensorrt")
     return path
 
 
 @pytest.fixture(scope="session")
 def rtx() -> Backend:
-    """TensorRT-RTX, which parses and builds on a machine without a GPU."""
+    """Return TensorRT-RTX, which parses and builds on a machine without a GPU."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("needs TensorRT-RTX: pip install 'qdq[tensorrt-rtx]'")
     return find_backend("tensorrt-rtx")
 
 
-class Bench:
-    """Plants defects, and asks TensorRT."""
+BuiltEngine: TypeAlias = "tuple[BuildResult, Path]"
+"""What was built, and the path of its plan."""
+
+
+class DefectPlanter:
+    """Plant defects into the small model, and let TensorRT read the result.
+
+    Args:
+        path: The small model.
+        folder: Directory for the file with a defect.
+    """
 
     def __init__(self, path: Path, folder: Path) -> None:
         self.path = path
         self.folder = folder
 
-    def planted(self, plant: Any) -> OnnxFile:
-        """The small model with a defect."""
+    def planted(self, plant: Callable[[ir.Model], None]) -> OnnxFile:
+        """Write the small model with a defect, and read it."""
         model = ir.load(self.path)
         plant(model)
         path = self.folder / "planted.onnx"
@@ -68,13 +80,13 @@ class Bench:
         return read_onnx_file(path)
 
     def profiles(self, source: OnnxFile, options: dict[str, Any]) -> list[Profile]:
-        """Those that a defect brings, or the default one."""
+        """Return the profiles of a defect, or the default one."""
         if "shapes" not in options:
             return [default_profile(source.inputs, longest=40)]
         return [] if options["shapes"] is None else [Profile(*options["shapes"])]
 
     def verdict(self, backend: Backend, source: OnnxFile, profiles: Sequence[Profile], *, upto: str = "build") -> str:
-        """What TensorRT does: it cannot ``parse`` the file, cannot ``build`` it, or ``accepts`` it."""
+        """Return what TensorRT does: it cannot ``parse`` the file, cannot ``build`` it, or ``accepts`` it."""
         trt = backend.trt
         logger, _ = messages(backend)
         builder = trt.Builder(logger)
@@ -93,16 +105,16 @@ class Bench:
 
 
 @pytest.fixture
-def bench(small: Path, tmp_path: Path) -> Bench:
-    return Bench(small, tmp_path)
+def defect_planter(small_model: Path, tmp_path: Path) -> DefectPlanter:
+    return DefectPlanter(small_model, tmp_path)
 
 
 @pytest.fixture(scope="session")
-def built(small: Path, rtx: Backend, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The engine of the small model, built once: what was built, and where; read only."""
+def built_engine(small_model: Path, rtx: Backend, tmp_path_factory: pytest.TempPathFactory) -> BuiltEngine:
+    """Build the engine of the small model once; read only."""
     plan = tmp_path_factory.mktemp("plan") / "model.plan"
-    source = read_onnx_file(small)
-    return build(small, plan, profiles=[default_profile(source.inputs, longest=40)], backend=rtx), plan
+    source = read_onnx_file(small_model)
+    return build(small_model, plan, profiles=[default_profile(source.inputs, longest=40)], backend=rtx), plan
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
-"""Defects to plant into a small exported BERT (one layer, 64 wide, two heads), each with what should be said of it.
+"""Defects to plant into a small exported BERT (one layer, 64 wide, two heads), each with the finding that it must give.
 
 ``parser`` is what TensorRT-RTX 1.7.1 does with the file: it cannot ``parse`` it, cannot ``build`` it, or ``accepts``
-it. Where a rule is an error and the parser accepts the file all the same, ``why`` says why it is one.
+it. If the rule is an error although the parser accepts the file, ``why`` explains it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ FEED_FORWARD = f"{LAYER}.feed_forward"
 
 @dataclass(frozen=True)
 class Defect:
-    """Something wrong.
+    """Describe a defect.
 
     Args:
-        id: of the rule that must find it.
-        name: readable.
-        plant: does it to a model.
-        at: part of the name of the node that must be named.
-        severity: of the finding, when it is not the rule's own.
+        id: Id of the rule that must find it.
+        name: Name of the test case.
+        plant: Function that plants the defect into a model.
+        at: Part of the name of the node that the finding must name.
+        severity: Severity of the finding, if it is not that of the rule.
         parser: ``parse``, ``build`` or ``accepts``.
-        why: an error that the parser accepts: why it is one.
-        options: for the lint.
+        why: Why it is an error although the parser accepts the file.
+        options: Options for the lint.
     """
 
     id: str
@@ -69,7 +69,7 @@ def add(model: ir.Model, before: ir.Node, op_type: str, inputs: list[Any], name:
 
 
 def scale_of(slot: str, array: Any) -> Plant:
-    """Another scale for both nodes of a quantizer, or the one of a weight."""
+    """Change the scale of both nodes of a quantizer, or of the one node of a weight."""
 
     def plant(model: ir.Model) -> None:
         value = constant(model, "planted", array)

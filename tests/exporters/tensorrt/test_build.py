@@ -21,39 +21,44 @@ from qdq.errors import BuildError, CheckpointError, ConfigError, MissingPackageE
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import ModuleType
+
+    from exporters.tensorrt.backend import Backend
+    from tests.exporters.conftest import TinyModels
+    from tests.exporters.tensorrt.conftest import BuiltEngine, DefectPlanter
 
 SHAPES = (["1x4"], ["2x16"], ["8x40"])
 
 
-def test_an_engine_is_written_whole_with_its_sizes(built: Any, small: Path) -> None:
-    engine, plan = built
+def test_an_engine_is_written_whole_with_its_sizes(built_engine: BuiltEngine, small_model: Path) -> None:
+    engine, plan = built_engine
     assert plan.stat().st_size == engine.plan_bytes > 100_000
-    assert engine.onnx_bytes == small.stat().st_size
+    assert engine.onnx_bytes == small_model.stat().st_size
     assert engine.float_bytes > engine.onnx_bytes
     assert engine.backend.startswith("tensorrt-rtx 1.")
     assert engine.warnings == ()
     assert [file.name for file in plan.parent.iterdir()] == ["model.plan"]
 
 
-def test_several_profiles(small: Path, rtx: Any, tmp_path: Path) -> None:
-    profiles = parse_profiles(read_onnx_file(small).inputs, ["1x1", "1x8"], ["1x8", "8x32"], ["1x16", "16x40"])
-    engine = build(small, tmp_path / "m.plan", profiles=profiles, backend=rtx)
+def test_several_profiles(small_model: Path, rtx: Backend, tmp_path: Path) -> None:
+    profiles = parse_profiles(read_onnx_file(small_model).inputs, ["1x1", "1x8"], ["1x8", "8x32"], ["1x16", "16x40"])
+    engine = build(small_model, tmp_path / "m.plan", profiles=profiles, backend=rtx)
     assert list(engine.profiles) == profiles
     assert engine.to_dict()["profiles"][1]["max"]["input_ids"] == [16, 40]
 
 
-def test_options_arrive(small: Path, rtx: Any, tmp_path: Path) -> None:
-    profiles = parse_profiles(read_onnx_file(small).inputs, *SHAPES)
+def test_options_arrive(small_model: Path, rtx: Backend, tmp_path: Path) -> None:
+    profiles = parse_profiles(read_onnx_file(small_model).inputs, *SHAPES)
     options = BuildOptions(workspace_mb=64, optimization_level=1, version_compatible=False, tf32=True)
-    engine = build(small, tmp_path / "m.plan", profiles=profiles, backend=rtx, options=options)
+    engine = build(small_model, tmp_path / "m.plan", profiles=profiles, backend=rtx, options=options)
     assert engine.options == options
 
 
-def test_progress_is_told(small: Path, rtx: Any, tmp_path: Path) -> None:
-    profiles = parse_profiles(read_onnx_file(small).inputs, *SHAPES)
+def test_progress_is_told(small_model: Path, rtx: Backend, tmp_path: Path) -> None:
+    profiles = parse_profiles(read_onnx_file(small_model).inputs, *SHAPES)
     heard: list[tuple[str, int, int]] = []
     told = lambda *step: heard.append(step)  # noqa: E731
-    build(small, tmp_path / "m.plan", profiles=profiles, backend=rtx, progress=told)
+    build(small_model, tmp_path / "m.plan", profiles=profiles, backend=rtx, progress=told)
     assert len(heard) > 10
     assert all(0 < done <= max(total, done) for _, done, total in heard)
 
@@ -84,46 +89,52 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.usefixtures("rtx")
-def test_an_interrupt_ends_the_build_and_leaves_nothing(small: Path, tmp_path: Path) -> None:
+def test_an_interrupt_ends_the_build_and_leaves_nothing(small_model: Path, tmp_path: Path) -> None:
     """In a process of its own: the signal would end a test runner that runs tests beside its main thread."""
     plan = tmp_path / "m.plan"
     plan.write_bytes(b"old")
-    command = [sys.executable, "-c", _INTERRUPTED, str(small), str(plan)]
+    command = [sys.executable, "-c", _INTERRUPTED, str(small_model), str(plan)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout.split() == ["interrupted", "True", "True"], done.stderr
     assert plan.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["m.plan"]
 
 
-def test_a_build_in_another_thread_leaves_signals_alone(small: Path, rtx: Any, tmp_path: Path) -> None:
-    profiles = parse_profiles(read_onnx_file(small).inputs, *SHAPES)
-    thread = threading.Thread(target=build, args=(small, tmp_path / "m.plan"), kwargs={"profiles": profiles})
+def test_a_build_in_another_thread_leaves_signals_alone(small_model: Path, rtx: Backend, tmp_path: Path) -> None:
+    profiles = parse_profiles(read_onnx_file(small_model).inputs, *SHAPES)
+    thread = threading.Thread(target=build, args=(small_model, tmp_path / "m.plan"), kwargs={"profiles": profiles})
     thread.start()
     thread.join()
     assert (tmp_path / "m.plan").is_file()
 
 
-def test_what_tensorrt_refuses_is_told_with_the_node(bench: Any, defects: Any, rtx: Any, tmp_path: Path) -> None:
-    source = bench.planted(next(d.plant for d in defects.DEFECTS if d.name == "int32 bias"))
+def test_what_tensorrt_refuses_is_told_with_the_node(
+    defect_planter: DefectPlanter, defects: ModuleType, rtx: Backend, tmp_path: Path
+) -> None:
+    source = defect_planter.planted(next(d.plant for d in defects.DEFECTS if d.name == "int32 bias"))
     profiles = [default_profile(source.inputs, longest=40)]
     with pytest.raises(BuildError, match=r"cannot read .*bias/DequantizeLinear"):
         build(source.path, tmp_path / "m.plan", profiles=profiles, backend=rtx)
     assert not (tmp_path / "m.plan").exists()
 
 
-def test_what_the_builder_refuses_is_told(bench: Any, defects: Any, rtx: Any, tmp_path: Path) -> None:
-    source = bench.planted(next(d.plant for d in defects.DEFECTS if d.name == "lookup in an int8 table"))
+def test_what_the_builder_refuses_is_told(
+    defect_planter: DefectPlanter, defects: ModuleType, rtx: Backend, tmp_path: Path
+) -> None:
+    source = defect_planter.planted(next(d.plant for d in defects.DEFECTS if d.name == "lookup in an int8 table"))
     profiles = [default_profile(source.inputs, longest=40)]
     with pytest.raises(BuildError, match=r"cannot build .*Quantized constant"):
         build(source.path, tmp_path / "m.plan", profiles=profiles, backend=rtx)
-    build(bench.path, tmp_path / "m.plan", profiles=profiles, backend=rtx)  # nothing of it sticks
+    build(defect_planter.path, tmp_path / "m.plan", profiles=profiles, backend=rtx)  # nothing of it sticks
 
 
-def test_problems_of_shapes_and_options_are_told_together_before_anything_is_built(small: Path, tmp_path: Path) -> None:
+def test_problems_of_shapes_and_options_are_told_together_before_anything_is_built(
+    small_model: Path, tmp_path: Path
+) -> None:
     profile = Profile({"input_ids": (4, 8)}, {"input_ids": (2, 8)}, {"input_ids": (1, 8)})
     with pytest.raises(BuildError) as caught:
         build(
-            small,
+            small_model,
             tmp_path / "m.plan",
             profiles=[profile],
             options=BuildOptions(optimization_level=9, refit=True, hardware="volta", workspace_mb=0),
@@ -151,7 +162,7 @@ def test_problems_of_shapes_and_options_are_told_together_before_anything_is_bui
     ],
     ids=["refit", "strip", "hardware", "version", "timing cache"],
 )
-def test_what_rtx_cannot_do_is_refused(options: BuildOptions, rtx: Any) -> None:
+def test_what_rtx_cannot_do_is_refused(options: BuildOptions, rtx: Backend) -> None:
     (problem,) = check_options(options, backend=rtx)
     assert "TensorRT-RTX" in problem
     full = backends.Backend("tensorrt", rtx.trt)
@@ -166,7 +177,7 @@ def test_garbage_never_reaches_the_parser_which_says_yes_to_it(tmp_path: Path, c
         build(path, tmp_path / "m.plan")
 
 
-def test_the_parser_alone_would_say_yes(rtx: Any) -> None:
+def test_the_parser_alone_would_say_yes(rtx: Backend) -> None:
     logger, _ = backends.messages(rtx)
     network = rtx.trt.Builder(logger).create_network(1 << int(rtx.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     assert rtx.trt.OnnxParser(network, logger).parse(b"xx")
@@ -214,8 +225,8 @@ def test_the_driver_is_asked_in_a_way_that_cannot_crash() -> None:
             require_driver("a test")
 
 
-def test_a_float_model_builds_too(workshop: Any, rtx: Any, tmp_path: Path) -> None:
-    _, path, _ = workshop.exported(None)
+def test_a_float_model_builds_too(tiny_models: TinyModels, rtx: Backend, tmp_path: Path) -> None:
+    _, path, _ = tiny_models.exported(None)
     engine = build(
         path, tmp_path / "m.plan", backend=rtx, profiles=[default_profile(read_onnx_file(path).inputs, longest=40)]
     )
@@ -260,7 +271,9 @@ def test_the_timing_cache_is_read_combined_and_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_minilm_runs_in_int8_from_end_to_end(minilm_dir: Path, rtx: Any, tmp_path: Path, workshop: Any) -> None:
+def test_minilm_runs_in_int8_from_end_to_end(
+    minilm_dir: Path, rtx: Backend, tmp_path: Path, tiny_models: TinyModels
+) -> None:
     from calibration import calibrate
     from exporters.onnx.export import export_onnx
     from exporters.tensorrt.report import engine_report
@@ -269,7 +282,7 @@ def test_minilm_runs_in_int8_from_end_to_end(minilm_dir: Path, rtx: Any, tmp_pat
 
     model = load_model(minilm_dir).eval()
     quantize(model, "tensorrt")
-    calibrate(model, [workshop.batches(model)[0]])
+    calibrate(model, [tiny_models.batches(model)[0]])
     export_onnx(model, tmp_path / "model.onnx", target="tensorrt")
     engine = build(tmp_path / "model.onnx", tmp_path / "m.plan", backend=rtx)
     report = engine_report(ir.load(tmp_path / "model.onnx"), engine.kernels)

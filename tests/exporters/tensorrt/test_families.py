@@ -21,14 +21,17 @@ from qdq.recipes.refinement import Refinement
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from exporters.tensorrt.backend import Backend
+    from tests.exporters.conftest import TinyModels
+
 SMALL = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
 FEW = [(family, "feature-extraction", "fp16") for family in ("albert", "megatron-bert", "roberta-prelayernorm")]
 ALL = [(name, task, dtype) for name, family in FAMILIES.items() for task in family.tasks for dtype in ("fp32", "fp16")]
 
 
 def check(
-    workshop: Any,
-    backend: Any,
+    tiny_models: TinyModels,
+    backend: Backend,
     folder: Path,
     family: str,
     task: str,
@@ -37,9 +40,9 @@ def check(
     **changes: Any,
 ) -> None:
     path = folder / "model.onnx"
-    model = workshop.model(family, task, **{**SMALL, **changes})
+    model = tiny_models.model(family, task, **{**SMALL, **changes})
     quantize(model, "tensorrt")
-    calibrate_and_refine(model, lambda: workshop.batches(model), refinement or Refinement())
+    calibrate_and_refine(model, lambda: tiny_models.batches(model), refinement or Refinement())
     export_onnx(model, path, target="tensorrt", interface=ExportInterface(dtype=dtype))  # type: ignore[arg-type]
     source = read_onnx_file(path)
     profiles = [default_profile(source.inputs, longest=32)]
@@ -61,26 +64,26 @@ def check(
 
 
 @pytest.mark.parametrize(("family", "task", "dtype"), FEW, ids=["-".join(case) for case in FEW])
-def test_a_family(workshop: Any, rtx: Any, tmp_path: Path, family: str, task: str, dtype: str) -> None:
-    check(workshop, rtx, tmp_path, family, task, dtype)
+def test_a_family(tiny_models: TinyModels, rtx: Backend, tmp_path: Path, family: str, task: str, dtype: str) -> None:
+    check(tiny_models, rtx, tmp_path, family, task, dtype)
 
 
 @pytest.mark.parametrize("family", ["bert", "megatron-bert"], ids=["post-norm", "pre-norm"])
-def test_what_refinement_adds_is_fused(workshop: Any, rtx: Any, tmp_path: Path, family: str) -> None:
+def test_what_refinement_adds_is_fused(tiny_models: TinyModels, rtx: Backend, tmp_path: Path, family: str) -> None:
     """Channels that are shifted and scaled in front of a quantizer, in half precision."""
     refinement = Refinement(shift=True, smoothing=0.9, bias_correction=True, rounding="gptq")
-    check(workshop, rtx, tmp_path, family, "feature-extraction", "fp16", refinement)
+    check(tiny_models, rtx, tmp_path, family, "feature-extraction", "fp16", refinement)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "task", "dtype"), ALL, ids=["-".join(case) for case in ALL])
-def test_every_head(workshop: Any, rtx: Any, tmp_path: Path, family: str, task: str, dtype: str) -> None:
+def test_every_head(tiny_models: TinyModels, rtx: Backend, tmp_path: Path, family: str, task: str, dtype: str) -> None:
     spans = {"max_span_width": 4} if (family, task) == ("realm", "question-answering") else {}  # texts are short here
-    check(workshop, rtx, tmp_path, family, task, dtype, **spans)
+    check(tiny_models, rtx, tmp_path, family, task, dtype, **spans)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_the_shape_of_bert_base(workshop: Any, rtx: Any, tmp_path: Path, dtype: str) -> None:
+def test_the_shape_of_bert_base(tiny_models: TinyModels, rtx: Backend, tmp_path: Path, dtype: str) -> None:
     sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "num_hidden_layers": 12}
-    check(workshop, rtx, tmp_path, "bert", "feature-extraction", dtype, **sizes, initializer_range=0.02)
+    check(tiny_models, rtx, tmp_path, "bert", "feature-extraction", dtype, **sizes, initializer_range=0.02)

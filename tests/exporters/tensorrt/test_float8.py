@@ -1,4 +1,4 @@
-"""A checkpoint in float8: what its file holds, the proof of it, who takes it and who refuses it."""
+"""A checkpoint in float8: what its file holds, its verification, and who runs it or refuses it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,19 @@ from qdq.recipes.recipe import load_recipe
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from exporters.tensorrt.backend import Backend
+    from tests.exporters.conftest import TinyModels
+
 SMALL = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128, "initializer_range": 0.1}
 Exported = tuple[Any, "Path", ExportInterface]
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
-def exported(request: pytest.FixtureRequest, workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(
+    request: pytest.FixtureRequest, tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory
+) -> Exported:
     path, interface = tmp_path_factory.mktemp("float8") / "model.onnx", ExportInterface(dtype=request.param)
-    model = workshop.calibrated("fp8", **SMALL)
+    model = tiny_models.calibrated("fp8", **SMALL)
     export_onnx(model, path, target="tensorrt", interface=interface)
     return model, path, interface
 
@@ -61,9 +66,9 @@ def test_weights_are_stored_as_ml_dtypes_rounds_them(exported: Exported) -> None
     assert any(array.shape == want.shape and (array.astype(np.float32) == want).all() for array in codes)
 
 
-def test_the_proof_holds_by_segment_and_end_to_end(exported: Exported, workshop: Any) -> None:
+def test_verification_holds_by_segment_and_end_to_end(exported: Exported, tiny_models: TinyModels) -> None:
     model, path, interface = exported
-    report = verify(model, path, workshop.batches(model), runtime="reference", interface=interface)
+    report = verify(model, path, tiny_models.batches(model), runtime="reference", interface=interface)
     assert report.holds, report.problems
     segments = [row for row in report.segments if row.unit == "steps"]
     assert len(segments) == 4
@@ -71,21 +76,21 @@ def test_the_proof_holds_by_segment_and_end_to_end(exported: Exported, workshop:
         assert sum(row.ties for row in segments) <= 2
 
 
-def test_the_evaluator_of_onnx_agrees(exported: Exported, workshop: Any) -> None:
+def test_the_evaluator_of_onnx_agrees(exported: Exported, tiny_models: TinyModels) -> None:
     """Which knows float8 by itself, and shares nothing with ONNX Runtime."""
     model, path, interface = exported
-    report = verify(model, path, workshop.batches(model)[:1], runtime="evaluator", interface=interface)
+    report = verify(model, path, tiny_models.batches(model)[:1], runtime="evaluator", interface=interface)
     assert report.holds, report.problems
 
 
-def test_a_wrong_weight_is_found(exported: Exported, workshop: Any, tmp_path: Path) -> None:
+def test_a_wrong_weight_is_found(exported: Exported, tiny_models: TinyModels, tmp_path: Path) -> None:
     model, path, interface = exported
     bad = damaged(path, tmp_path, ml_dtypes.float8_e4m3fn)
-    report = verify(model, bad, workshop.batches(model)[:1], runtime="reference", interface=interface)
+    report = verify(model, bad, tiny_models.batches(model)[:1], runtime="reference", interface=interface)
     assert report.first_wrong == "encoder.layers.0.feed_forward.down.input_quantizer"
 
 
-def test_it_lints_clean_and_tensorrt_multiplies_float8(exported: Exported, rtx: Any, tmp_path: Path) -> None:
+def test_it_lints_clean_and_tensorrt_multiplies_float8(exported: Exported, rtx: Backend, tmp_path: Path) -> None:
     _, path, interface = exported
     source = read_onnx_file(path)
     profiles = [default_profile(source.inputs, longest=32)]
@@ -101,33 +106,33 @@ def test_it_lints_clean_and_tensorrt_multiplies_float8(exported: Exported, rtx: 
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
-def test_cpu_targets_refuse_the_recipe_and_say_what_to_do(workshop: Any, tmp_path: Path, target: str) -> None:
-    model = workshop.calibrated("fp8", **SMALL)
+def test_cpu_targets_refuse_the_recipe_and_say_what_to_do(tiny_models: TinyModels, tmp_path: Path, target: str) -> None:
+    model = tiny_models.calibrated("fp8", **SMALL)
     with pytest.raises(ExportError) as caught:
         export_onnx(model, tmp_path / "m.onnx", target=target, recipe="fp8")
     assert "encoder.layers.0.attention.query.input: its kernels on CPUs have no float8" in str(caught.value)
     assert f"--recipe {target}" in str(caught.value)
 
 
-def test_a_checkpoint_in_float8_has_the_ranges_for_other_targets(workshop: Any, tmp_path: Path) -> None:
-    model = workshop.calibrated("fp8", **SMALL)
+def test_a_checkpoint_in_float8_has_the_ranges_for_other_targets(tiny_models: TinyModels, tmp_path: Path) -> None:
+    model = tiny_models.calibrated("fp8", **SMALL)
     done = export_onnx(model, tmp_path / "m.onnx", target="onnxruntime")
     assert done.recipe is not None
     assert done.recipe.name == "onnxruntime"
-    assert verify(model, tmp_path / "m.onnx", workshop.batches(model)[:1]).holds
+    assert verify(model, tmp_path / "m.onnx", tiny_models.batches(model)[:1]).holds
 
 
-def test_an_older_opset_is_refused(workshop: Any, tmp_path: Path) -> None:
+def test_an_older_opset_is_refused(tiny_models: TinyModels, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="float8 needs opset 19 or above, this is 18"):
-        export_onnx(workshop.calibrated("fp8", **SMALL), tmp_path / "m.onnx", target="tensorrt", opset=18)
+        export_onnx(tiny_models.calibrated("fp8", **SMALL), tmp_path / "m.onnx", target="tensorrt", opset=18)
 
 
-def test_a_checkpoint_keeps_it(workshop: Any, tmp_path: Path) -> None:
-    model = workshop.calibrated("fp8", **SMALL)
+def test_a_checkpoint_keeps_it(tiny_models: TinyModels, tmp_path: Path) -> None:
+    model = tiny_models.calibrated("fp8", **SMALL)
     checkpoint.save(model, tmp_path / "q", recipe=load_recipe("fp8"), calibration={})
     loaded = checkpoint.load(tmp_path / "q")
     specs = {spec for _, quantizer in named_slots(loaded) if (spec := quantizer.spec) is not None}
     kind = "float8e4m3fn"
     assert specs == {QuantSpec(format=kind), QuantSpec(format=kind, granularity=PerAxis(0))}
-    batch = workshop.batches(model)[0]
+    batch = tiny_models.batches(model)[0]
     assert (loaded(**batch).last_hidden_state == model(**batch).last_hidden_state).all()

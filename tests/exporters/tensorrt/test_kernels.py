@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from exporters.tensorrt.kernels import Kernel, parse_inspector, parse_layers, short_type
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.exporters.tensorrt.conftest import BuiltEngine
 
 MESSAGE = (
     "Layers:\n"
@@ -64,11 +69,11 @@ def test_types_have_short_names(text: str, expected: str) -> None:
     assert short_type(text) == expected
 
 
-def test_the_real_message_names_every_product(built: Any, small: Any) -> None:
+def test_the_real_message_names_every_product(built_engine: BuiltEngine, small_model: Path) -> None:
     import onnx_ir as ir
 
-    products = {node.name for node in ir.load(small).graph if node.op_type in ("MatMul", "Gemm")}
-    engine, _ = built
+    products = {node.name for node in ir.load(small_model).graph if node.op_type in ("MatMul", "Gemm")}
+    engine, _ = built_engine
     told = {name for kernel in engine.kernels for name in kernel.nodes}
     assert len(products) == 9
     assert products <= told

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import pytest
@@ -11,24 +11,29 @@ from exporters.tensorrt.plan_metadata import is_plan, metadata_path, read_metada
 from exporters.tensorrt.report import engine_report
 from qdq.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from tests.exporters.tensorrt.conftest import BuiltEngine
+
 
 @pytest.fixture
-def plan(built: Any, small: Path, tmp_path: Path) -> Path:
-    engine, source = built
+def plan(built_engine: BuiltEngine, small_model: Path, tmp_path: Path) -> Path:
+    engine, source = built_engine
     copy = tmp_path / "m.plan"
     copy.write_bytes(source.read_bytes())
-    write_metadata(copy, engine, engine_report(ir.load(small), engine.kernels), [{"id": "W1"}], source=small)
+    write_metadata(
+        copy, engine, engine_report(ir.load(small_model), engine.kernels), [{"id": "W1"}], source=small_model
+    )
     return copy
 
 
-def test_there_and_back(built: Any, small: Path, plan: Path) -> None:
-    engine, _ = built
+def test_there_and_back(built_engine: BuiltEngine, small_model: Path, plan: Path) -> None:
+    engine, _ = built_engine
     record = read_metadata(plan)
-    assert record["report"] == engine_report(ir.load(small), engine.kernels)
+    assert record["report"] == engine_report(ir.load(small_model), engine.kernels)
     assert record["layers"] == list(engine.kernels)
     assert record["backend"] == engine.backend
     assert record["findings"] == [{"id": "W1"}]
-    assert Path(record["source"]) == small.parent.resolve()
+    assert Path(record["source"]) == small_model.parent.resolve()
 
 
 def test_a_plan_is_known_by_its_name_or_its_record(plan: Path, tmp_path: Path) -> None:
@@ -46,9 +51,9 @@ def test_a_plan_is_known_by_its_name_or_its_record(plan: Path, tmp_path: Path) -
     ("change", "words"),
     [
         ({"format": 2}, "not a format that this version reads"),
-        ({"sha256": "0"}, "is of another engine"),
-        ({"report": {}}, "is missing or of another kind"),
-        ({"layers": [{}]}, "is missing or of another kind"),
+        ({"sha256": "0"}, "belongs to another engine"),
+        ({"report": {}}, "is missing or has another type"),
+        ({"layers": [{}]}, "is missing or has another type"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

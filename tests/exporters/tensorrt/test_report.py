@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 import pytest
@@ -16,6 +16,14 @@ from exporters.tensorrt.onnx_file import read_onnx_file
 from exporters.tensorrt.profiles import Profile, default_profile
 from exporters.tensorrt.report import EngineReport, engine_report
 
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import ModuleType
+
+    from exporters.tensorrt.backend import Backend
+    from tests.exporters.conftest import TinyModels
+    from tests.exporters.tensorrt.conftest import BuiltEngine, DefectPlanter
+
 SMALL = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
 ATTENTION = "encoder.layers.0.attention"
 QKV = tuple(f"{ATTENTION}.{name}/MatMul" for name in ("query", "key", "value"))
@@ -25,9 +33,9 @@ def kernel(name: str, *nodes: str, kind: str = "gemm", type_: str = "int8") -> K
     return Kernel(name, kind, (type_,), (type_,), ("fp32",), nodes)
 
 
-def test_the_real_engine_runs_everything_in_int8(built: Any, small: Any) -> None:
-    engine, _ = built
-    report = engine_report(ir.load(small), engine.kernels)
+def test_the_real_engine_runs_everything_in_int8(built_engine: BuiltEngine, small_model: Path) -> None:
+    engine, _ = built_engine
+    report = engine_report(ir.load(small_model), engine.kernels)
     assert report.count("linear") == (6, 6, 7)
     assert report.count("attention") == (2, 2, 2)
     assert [(row.name, row.fused, row.runs_in) for row in report.attentions] == [(ATTENTION, True, "int8")]
@@ -50,10 +58,10 @@ def test_the_real_engine_runs_everything_in_int8(built: Any, small: Any) -> None
     ],
 )
 def test_what_a_defect_costs_is_seen_and_explained(
-    bench: Any, defects: Any, rtx: Any, tmp_path: Any, name: str, kind: str, rule: str
+    defect_planter: DefectPlanter, defects: ModuleType, rtx: Backend, tmp_path: Path, name: str, kind: str, rule: str
 ) -> None:
     defect = next(one for one in defects.DEFECTS if one.name == name)
-    source = bench.planted(defect.plant)
+    source = defect_planter.planted(defect.plant)
     profiles = [default_profile(source.inputs, longest=40)]
     engine = build(source.path, tmp_path / "m.plan", profiles=profiles, backend=rtx)
     report = engine_report(source.model, engine.kernels, lint(source, profiles=profiles).reasons())
@@ -69,8 +77,10 @@ def test_what_a_defect_costs_is_seen_and_explained(
         assert all(rule in reason for reason in wanted_reason)
 
 
-def test_a_profile_beyond_512_tokens_splits_attention(bench: Any, rtx: Any, tmp_path: Any) -> None:
-    source = bench.planted(lambda model: None)
+def test_a_profile_beyond_512_tokens_splits_attention(
+    defect_planter: DefectPlanter, rtx: Backend, tmp_path: Path
+) -> None:
+    source = defect_planter.planted(lambda model: None)
     shapes = [dict.fromkeys(source.inputs, (1, n)) for n in (8, 128, 1024)]
     model = ir.load(source.path)  # with as many positions as the profile
     table = model.graph.initializers["embeddings.position.weight"]
@@ -87,46 +97,46 @@ def test_a_profile_beyond_512_tokens_splits_attention(bench: Any, rtx: Any, tmp_
     assert "W7: a profile goes up to 1024 tokens" in row.reason
 
 
-def test_three_products_in_three_kernels_are_not_merged(small: Any) -> None:
+def test_three_products_in_three_kernels_are_not_merged(small_model: Path) -> None:
     kernels = [kernel(name, name) for name in QKV]
-    (row,) = engine_report(ir.load(small), kernels).merged
+    (row,) = engine_report(ir.load(small_model), kernels).merged
     assert not row.merged
-    (row,) = engine_report(ir.load(small), [kernel("one", *QKV)]).merged
+    (row,) = engine_report(ir.load(small_model), [kernel("one", *QKV)]).merged
     assert row.merged
     assert set(row.names) == {f"{ATTENTION}.{name}" for name in ("query", "key", "value")}
 
 
-def test_a_layer_in_float_is_missed_with_its_reason(small: Any) -> None:
+def test_a_layer_in_float_is_missed_with_its_reason(small_model: Path) -> None:
     kernels = [kernel("one", *QKV[:2]), kernel("other", QKV[2], type_="fp16")]
     reasons = {f"{ATTENTION}.value.weight_quantizer/DequantizeLinear": ["W3: for a test"]}
-    report = engine_report(ir.load(small), kernels, reasons)
+    report = engine_report(ir.load(small_model), kernels, reasons)
     row = next(row for row in report.missed if row.name == f"{ATTENTION}.value")
     assert (row.wanted, row.runs_in, row.reason) == ("int8", "fp16", "W3: for a test")
     assert report.count("linear") == (2, 6, 7)
 
 
-def test_a_product_that_no_kernel_names_is_unknown(small: Any) -> None:
-    report = engine_report(ir.load(small), [])
+def test_a_product_that_no_kernel_names_is_unknown(small_model: Path) -> None:
+    report = engine_report(ir.load(small_model), [])
     assert {row.runs_in for row in report.products} == {"unknown"}
     assert report.count("linear") == (0, 6, 7)
     assert not any(row.fused for row in (*report.attentions, *report.residuals))
     assert not any(row.merged for row in report.merged)
 
 
-def test_a_rest_of_a_product_in_another_kernel_does_not_count(small: Any) -> None:
+def test_a_rest_of_a_product_in_another_kernel_does_not_count(small_model: Path) -> None:
     rest = Kernel("__myl_MulAdd", "kgen", ("fp32",), ("fp32",), ("int8",), QKV)
-    report = engine_report(ir.load(small), [rest, kernel("one", *QKV)])
+    report = engine_report(ir.load(small_model), [rest, kernel("one", *QKV)])
     assert {row.runs_in for row in report.products if row.name.endswith(("query", "key", "value"))} == {"int8"}
 
 
-def test_an_addition_on_its_own_is_told(small: Any) -> None:
-    report = engine_report(ir.load(small), [Kernel("add", "kgen", (), (), (), (f"{ATTENTION}.add/Add",))])
+def test_an_addition_on_its_own_is_told(small_model: Path) -> None:
+    report = engine_report(ir.load(small_model), [Kernel("add", "kgen", (), (), (), (f"{ATTENTION}.add/Add",))])
     assert next((row.name, row.fused) for row in report.residuals) == (f"{ATTENTION}.add", False)
 
 
-def test_attention_in_float32_is_explained(workshop: Any, rtx: Any, tmp_path: Any) -> None:
+def test_attention_in_float32_is_explained(tiny_models: TinyModels, rtx: Backend, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    export_onnx(workshop.calibrated("linear", **SMALL), path, target="tensorrt")
+    export_onnx(tiny_models.calibrated("linear", **SMALL), path, target="tensorrt")
     source = read_onnx_file(path)
     profiles = [default_profile(source.inputs, longest=40)]
     engine = build(path, tmp_path / "m.plan", profiles=profiles, backend=rtx)

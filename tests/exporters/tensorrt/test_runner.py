@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -23,6 +23,8 @@ from qdq.errors import BuildError, CheckpointError, DataError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.exporters.tensorrt.conftest import BuiltEngine
 
 SPANS = [
     {"input_ids": ((1, 1), (4, 16)), "attention_mask": ((1, 1), (4, 16))},
@@ -50,8 +52,8 @@ def test_a_plan_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(driver_problem() is None, reason="there is a GPU")
-def test_without_a_gpu_the_process_lives_on_and_says_why(built: Any) -> None:
-    _, plan = built
+def test_without_a_gpu_the_process_lives_on_and_says_why(built_engine: BuiltEngine) -> None:
+    _, plan = built_engine
     code = f"""
 from pathlib import Path
 from exporters.tensorrt.runner import TensorRTRunner
@@ -70,13 +72,13 @@ class TestOnAGpu:
     """Against ONNX Runtime, which computes the same file on the CPU."""
 
     @pytest.fixture(scope="class")
-    def plan(self, small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def plan(self, small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         problem = driver_problem()
         if problem is not None:
             pytest.skip(f"needs an NVIDIA GPU: {problem}")
         plan = tmp_path_factory.mktemp("gpu") / "m.plan"
-        profiles = parse_profiles(read_onnx_file(small).inputs, ["1x1", "1x8"], ["2x8", "4x32"], ["4x16", "8x40"])
-        build(small, plan, profiles=profiles)
+        profiles = parse_profiles(read_onnx_file(small_model).inputs, ["1x1", "1x8"], ["2x8", "4x32"], ["4x16", "8x40"])
+        build(small_model, plan, profiles=profiles)
         return plan
 
     def inputs(self, batch: int, seq: int) -> dict[str, np.ndarray]:
@@ -87,9 +89,9 @@ class TestOnAGpu:
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
     @pytest.mark.parametrize("graphs", [False, True], ids=["plain", "CUDA graphs"])
-    def test_it_computes_what_onnx_runtime_computes(self, small: Path, plan: Path, graphs: bool) -> None:
+    def test_it_computes_what_onnx_runtime_computes(self, small_model: Path, plan: Path, graphs: bool) -> None:
         runner = TensorRTRunner(plan, cuda_graphs=graphs)
-        reference = OnnxRuntimeRunner(small, optimize=False)
+        reference = OnnxRuntimeRunner(small_model, optimize=False)
         assert set(runner.input_names) == set(reference.input_names)
         for shape in ((1, 4), (4, 16), (8, 40), (1, 4)):
             feed = self.inputs(*shape)
@@ -161,18 +163,20 @@ class TestOnAGpu:
             assert found["last_hidden_state"].shape == (1, length, 64)
         assert len(runner._graphs) == 16
 
-    def test_a_version_compatible_plan_is_loaded_by_its_record(self, small: Path, plan: Path, tmp_path: Path) -> None:
+    def test_a_version_compatible_plan_is_loaded_by_its_record(
+        self, small_model: Path, plan: Path, tmp_path: Path
+    ) -> None:
         """Without its record, nobody says that the code in it is trusted."""
         if find_backend().is_rtx:
             pytest.skip("TensorRT-RTX has no lean runtime")
-        source, engine = read_onnx_file(small), tmp_path / "m.plan"
+        source, engine = read_onnx_file(small_model), tmp_path / "m.plan"
         options = BuildOptions(version_compatible=True)
         built = build(
-            small, engine, profiles=parse_profiles(source.inputs, ["1x1"], ["2x8"], ["4x16"]), options=options
+            small_model, engine, profiles=parse_profiles(source.inputs, ["1x1"], ["2x8"], ["4x16"]), options=options
         )
         with pytest.raises(BuildError, match="cannot load"):
             TensorRTRunner(engine)
-        write_metadata(engine, built, engine_report(source.model, built.kernels), source=small)
+        write_metadata(engine, built, engine_report(source.model, built.kernels), source=small_model)
         assert TensorRTRunner(engine)(self.inputs(1, 4)).keys() == TensorRTRunner(plan)(self.inputs(1, 4)).keys()
 
     def test_a_damaged_plan_is_refused(self, plan: Path, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from exporters.verification.inputs import VERIFICATION_SHAPES, verification_batc
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.exporters.conftest import TinyModels
+
 REALM = {"num_candidates": 3, "retriever_proj_size": 16, "reader_beam_size": 3, "max_span_width": 4}
 DECODER = {"is_decoder": True}
 CROSS = {"is_decoder": True, "add_cross_attention": True}
@@ -44,9 +46,11 @@ def tokenizer_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_batches_have_the_shapes_and_types_of_the_signature(workshop: Any, tokenizer_folder: Path, case: str) -> None:
+def test_batches_have_the_shapes_and_types_of_the_signature(
+    tiny_models: TinyModels, tokenizer_folder: Path, case: str
+) -> None:
     name, task, changes, interface = CASES[case]
-    export_model = wrap_for_export(workshop.model(name, task, **changes), interface)
+    export_model = wrap_for_export(tiny_models.model(name, task, **changes), interface)
     batches = verification_batches(tokenizer_folder, export_model)
     assert len(batches) == len(VERIFICATION_SHAPES)
     for batch, (batch_size, longest) in zip(batches, VERIFICATION_SHAPES, strict=True):
@@ -66,8 +70,8 @@ def test_batches_have_the_shapes_and_types_of_the_signature(workshop: Any, token
             assert not value.is_floating_point() or bool(torch.isfinite(value).all()), output
 
 
-def test_the_first_text_fills_the_length_and_others_are_padded(workshop: Any, tokenizer_folder: Path) -> None:
-    model = workshop.model(max_position_embeddings=130)
+def test_the_first_text_fills_the_length_and_others_are_padded(tiny_models: TinyModels, tokenizer_folder: Path) -> None:
+    model = tiny_models.model(max_position_embeddings=130)
     for batch, (batch_size, seq_len) in zip(
         verification_batches(tokenizer_folder, wrap_for_export(model)), VERIFICATION_SHAPES, strict=True
     ):
@@ -77,14 +81,14 @@ def test_the_first_text_fills_the_length_and_others_are_padded(workshop: Any, to
         assert batch_size == 1 or not mask.all()
 
 
-def test_some_positions_are_padding(workshop: Any, tmp_path: Path) -> None:
-    masks = [batch["attention_mask"] for batch in verification_batches(tmp_path, wrap_for_export(workshop.model()))]
+def test_some_positions_are_padding(tiny_models: TinyModels, tmp_path: Path) -> None:
+    masks = [batch["attention_mask"] for batch in verification_batches(tmp_path, wrap_for_export(tiny_models.model()))]
     assert any(not mask.all() for mask in masks)
     assert all(mask[:, 0].all() for mask in masks)
 
 
-def test_a_cache_is_what_the_model_makes_of_the_text_before(workshop: Any, tmp_path: Path) -> None:
-    model = workshop.model(task="causal-lm", is_decoder=True)
+def test_a_cache_is_what_the_model_makes_of_the_text_before(tiny_models: TinyModels, tmp_path: Path) -> None:
+    model = tiny_models.model(task="causal-lm", is_decoder=True)
     whole = verification_batches(tmp_path, wrap_for_export(model))[0]
     step = wrap_for_export(model, ExportInterface(cache="step"))
     batch = verification_batches(tmp_path, step)[0]

@@ -6,7 +6,7 @@ import math
 import re
 import sys
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from exporters.verification.report import VerificationReport
+    from tests.exporters.conftest import TinyModels
+
 LAYER = "encoder.layers.0"
 RUNTIMES = {None: "onnxruntime", "onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "reference"}
 
@@ -49,16 +52,20 @@ def node(proto: onnx.ModelProto, name: str) -> onnx.NodeProto:
     return next(one for one in proto.graph.node if one.name == name)
 
 
-@pytest.fixture
-def damaged(workshop: Any, tmp_path: Path) -> Callable[..., Any]:
-    """Verify a file of ``target`` after something was done to it, with optimizations off as the defect allows."""
+Damage: TypeAlias = "Callable[[onnx.ModelProto], None]"
+VerifyDamaged: TypeAlias = "Callable[[str, Damage], VerificationReport]"
 
-    def run(target: str, defect: Callable[[onnx.ModelProto], None]) -> Any:
-        model, path, _ = workshop.exported(target)
+
+@pytest.fixture
+def verify_damaged(tiny_models: TinyModels, tmp_path: Path) -> VerifyDamaged:
+    """Return a function that damages the file of a target and verifies it, with optimizations off."""
+
+    def run(target: str, defect: Damage) -> VerificationReport:
+        model, path, _ = tiny_models.exported(target)
         proto = onnx.load(path)
         defect(proto)
         onnx.save(proto, tmp_path / "damaged.onnx")
-        return verify(model, tmp_path / "damaged.onnx", workshop.batches(model)[:2], runtime="reference")
+        return verify(model, tmp_path / "damaged.onnx", tiny_models.batches(model)[:2], runtime="reference")
 
     return run
 
@@ -67,9 +74,9 @@ def damaged(workshop: Any, tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("target", RUNTIMES)
-def test_good_exports_hold(workshop: Any, target: str | None) -> None:
-    model, path, _ = workshop.exported(target)
-    batches = workshop.batches(model)
+def test_good_exports_hold(tiny_models: TinyModels, target: str | None) -> None:
+    model, path, _ = tiny_models.exported(target)
+    batches = tiny_models.batches(model)
     report = verify(model, path, batches, runtime=RUNTIMES[target])
     assert report.problems == []
     assert report.holds
@@ -85,10 +92,10 @@ def test_good_exports_hold(workshop: Any, target: str | None) -> None:
         assert all(20 < row.expected_float_sqnr_db < 60 for row in report.end_to_end)
 
 
-def test_the_report_is_plain_json(workshop: Any) -> None:
+def test_the_report_is_plain_json(tiny_models: TinyModels) -> None:
     for target in (None, "onnxruntime"):
-        model, path, _ = workshop.exported(target)
-        document = verify(model, path, workshop.batches(model)[:1]).to_dict()
+        model, path, _ = tiny_models.exported(target)
+        document = verify(model, path, tiny_models.batches(model)[:1]).to_dict()
         assert json.loads(json.dumps(document, allow_nan=False)) == document
         assert document["holds"] is True
         assert set(document) == {
@@ -96,17 +103,17 @@ def test_the_report_is_plain_json(workshop: Any) -> None:
         }
 
 
-def test_the_model_is_left_as_it_was(workshop: Any) -> None:
-    model, path, _ = workshop.exported("onnxruntime")
+def test_the_model_is_left_as_it_was(tiny_models: TinyModels) -> None:
+    model, path, _ = tiny_models.exported("onnxruntime")
     before = [(name, one.mode, one.recorder) for name, one in quantizers(model)]
-    verify(model, path, workshop.batches(model)[:1])
+    verify(model, path, tiny_models.batches(model)[:1])
     assert [(name, one.mode, one.recorder) for name, one in quantizers(model)] == before
 
 
-def test_without_openvino_the_report_says_what_ran(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_openvino_the_report_says_what_ran(tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    model, path, _ = workshop.exported("openvino")
-    report = verify(model, path, workshop.batches(model)[:1], runtime="openvino")
+    model, path, _ = tiny_models.exported("openvino")
+    report = verify(model, path, tiny_models.batches(model)[:1], runtime="openvino")
     assert report.runtime == "onnxruntime (openvino is not installed)"
     assert report.holds
 
@@ -167,8 +174,8 @@ def output_bias(proto: onnx.ModelProto) -> None:
         (not_a_number, "feed_forward.down.input_quantizer"),
     ],
 )
-def test_a_defect_in_a_segment(damaged: Any, defect: Any, first: str) -> None:
-    report = damaged("tensorrt", defect)
+def test_a_defect_in_a_segment(verify_damaged: VerifyDamaged, defect: Damage, first: str) -> None:
+    report = verify_damaged("tensorrt", defect)
     assert not report.holds
     assert re.match(rf"{LAYER}\.{re.escape(first)}: \d+ of \d+ values are wrong", report.problems[0])
     wrong = [row for row in report.segments if row.wrong]
@@ -177,19 +184,19 @@ def test_a_defect_in_a_segment(damaged: Any, defect: Any, first: str) -> None:
     json.dumps(report.to_dict(), allow_nan=False)
 
 
-def test_a_defect_does_not_hide_behind_others_or_spread(damaged: Any) -> None:
-    report = damaged("tensorrt", bias)
+def test_a_defect_does_not_hide_behind_others_or_spread(verify_damaged: VerifyDamaged) -> None:
+    report = verify_damaged("tensorrt", bias)
     assert [row.name for row in report.segments if row.wrong] == [f"{LAYER}.feed_forward.down.input_quantizer"]
 
 
-def test_a_defect_behind_the_last_quantizer(damaged: Any) -> None:
-    report = damaged("tensorrt", output_bias)
+def test_a_defect_behind_the_last_quantizer(verify_damaged: VerifyDamaged) -> None:
+    report = verify_damaged("tensorrt", output_bias)
     assert report.problems[0].startswith("pooler_output: ")
     assert "of the largest magnitude" in report.problems[0]
 
 
-def test_not_a_number_in_an_output_is_wrong(damaged: Any) -> None:
-    report = damaged("onnxruntime", lambda proto: change(proto, "pooler.dense.bias", lambda x: x * np.nan))
+def test_not_a_number_in_an_output_is_wrong(verify_damaged: VerifyDamaged) -> None:
+    report = verify_damaged("onnxruntime", lambda proto: change(proto, "pooler.dense.bias", lambda x: x * np.nan))
     assert not report.holds
     row = next(row for row in report.segments if row.name == "pooler_output")
     assert row.wrong == row.values
@@ -199,34 +206,34 @@ def test_not_a_number_in_an_output_is_wrong(damaged: Any) -> None:
     assert json.loads(json.dumps(document, allow_nan=False)) == document
 
 
-def test_a_quantizer_that_is_missing_in_the_file(damaged: Any) -> None:
-    report = damaged("tensorrt", removed_pair)
+def test_a_quantizer_that_is_missing_in_the_file(verify_damaged: VerifyDamaged) -> None:
+    report = verify_damaged("tensorrt", removed_pair)
     assert report.problems == [
         f"{LAYER}.feed_forward.down.input_quantizer: the checkpoint quantizes here, the file does not"
     ]
 
 
-def test_all_quantizers_are_missing_in_the_file(workshop: Any) -> None:
-    model, _, _ = workshop.exported("tensorrt")
-    report = verify(model, workshop.exported(None)[1], workshop.batches(model)[:1])
+def test_all_quantizers_are_missing_in_the_file(tiny_models: TinyModels) -> None:
+    model, _, _ = tiny_models.exported("tensorrt")
+    report = verify(model, tiny_models.exported(None)[1], tiny_models.batches(model)[:1])
     assert report.problems == ["the checkpoint is quantized, but the file has no quantizers"]
 
 
-def test_quantizers_that_are_missing_in_the_checkpoint(workshop: Any) -> None:
-    _, path, _ = workshop.exported("tensorrt")
-    model = copy.deepcopy(workshop.exported("tensorrt")[0])
+def test_quantizers_that_are_missing_in_the_checkpoint(tiny_models: TinyModels) -> None:
+    _, path, _ = tiny_models.exported("tensorrt")
+    model = copy.deepcopy(tiny_models.exported("tensorrt")[0])
     apply_recipe(model, load_recipe("linear"))
     set_mode(model, Mode.QUANTIZE)
-    report = verify(model, path, workshop.batches(model)[:1], runtime="reference")
+    report = verify(model, path, tiny_models.batches(model)[:1], runtime="reference")
     names = ("scores.input", "scores.other", "context.input", "context.other")
     assert report.problems == [
         f"{LAYER}.attention.{name}_quantizer: the file quantizes here, the checkpoint does not" for name in names
     ]
 
 
-def test_a_quantized_file_of_a_float_model(workshop: Any) -> None:
-    model, path = workshop.model(), workshop.exported("onnxruntime")[1]
-    report = verify(model, path, workshop.batches(model)[:1])
+def test_a_quantized_file_of_a_float_model(tiny_models: TinyModels) -> None:
+    model, path = tiny_models.model(), tiny_models.exported("onnxruntime")[1]
+    report = verify(model, path, tiny_models.batches(model)[:1])
     assert len(report.problems) == 4
     assert (
         report.problems[0]
@@ -234,7 +241,7 @@ def test_a_quantized_file_of_a_float_model(workshop: Any) -> None:
     )
 
 
-def test_another_zero_point(damaged: Any) -> None:
+def test_another_zero_point(verify_damaged: VerifyDamaged) -> None:
     slot = f"{LAYER}.feed_forward.down.input_quantizer"
 
     def shift(proto: onnx.ModelProto) -> None:
@@ -245,26 +252,26 @@ def test_another_zero_point(damaged: Any) -> None:
             if one.name.startswith(slot):
                 one.input[2] = "moved"
 
-    report = damaged("openvino", shift)
+    report = verify_damaged("openvino", shift)
     assert len(report.problems) == 1
     assert re.fullmatch(rf"{slot}: the zero point is \d+ in the file, \d+ in the checkpoint", report.problems[0])
 
 
-def test_int8_that_is_held_as_uint8_has_the_same_zero_point(workshop: Any) -> None:
-    model, path, _ = workshop.exported("onnxruntime", "qdqbert")
-    assert verify(model, path, workshop.batches(model)[:1]).holds
+def test_int8_that_is_held_as_uint8_has_the_same_zero_point(tiny_models: TinyModels) -> None:
+    model, path, _ = tiny_models.exported("onnxruntime", "qdqbert")
+    assert verify(model, path, tiny_models.batches(model)[:1]).holds
 
 
 # Files of other checkpoints
 
 
-def test_a_file_of_other_weights(workshop: Any) -> None:
-    model = workshop.model()
+def test_a_file_of_other_weights(tiny_models: TinyModels) -> None:
+    model = tiny_models.model()
     with torch.no_grad():
         model.embeddings.word.weight.mul_(1.01)
     quantize(model, "tensorrt")
-    calibrate(model, workshop.batches(model))
-    report = verify(model, workshop.exported("tensorrt")[1], workshop.batches(model)[:1], runtime="reference")
+    calibrate(model, tiny_models.batches(model))
+    report = verify(model, tiny_models.exported("tensorrt")[1], tiny_models.batches(model)[:1], runtime="reference")
     assert report.problems[0].startswith(f"{LAYER}.attention.query.input_quantizer: ")
 
 
@@ -278,27 +285,27 @@ def test_a_file_of_other_weights(workshop: Any) -> None:
     ],
     ids=["layers", "width", "inner width", "task"],
 )
-def test_a_file_of_another_architecture(workshop: Any, changes: dict[str, Any], words: str) -> None:
-    model = workshop.calibrated("tensorrt", **changes)
-    report = verify(model, workshop.exported("tensorrt")[1], workshop.batches(model)[:1], runtime="reference")
+def test_a_file_of_another_architecture(tiny_models: TinyModels, changes: dict[str, Any], words: str) -> None:
+    model = tiny_models.calibrated("tensorrt", **changes)
+    report = verify(model, tiny_models.exported("tensorrt")[1], tiny_models.batches(model)[:1], runtime="reference")
     assert not report.holds
     assert any(re.search(words, problem) for problem in report.problems), report.problems
 
 
-def test_a_vocabulary_that_the_file_does_not_have(workshop: Any) -> None:
-    model = workshop.model(vocab_size=120)
-    batch = dict(workshop.batches(model)[0])
+def test_a_vocabulary_that_the_file_does_not_have(tiny_models: TinyModels) -> None:
+    model = tiny_models.model(vocab_size=120)
+    batch = dict(tiny_models.batches(model)[0])
     batch["input_ids"] = torch.full_like(batch["input_ids"], 119)
-    report = verify(model, workshop.exported(None)[1], [batch])
+    report = verify(model, tiny_models.exported(None)[1], [batch])
     assert len(report.problems) == 1
     assert "cannot be run with the checkpoint's tensors" in report.problems[0]
 
 
-def test_a_kernel_that_saturates(workshop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_saturates(tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(integer_gemm, "may_saturate", lambda weight: False)
-    model = workshop.calibrated("linear")
+    model = tiny_models.calibrated("linear")
     export_onnx(model, tmp_path / "model.onnx", target="onnxruntime")
-    report = verify(model, tmp_path / "model.onnx", workshop.batches(model))
+    report = verify(model, tmp_path / "model.onnx", tiny_models.batches(model))
     if report.holds:
         pytest.skip("this CPU adds products of uint8 and int8 in 32 bits (VNNI)")
     assert any(problem.startswith(f"{LAYER}.") and "values are wrong" in problem for problem in report.problems)
@@ -348,37 +355,37 @@ def test_values_at_a_tie_are_counted_and_do_not_fail(distance: float, tie: bool,
 # Wrong use
 
 
-def test_nothing_compared_proves_nothing(workshop: Any) -> None:
-    model, path, _ = workshop.exported("onnxruntime")
+def test_nothing_compared_proves_nothing(tiny_models: TinyModels) -> None:
+    model, path, _ = tiny_models.exported("onnxruntime")
     report = verify(model, path, [])
     assert not report.holds
     assert report.problems == ["nothing was compared: there is no batch"]
 
 
-def test_bounds_can_be_set(workshop: Any) -> None:
-    model, path, _ = workshop.exported("onnxruntime")
-    report = verify(model, path, workshop.batches(model)[:1], bounds=Bounds(sqnr_db=EQUAL_DB + 1))
+def test_bounds_can_be_set(tiny_models: TinyModels) -> None:
+    model, path, _ = tiny_models.exported("onnxruntime")
+    report = verify(model, path, tiny_models.batches(model)[:1], bounds=Bounds(sqnr_db=EQUAL_DB + 1))
     assert len(report.problems) == 2
     assert all("needed 201.0 dB" in problem for problem in report.problems)
 
 
-def test_a_batch_that_lacks_an_input_is_the_callers_mistake(workshop: Any) -> None:
-    model, path, _ = workshop.exported("onnxruntime")
-    batch = {name: value for name, value in workshop.batches(model)[0].items() if name != "token_type_ids"}
+def test_a_batch_that_lacks_an_input_is_the_callers_mistake(tiny_models: TinyModels) -> None:
+    model, path, _ = tiny_models.exported("onnxruntime")
+    batch = {name: value for name, value in tiny_models.batches(model)[0].items() if name != "token_type_ids"}
     with pytest.raises(DataError, match="token_type_ids is missing"):
         verify(model, path, [batch])
 
 
-def test_an_unknown_runtime_is_refused(workshop: Any) -> None:
-    model, path, _ = workshop.exported("onnxruntime")
+def test_an_unknown_runtime_is_refused(tiny_models: TinyModels) -> None:
+    model, path, _ = tiny_models.exported("onnxruntime")
     with pytest.raises(ExportError, match="no runtime 'tensorrt' to verify in"):
-        verify(model, path, workshop.batches(model)[:1], runtime="tensorrt")
+        verify(model, path, tiny_models.batches(model)[:1], runtime="tensorrt")
 
 
-def test_a_file_that_cannot_be_read(workshop: Any, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read(tiny_models: TinyModels, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"garbage")
     with pytest.raises(CheckpointError, match="not an ONNX file"):
-        verify(workshop.model(), tmp_path / "model.onnx", [])
+        verify(tiny_models.model(), tmp_path / "model.onnx", [])
 
 
 # Measures

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from exporters.onnx.passes.four_bits import FourBitsPass
+
+if TYPE_CHECKING:
+    from tests.exporters.onnx.conftest import Graphs
 
 X = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
 
@@ -29,7 +32,7 @@ def product(values: str, *, kind: str = "int8", zero: str = "0, 0, 0, 0", blocks
         ("uint8", "0, 15, 8, 1, 2, 3, 4, 5", "8, 0, 15, 8", ir.DataType.UINT4),
     ],
 )
-def test_case_1_two_values_in_a_byte(graphs: Any, kind: str, values: str, zero: str, stored: ir.DataType) -> None:
+def test_case_1_two_values_in_a_byte(graphs: Graphs, kind: str, values: str, zero: str, stored: ir.DataType) -> None:
     model = graphs.parse(product(values, kind=kind, zero=zero))
     assert graphs.apply(FourBitsPass(), model, x=X)
     (node,) = (node for node in model.graph if node.op_type == "DequantizeLinear")
@@ -48,5 +51,5 @@ def test_case_1_two_values_in_a_byte(graphs: Any, kind: str, values: str, zero: 
     ],
     ids=["a value", "a zero point", "no blocks"],
 )
-def test_case_2_what_does_not_fit_is_left_alone(graphs: Any, text: str) -> None:
+def test_case_2_what_does_not_fit_is_left_alone(graphs: Graphs, text: str) -> None:
     assert not graphs.apply(FourBitsPass(), graphs.parse(text), x=X)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from exporters.onnx.passes.graph import constant, initializer, is_op, only_consumer, producer, stored_matrix
+
+if TYPE_CHECKING:
+    from tests.exporters.onnx.conftest import Graphs
 
 GRAPH = """
     g (float[n] x) => (float[n] y, float[n] out) <float w = {2.0}> {
@@ -17,7 +20,7 @@ GRAPH = """
     }"""
 
 
-def test_standard_operators_are_told_from_others_of_the_same_name(graphs: Any) -> None:
+def test_standard_operators_are_told_from_others_of_the_same_name(graphs: Graphs) -> None:
     mul = next(node for node in graphs.parse(GRAPH).graph if node.op_type == "Mul")
     assert is_op(mul, "Add", "Mul")
     assert not is_op(mul, "Add")
@@ -25,7 +28,7 @@ def test_standard_operators_are_told_from_others_of_the_same_name(graphs: Any) -
     assert not is_op(ir.node("Mul", mul.inputs, domain="com.microsoft"), "Mul")
 
 
-def test_who_makes_and_who_reads_a_tensor(graphs: Any) -> None:
+def test_who_makes_and_who_reads_a_tensor(graphs: Graphs) -> None:
     graph = graphs.parse(GRAPH).graph
     _, mul, add, inner, outer = graph
     assert producer(add.inputs[0], "Mul") is mul
@@ -37,7 +40,7 @@ def test_who_makes_and_who_reads_a_tensor(graphs: Any) -> None:
     assert only_consumer(outer.outputs[0]) is None  # nobody
 
 
-def test_constants_are_initializers_and_constant_nodes(graphs: Any) -> None:
+def test_constants_are_initializers_and_constant_nodes(graphs: Graphs) -> None:
     _, mul, add, *_ = graphs.parse(GRAPH).graph
     assert constant(mul.inputs[1]) == np.float32(2)
     assert constant(add.inputs[1]) == np.float32(1)
@@ -45,7 +48,7 @@ def test_constants_are_initializers_and_constant_nodes(graphs: Any) -> None:
     assert constant(None) is None
 
 
-def test_a_stored_matrix_may_be_turned_around_on_the_way(graphs: Any) -> None:
+def test_a_stored_matrix_may_be_turned_around_on_the_way(graphs: Graphs) -> None:
     graph = graphs.parse("""
         g (float[2,2] x) => (float[2,2] y)
         <float[2,3] w = {1.0, 2.0, 3.0, 4.0, 5.0, 6.0}, float[2] v = {1.0, 2.0}> {
@@ -63,7 +66,7 @@ def test_a_stored_matrix_may_be_turned_around_on_the_way(graphs: Any) -> None:
     assert [stored_matrix(value) for value in (v, computed, graph.inputs[0], None)] == [None] * 4
 
 
-def test_equal_initializers_are_one_and_others_get_another_name(graphs: Any) -> None:
+def test_equal_initializers_are_one_and_others_get_another_name(graphs: Graphs) -> None:
     graph = graphs.parse(GRAPH).graph
     first = initializer(graph, "new", np.int8([1, 2]))
     assert initializer(graph, "new", np.int8([1, 2])) is first

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -8,6 +8,9 @@ import pytest
 
 from exporters.onnx.passes import integer_gemm
 from exporters.onnx.passes.integer_gemm import IntegerGemmPass, may_saturate
+
+if TYPE_CHECKING:
+    from tests.exporters.onnx.conftest import Graphs
 
 X = np.float32([[[1, -2, 3, 0.4], [9, -9, 0, 5]]])
 WEIGHT = "int8[4,3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, -12}"
@@ -45,7 +48,7 @@ def fused(model: ir.Model) -> ir.Node:
 @pytest.mark.parametrize(
     ("scales", "axis"), [(COLUMNS, 1), (COLUMNS, -1), (ONE, None)], ids=["per column", "counted back", "per tensor"]
 )
-def test_case_1_one_node_for_the_product(graphs: Any, scales: str, axis: int | None) -> None:
+def test_case_1_one_node_for_the_product(graphs: Graphs, scales: str, axis: int | None) -> None:
     model = graphs.parse(linear(scales=scales, axis=axis))
     assert graphs.apply(IntegerGemmPass(), model, x=X)
     assert graphs.operators(model) == ["QuantizeLinear", "MatMulIntegerToFloat", "Identity"]
@@ -54,26 +57,26 @@ def test_case_1_one_node_for_the_product(graphs: Any, scales: str, axis: int | N
     assert model.graph.opset_imports == {"": 21, "com.microsoft": 1}
 
 
-def test_case_1_a_product_that_is_an_output_keeps_its_name(graphs: Any) -> None:
+def test_case_1_a_product_that_is_an_output_keeps_its_name(graphs: Graphs) -> None:
     model = graphs.parse(linear(tail="", outputs="float[1,2,3] m"))
     assert graphs.apply(IntegerGemmPass(), model, x=X)
 
 
-def test_case_1_three_products_read_one_quantizer(graphs: Any) -> None:
+def test_case_1_three_products_read_one_quantizer(graphs: Graphs) -> None:
     more = "k = MatMul(p, d)\n v = MatMul(p, d)\n y = Sum(m, k, v)"
     model = graphs.parse(linear(tail=more))
     assert graphs.apply(IntegerGemmPass(), model, x=X)
     assert graphs.operators(model) == ["QuantizeLinear", *["MatMulIntegerToFloat"] * 3, "Sum"]
 
 
-def test_case_1_what_others_read_stays(graphs: Any) -> None:
+def test_case_1_what_others_read_stays(graphs: Graphs) -> None:
     model = graphs.parse(linear(tail="y = Identity(m)\n u = Neg(p)", outputs="float[1,2,3] y, float[1,2,4] u"))
     assert graphs.apply(IntegerGemmPass(), model, x=X)
     assert graphs.operators(model).count("DequantizeLinear") == 1
 
 
 @pytest.mark.parametrize("order", ["m, c", "c, m"])
-def test_case_3_the_bias_becomes_an_input(graphs: Any, order: str) -> None:
+def test_case_3_the_bias_becomes_an_input(graphs: Graphs, order: str) -> None:
     model = graphs.parse(linear(tail=f"y = Add({order})"))
     assert graphs.apply(IntegerGemmPass(), model, x=X)
     assert graphs.operators(model) == ["QuantizeLinear", "MatMulIntegerToFloat"]
@@ -91,13 +94,13 @@ def test_case_3_the_bias_becomes_an_input(graphs: Any, order: str) -> None:
     ],
     ids=["itself", "a scalar", "a computed tensor", "read twice", "a subtraction"],
 )
-def test_case_3_anything_else_that_is_added_stays(graphs: Any, tail: str) -> None:
+def test_case_3_anything_else_that_is_added_stays(graphs: Graphs, tail: str) -> None:
     model = graphs.parse(linear(tail=tail))
     assert graphs.apply(IntegerGemmPass(), model, x=X)
     assert len(fused(model).inputs) == 6
 
 
-def test_case_3_a_product_that_is_an_output_keeps_its_bias_apart(graphs: Any) -> None:
+def test_case_3_a_product_that_is_an_output_keeps_its_bias_apart(graphs: Graphs) -> None:
     model = graphs.parse(linear(tail="y = Add(m, c)", outputs="float[1,2,3] y, float[1,2,3] m"))
     assert graphs.apply(IntegerGemmPass(), model, x=X)
     assert graphs.operators(model)[-1] == "Add"
@@ -118,7 +121,7 @@ def test_case_3_a_product_that_is_an_output_keeps_its_bias_apart(graphs: Any) ->
     ],
     ids=["int8 activations", "zero points", "a scale for each row", "uint8 weights", "three axes"],
 )
-def test_case_4_anything_else_is_left_alone(graphs: Any, changes: dict[str, Any]) -> None:
+def test_case_4_anything_else_is_left_alone(graphs: Graphs, changes: dict[str, Any]) -> None:
     assert not graphs.apply(IntegerGemmPass(), graphs.parse(linear(**changes)), x=X)
 
 
@@ -132,7 +135,7 @@ def test_case_4_anything_else_is_left_alone(graphs: Any, changes: dict[str, Any]
     ],
     ids=["float weight", "float activation", "float", "no zero point"],
 )
-def test_case_4_half_of_a_quantized_product_is_left_alone(graphs: Any, nodes: str) -> None:
+def test_case_4_half_of_a_quantized_product_is_left_alone(graphs: Graphs, nodes: str) -> None:
     model = graphs.parse(f"""
         g (float[1,2,4] x) => (float[1,2,3] y, uint8[1,2,4] q)
         <{WEIGHT}, {ONE}, float a = {{0.1}}, uint8 b = {{128}},
@@ -162,7 +165,7 @@ def test_case_2_weights_that_may_saturate(weight: list[list[int]], may: bool) ->
     assert may_saturate(np.int8(weight)) is may
 
 
-def worst(graphs: Any, columns: int = 16, depth: int = 64) -> tuple[ir.Model, np.ndarray, np.ndarray]:
+def worst(graphs: Graphs, columns: int = 16, depth: int = 64) -> tuple[ir.Model, np.ndarray, np.ndarray]:
     """Activations of 255 and weights of 127 and -128: every pair of products leaves int16."""
     weight = np.where(np.arange(columns) % 2, -128, 127) * np.ones((depth, 1), int)
     model = graphs.parse(f"""
@@ -178,7 +181,7 @@ def worst(graphs: Any, columns: int = 16, depth: int = 64) -> tuple[ir.Model, np
     return model, x, (x.astype(np.int64) @ weight).astype(np.float32)
 
 
-def test_case_2_is_exact_where_the_other_form_would_saturate(graphs: Any) -> None:
+def test_case_2_is_exact_where_the_other_form_would_saturate(graphs: Graphs) -> None:
     model, x, exact = worst(graphs)
     assert graphs.apply(IntegerGemmPass(), model, x=x)
     stored, zero = (fused(model).inputs[index].const_value.numpy() for index in (1, 5))
@@ -188,7 +191,7 @@ def test_case_2_is_exact_where_the_other_form_would_saturate(graphs: Any) -> Non
         np.testing.assert_array_equal(graphs.run(model, optimize=optimize, x=x)["y"], exact)
 
 
-def test_case_2_a_zero_point_for_each_column(graphs: Any) -> None:
+def test_case_2_a_zero_point_for_each_column(graphs: Graphs) -> None:
     large = "int8[4,3] w = {100, 2, 3, 100, 5, 6, 7, 8, 9, 10, 11, -12}"
     model = graphs.parse(linear(weight=large, tail="y = Add(m, c)"))
     assert graphs.apply(IntegerGemmPass(), model, x=X)
@@ -196,7 +199,7 @@ def test_case_2_a_zero_point_for_each_column(graphs: Any) -> None:
     assert "w" not in {value.name for node in model.graph for value in node.inputs}
 
 
-def test_without_case_2_this_cpu_is_wrong(graphs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_case_2_this_cpu_is_wrong(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(integer_gemm, "may_saturate", lambda weight: False)
     model, x, exact = worst(graphs)
     assert IntegerGemmPass()(model).modified

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from exporters.onnx.passes.name_after_modules import NameAfterModulesPass
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from tests.exporters.onnx.conftest import Graphs
 
 GRAPH = """
     g (float[n] x) => (float[n] y)
@@ -18,7 +20,7 @@ GRAPH = """
     }"""
 
 
-def scoped(graphs: Any, *paths: str | None) -> ir.Model:
+def scoped(graphs: Graphs, *paths: str | None) -> ir.Model:
     model: ir.Model = graphs.parse(GRAPH)
     for old, new in (("s", "model.a.q.scale"), ("w", "model.w")):
         model.graph.initializers[old].name = new
@@ -32,7 +34,7 @@ def names(model: ir.Model) -> list[str | None]:
     return [node.name for node in model.graph]
 
 
-def test_case_1_nodes_and_tensors_carry_the_path_of_their_module(graphs: Any) -> None:
+def test_case_1_nodes_and_tensors_carry_the_path_of_their_module(graphs: Graphs) -> None:
     quantizer = "model/model.a/model.a.q"
     model = scoped(graphs, quantizer, quantizer, "model/model.a", "model/model.a", "model/model.b")
     assert NameAfterModulesPass("model")(model).modified
@@ -47,20 +49,20 @@ def test_case_1_nodes_and_tensors_carry_the_path_of_their_module(graphs: Any) ->
     assert not NameAfterModulesPass("model")(model).modified
 
 
-def test_case_2_without_a_path_the_operator_is_numbered(graphs: Any) -> None:
+def test_case_2_without_a_path_the_operator_is_numbered(graphs: Graphs) -> None:
     hook = "model/_empty_nn_module_stack_from_metadata_hook"
     model = scoped(graphs, None, None, "model", hook, None)
     NameAfterModulesPass("model")(model)
     assert names(model) == ["QuantizeLinear", "DequantizeLinear", "Mul", "Mul_1", "Neg"]
 
 
-def test_case_3_initializers_lose_the_prefix(graphs: Any) -> None:
+def test_case_3_initializers_lose_the_prefix(graphs: Graphs) -> None:
     model = scoped(graphs, "model/model.a.q", "model/model.a.q", None, None, None)
     NameAfterModulesPass("model")(model)
     assert set(model.graph.initializers) == {"a.q.scale", "w", "z"}
 
 
-def test_case_3_a_shared_scale_is_named_after_its_first_reader(graphs: Any) -> None:
+def test_case_3_a_shared_scale_is_named_after_its_first_reader(graphs: Graphs) -> None:
     model = graphs.parse("""
         g (float[n] x) => (float[n] y, float[n] u) <float s = {1.0}, int8 z = {0}> {
             q = QuantizeLinear(x, s, z)
@@ -74,13 +76,13 @@ def test_case_3_a_shared_scale_is_named_after_its_first_reader(graphs: Any) -> N
     assert "query.scale" in model.graph.initializers
 
 
-def test_only_a_whole_prefix_is_left_out(graphs: Any) -> None:
+def test_only_a_whole_prefix_is_left_out(graphs: Graphs) -> None:
     model = scoped(graphs, None, None, "model/modelling.a", "model/model.model.b", None)
     NameAfterModulesPass("model")(model)
     assert names(model)[2:4] == ["modelling.a/Mul", "model.b/Mul"]
 
 
-def test_outputs_alone_are_a_change_too(graphs: Any) -> None:
+def test_outputs_alone_are_a_change_too(graphs: Graphs) -> None:
     model = scoped(graphs, None, None, None, None, None)
     NameAfterModulesPass("model")(model)
     model.graph[0].outputs[0].name = "other"

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -10,6 +10,8 @@ from exporters.onnx.passes.residual_sum import ResidualSumPass
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.exporters.onnx.conftest import Graphs
 
 RNG = np.random.default_rng(0)
 INPUTS = {name: RNG.normal(size=(1, 3, 4)).astype(np.float32) for name in "ab"}
@@ -24,24 +26,24 @@ def normed(nodes: str, *, last: str = "t", outputs: str = "float[1,3,4] y") -> s
         }}"""
 
 
-def test_case_1_the_addition_becomes_a_sum(graphs: Any) -> None:
+def test_case_1_the_addition_becomes_a_sum(graphs: Graphs) -> None:
     model = graphs.parse(normed("t = Add(a, b)"))
     assert graphs.apply(ResidualSumPass(), model, **INPUTS)
     assert graphs.operators(model) == ["Sum", "LayerNormalization"]
 
 
-def test_case_1_whoever_else_reads_it(graphs: Any) -> None:
+def test_case_1_whoever_else_reads_it(graphs: Graphs) -> None:
     model = graphs.parse(normed("t = Add(a, b)\n u = Neg(t)", outputs="float[1,3,4] y, float[1,3,4] u"))
     assert graphs.apply(ResidualSumPass(), model, **INPUTS)
     assert graphs.operators(model) == ["Sum", "Neg", "LayerNormalization"]
 
 
 @pytest.mark.parametrize("nodes", ["t = Mul(a, b)", "s = Add(a, b)\n t = Neg(s)"])
-def test_case_2_anything_else_in_front_is_left_alone(graphs: Any, nodes: str) -> None:
+def test_case_2_anything_else_in_front_is_left_alone(graphs: Graphs, nodes: str) -> None:
     assert not graphs.apply(ResidualSumPass(), graphs.parse(normed(nodes)), **INPUTS)
 
 
-def test_onnx_runtime_does_not_fuse_it(graphs: Any, tmp_path: Path) -> None:
+def test_onnx_runtime_does_not_fuse_it(graphs: Graphs, tmp_path: Path) -> None:
     runs: dict[str, list[str]] = {}
     for name in ("with", "without"):
         model = graphs.parse(normed("t = Add(a, b)"))

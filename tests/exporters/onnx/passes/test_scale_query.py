@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from exporters.onnx.passes.scale_query import ScaleQueryPass
+
+if TYPE_CHECKING:
+    from tests.exporters.onnx.conftest import Graphs
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(1, 4, 8)).astype(np.float32)
@@ -43,7 +46,7 @@ def _graph(scaling: str, *, weight: str = "float", query_reader: str = "", quant
 
 @pytest.mark.parametrize("scaling", ["Div (scores, c)", "Mul (scores, c)", "Mul (c, scores)"])
 @pytest.mark.parametrize("weight", ["float", "int8"])
-def test_case_1_bias_and_scales_take_the_factor(graphs: Any, scaling: str, weight: str) -> None:
+def test_case_1_bias_and_scales_take_the_factor(graphs: Graphs, scaling: str, weight: str) -> None:
     model = graphs.parse(_graph(scaling, weight=weight))
     before = graphs.operators(model)
     integers = None if weight == "float" else graphs.array(model, "wq").copy()
@@ -56,7 +59,7 @@ def test_case_1_bias_and_scales_take_the_factor(graphs: Any, scaling: str, weigh
         np.testing.assert_array_equal(graphs.array(model, "wq"), integers)
 
 
-def test_case_1_the_integers_of_the_query_stay(graphs: Any) -> None:
+def test_case_1_the_integers_of_the_query_stay(graphs: Graphs) -> None:
     model = graphs.parse(_graph("Div (scores, c)", weight="int8"))
     found = []
     for _ in range(2):
@@ -69,12 +72,12 @@ def test_case_1_the_integers_of_the_query_stay(graphs: Any) -> None:
     np.testing.assert_array_equal(found[0], found[1])
 
 
-def test_case_1_a_query_without_quantizer(graphs: Any) -> None:
+def test_case_1_a_query_without_quantizer(graphs: Graphs) -> None:
     model = graphs.parse(_graph("Div (scores, c)", quantized=False))
     assert graphs.apply(ScaleQueryPass(), model, x=X)
 
 
-def test_case_2_a_shared_weight_keeps_its_scales_for_the_others(graphs: Any) -> None:
+def test_case_2_a_shared_weight_keeps_its_scales_for_the_others(graphs: Graphs) -> None:
     model = graphs.parse(_graph("Div (scores, c)", weight="int8", query_reader="extra = MatMul (x, w)"))
     before = graphs.array(model, "ws").copy()
     assert graphs.apply(ScaleQueryPass(), model, x=X)
@@ -87,7 +90,7 @@ def test_case_2_a_shared_weight_keeps_its_scales_for_the_others(graphs: Any) -> 
     [("Mul (scores, negative)", ""), ("Sub (scores, c)", ""), ("Div (c, scores)", ""), ("Div (scores, c)", "qd")],
     ids=["negative", "no scaling", "turned over", "query with another reader"],
 )
-def test_case_3_anything_else_is_left_alone(graphs: Any, scaling: str, reader: str) -> None:
+def test_case_3_anything_else_is_left_alone(graphs: Graphs, scaling: str, reader: str) -> None:
     extra = f"extra = Relu ({reader})" if reader else ""
     model = graphs.parse(_graph(scaling, query_reader=extra))
     assert not graphs.apply(ScaleQueryPass(), model, x=X)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from exporters.onnx.passes.signed_activations import SignedActivationsPass
 from exporters.onnx.passes.unsigned_activations import UnsignedActivationsPass
+
+if TYPE_CHECKING:
+    from tests.exporters.onnx.conftest import Graphs
 
 X = np.float32([-1000, -127, -3.5, -0.5, 0, 0.5, 126, 1000])
 PAIR = """
@@ -17,7 +20,7 @@ PAIR = """
 
 
 @pytest.mark.parametrize("zero", [0, 128, 123, 255])
-def test_case_1_the_same_grid_in_int8_and_back(graphs: Any, zero: int) -> None:
+def test_case_1_the_same_grid_in_int8_and_back(graphs: Graphs, zero: int) -> None:
     model = graphs.parse(PAIR.format(dtype="uint8", zero=zero))
     expected = graphs.run(model, x=X)["y"]
     assert graphs.apply(SignedActivationsPass(), model, x=X)
@@ -28,7 +31,7 @@ def test_case_1_the_same_grid_in_int8_and_back(graphs: Any, zero: int) -> None:
     assert int(model.graph[0].inputs[2].const_value.numpy()) == zero
 
 
-def test_case_2_the_bounds_are_shifted_too(graphs: Any) -> None:
+def test_case_2_the_bounds_are_shifted_too(graphs: Graphs) -> None:
     model = graphs.parse("""
         g (float[n] x) => (float[n] y) <float s = {1.0}, uint8 z = {8}, uint8 low = {0}, uint8 high = {15}> {
             q = QuantizeLinear(x, s, z)
@@ -51,5 +54,5 @@ def test_case_2_the_bounds_are_shifted_too(graphs: Any) -> None:
     ],
     ids=["int8 already", "a graph output", "DynamicQuantizeLinear"],
 )
-def test_case_3_left_alone(graphs: Any, text: str) -> None:
+def test_case_3_left_alone(graphs: Graphs, text: str) -> None:
     assert not graphs.apply(SignedActivationsPass(), graphs.parse(text), x=X)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from exporters.onnx.passes.tie_tables import TieTablesPass
+
+if TYPE_CHECKING:
+    from tests.exporters.onnx.conftest import Graphs
 
 INPUTS = {"i": np.int64([2, 0]), "x": np.float32([[1, -2]])}
 
@@ -22,7 +25,7 @@ def graph(copy: str, *, dims: str = "2,3", product: str = "MatMul(x, a)") -> str
         }}"""
 
 
-def test_case_1_the_product_reads_the_table(graphs: Any) -> None:
+def test_case_1_the_product_reads_the_table(graphs: Graphs) -> None:
     model = graphs.parse(graph("1.0, 3.0, 5.0, 2.0, 4.0, 6.0"))
     assert graphs.apply(TieTablesPass(), model, **INPUTS)
     assert graphs.operators(model) == ["Gather", "Transpose", "MatMul"]
@@ -40,12 +43,12 @@ def test_case_1_the_product_reads_the_table(graphs: Any) -> None:
         ),
     ],
 )
-def test_case_2_left_alone(graphs: Any, text: str) -> None:
+def test_case_2_left_alone(graphs: Graphs, text: str) -> None:
     assert not graphs.apply(TieTablesPass(), graphs.parse(text), **INPUTS)
 
 
 @pytest.mark.parametrize("row", [0, 7, 8, 19])
-def test_a_table_that_differs_in_one_row_is_another(graphs: Any, row: int) -> None:
+def test_a_table_that_differs_in_one_row_is_another(graphs: Graphs, row: int) -> None:
     """Wherever that row is."""
     other = LARGE.copy()
     other[row, 1] += 1
@@ -60,7 +63,7 @@ def test_a_table_that_differs_in_one_row_is_another(graphs: Any, row: int) -> No
         assert TieTablesPass()(model).modified == is_tied
 
 
-def test_two_products_read_one_table(graphs: Any) -> None:
+def test_two_products_read_one_table(graphs: Graphs) -> None:
     model = graphs.parse("""
         g (int64[n] i, float[1,2] x) => (float[n,2] y, float[1,3] u, float[1,3] v)
         <float[3,2] b = {1.0, 2.0, 3.0, 4.0, 5.0, 6.0}, float[2,3] a = {1.0, 3.0, 5.0, 2.0, 4.0, 6.0}> {

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,6 +12,8 @@ from exporters.onnx.passes.unsigned_activations import UnsignedActivationsPass
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from tests.exporters.onnx.conftest import Graphs
 
 X = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32) * np.float32([[[1e-3], [1.0], [1e3]]])
 CONSTANTS = (
@@ -36,18 +38,18 @@ def linear(tail: str = PRODUCT, *, scales: str = "s = Div(peak, most)", outputs:
         }}"""
 
 
-def parsed(graphs: Any, text: str) -> ir.Model:
+def parsed(graphs: Graphs, text: str) -> ir.Model:
     """With shapes, as exported graphs have them."""
     model: ir.Model = graphs.parse(text)
     common.ShapeInferencePass()(model)
     return model
 
 
-def quantizers(model: Any) -> list[str | None]:
+def quantizers(model: ir.Model) -> list[str | None]:
     return [node.name for node in model.graph if node.op_type == "QuantizeLinear"]
 
 
-def test_case_1_the_scales_stand_behind_the_product(graphs: Any) -> None:
+def test_case_1_the_scales_stand_behind_the_product(graphs: Graphs) -> None:
     model = parsed(graphs, linear())
     next(node for node in model.graph if node.name == "division").name = "slot/Div"
     assert graphs.apply(TokenScalesPass(), model, x=X)
@@ -55,7 +57,7 @@ def test_case_1_the_scales_stand_behind_the_product(graphs: Any) -> None:
     assert quantizers(model) == ["slot/QuantizeLinear"]
 
 
-def test_case_1_the_product_can_be_one_of_integers(graphs: Any) -> None:
+def test_case_1_the_product_can_be_one_of_integers(graphs: Graphs) -> None:
     model = parsed(graphs, linear("m = MatMul(p, d)\n y = Add(m, c)"))
     assert graphs.apply(TokenScalesPass(), model, x=X)
     assert graphs.apply(UnsignedActivationsPass(), model, x=X)
@@ -63,14 +65,14 @@ def test_case_1_the_product_can_be_one_of_integers(graphs: Any) -> None:
     assert graphs.operators(model)[-3:] == ["MatMulIntegerToFloat", "Mul", "Add"]
 
 
-def test_case_2_products_of_one_tensor_share_its_integers(graphs: Any) -> None:
+def test_case_2_products_of_one_tensor_share_its_integers(graphs: Graphs) -> None:
     model = parsed(graphs, linear("[one] m = MatMul(p, d)\n [two] n = MatMul(p, d)\n y = Add(m, n)"))
     assert graphs.apply(TokenScalesPass(), model, x=X)
     assert len(quantizers(model)) == 1
     assert graphs.operators(model)[-5:] == ["MatMul", "Mul", "MatMul", "Mul", "Add"]
 
 
-def test_case_3_other_readers_keep_the_tensor(graphs: Any) -> None:
+def test_case_3_other_readers_keep_the_tensor(graphs: Graphs) -> None:
     model = parsed(graphs, linear(PRODUCT + "\n u = Neg(p)", outputs="float[2,3,2] y, float[2,3,4] u"))
     assert graphs.apply(TokenScalesPass(), model, x=X)
     assert len(quantizers(model)) == 1
@@ -87,6 +89,6 @@ def test_case_3_other_readers_keep_the_tensor(graphs: Any) -> None:
     ],
     ids=["one scale", "not the tensor", "not a stored weight", "another scale", "more than 8 bits"],
 )
-def test_case_4_anything_else_is_left_alone(graphs: Any, graph: str) -> None:
+def test_case_4_anything_else_is_left_alone(graphs: Graphs, graph: str) -> None:
     model = parsed(graphs, graph)
     assert not graphs.apply(TokenScalesPass(), model, x=X)

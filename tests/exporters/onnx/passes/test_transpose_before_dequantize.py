@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from exporters.onnx.passes.transpose_before_dequantize import TransposeBeforeDequantizePass
+
+if TYPE_CHECKING:
+    from tests.exporters.onnx.conftest import Graphs
 
 X = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
 IDS = np.array([[1, 0]], dtype=np.int64)
@@ -27,7 +30,7 @@ def tied(scale: str, axis: str) -> str:
     [("float s = {0.5}", "", None), ("float[2] s = {0.5, 0.25}", "<axis = 0>", 1)],
     ids=["one scale", "a scale for each row"],
 )
-def test_case_1_integers_are_transposed(graphs: Any, scale: str, axis: str, expected: int | None) -> None:
+def test_case_1_integers_are_transposed(graphs: Graphs, scale: str, axis: str, expected: int | None) -> None:
     model = graphs.parse(tied(scale, axis))
     assert graphs.apply(TransposeBeforeDequantizePass(), model, x=X, ids=IDS)
     assert sorted(graphs.operators(model)) == ["DequantizeLinear"] * 2 + ["Gather", "MatMul", "Transpose"]
@@ -39,7 +42,7 @@ def test_case_1_integers_are_transposed(graphs: Any, scale: str, axis: str, expe
     assert len(model.graph.initializers) == 3
 
 
-def test_case_2_a_weight_of_its_own_is_left_alone(graphs: Any) -> None:
+def test_case_2_a_weight_of_its_own_is_left_alone(graphs: Graphs) -> None:
     text = """agraph (float[2,3] x) => (float[2,2] y)
         <int8[2,3] W = {1, -2, 3, -4, 5, 127}, float s = {0.5}, int8 z = {0}>
         {
@@ -50,7 +53,7 @@ def test_case_2_a_weight_of_its_own_is_left_alone(graphs: Any) -> None:
     assert not graphs.apply(TransposeBeforeDequantizePass(), graphs.parse(text), x=X)
 
 
-def test_case_3_a_computed_tensor_is_left_alone(graphs: Any) -> None:
+def test_case_3_a_computed_tensor_is_left_alone(graphs: Graphs) -> None:
     text = """agraph (float[2,3] x) => (float[3,2] y, float[2,3] d)
         <float s = {0.5}, int8 z = {0}>
         {
@@ -61,7 +64,7 @@ def test_case_3_a_computed_tensor_is_left_alone(graphs: Any) -> None:
     assert not graphs.apply(TransposeBeforeDequantizePass(), graphs.parse(text), x=X)
 
 
-def test_case_3_blocks_are_left_alone(graphs: Any) -> None:
+def test_case_3_blocks_are_left_alone(graphs: Graphs) -> None:
     text = """agraph (float[2,4] x) => (float[2,2] y, float[2,4] table)
         <int8[2,4] W = {1, -2, 3, -4, 5, 127, 7, 8}, float[2,2] s = {0.5, 1, 2, 4}, int8[2,2] z = {0, 0, 0, 0}>
         {

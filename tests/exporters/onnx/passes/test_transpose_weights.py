@@ -1,15 +1,18 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from exporters.onnx.passes.transpose_weights import TransposeWeightsPass
 
+if TYPE_CHECKING:
+    from tests.exporters.onnx.conftest import Graphs
+
 
 @pytest.mark.parametrize("perm", ["<perm=[1,0]>", ""], ids=["perm given", "perm by default"])
-def test_case_1_one_scale(graphs: Any, perm: str) -> None:
+def test_case_1_one_scale(graphs: Graphs, perm: str) -> None:
     model = graphs.parse(f"""
         g (float[n,2] x) => (float[n,3] y)
         <int8[3,2] w = {{1, 2, 3, 4, 5, 6}}, float s = {{0.5}}, int8 z = {{1}}> {{
@@ -24,7 +27,7 @@ def test_case_1_one_scale(graphs: Any, perm: str) -> None:
 
 
 @pytest.mark.parametrize(("axis", "moved"), [(0, 1), (-2, 1), (1, 0), (-1, 0)])
-def test_case_1_a_scale_for_each_index_follows_its_axis(graphs: Any, axis: int, moved: int) -> None:
+def test_case_1_a_scale_for_each_index_follows_its_axis(graphs: Graphs, axis: int, moved: int) -> None:
     size = 3 if moved == 1 else 2
     scales = ", ".join(str(0.5 + index) for index in range(size))
     zeros = ", ".join(str(index) for index in range(size))
@@ -40,7 +43,7 @@ def test_case_1_a_scale_for_each_index_follows_its_axis(graphs: Any, axis: int, 
     assert (dequantize.name, dequantize.attributes["axis"].value) == ("names", moved)
 
 
-def test_case_1_more_than_two_axes(graphs: Any) -> None:
+def test_case_1_more_than_two_axes(graphs: Graphs) -> None:
     model = graphs.parse("""
         g (float[1,2,1] x) => (float[1,2,3] y)
         <int8[3,1,2] w = {1, 2, 3, 4, 5, 6}, float[3] s = {1.0, 2.0, 4.0}, int8[3] z = {0, 0, 0}> {
@@ -52,7 +55,7 @@ def test_case_1_more_than_two_axes(graphs: Any) -> None:
     assert model.graph[0].attributes["axis"].value == 2
 
 
-def test_case_2_a_tied_table_is_left_alone(graphs: Any) -> None:
+def test_case_2_a_tied_table_is_left_alone(graphs: Graphs) -> None:
     model = graphs.parse("""
         g (float[n,2] x, int64[n] i) => (float[n,3] y, float[n,2] z)
         <int8[3,2] w = {1, 2, 3, 4, 5, 6}, float s = {0.5}, int8 zero = {0}> {
@@ -64,7 +67,7 @@ def test_case_2_a_tied_table_is_left_alone(graphs: Any) -> None:
     assert not graphs.apply(TransposeWeightsPass(), model, x=np.float32([[1, 10]]), i=np.int64([2]))
 
 
-def test_case_2_integers_with_another_reader_are_left_alone(graphs: Any) -> None:
+def test_case_2_integers_with_another_reader_are_left_alone(graphs: Graphs) -> None:
     model = graphs.parse("""
         g (float[n,2] x, int64[n] i) => (float[n,3] y, int8[n,2] z)
         <int8[3,2] w = {1, 2, 3, 4, 5, 6}, float s = {0.5}, int8 zero = {0}> {
@@ -76,7 +79,7 @@ def test_case_2_integers_with_another_reader_are_left_alone(graphs: Any) -> None
     assert not graphs.apply(TransposeWeightsPass(), model, x=np.float32([[1, 10]]), i=np.int64([2]))
 
 
-def test_activations_are_left_alone(graphs: Any) -> None:
+def test_activations_are_left_alone(graphs: Graphs) -> None:
     model = graphs.parse("""
         g (int8[n,2] x) => (float[2,n] y) <float s = {0.5}, int8 zero = {0}> {
             d = DequantizeLinear(x, s, zero)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,6 +11,11 @@ from exporters.onnx.passes.integer_gemm import IntegerGemmPass
 from exporters.onnx.passes.transpose_before_dequantize import TransposeBeforeDequantizePass
 from exporters.onnx.passes.unsigned_tables import UnsignedTablesPass
 from exporters.onnx.passes.weight_only_gemm import WeightOnlyGemmPass
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from tests.exporters.onnx.conftest import Graphs
 
 GENERATOR = np.random.default_rng(0)
 WIDTH, ROWS = 32, 5
@@ -39,7 +44,7 @@ def tied(*, source: str = "p", integers: str | None = None, zero: int = 0, nodes
         }}"""
 
 
-def large(model: Any) -> list[str]:
+def large(model: ir.Model) -> list[str]:
     return [
         value.const_value.dtype.name
         for value in model.graph.initializers.values()
@@ -47,7 +52,7 @@ def large(model: Any) -> list[str]:
     ]
 
 
-def test_case_1_a_cpu_without_vnni_could_saturate(graphs: Any) -> None:
+def test_case_1_a_cpu_without_vnni_could_saturate(graphs: Graphs) -> None:
     model = graphs.parse(tied())
     assert graphs.apply(UnsignedTablesPass(ANY), model, **INPUTS)
     table, zeros = (graphs.array(model, model.graph[0].inputs[index].name) for index in (0, 2))
@@ -64,14 +69,14 @@ def test_case_1_a_cpu_without_vnni_could_saturate(graphs: Any) -> None:
         pytest.param(tied().replace("(d)", "(d)\n n = Neg(t)").replace("(p, t)", "(p, n)"), "any", id="no product"),
     ],
 )
-def test_case_3_left_alone(graphs: Any, text: str, isa: str) -> None:
+def test_case_3_left_alone(graphs: Graphs, text: str, isa: str) -> None:
     assert not graphs.apply(UnsignedTablesPass(isa_named(isa)), graphs.parse(text), **INPUTS)
 
 
 @pytest.mark.parametrize(
     ("source", "operator"), [("p", "MatMulIntegerToFloat"), ("x", "MatMulNBits")], ids=["integers", "weight only"]
 )
-def test_look_up_and_product_share_one_table(graphs: Any, source: str, operator: str) -> None:
+def test_look_up_and_product_share_one_table(graphs: Graphs, source: str, operator: str) -> None:
     """All passes that such a table meets, together: what is stored, and what is computed."""
     model = graphs.parse(tied(source=source))
     expected = graphs.run(model, **INPUTS)
@@ -96,7 +101,7 @@ def test_look_up_and_product_share_one_table(graphs: Any, source: str, operator:
         np.testing.assert_allclose(found["u"], expected["u"], rtol=1e-5, atol=1e-4)
 
 
-def test_case_2_rows_that_blocks_do_not_divide_stay(graphs: Any) -> None:
+def test_case_2_rows_that_blocks_do_not_divide_stay(graphs: Graphs) -> None:
     text = tied(source="x", integers=", ".join(["3"] * (ROWS * 24))).replace(f"{WIDTH}]", "24]")
     x = np.ones((2, 24), np.float32)
     assert not graphs.apply(UnsignedTablesPass(ANY), graphs.parse(text), i=INPUTS["i"], x=x)

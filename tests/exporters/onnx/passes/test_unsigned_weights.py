@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from exporters.onnx.passes.unsigned_weights import UnsignedWeightsPass
+
+if TYPE_CHECKING:
+    from tests.exporters.onnx.conftest import Graphs
 
 X = np.float32([[1, 2, 3, 4]])
 LINEAR = """
@@ -22,7 +25,7 @@ NEIGHBOURS = "64, 1, 65, 1, 2, -1, 3, -1"  # 64 and 65, one above the other
 
 
 @pytest.mark.parametrize("weight", [NEIGHBOURS, "127, 1, 2, 1, 0, -100, 3, -29"], ids=["positive", "negative"])
-def test_case_1_pairs_along_the_inputs_that_could_saturate(graphs: Any, weight: str) -> None:
+def test_case_1_pairs_along_the_inputs_that_could_saturate(graphs: Graphs, weight: str) -> None:
     model = graphs.parse(LINEAR.format(rows=4, columns=2, weight=weight, axis=1, product="MatMul"))
     stored = graphs.array(model, "w")
     assert graphs.apply(UnsignedWeightsPass(), model, x=X)
@@ -33,7 +36,7 @@ def test_case_1_pairs_along_the_inputs_that_could_saturate(graphs: Any, weight: 
     assert zeros.tolist() == [128, 129]
 
 
-def test_case_1_a_gemm_with_the_weight_transposed(graphs: Any) -> None:
+def test_case_1_a_gemm_with_the_weight_transposed(graphs: Graphs) -> None:
     product = "Gemm<transB=1>"
     in_columns = "64, 65, 2, 3, 1, 1, -1, -1"
     model = graphs.parse(LINEAR.format(rows=2, columns=4, weight=in_columns, axis=0, product=product))
@@ -43,7 +46,7 @@ def test_case_1_a_gemm_with_the_weight_transposed(graphs: Any) -> None:
     assert not graphs.apply(UnsignedWeightsPass(), model, x=X)
 
 
-def test_case_1_a_table_that_the_product_reads_transposed(graphs: Any) -> None:
+def test_case_1_a_table_that_the_product_reads_transposed(graphs: Graphs) -> None:
     model = graphs.parse("""
         g (int64[n] i, float[n,4] x) => (float[n,2] y, float[n,4] e)
         <float a = {1.0}, uint8 b = {3}, int8[2,4] w = {64, 65, 2, 3, 1, 1, -1, -1},
@@ -60,12 +63,12 @@ def test_case_1_a_table_that_the_product_reads_transposed(graphs: Any) -> None:
     assert model.graph[2].inputs[0].const_value.numpy().dtype == np.uint8
 
 
-def test_case_2_no_pair_can_saturate(graphs: Any) -> None:
+def test_case_2_no_pair_can_saturate(graphs: Graphs) -> None:
     model = graphs.parse(LINEAR.format(rows=4, columns=2, weight=SAFE, axis=1, product="MatMul"))
     assert not graphs.apply(UnsignedWeightsPass(), model, x=X)
 
 
-def test_case_3_activations_in_float_need_no_care(graphs: Any) -> None:
+def test_case_3_activations_in_float_need_no_care(graphs: Graphs) -> None:
     model = graphs.parse(f"""
         g (float[n,4] x) => (float[n,2] y)
         <int8[4,2] w = {{{NEIGHBOURS}}}, float s = {{0.5}}, int8 z = {{0}}> {{
@@ -75,7 +78,7 @@ def test_case_3_activations_in_float_need_no_care(graphs: Any) -> None:
     assert not graphs.apply(UnsignedWeightsPass(), model, x=X)
 
 
-def test_case_3_products_of_two_activations_are_left_alone(graphs: Any) -> None:
+def test_case_3_products_of_two_activations_are_left_alone(graphs: Graphs) -> None:
     model = graphs.parse("""
         g (float[4,4] x) => (float[4,4] y) <float s = {0.5}, int8 z = {0}> {
             q = QuantizeLinear(x, s, z)

@@ -10,6 +10,8 @@ from exporters.onnx.passes.weight_only_gemm import WeightOnlyGemmPass
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from tests.exporters.onnx.conftest import Graphs
+
 ROWS, COLUMNS = 40, 3
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.standard_normal((1, 2, ROWS), dtype=np.float32)
@@ -82,7 +84,7 @@ BLOCKS = {"block": 16, "scales": (3, COLUMNS), "axis": 0}  # of 40 rows: the las
         pytest.param({"low": -8, "high": 7}, 4, id="case 3, per column"),
     ],
 )
-def test_the_product_stays_and_bytes_go(graphs: Any, settings: dict[str, Any], bits: int) -> None:
+def test_the_product_stays_and_bytes_go(graphs: Graphs, settings: dict[str, Any], bits: int) -> None:
     model = graphs.parse(linear(**settings))
     assert graphs.apply(WeightOnlyGemmPass(), model, x=X)
     node = fused(model)
@@ -96,7 +98,7 @@ def test_the_product_stays_and_bytes_go(graphs: Any, settings: dict[str, Any], b
 
 
 @pytest.mark.parametrize("order", ["m, c", "c, m"])
-def test_case_4_the_bias_becomes_an_input(graphs: Any, order: str) -> None:
+def test_case_4_the_bias_becomes_an_input(graphs: Graphs, order: str) -> None:
     model = graphs.parse(linear(**BLOCKS, tail=f"y = Add({order})"))
     assert graphs.apply(WeightOnlyGemmPass(), model, x=X)
     assert graphs.operators(model)[-1] == "MatMulNBits"
@@ -113,11 +115,11 @@ def test_case_4_the_bias_becomes_an_input(graphs: Any, order: str) -> None:
         pytest.param({"scales": (ROWS,), "axis": 0}, id="a scale for each row"),
     ],
 )
-def test_case_5_left_alone(graphs: Any, settings: dict[str, Any]) -> None:
+def test_case_5_left_alone(graphs: Graphs, settings: dict[str, Any]) -> None:
     assert not graphs.apply(WeightOnlyGemmPass(), graphs.parse(linear(**settings)), x=X)
 
 
-def test_case_5_what_others_read_stays(graphs: Any) -> None:
+def test_case_5_what_others_read_stays(graphs: Graphs) -> None:
     model = graphs.parse(linear(tail="y = Identity(m)\n u = Neg(d)", outputs="float[1,2,3] y, float[40,3] u"))
     assert graphs.apply(WeightOnlyGemmPass(), model, x=X)
     assert graphs.operators(model).count("DequantizeLinear") == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -17,6 +17,10 @@ from qdq.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import ModuleType
+
+    from exporters.tensorrt.backend import Backend
+    from tests.exporters.tensorrt.conftest import DefectPlanter
 
 CURED = [
     "scale of 0",
@@ -42,9 +46,9 @@ def run(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", CURED)
-def test_a_defect_is_cured(bench: Any, defects: Any, tmp_path: Path, name: str) -> None:
+def test_a_defect_is_cured(defect_planter: DefectPlanter, defects: ModuleType, tmp_path: Path, name: str) -> None:
     defect = next(one for one in defects.DEFECTS if one.name == name)
-    source = bench.planted(defect.plant)
+    source = defect_planter.planted(defect.plant)
     done = repair(source.path, tmp_path / "fixed.onnx")
     assert done
     onnx.checker.check_model(str(tmp_path / "fixed.onnx"), full_check=True)
@@ -53,9 +57,11 @@ def test_a_defect_is_cured(bench: Any, defects: Any, tmp_path: Path, name: str) 
 
 
 @pytest.mark.parametrize("name", ["uint8 weight", "int32 bias", "key with a scale of its own", "scale of 0"])
-def test_the_repaired_file_computes_what_the_other_did(bench: Any, defects: Any, tmp_path: Path, name: str) -> None:
+def test_the_repaired_file_computes_what_the_other_did(
+    defect_planter: DefectPlanter, defects: ModuleType, tmp_path: Path, name: str
+) -> None:
     defect = next(one for one in defects.DEFECTS if one.name == name)
-    source = bench.planted(defect.plant)
+    source = defect_planter.planted(defect.plant)
     repair(source.path, tmp_path / "fixed.onnx")
     found, expected = run(tmp_path / "fixed.onnx"), run(source.path)
     cosine = (found * expected).sum() / np.sqrt((found**2).sum() * (expected**2).sum())
@@ -63,21 +69,23 @@ def test_the_repaired_file_computes_what_the_other_did(bench: Any, defects: Any,
 
 
 @pytest.mark.parametrize("name", CURED[:7])
-def test_tensorrt_reads_it_then(bench: Any, defects: Any, rtx: Any, tmp_path: Path, name: str) -> None:
+def test_tensorrt_reads_it_then(
+    defect_planter: DefectPlanter, defects: ModuleType, rtx: Backend, tmp_path: Path, name: str
+) -> None:
     defect = next(one for one in defects.DEFECTS if one.name == name)
-    repair(bench.planted(defect.plant).path, tmp_path / "fixed.onnx")
+    repair(defect_planter.planted(defect.plant).path, tmp_path / "fixed.onnx")
     source = read_onnx_file(tmp_path / "fixed.onnx")
-    assert bench.verdict(rtx, source, bench.profiles(source, {}), upto="parse") == "accepts"
+    assert defect_planter.verdict(rtx, source, defect_planter.profiles(source, {}), upto="parse") == "accepts"
 
 
-def test_a_weight_around_128_keeps_its_integers(bench: Any, defects: Any) -> None:
+def test_a_weight_around_128_keeps_its_integers(defect_planter: DefectPlanter, defects: ModuleType) -> None:
     def plant(model: ir.Model) -> None:
         one = defects.quantizer(model, defects.WEIGHT, "DequantizeLinear")
         stored = one.inputs[0].const_value.numpy()
         one.replace_input_with(0, defects.constant(model, "stored", (stored.astype(np.int16) + 128).astype(np.uint8)))
         one.replace_input_with(2, defects.constant(model, "zero", np.full(64, 128, np.uint8)))
 
-    model = ir.load(bench.path)
+    model = ir.load(defect_planter.path)
     before = model.graph.initializers[f"{defects.ATTENTION}.output.weight_quantized_transposed"].const_value.numpy()
     plant(model)
     repair_model(model)
@@ -86,17 +94,17 @@ def test_a_weight_around_128_keeps_its_integers(bench: Any, defects: Any) -> Non
     assert one.inputs[0].dtype is ir.DataType.INT8
 
 
-def test_a_file_without_defects_stays_as_it_is(small: Path, tmp_path: Path) -> None:
-    assert repair(small, tmp_path / "same.onnx") == []
-    np.testing.assert_array_equal(run(tmp_path / "same.onnx"), run(small))
+def test_a_file_without_defects_stays_as_it_is(small_model: Path, tmp_path: Path) -> None:
+    assert repair(small_model, tmp_path / "same.onnx") == []
+    np.testing.assert_array_equal(run(tmp_path / "same.onnx"), run(small_model))
 
 
-def test_nan_has_no_cure(bench: Any, defects: Any, tmp_path: Path) -> None:
+def test_nan_has_no_cure(defect_planter: DefectPlanter, defects: ModuleType, tmp_path: Path) -> None:
     defect = next(one for one in defects.DEFECTS if one.name == "scale NaN")
-    assert repair(bench.planted(defect.plant).path, tmp_path / "fixed.onnx") == []
+    assert repair(defect_planter.planted(defect.plant).path, tmp_path / "fixed.onnx") == []
     assert not lint(read_onnx_file(tmp_path / "fixed.onnx")).holds()
 
 
-def test_the_original_is_kept(small: Path) -> None:
+def test_the_original_is_kept(small_model: Path) -> None:
     with pytest.raises(ConfigError, match="name another file"):
-        repair(small, small)
+        repair(small_model, small_model)
