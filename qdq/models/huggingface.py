@@ -193,7 +193,8 @@ def _check_distinct(keys: Mapping[str, tuple[Key, ...]], model: Model) -> None:
         whole, index, count = name_of(key), (0 if isinstance(key, str) else key.index), parts_of(key)
         others = owners.setdefault(whole, {})
         if index in others or counts.setdefault(whole, count) != count:
-            problems.append(f"{name} and {others.get(index, *others.values())} are both {whole}")
+            first = others.get(index) or next(iter(others.values()))
+            problems.append(f"{name} and {first} are both {whole}")
         others[index] = name
     problems += [
         f"{whole} has {counts[whole]} parts, the model only {', '.join(others.values())}"
