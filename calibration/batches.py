@@ -83,6 +83,7 @@ def run_batches(
             batches are not those that were done.
     """
     device = next(model.parameters()).device
+    # Check names before the model runs, because its own TypeError would not name the batch.
     parameters = inspect.signature(model.forward).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     digest = hashlib.sha256()
@@ -97,6 +98,7 @@ def run_batches(
                 for mask in masks:
                     mask.set(attention_mask)
                 model(**inputs)
+            # The digest covers tokens row by row, so that it is the same for any batch size and any padding.
             rows = next(iter(batch.values()))
             for index, row in enumerate(batch.get("input_ids", ())):
                 kept = row if attention_mask is None else row[attention_mask[index].to(row.device) != 0]
@@ -108,6 +110,7 @@ def run_batches(
             if count.batches > done.batches:
                 after_batch(count)
             elif count.batches == done.batches:
+                # From here on batches are run, so the data must agree up to here.
                 _check_same_data(count, done)
     if not count.batches:
         raise CalibrationError("no data: the calibration set has no batch")

@@ -21,6 +21,7 @@ __all__ = ["model_digest", "slots_digest", "text_digest"]
 
 def model_digest(model: nn.Module) -> str:
     """Return a digest of the float model's weights and configuration, without its quantizers."""
+    # Quantizers are left out, so that runs with different ranges or scales recognise the same model.
     inside = tuple(f"{name}." for name, _ in quantizers(model))
     digest = _new_digest()
     config = getattr(model, "config", None)
@@ -35,8 +36,8 @@ def model_digest(model: nn.Module) -> str:
 def _as_in_version_1(config: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a configuration as the first version of this digest had them.
 
-    Then one class held the fields of all families, and what a family fixes stood in it as switches. Files that were
-    written since carry the digest, so it has to come out the same for these families. Others have no such past.
+    In that version one class held the fields of all families, and switches said what a family fixes. Files contain the
+    digest, so it must stay the same for the families of that version. Newer families need no such care.
     """
     config.pop("read_as", None)  # a spelling, which changes nothing
     if (switches := _SWITCHES.get(config.get("model_type", ""))) is None:
@@ -60,7 +61,7 @@ _FIELDS_OF_ALL: dict[str, Any] = {
     "num_block_records": 13353718,
     "searcher_beam_size": 5000,
 }
-# The order counts: the digest is of their text.
+# The order matters, because the digest is computed from their text.
 _USUAL_SWITCHES = {
     "norm_first": False,
     "embedding_norm": True,
@@ -130,5 +131,6 @@ def _new_digest() -> hashlib.blake2b:
 
 
 def _add_tensor(digest: hashlib.blake2b, name: str, tensor: Tensor) -> None:
+    # Type and shape are part of the digest, because different tensors can have the same bytes.
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -33,6 +33,7 @@ class ProcessRank:
 
     def owns(self, batch: int) -> bool:
         """Return whether this process runs the batch with this number, 0 and up."""
+        # In turn, not in blocks: the number of batches is not known before the data ends.
         return batch % self.world_size == self.rank
 
     def gather(self, value: Any) -> list[Any]:
@@ -64,6 +65,7 @@ class ProcessRank:
             results.append(work())
         except CalibrationError as error:
             problem = str(error)
+        # Gather after a failure too, because the other processes are waiting in this call.
         everyone = self.gather((problem, collected()))
         if problems := dict.fromkeys(problem for problem, _ in everyone if problem):
             raise CalibrationError("\n".join(problems))
@@ -83,6 +85,7 @@ def torchrun_process() -> Iterator[ProcessRank]:
     if Process.of_torchrun().world_size == 1:
         yield SINGLE_PROCESS
         return
+    # gloo works without accelerators, and only statistics are exchanged, which are small.
     dist.init_process_group("gloo")
     try:
         yield ProcessRank(dist.get_rank(), dist.get_world_size())

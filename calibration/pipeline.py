@@ -69,6 +69,7 @@ def calibrate_and_refine(
     def progress_of(name: str) -> Callable[..., object] | None:
         return None if stage is None else stage(name)
 
+    # The order matters: transforms change the values that ranges are for, and rounding needs the ranges.
     done: dict[str, Any] = {}
     if refinement.has_transforms:
         progress = progress_of("channels")
@@ -95,6 +96,7 @@ def calibrate_and_refine(
     if adjust is not None:
         adjust()
     if refinement.is_layerwise:
+        # Layer-wise work keeps hidden states in memory, so it uses only the first batches.
         samples = _first_batches(data())
         changed = refine(
             model,

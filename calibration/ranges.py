@@ -109,6 +109,7 @@ def calibrate(
             then what they were before, as after any other exception.
     """
     method = method or Max()
+    # One mask for the operands whose last axis is positions, and one for all other tensors.
     masks = {keys: TokenMask(keys=keys) for keys in (False, True)}
     slots = collect_from(model, method, masks)
     modes = {quantizer: quantizer.mode for _, quantizer in quantizers(model)}
@@ -142,6 +143,7 @@ def calibrate(
                 added = _add_statistics(slots, count, identity, statistics, path)
             ranges, choices = _choose_ranges(slots, method)
     except BaseException:
+        # Ranges are set only after this block, so restoring the modes leaves the model unchanged.
         for quantizer, mode in modes.items():
             quantizer.mode = mode
         raise
@@ -257,6 +259,7 @@ def _saturated_shares(slots: Iterable[SlotStatistics]) -> dict[str, float]:
     for slot in slots:
         spec, range_ = slot.quantizer.spec, slot.quantizer.range
         if isinstance(slot.collector, HistogramCollector) and spec is not None and not spec.dynamic and range_:
+            # Three digits are enough for people and keep the stored record short.
             shares[slot.name] = float(f"{share_outside(slot.collector, range_, symmetric=spec.symmetric):.3g}")
     return {name: share for name, share in shares.items() if share}
 

@@ -174,6 +174,7 @@ class ResumeFile:
             data_count: The data so far: ``batches`` and the other fields of the count.
             tensors: Returns what was collected up to this batch, even if it is called after further batches.
         """
+        # The tensors are made only if they are written, because that is rarely the case.
         identity = self._identities[stage]
         self._pending = lambda: StageProgress(stage, identity, data_count, tensors())
         if time.monotonic() - self._written >= self.interval:
@@ -234,6 +235,7 @@ class ResumeFile:
     def _find(self, stage: str, requested: Mapping[str, str]) -> StageProgress | None:
         """Return the progress of this process. If only another process wrote a file, check that and return None."""
         own = self._path(stage)
+        # Without a file of its own, this process checks the file of another one: all belong to the same calibration.
         present = [path for path in self._files() if path.name.startswith(f"{stage}-")]
         if not present:
             return None

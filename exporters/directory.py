@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporters.interface import ExportInterface
-from qdq.checkpoint import copy_tokenizer_files, load
+from qdq.checkpoint import copy_tokenizer, load
 from qdq.errors import ExportError
 from qdq.models.huggingface import config_to_json
 from qdq.quantization.quantizer import Mode, quantizers, set_mode
@@ -84,7 +84,7 @@ def export(
         exported = export_onnx(
             model, folder / MODEL_FILE, target=target, recipe=recipe, opset=opset, interface=interface, isa=isa
         )
-        copy_tokenizer_files(checkpoint, folder)
+        copy_tokenizer(checkpoint, folder)
         write_json(folder / "config.json", config_to_json(model.config, model.task))
         record = {"format": FORMAT, **exported.to_dict()}
         write_json(folder / EXPORT_FILE, record if tuning is None else {**record, "tuning": dict(tuning)})

@@ -1,6 +1,6 @@
-"""Save and load quantized checkpoints: a Hugging Face directory with two more files.
+"""Write and read a quantized checkpoint: a Hugging Face directory with the state of the quantizers beside it.
 
-    config.json  model.safetensors  tokenizer ...     the float model, which transformers loads as usual
+    config.json  model.safetensors  tokenizer ...     the float model, which transformers loads as before
     quantization.json                                 format version, recipe, spec of every slot, how it was calibrated,
                                                       checksums of the files that decide the model's outputs
     quantizers.safetensors                            tensors of every slot and linear layer:
@@ -57,26 +57,21 @@ if TYPE_CHECKING:
     from qdq.quantization.slot import Slot
     from qdq.recipes.recipe import Recipe
 
-__all__ = ["copy_tokenizer_files", "load", "save", "write"]
+__all__ = ["copy_tokenizer", "load", "save", "write"]
 
 FORMAT = 3
 
-_CHECKSUMMED = ("config.json", "model.safetensors", QUANTIZERS_FILE)
-"""The files that decide what the model computes. Their checksums are in ``quantization.json``."""
+_CHECKED = ("config.json", "model.safetensors", QUANTIZERS_FILE)
+"""The files whose contents decide what the model computes; ``quantization.json`` holds their checksums."""
 
 _RANGE = ("lower", "upper", "amax")
 _TRANSFORM = {"shift": "shift", "factor": "smoothing_scale", "rows": "row_scale"}  # names on disk and in code
 _CORRECTION = "bias_correction"
 _WEIGHT = ".weight_quantizer"
 
-# The files of sentence-transformers say how the vectors of tokens become one vector.
-_TOKENIZER_AND_POOLING = (
-    *TOKENIZER_FILES,
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-)
-_POOLING_FOLDERS = ("1_Pooling", "2_Normalize")
+# sentence-transformers keeps beside the model how token vectors become one vector per text.
+_TEXT_FILES = (*TOKENIZER_FILES, "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+_TEXT_FOLDERS = ("1_Pooling", "2_Normalize")
 
 
 def save(
@@ -91,10 +86,10 @@ def save(
 
     Args:
         model: A wrapped and calibrated model.
-        path: The directory. An older checkpoint of qdq there is replaced.
+        path: Directory to write. An older checkpoint of qdq there is replaced.
         recipe: The recipe that the specs came from, for the record.
         calibration: How the ranges were found, for the record: ``CalibrationSummary.to_dict()``.
-        source: The directory that the model came from, whose tokenizer is copied.
+        source: Directory that the model came from, whose tokenizer is copied.
 
     Raises:
         CalibrationError: The model is not wrapped, or slots are not calibrated; all of them are named.
@@ -113,17 +108,14 @@ def write(
     calibration: Mapping[str, Any],
     source: str | Path | ModelDirectory | None = None,
 ) -> None:
-    """Write the files of a quantized checkpoint into a directory that exists, one after another.
-
-    :func:`save` uses this inside an atomic directory. Arguments and errors are those of :func:`save`.
-    """
+    """Write the files of a quantized checkpoint into ``folder``, which exists; :func:`save` replaces a folder whole."""
     if not any(quantizers(model)):
         raise CalibrationError("the model has no quantizers: wrap it first with qdq.quantize(model, recipe)")
     if missing := [name for name, quantizer in quantizers(model) if not quantizer.is_calibrated]:
         raise CalibrationError(describe_problems("not calibrated", missing))
     save_model(model, folder)
     if source is not None:
-        copy_tokenizer_files(source, folder)
+        copy_tokenizer(source, folder)
     (folder / QUANTIZERS_FILE).write_bytes(serialize(_tensors(model)))
     document = {
         "format": FORMAT,
@@ -131,20 +123,20 @@ def write(
         "slots": {str(slot): q.spec.to_dict() for slot, q in named_slots(model) if q.spec is not None},
         "unshared": [str(slot) for slot in unshared_slots(model)],
         "calibration": dict(calibration),
-        "sha256": {name: _checksum(folder / name) for name in _CHECKSUMMED},
+        "sha256": {name: _checksum(folder / name) for name in _CHECKED},
     }
     write_json(folder / QUANTIZATION_FILE, {**document, "sha256_of_this": _own_checksum(document)})
 
 
-def copy_tokenizer_files(source: str | Path | ModelDirectory, target: Path) -> None:
-    """Copy the tokenizer and the files of sentence-transformers from one directory to another, those that exist."""
-    source = Path(str(source))
-    for name in _TOKENIZER_AND_POOLING:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-    for name in _POOLING_FOLDERS:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, target / name, dirs_exist_ok=True)
+def copy_tokenizer(source: str | Path | ModelDirectory, target: Path) -> None:
+    """Copy the files of the tokenizer and of sentence-transformers, as far as they exist."""
+    folder = Path(str(source))
+    for name in _TEXT_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
+    for name in _TEXT_FOLDERS:
+        if (folder / name).is_dir():
+            shutil.copytree(folder / name, target / name, dirs_exist_ok=True)
 
 
 def load(
@@ -154,22 +146,21 @@ def load(
     allow_missing: Collection[str] = (),
     attn_implementation: AttentionImplementation = "eager",
 ) -> Model:
-    """Load a model: the float reference, or a wrapped model that quantizes if the checkpoint is quantized.
+    """Load a model from a directory: the float reference, or a quantizing model if the checkpoint is quantized.
 
-    A QDQBERT checkpoint quantizes too, as in pytorch-quantization: with the ranges that it holds, and with dynamic ones
+    A QDQBERT checkpoint quantizes too, as it does where it comes from: with the ranges that it holds, and dynamically
     where it holds none. ``qdq.models.huggingface.load_model`` loads the float model of any checkpoint.
 
     Args:
-        path: A Hugging Face directory, or one that ``qdq calibrate`` wrote.
-        task: The task; None reads it from ``architectures`` in config.json.
-        allow_missing: ``{"head"}`` to add a new head to a base checkpoint.
+        path: Hugging Face directory, or one that ``qdq calibrate`` wrote.
+        task: Task whose head is loaded. None reads it from ``architectures`` in config.json.
+        allow_missing: ``{"head"}`` to put a new head on a base checkpoint.
         attn_implementation: ``eager``, or for float models ``sdpa``, torch's fused attention.
 
     Raises:
-        CheckpointError: Something is damaged, missing or left over; all problems are named.
-        ConfigError: The configuration is not supported, or fused attention is requested for a quantized model, whose
-            quantizers are between the operations that it fuses.
-        StorageError: A file cannot be read.
+        CheckpointError: Files are damaged, missing or left over; all problems at once.
+        ConfigError: The configuration is not supported, or fused attention is asked of a quantized model: its
+            quantizers sit between the products that it fuses.
     """
     directory = ModelDirectory.of(path)
     path = directory.path
@@ -181,7 +172,7 @@ def load(
     )
     if document is not None:
         wrap(model)
-        # The checkpoint may hold a head or pooler that this task does not have.
+        # The float weights may hold a head or a pooler that this task does not have; so may the quantizers' file.
         elsewhere = () if model.task == task_of(model.config)[0] else ("head.", "pooler.")
         specs = _specs(model, document, path / QUANTIZATION_FILE, elsewhere)
         try:
@@ -207,30 +198,28 @@ def _checksum(file: Path) -> str:
 
 
 def _own_checksum(document: Mapping[str, Any]) -> str:
-    """Return a checksum of the contents of ``quantization.json`` that does not depend on formatting."""
+    """Return the checksum of the contents of ``quantization.json``, whatever their order and layout."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _check_checksums(path: Path, document: Mapping[str, Any]) -> None:
-    """Raise if files changed after they were written: a flipped bit in a scale would change the model unnoticed.
+    """Raise if files have changed since they were written: one flipped bit in a scale silently changes the model.
 
-    Checkpoints of format 1 have no checksums.
+    Checkpoints of format 1 carry no checksums.
     """
     if document["format"] == 1:
         return
-    checksums = document.get("sha256")
-    if not isinstance(checksums, dict) or set(checksums) != set(_CHECKSUMMED):
-        raise CheckpointError(
-            f"{path / QUANTIZATION_FILE}: sha256 must hold the checksums of {', '.join(_CHECKSUMMED)}"
-        )
+    recorded = document.get("sha256")
+    if not isinstance(recorded, dict) or set(recorded) != set(_CHECKED):
+        raise CheckpointError(f"{path / QUANTIZATION_FILE}: sha256 must hold the checksums of {', '.join(_CHECKED)}")
     own = {key: value for key, value in document.items() if key != "sha256_of_this"}
-    changed = [name for name in _CHECKSUMMED if (path / name).is_file() and _checksum(path / name) != checksums[name]]
+    changed = [name for name in _CHECKED if (path / name).is_file() and _checksum(path / name) != recorded[name]]
     if document.get("sha256_of_this") != _own_checksum(own):
         changed.append(QUANTIZATION_FILE)
     if changed:
         raise CheckpointError(
-            f"{path}: {' and '.join(changed)} changed after the checkpoint was written, by damage or by hand; quantize "
-            "again, or load only the float model with qdq.models.huggingface.load_model and save that"
+            f"{path}: {' and '.join(changed)} changed after the checkpoint was written, by damage or by hand: quantize "
+            "again, or load the float model alone with qdq.models.huggingface.load_model and save that"
         )
 
 
@@ -252,10 +241,7 @@ def _tensors(model: Model) -> dict[str, Tensor]:
 def _specs(
     model: Model, document: Mapping[str, Any], file: Path, elsewhere: tuple[str, ...]
 ) -> dict[Slot, QuantSpec | None]:
-    """Return the spec of every slot.
-
-    Slots that do not exist in the model are an error unless their names begin with one of ``elsewhere``.
-    """
+    """Return the spec of every slot. Names that begin like one of ``elsewhere`` may belong to another task's model."""
     specs: dict[Slot, QuantSpec | None] = dict.fromkeys(slots(model))
     known = {str(slot): slot for slot in specs}
     problems: list[str] = []
@@ -275,7 +261,7 @@ def _specs(
 
 
 def _unshared(model: Model, document: Mapping[str, Any], file: Path, elsewhere: tuple[str, ...]) -> list[Slot]:
-    """Return the slots that do not share a quantizer with the other slots that read the same tensor."""
+    """Return the slots that have a quantizer of their own although other slots read the same tensor."""
     names = document.get("unshared", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{file}: unshared is {names!r}, must be a list of slots")
@@ -288,7 +274,7 @@ def _unshared(model: Model, document: Mapping[str, Any], file: Path, elsewhere: 
 
 
 def _fill(model: Model, file: Path, elsewhere: tuple[str, ...]) -> None:
-    """Set scales, zero points and ranges, and raise for every tensor that is missing or belongs to no slot."""
+    """Set scales, zero points and ranges, strictly: every tensor belongs to a slot and every slot has its tensors."""
     try:
         tensors = load_file(file)
     except FileNotFoundError as error:
@@ -316,7 +302,7 @@ def _fill(model: Model, file: Path, elsewhere: tuple[str, ...]) -> None:
 
 
 def _taken(tensors: dict[str, Tensor], owner: str) -> dict[str, Tensor]:
-    """Remove the tensors of ``owner`` from ``tensors``, and return them by their own names."""
+    """Take the tensors of ``owner`` out of ``tensors`` and return them by their own names."""
     return {key.rpartition(".")[2]: tensors.pop(key) for key in list(tensors) if key.rpartition(".")[0] == owner}
 
 
@@ -340,7 +326,7 @@ def _fill_transform(
     transform = Transform(**{_TRANSFORM[key]: tensor for key, tensor in tensors.items()})
     channels = owner.in_features if isinstance(owner, QuantLinear) else None
     if isinstance(owner, QuantAdd) and transform.shift is not None and transform.smoothing_scale is None:
-        channels = transform.shift.numel()  # A residual may be shifted, but an addition does not know its width.
+        channels = transform.shift.numel()  # an addition does not know the width of its operands
     rows = owner.out_features if is_weight and isinstance(owner, QuantLinear) else None
     if problems := transform.problems(channels, rows):
         return [f"transform.{problem}" for problem in problems]

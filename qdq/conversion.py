@@ -1,11 +1,11 @@
-"""Convert checkpoints of other packages to Hugging Face directories, with a report on every tensor."""
+"""Convert checkpoints of other packages to checkpoint directories, with a report of what became of every tensor."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq.checkpoint import copy_tokenizer_files, save
+from qdq.checkpoint import copy_tokenizer, save
 from qdq.errors import ConfigError
 from qdq.models.huggingface import save_model
 from qdq.recipes.recipe import load_recipe
@@ -25,31 +25,34 @@ def convert(
     source: str | Path,
     output: str | Path,
     *,
-    format: str,  # noqa: A002 (what users call it)
+    format: str,  # noqa: A002 (the name that users know)
     task: str | None = None,
     config: str | Path | None = None,
     model_type: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Conversion:
-    """Convert a checkpoint. The directory appears whole or not at all; tokenizer files beside the source are copied.
+    """Convert a checkpoint of another package.
+
+    The directory is written completely or not at all. Tokenizer files beside the source are copied.
 
     Args:
-        source: The checkpoint: a file, a prefix or a directory; see the ``convert`` of each format.
-        output: Directory to write. An older checkpoint of qdq there is replaced.
+        source: The checkpoint: a file, a prefix or a directory, depending on the format.
+        output: The directory to write; an older checkpoint there is replaced.
         format: One of :data:`FORMATS`.
-        task: Task whose head is kept; by default the one that uses all tensors.
-        config: JSON file with the sizes; ``tensorflow`` only.
-        model_type: The family; ``tensorflow`` only.
-        overrides: Fields of the configuration that override what the source says.
+        task: The task of the model; by default the one that uses all heads of the checkpoint.
+        config: A JSON file with the sizes, for ``tensorflow`` only.
+        model_type: The family, for ``tensorflow`` only.
+        overrides: Fields of the configuration that override those of the source.
 
     Returns:
-        What became of every tensor.
+        The report.
 
     Raises:
-        CheckpointError: Files are damaged, or tensors are unknown, missing or of another shape; all of them are listed.
-        ConfigError: The format is unknown, or does not have an option that is given.
+        CheckpointError: Files are damaged, or tensors are unknown, missing or of another shape. The message lists all
+            of them.
+        ConfigError: There is no such format, or it does not have some option.
         MissingPackageError: The package that reads the format is not installed.
-        StorageError: The directory cannot be written, for example because the disk is full.
+        StorageError: A file cannot be written, for instance because the disk is full.
     """
     if format not in FORMATS:
         raise ConfigError(f"format {format!r}: it must be one of {', '.join(FORMATS)}")
@@ -74,5 +77,5 @@ def convert(
     else:
         with atomic_directory(Path(output), kind="checkpoint") as folder:
             save_model(found.model, folder)
-            copy_tokenizer_files(beside, folder)
+            copy_tokenizer(beside, folder)
     return found.report

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 import torch
@@ -17,18 +17,20 @@ from torch import nn
 
 import qdq
 from exporters.directory import export, verify
+from qdq.errors import CheckpointError, ConfigError
 from qdq.models.assembly import attention, embeddings, feed_forward
 from qdq.models.config import BertLikeConfig, ModelConfig, configuration
 from qdq.models.encoder import Encoder, Layer
 from qdq.models.family import Family, standard_tasks
 from qdq.models.huggingface import load_model, save_model
-from qdq.models.keymap import EMBEDDING_KEYS, below, fused
+from qdq.models.keymap import EMBEDDING_KEYS, FusedPart, below, fused
 from qdq.models.registry import FAMILIES, build, configure
 from qdq.quantization.graph import quantized_reads
 from qdq.recipes.apply import quantize
 from qdq.recipes.recipe import load_recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 @configuration
 class MadeUpConfig(BertLikeConfig):
-    names = {"dim": "hidden_size", "norm_eps": "layer_norm_eps"}  # noqa: RUF012 (a class variable of the base)
+    names: ClassVar[Mapping[str, str]] = {"dim": "hidden_size", "norm_eps": "layer_norm_eps"}
 
     model_type: str = "made-up"
 
@@ -147,6 +149,74 @@ def test_a_misshaped_fused_tensor_is_told_once(model: Model, tmp_path: Path) -> 
         load_model(tmp_path)
     assert str(caught.value).count("Wqkv") == 1
     assert "model.layers.1.attn.Wqkv.weight is [95, 32] float32, must be [96, 32] float" in str(caught.value)
+
+
+def test_a_new_configuration_is_written_under_upstreams_names(tmp_path: Path) -> None:
+    model = build(configure("made-up", **{**FIELDS, "hidden_size": 32, "dim": 32}), "feature-extraction")
+    model.config = replace(model.config, read_as={})
+    save_model(model, tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert (written["dim"], written["norm_eps"]) == (32, 1e-6)
+    assert not {"hidden_size", "layer_norm_eps"} & set(written)
+
+
+def test_one_field_under_two_names_must_be_one_value() -> None:
+    with pytest.raises(ConfigError, match="hidden_size is 64, but dim is 32: they are one field"):
+        configure("made-up", dim=32, hidden_size=64)
+
+
+def test_messages_name_the_field_as_the_file_does() -> None:
+    with pytest.raises(ConfigError, match=r"dim \(hidden_size\) is 0, must be a positive whole number"):
+        configure("made-up", dim=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"is_decoder": True, "add_cross_attention": True}, "add_cross_attention is set, but its layers have none"),
+        ({"position_embedding_type": "relative_key"}, "its layers have no relative positions"),
+    ],
+    ids=["cross-attention", "relative positions"],
+)
+def test_a_configuration_that_the_family_does_not_follow_is_refused(field: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(configure("made-up", **FIELDS, **field), "feature-extraction")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"encoder.layers.{}.attention.output": "layers.{}.mlp.Wi"},
+            "encoder.layers.0.feed_forward.up.weight and encoder.layers.0.attention.output.weight are both",
+        ),
+        (
+            {"encoder.layers.{}.attention.key": FusedPart("layers.{}.attn.Wqkv", 2, 3)},
+            "are both layers.0.attn.Wqkv.weight",
+        ),
+        ({"encoder.layers.{}.attention.key": "layers.{}.attn.k"}, "Wqkv.weight has 3 parts, the model only"),
+    ],
+    ids=["one key for two modules", "one part for two modules", "a part is missing"],
+)
+def test_a_key_table_that_would_lose_a_weight_is_refused(
+    keys: Mapping[str, str | FusedPart], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(FAMILIES, "made-up", replace(MADE_UP, keys={**MADE_UP.keys, **keys}))
+    model = build(configure("made-up", **FIELDS), "feature-extraction")
+    with pytest.raises(CheckpointError) as caught:
+        save_model(model, tmp_path)
+    assert message in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_family_may_call_its_norms_gamma(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    keys = {**MADE_UP.keys, "encoder.norm.weight": "final_norm.gamma"}
+    monkeypatch.setitem(FAMILIES, "made-up", replace(MADE_UP, keys=keys))
+    model = build(configure("made-up", **FIELDS), "feature-extraction")
+    save_model(model, tmp_path)
+    assert "final_norm.gamma" in load_file(tmp_path / "model.safetensors")
+    again = load_model(tmp_path)
+    torch.testing.assert_close(again.encoder.norm.weight, model.encoder.norm.weight, rtol=0, atol=0)
 
 
 def test_blocks_say_who_makes_what_their_linears_read(model: Model) -> None:

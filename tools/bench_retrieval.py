@@ -55,7 +55,7 @@ def build(folder: Path, blocks: int) -> dict[str, Any]:
     before = memory()
     begin = time.perf_counter()
     texts = (f"block {number} with some words of its own " * 10 for number in range(blocks))
-    build_index(Drawn(), lambda: texts, folder, about={}, batch=4096, faiss=["flat", "int8"])
+    build_index(Drawn(), lambda: texts, folder, metadata={}, batch=4096, faiss=["flat", "int8"])
     seconds = time.perf_counter() - begin
     sizes = {path.name: round(path.stat().st_size / 1e6, 1) for path in folder.iterdir()}
     return {"seconds": round(seconds, 2), "before": before, **memory(), "files_mb": sizes}

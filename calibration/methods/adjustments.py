@@ -47,6 +47,7 @@ def fuse_qkv(model: nn.Module) -> list[Slot]:
         The slots that were changed.
     """
     known = dict(named_slots(model))
+    # Slots are found by their names inside an attention block, which are the same in all families.
     by_name = {(slot.module, slot.name): slot for slot in known}
     changed: list[Slot] = []
     for attention in dict.fromkeys(slot.module.rpartition(".")[0] for slot in known):
@@ -137,6 +138,7 @@ def recalibrate_weights(model: nn.Module) -> list[Slot]:
     changed, done = [], set()
     for slot, quantizer in named_slots(model):
         if slot.name == "weight" and quantizer.spec is not None and not quantizer.spec.dynamic:
+            # A tied weight has several slots but one quantizer.
             if quantizer not in done:
                 set_weight_scale(quantizer, _weight(model, slot))
                 done.add(quantizer)

@@ -108,7 +108,7 @@ class Percentile(HistogramMethod):
         if not collector.is_finite:
             return Max().range(collector)
         edges, counts = collector.edges, collector.counts.double()
-        tail = (100 - self.percentile) / 200
+        tail = (100 - self.percentile) / 200  # on either side
         lower = _quantile(counts, edges, tail).float().clamp(collector.lower, collector.upper)
         upper = _quantile(counts, edges, 1 - tail).float().clamp(collector.lower, collector.upper)
         magnitudes, edges = collector.magnitudes
@@ -165,6 +165,7 @@ class Entropy(HistogramMethod):
             return Max().range(collector)
         cut = entropy_amax(*_magnitudes(collector), bits=spec.bits, unsigned=spec.starts_at_zero)
         amax = min(cut, collector.amax)
+        # The second clamp is for tensors that lie on one side of zero, where both ends may be beyond amax.
         lower, upper = collector.lower.clamp(min=-amax), collector.upper.clamp(max=amax)
         return Range(lower.clamp(max=amax), upper.clamp(min=-amax), torch.tensor(amax))
 
@@ -181,6 +182,7 @@ def is_constant(collector: HistogramCollector) -> bool:
 def _magnitudes(collector: HistogramCollector) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the histogram of ``|x|`` up to the last bin that is not empty."""
     counts, edges = collector.magnitudes
+    # pytorch-quantization's histogram ends at the largest value; ours ends at a power of two beyond it.
     used = int(counts.nonzero().max()) + 1
     return counts[:used].numpy(), edges[: used + 1].numpy()
 

@@ -51,6 +51,7 @@ def least_noise_bounds(collector: HistogramCollector, spec: QuantSpec) -> tuple[
     spec = QuantSpec(bits=spec.bits, signed=spec.signed, symmetric=False)
     values, counts = _filled_bins(collector)
     lower, upper = collector.lower.double(), collector.upper.double()
+    # Both ends together in steps of 1/128, then each of them alone around the best.
     whole = torch.linspace(1, 1 / 16, 121, dtype=torch.float64)
     near = torch.linspace(1.25, 0.5, 61, dtype=torch.float64)
     one = torch.ones(1, dtype=torch.float64)

@@ -49,7 +49,9 @@ def round_by_columns(
     zeros = expand_parameter(zero_point, weight, spec.axis, spec.group).expand_as(weight).to(torch.float32)
     low = torch.full_like(weight, spec.qmin)
     high = torch.full_like(weight, spec.qmax)
+    # The first columns are rounded with all others still free to compensate, so the important ones come first.
     order = torch.argsort(hessian.diagonal(), descending=True)
+    # The inverse of the Hessian is ill-conditioned with few samples; float64 and damping keep it positive definite.
     damped = hessian.double()[order][:, order]
     damped += torch.eye(columns, dtype=torch.float64, device=hessian.device) * _ridge(hessian, damping)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
@@ -73,6 +75,7 @@ def round_by_columns(
                         low[:, neighbour] = torch.maximum(low[:, neighbour], -PAIR_LIMIT - q)
             errors[:, i] = (inside[:, i] - (q - zero) * step) / own[i, i]
             inside[:, i:] -= errors[:, i, None] * own[i, i:]
+        # The remaining columns get the errors of the whole block in one product.
         left[:, block.stop :] -= errors @ upper[block, block.stop :]
     return found
 

@@ -101,7 +101,16 @@ def refine(
     try:
         with eval_mode(model), torch.no_grad():
             for encoder in [module for module in model.modules() if isinstance(module, Encoder)]:
-                changed += _Refiner(model, encoder, kept, rounding, bias_correction, clipping, progress).run()
+                refiner = _Refiner(
+                    model,
+                    encoder,
+                    kept,
+                    rounding=rounding,
+                    bias_correction=bias_correction,
+                    clipping=clipping,
+                    progress=progress,
+                )
+                changed += refiner.run()
     finally:
         set_mode(model, Mode.QUANTIZE)
     return changed
@@ -115,6 +124,7 @@ class _Refiner:
         model: nn.Module,
         encoder: Encoder,
         batches: Sequence[Mapping[str, Tensor]],
+        *,
         rounding: str,
         bias_correction: bool,
         clipping: str,
@@ -148,9 +158,9 @@ class _Refiner:
         """Pass over all layers, and return the names of the linear layers that were refined."""
         done: list[str] = []
         modes = {quantizer: quantizer.mode for _, quantizer in quantizers(self.model)}
+        # Two streams of hidden states: one as in the float model, one as in the quantized model refined so far.
         _set_modes(modes, off=True)
         plain = LayerInputs(self.model, self.encoder, self.batches)
-        # Two streams of hidden states: one as in the float model, one as in the quantized model refined so far.
         _set_modes(modes, off=False)
         rounded = LayerInputs(self.model, self.encoder, self.batches)
         layers = self.encoder.layers

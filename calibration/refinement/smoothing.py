@@ -113,7 +113,7 @@ def smooth(
             sizes = [_size(bounds[_observed_quantizers(read)[-1]], z) for read, z in zip(group, shifts, strict=True)]
             scales = _scales(torch.stack(sizes).amax(0), _weight_sizes(group), strength)
         for read, z in zip(group, shifts, strict=True):
-            _assign(read, z, scales)
+            _set_transforms(read, z, scales)
     _set_weight_scales(groups)
     return [read.name for group in groups for read in group]
 
@@ -182,9 +182,9 @@ def _scales(activations: Tensor, weights: Tensor, strength: float) -> Tensor:
     return (log - log.mean()).exp()
 
 
-def _assign(read: QuantizedRead, shift: Tensor | None, scales: Tensor | None) -> None:
+def _set_transforms(read: QuantizedRead, shift: Tensor | None, scales: Tensor | None) -> None:
     if read.value is not None and scales is not None:  # case 2
-        _extend(read.value.weight_quantizer, row_scale=1 / scales)
+        _extend_transform(read.value.weight_quantizer, row_scale=1 / scales)
     elif shift is not None or scales is not None:  # cases 1 and 3
         transform = Transform(shift=shift, smoothing_scale=None if scales is None else 1 / scales)
         for linear in read.linears:
@@ -193,14 +193,14 @@ def _assign(read: QuantizedRead, shift: Tensor | None, scales: Tensor | None) ->
             read.add.other_quantizer.transform = Transform(shift=shift)
     if scales is not None:
         for linear in read.linears:
-            _extend(linear.weight_quantizer, smoothing_scale=scales)
+            _extend_transform(linear.weight_quantizer, smoothing_scale=scales)
 
 
-def _extend(quantizer: Quantizer, **parts: Tensor) -> None:
+def _extend_transform(quantizer: Quantizer, **added: Tensor) -> None:
     """Add tensors to the transform of a weight, which may have one from another of the cases already."""
     known = quantizer.transform
     kept = {} if known is None else {name: getattr(known, name) for name in ("smoothing_scale", "row_scale")}
-    quantizer.transform = Transform(**{**kept, **parts})
+    quantizer.transform = Transform(**{**kept, **added})
 
 
 def _set_weight_scales(groups: Iterable[Sequence[QuantizedRead]]) -> None:

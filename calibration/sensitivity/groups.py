@@ -87,6 +87,7 @@ def _merge_sharing(
     quantized: dict[Slot, Quantizer], key: Callable[[Slot], str]
 ) -> list[tuple[tuple[str, ...], tuple[Slot, ...]]]:
     """Return the names and the slots of the groups, after merging groups that share a quantizer (union-find)."""
+    # Each name points to another name of its group, up to the leader, which points to itself.
     leader: dict[str, str] = {}
 
     def find(name: str) -> str:
@@ -117,6 +118,7 @@ def _join_names(names: Sequence[str]) -> str:
 
 def _exclude_patterns(members: Sequence[Slot], quantized: Sequence[Slot]) -> tuple[str, ...]:
     """Return the fewest patterns that match ``members`` and no other slot; of equally few, the most specific ones."""
+    # The candidates are ordered from the most to the least specific ones, because min takes the first of equally few.
     wanted = set(members)
     candidates = [
         dict.fromkeys(str(slot) for slot in members),

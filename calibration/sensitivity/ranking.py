@@ -99,6 +99,7 @@ def analyze(
         CalibrationError: There is no data, the model is not calibrated, or outputs are NaN or infinite.
         RecipeError: Patterns match no quantized slot.
     """
+    # Only the ranking after the last batch counts.
     last = deque(rank(model, batches, group_slots(model, by, only=only)), maxlen=1)
     if not last:
         raise CalibrationError("no data: there is no batch to measure on")
@@ -129,6 +130,7 @@ def rank(
     runs = measure_similarity(model, batches, [everything, *alone, *without], step=step)
     for batch, (samples, (quantized, *figures)) in enumerate(runs, start=1):
         pairs = list(zip(chosen, figures[: len(chosen)], figures[len(chosen) :], strict=True))
+        # Without any noise all shares are 0, not NaN.
         noise = sum(by_itself.noise for _, by_itself, _ in pairs) or 1.0
         rows = [GroupSensitivity(group, one, others, one.noise / noise) for group, one, others in pairs]
         yield Ranking(quantized, tuple(sorted(rows, key=lambda row: -row.share)), batch, samples)
@@ -193,6 +195,7 @@ def _outputs(
     model: nn.Module, inputs: Mapping[str, Tensor], on: Collection[Quantizer], samples: int
 ) -> list[OutputVectors]:
     enable_only(model, on)
+    # Inference mode saves the memory of autograd; nothing here is differentiated.
     with torch.inference_mode():
         output = model(**inputs)
     try:

@@ -57,6 +57,7 @@ class SummaryCache:
 
     def put(self, x: Tensor, summary: TensorSummary) -> None:
         """Remember the summary of ``x``."""
+        # The id of a tensor may be used again after it is freed, so its entry goes with it.
         if not x.is_inference():
             key = id(x)
             self._known[key] = (weakref.ref(x, lambda _: self._known.pop(key, None)), x._version, summary)

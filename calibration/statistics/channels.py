@@ -43,6 +43,7 @@ class ChannelRanges:
 
     def update(self, x: Tensor) -> None:
         """Add ``(batch, seq, channels)``, or ``(batch, heads, seq, size)`` with ``heads * size`` channels."""
+        # Heads are channels too: attention concatenates them before its output projection.
         if x.dim() == 4:
             x = x.transpose(1, 2).flatten(2)
         values = self.mask.select(x).flatten(0, -2)
@@ -117,6 +118,7 @@ def channel_ranges(
         return [channels.bounds for channels in ranges.values()]
 
     try:
+        # All other quantizers are off, so that channels are those of the float model.
         set_mode(model, Mode.OFF)
         for quantizer, channels in ranges.items():
             quantizer.mode, quantizer.observer = Mode.COLLECT, channels

@@ -62,6 +62,7 @@ def collect_from(model: nn.Module, method: Method, masks: Mapping[bool, TokenMas
     """
     found: dict[Quantizer, SlotStatistics] = {}
     for slot, quantizer in named_slots(model):
+        # Slots that share a quantizer see the same tensor, so one collector is enough.
         if slot.name != "weight" and quantizer not in found:
             collector = method.collector(masks[_is_over_keys(model, slot)])
             found[quantizer] = SlotStatistics(str(slot), quantizer, collector)
@@ -76,6 +77,7 @@ def capture_statistics(slots: Iterable[SlotStatistics]) -> Callable[[], dict[str
     Returns:
         A function that returns, for each slot, the collector's ``state()`` and ``rises``, float64 ``(n, 2)``.
     """
+    # A shallow copy is enough: collectors replace their tensors instead of changing them.
     captured = [(slot.name, copy.copy(slot.collector), list(slot.growth.rises)) for slot in slots]
 
     def tensors() -> dict[str, Tensor]:

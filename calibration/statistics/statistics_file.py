@@ -61,6 +61,7 @@ class SavedStatistics:
         tensors, about = read_tensors(path)
         slots: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
+            # Names of slots contain dots but no slashes.
             slot, _, name = key.rpartition("/")
             slots.setdefault(slot, {})[name] = tensor
         try:
@@ -99,6 +100,7 @@ def merge_statistics(statistics: Sequence[SavedStatistics]) -> SavedStatistics:
     ]
     if problems:
         raise CalibrationError(describe_problems("statistics that do not match number 0", problems))
+    # Collectors merge exactly, so the sum does not depend on the order.
     slots = {}
     for slot in first.slots:
         collector = _KINDS[first.kind](TokenMask())

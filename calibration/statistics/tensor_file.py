@@ -27,6 +27,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     Raises:
         StorageError: The file cannot be written. A previous file of this name is unchanged.
     """
+    # Write beside the file and rename, so that a crash leaves the old file or the new one.
     partial = path.with_name(f".{path.name}.qdq-partial-{secrets.token_hex(4)}")
     try:
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}

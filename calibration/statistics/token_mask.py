@@ -47,6 +47,7 @@ class TokenMask:
         """
         self.summaries.clear()
         mask = None if attention_mask is None else attention_mask.reshape(-1, attention_mask.shape[-1]) != 0
+        # Without padding there is nothing to select, and collectors can read the tensors directly.
         self._mask = None if mask is None or bool(mask.all()) else mask
         if self._mask is not None:
             self._rows = self._mask.flatten().nonzero().squeeze(1)
@@ -95,6 +96,7 @@ class TokenMask:
     def _token_chunks(self, positions: Tensor) -> Iterator[Tensor]:
         """Yield the rows of ``positions``, ``(batch * seq, ...)``, that belong to tokens."""
         width = positions[0].numel()
+        # The split of the rows depends only on the width, which many slots have in common.
         size = max(_CHUNK // max(width, 1), 1)
         if size not in self._row_chunks:
             self._row_chunks[size] = torch.split(self._rows, size)

@@ -153,7 +153,7 @@ def build(
     start = time.perf_counter()
     logger, received = messages(backend)
     received.clear()
-    # An exception that passes through the builder's C++ frames would end the process: it asks between two steps.
+    # An exception that passes through the builder's C++ frames would end the process, so it asks between two steps.
     with Interruption(signal.SIGINT, patient=True) as interruption, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorRT's own deprecations
         plan = _serialized(backend.trt, logger, model.path, profiles, options, progress, lambda: interruption.came)

@@ -54,7 +54,6 @@ def verification_batches(
     """
     config: Any = export_model.model.config
     encode = _encoder(checkpoint, config)
-    # Some models need a least length: REALM's reader that of its widest span.
     return [
         fill(export_model, batch_size, max(min(seq_len, config.max_length), config.min_length), encode, seed=index)
         for index, (batch_size, seq_len) in enumerate(shapes)

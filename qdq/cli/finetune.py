@@ -84,9 +84,9 @@ def finetune(
 ) -> None:
     """Train a head, or train a quantized model so that it gives in int8 the answers that it gave in float.
 
-    Needs the extras "train" and "evaluate". For several processes, start it with accelerate launch -m qdq finetune ...
-    or with torchrun. Example: qdq finetune -m quantized/ -o qat/ --train-data train.tsv --eval-data dev.tsv
-    --teacher float/
+    Needs the extra "train", and "evaluate" for token-classification. For several processes, start it with accelerate
+    launch -m qdq finetune ... or with torchrun. Example: qdq finetune -m quantized/ -o qat/ --train-data train.tsv
+    --eval-data dev.tsv --teacher float/
     """
     # All processes of torchrun or accelerate run this command; one of them prints.
     is_speaking = Process.current().is_first

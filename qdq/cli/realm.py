@@ -64,7 +64,7 @@ def index(
     Example: qdq realm index -m embedder/ --records blocks.jsonl -o blocks.index
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
-    from qdq.retrieval.index import Shard, build_index, digest_of
+    from qdq.retrieval.index import Shard, build_index, weights_digest
     from qdq.retrieval.records import read_texts
 
     shard = Shard.of_torchrun()
@@ -74,7 +74,7 @@ def index(
         "records_bytes": Path(records).stat().st_size if Path(records).is_file() else None,
         "column": column,
         "model": str(model),
-        "model_digest": digest_of(model),
+        "model_digest": weights_digest(model),
         "seq_len": length,
     }
     with session.progress("embedding", total=1) as advance:
@@ -82,12 +82,14 @@ def index(
             embed,
             lambda: read_texts(records, column=column, allow_pickle=allow_pickle),
             output,
-            about=about,
+            metadata=about,
             faiss=faiss or (),
             batch=8 * batch_size,
             shard=shard,
             resume=not no_resume,
-            progress=lambda done, total: advance(done, f"embedding share {shard.rank + 1} of {shard.world}", total),
+            progress=lambda done, total: advance(
+                done, f"embedding share {shard.rank + 1} of {shard.world_size}", total
+            ),
         )
     if shard.rank:
         return
@@ -169,7 +171,7 @@ def _embedder(model: Path, *, seq_len: int | None, batch_size: int, threads: int
     from exporters.runners import OnnxRuntimeRunner
     from qdq.models.realm_config import RealmConfig
     from qdq.retrieval.embedding import TextEmbedder, torch_runner
-    from qdq.retrieval.open_qa import load_part
+    from qdq.retrieval.open_qa import load_component
     from qdq.source import ModelDirectory
 
     set_threads(threads)
@@ -179,7 +181,7 @@ def _embedder(model: Path, *, seq_len: int | None, batch_size: int, threads: int
     if directory.export is not None:
         run = OnnxRuntimeRunner(directory.model_file, threads=threads)
     else:
-        run = torch_runner(load_part(model, "retrieval"))
+        run = torch_runner(load_component(model, "retrieval"))
     length = config.max_length
     if isinstance(config, RealmConfig):
         # Room that the reader has beside a question: 288 of 320 tokens in the published models.

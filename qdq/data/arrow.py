@@ -48,6 +48,7 @@ def open_parquet(path: Path) -> Opened:
         number = 0
         try:
             with parquet.ParquetFile(path) as file:
+                # Row groups can be large; small chunks keep the memory constant.
                 for chunk in file.iter_batches(_CHUNK_ROWS):
                     for row in chunk.to_pylist():
                         number += 1
@@ -91,6 +92,7 @@ def open_dataset(path: Path, split: str | None) -> Opened:
             raise DataError(
                 f"{path}: has the splits {splits}; name one, or give its folder, such as {path / min(found)}"
             )
+        # A single split needs no name.
         chosen = split or next(iter(found))
         if chosen not in found:
             raise DataError(f"{path}: has no split {chosen!r}; its splits are {splits}")

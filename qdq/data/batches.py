@@ -114,6 +114,7 @@ def in_order(results: Iterable[tuple[int, T]]) -> Iterator[T]:
     waiting: list[tuple[int, int, T]] = []
     due = 0
     for count, (index, value) in enumerate(results):
+        # The count breaks ties, so that values themselves are never compared.
         heapq.heappush(waiting, (index, count, value))
         while waiting and waiting[0][0] == due:
             yield heapq.heappop(waiting)[2]
@@ -154,6 +155,7 @@ def _batches(examples: Iterator[Example], encoder: TextEncoder, task: str, setti
     generator = np.random.default_rng(settings.shuffle_seed) if settings.shuffle_seed is not None else None
     for features in _groups(examples, featurize, settings, generator):
         batch = collate(features, encoder, pad_to=settings.pad_to, pad_to_multiple_of=settings.pad_to_multiple_of)
+        # Padding and special tokens are not of the text; the unknown token is special, too, but must count.
         ids, mask = batch["input_ids"].numpy(), batch["attention_mask"].numpy()
         unknown.count(ids, (mask == 0) | np.isin(ids, known_specials))
         yield batch
@@ -194,6 +196,7 @@ def _cut(
     if generator is not None:
         features = [features[row] for row in generator.permutation(len(features))]
     if settings.window is not None:
+        # The sort is stable: a shuffle before it decides the order of rows of equal length.
         features = sorted(features, key=lambda feature: (len(feature.rows), feature.length))
     groups = []
     for _, same in groupby(features, key=lambda feature: len(feature.rows)):
@@ -298,6 +301,7 @@ def collate(
 def _targets(values: list[Any], length: int) -> Tensor:
     if isinstance(values[0], np.ndarray):
         return torch.from_numpy(padded(values, length, IGNORED))
+    # Classes must be int64 for cross entropy, and scores float32 for the mean squared error.
     is_whole = all(isinstance(value, int) for value in values)
     return torch.tensor(values, dtype=torch.int64 if is_whole else torch.float32)
 

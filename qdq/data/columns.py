@@ -181,6 +181,7 @@ class _Available:
 
     def __init__(self, available: Iterable[str]) -> None:
         self.available = tuple(available)
+        # Reversed, so that of names that differ in capitals the first one wins.
         self._folded = {name.casefold(): name for name in reversed(self.available)}
 
     def first(self, *names: str) -> str | None:
@@ -272,6 +273,7 @@ def _texts(columns: Columns, present: _Available, task: str) -> Layout | None:
         found = present.pair(_TEXTS)
         if found is None:
             return _texts_of_other_tasks(columns, present, label)
+        # A second text that the user names goes with the usual name of the first.
         text, pair = found[0], pair or found[1]
     return Layout(text=text, text_pair=pair, label=label)
 
@@ -310,14 +312,15 @@ def _choice(columns: Columns, present: _Available) -> Layout | None:
 
 
 def _choice_columns(present: _Available) -> tuple[str, ...]:
-    """Return the column of lists of choices, or the columns of one name with numbers behind it, in order."""
+    """Return the column of lists of choices, or the columns of one name that end in numbers, in their order."""
     if whole := present.first(*_CHOICE_LISTS):
         return (whole,)
-    families: dict[str, list[tuple[int, str]]] = {}
+    groups: dict[str, list[tuple[int, str]]] = {}
     for column in present.available:
         if match := _NUMBERED_CHOICE.fullmatch(column.casefold()):
-            families.setdefault(match[1], []).append((int(match[2]), column))
-    several = [family for family in families.values() if len(family) > 1]
+            groups.setdefault(match[1], []).append((int(match[2]), column))
+    # A single column such as answer_1 is no list of choices.
+    several = [group for group in groups.values() if len(group) > 1]
     return tuple(column for _, column in sorted(several[0])) if several else ()
 
 

@@ -128,6 +128,7 @@ class Examples:
                     yield example
             else:
                 skipped += 1
+        # Only here: all problems of the source are raised together.
         problems.raise_if_any()
         if index == 0:
             raise DataError(self._no_example(skipped))
@@ -211,5 +212,6 @@ def read_examples(
         need_labels=need_labels,
     )
     if isinstance(source, str | os.PathLike):
+        # Reads up to the first example, which raises problems of the file, its columns and its first row.
         next(examples._examples(), None)
     return examples

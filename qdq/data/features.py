@@ -125,6 +125,7 @@ def token_features(examples: Sequence[TokenExample], tokenizer: Tokenizer) -> li
     features = []
     for example, encoding in zip(examples, encodings, strict=True):
         words = _with_gaps(encoding.word_ids)
+        # A token begins a word where its word number differs from the token before.
         begins = np.diff(words, prepend=-1) != 0
         word_ids = np.where(begins, words, -1)
         targets = {}
@@ -204,9 +205,11 @@ def ids_features(examples: Sequence[IdsExample], *, max_length: int, vocab_size:
             wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
             raise DataError(f"{example.location}: the token id {wrong} is not one of the vocabulary's {vocab_size}")
         mask = np.ones_like(ids) if example.attention_mask is None else np.array(example.attention_mask)
+        # Padding inside the row stays masked; only the padding at the end is removed.
         end = int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else len(ids)
         keep = np.arange(end)
         if end > max_length:
+            # The last token is the separator, which a cut row keeps.
             keep = np.append(keep[: max_length - 1], end - 1)
         types = np.zeros_like(ids) if example.token_type_ids is None else np.array(example.token_type_ids)
         row = Row(*(array[keep].astype(np.int32) for array in (ids, types, mask)))
@@ -229,6 +232,7 @@ def span_of(offsets: np.ndarray, begin: int, end: int, *, missing: int) -> tuple
     (of_text,) = np.nonzero(offsets[:, 0] >= 0)
     if not len(of_text) or begin < offsets[of_text[0], 0] or end > offsets[of_text[-1], 1]:
         return missing, missing
+    # Offsets ascend, so both ends are found by bisection.
     first = np.searchsorted(offsets[of_text, 0], begin, side="right") - 1
     last = np.searchsorted(offsets[of_text, 1], end, side="left")
     return int(of_text[first]), int(of_text[last])
@@ -251,6 +255,7 @@ def best_contexts(of_text: Sequence[np.ndarray], stride: int) -> list[np.ndarray
     scores = np.full((len(sizes), begins[-1] + sizes[-1]), -1.0)
     for score, begin, size in zip(scores, begins, sizes, strict=True):
         positions = np.arange(size)
+        # The small share of the size decides ties between windows, as in BERT's code.
         score[begin : begin + size] = np.minimum(positions, size - 1 - positions) + 0.01 * size
     winner = scores.argmax(axis=0)
     best = [found.copy() for found in of_text]
@@ -342,6 +347,7 @@ def mask_tokens(feature: Feature, encoder: TextEncoder, masking: Masking) -> Fea
     (ordinary,) = np.nonzero(~np.isin(row.ids, encoder.special_ids))
     if not len(ordinary):
         return replace(feature, targets={"labels": labels})
+    # The order of the draws below must not change: evaluations and resume files depend on it.
     generator = np.random.default_rng((masking.seed, feature.example.index))
     count = max(1, round(masking.probability * len(ordinary)))
     chosen = generator.permutation(ordinary)[:count]

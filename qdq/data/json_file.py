@@ -49,6 +49,7 @@ def read_json(path: Path, problems: Problems, rule: HeaderRule) -> Iterator[Reco
     if first == "[":
         items = text.array()
     elif first == "{":
+        # Lines of objects look like one object at first; the first key tells them apart.
         if text.first_key() not in {"data", "version"}:  # case 3
             yield from READERS[".jsonl"](path, problems, rule)
             return
@@ -81,6 +82,7 @@ def _questions(article: dict[str, Any], location: str, problems: Problems) -> It
             continue
         for question in _objects(paragraph, "qas", where, problems):
             location_of_question = f"{where}, question {question.get('id', '?')!r}"
+            # The questions of test sets have no answers.
             answers = _objects({"answers": [], **question}, "answers", location_of_question, problems)
             if missing := [key for key in ("text", "answer_start") if any(key not in answer for answer in answers)]:
                 problems.add(location_of_question, f"an answer without {quoted(missing)}")

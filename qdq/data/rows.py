@@ -185,6 +185,7 @@ def _right_choice(values: Mapping[str, Any], layout: Layout, choices: int) -> in
         number: float | None = ord(value.strip().upper()) - ord("A")
     else:
         number = number_of(value)
+        # Sets such as WinoGrande have option1 and option2, and an answer of 1 or 2.
         from_one = layout.label == "answer" and layout.choices[0].endswith("1")
         number = number - 1 if number is not None and from_one else number
     if number is None or not float(number).is_integer() or not 0 <= number < choices:
@@ -212,7 +213,7 @@ def _answers(
         value = {key: [answer.get(key) for answer in value] for key in ("text", "answer_start")}
     texts, starts = (value.get("text"), value.get("answer_start")) if isinstance(value, dict) else (None, None)
     if not isinstance(texts, list | tuple) or not isinstance(starts, list | tuple) or len(texts) != len(starts):
-        raise RowError(f"{layout.answers!r} wants 'text' and 'answer_start', two lists of the same length")
+        raise RowError(f"{layout.answers!r} must have 'text' and 'answer_start', two lists of the same length")
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not isinstance(start, int) or not 0 <= start < max(1, len(context)):
             raise RowError(

@@ -139,7 +139,7 @@ def _open_path(path: Path, split: str | None, header: HeaderRule) -> Source:
 def _open_random(name: str) -> Source:
     count = name.removeprefix(_RANDOM)
     if not count.isascii() or not count.isdigit() or int(count) < 1:
-        raise DataError(f"{name}: random:N wants the number of rows, such as random:64")
+        raise DataError(f"{name}: random:N needs the number of rows, such as random:64")
     _LOG.warning("%s: random letters, for smoke tests and timing only; ranges and metrics from them mean nothing", name)
     return Source(name, lambda _: random_rows(int(count)))
 
@@ -150,6 +150,7 @@ def _read_iterable(rows: Iterable[Any]) -> Callable[[Problems], Iterator[Record]
     def read(problems: Problems) -> Iterator[Record]:
         nonlocal used
         iterator = iter(rows)
+        # An iterator returns itself, and can be read only once.
         if iterator is rows:
             if used:
                 raise DataError("the rows given are an iterator, which is used up; give a list to read it again")
@@ -218,6 +219,7 @@ def draw(samples: Iterable[T], num_samples: int | None, seed: int) -> list[T]:
     if num_samples < 1:
         raise ConfigError(f"the number of samples must be at least 1, not {num_samples}")
     generator = random.Random(seed)
+    # Sorted by index at the end: replacing samples destroys their order.
     reservoir: list[tuple[int, T]] = []
     for index, sample in enumerate(samples):
         if index < num_samples:

@@ -221,6 +221,7 @@ def _read_table(
             continue  # the csv module goes on with the next line
         if fields is None:
             return
+        # A blank line between rows; in a table of one column it may be an empty value.
         if not fields or (len(fields) == 1 and not fields[0].strip() and header is not None and len(header) > 1):
             continue
         if header is None:
@@ -257,6 +258,7 @@ def _read_conll(path: Path, problems: Problems, _: object) -> Iterator[Record]:
         if text.startswith("-DOCSTART-") or (not rows and text.startswith("# ") and " = " in text and "\t" not in text):
             continue
         fields = text.split("\t") if "\t" in text else text.split()
+        # All lines of a file must have the columns of its first one.
         width = width or len(fields)
         if len(fields) != width:
             problems.add(

@@ -200,6 +200,7 @@ class TextEncoder:
         """The ids of all special tokens, int64, sorted."""
         added = self.tokenizer.get_added_tokens_decoder()
         ids = {index for index, token in added.items() if token.special}
+        # The vocabulary file alone may not mark them as special.
         ids |= {i for i in (self.unk_id, self.cls_id, self.sep_id, self.mask_id) if i is not None}
         return np.array(sorted({self.pad_id, *ids}), dtype=np.int64)
 

@@ -91,6 +91,7 @@ def unigrams(model_dir: Path) -> Tokenizer:
     vocabulary = {piece: index for index, (piece, _) in enumerate(model.pieces)}
     _require(path, "ALBERT", [special[role] for role in ("cls", "sep")], vocabulary)
     tokenizer = Tokenizer(models.Unigram(list(model.pieces), unk_id=model.unknown_id, byte_fallback=False))
+    # The text cleaning of ALBERT's authors, which comes before SentencePiece's own.
     cleaning: list[normalizers.Normalizer] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
     if not settings.get("keep_accents", False):
         cleaning += [normalizers.NFKD(), normalizers.StripAccents()]
@@ -203,6 +204,7 @@ def _add(tokenizer: Tokenizer, special: Iterable[str], settings: Mapping[str, An
             )
         flags = {name: entry[name] for name in ("lstrip", "rstrip", "single_word", "normalized") if name in entry}
         added[int(index)] = AddedToken(entry["content"], special=entry.get("special", False), **flags)
+    # tokenizers numbers added tokens itself, so they must be added in the order of their ids.
     for index, added_token in sorted(added.items()):
         (tokenizer.add_special_tokens if added_token.special else tokenizer.add_tokens)([added_token])
         found = tokenizer.token_to_id(added_token.content)

@@ -4,7 +4,7 @@
     generate(decoder, input_ids, attention_mask, settings=GenerationSettings(max_new_tokens=20, num_beams=4))
 
 The ids are those of ``generate`` of transformers 5 for the same weights, padding included. One difference is intended:
-positions begin where those of the family do. RoBERTa counts them from behind the padding token, as transformers 4 did
+positions begin where those of the family do. RoBERTa begins after the id of the padding token, as transformers 4 did
 and transformers 5 does not; ``first_position=0`` gives the results of the latter.
 """
 

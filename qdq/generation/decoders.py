@@ -145,6 +145,7 @@ class RunnerDecoder:
             for name, value in feed.items()
             if name in self._inputs
         }
+        # The first call reads the prompt with an empty cache.
         found = self._runner({**given, **(self._empty(ids.shape[0]) if cache is None else cache)})
         logits = torch.from_numpy(np.ascontiguousarray(found["logits"][:, -1])).float()
         return logits, {name: found[name.replace("past_key_values", "present", 1)] for name in self._past}

@@ -148,6 +148,7 @@ def _beams(decoder: Decoder, ids: Tensor, mask: Tensor, settings: GenerationSett
     4. The search ends when no running text can become better than the finished ones, or at ``max_new_tokens``.
     """
     count, batch, prompt = settings.num_beams, len(ids), ids.shape[1]
+    # As many as transformers takes, so that ties break alike.
     wanted = count * max(2, 1 + len(special.eos))
     ids, mask = ids.repeat_interleave(count, dim=0), mask.repeat_interleave(count, dim=0)
     positions, cache = _positions(mask, special.first_position), None
@@ -159,6 +160,7 @@ def _beams(decoder: Decoder, ids: Tensor, mask: Tensor, settings: GenerationSett
 
     for length in range(1, settings.max_new_tokens + 1):
         logits, cache = decoder(ids, mask, positions, cache)
+        # (batch, beams, vocab): the score of every text with every next token.
         total = torch.log_softmax(logits, dim=-1).view(batch, count, -1) + scores[:, :, None]
         vocabulary = total.shape[-1]
         candidates, indices = total.flatten(1).topk(wanted)  # case 1
@@ -171,6 +173,7 @@ def _beams(decoder: Decoder, ids: Tensor, mask: Tensor, settings: GenerationSett
         running = _rows(texts, best)
         if not finished.may_improve(scores, length) or bool(ends.all()):  # case 4
             break
+        # Each row of the cache follows its text to the beam that continues it.
         cache = decoder.reorder(cache, (_rows(origin, best) + first_row).flatten())
         ids, positions = running[:, :, -1].reshape(-1, 1), positions[:, -1:] + 1
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
@@ -207,6 +210,7 @@ class _Finished:
             length: The number of their new tokens.
         """
         count = self._settings.num_beams
+        # Candidates beyond the beams are only there to replace those that end.
         ends = ends & (torch.arange(ends.shape[1], device=ends.device) < count)
         closed = ~self._open
         if self._settings.early_stopping is True:

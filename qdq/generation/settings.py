@@ -127,6 +127,7 @@ def check_prompts(
         raise DataError(f"attention_mask has shape {list(mask.shape)}, the prompts have {list(ids.shape)}")
     if empty := [str(row) for row, visible in enumerate(mask.any(dim=1).tolist()) if not visible]:
         problems.append(f"no visible token in row {', '.join(empty)}: give each prompt at least one")
+    # Positions may begin later than 0, which leaves less room.
     room = config.max_position_embeddings - max(special.first_position, config.first_position)
     longest = ids.shape[1] + settings.max_new_tokens
     # The last new token is never read by the model.

@@ -1,7 +1,8 @@
-"""Models of transformers that are held in memory: ours with the very same weights, and back.
+"""Convert models of transformers in memory to models of this package with the same weights, and back.
 
-Both sides hold the same Parameter objects. A training step on one is seen by the other, tied weights stay tied, and
-nothing is copied. What is not a Parameter (training mode, configuration) is taken over once, hooks are not.
+Both models hold the same Parameter objects: a training step on one changes the other, tied weights stay tied, and
+nothing is copied. What is not a Parameter, such as the training mode and the configuration, is taken over once. Hooks
+are not taken over.
 """
 
 from __future__ import annotations
@@ -29,25 +30,28 @@ if TYPE_CHECKING:
 
 __all__ = ["from_transformers", "to_transformers"]
 
-# Of the process that made the configuration, not of the model.
+# Entries that describe how the configuration was made, and not the model.
 _PASSING = ("_name_or_path", "architectures", "dtype", "model_type", "torch_dtype", "transformers_version")
 
 
 def from_transformers(model: nn.Module, *, attn_implementation: AttentionImplementation = "eager") -> Model:
-    """Our model with the weights of ``model``, not copied; family and head follow from its class.
+    """Convert a model of transformers without copying its weights.
 
-    Training mode, type, device and frozen parameters are as in ``model``, and gradient checkpointing where the family
-    offers it.
+    Family and task follow from the class of the model. Training mode, dtype, device and frozen parameters are kept, and
+    so is gradient checkpointing if the family offers it.
 
     Args:
-        model: of one of the classes of transformers that have a counterpart here. A subclass may compute something
-            else and is refused.
-        attn_implementation: ``eager``, which can be quantized, or ``sdpa``, torch's fused attention.
+        model: A model of a class of transformers that has a counterpart here. A subclass is refused, since it may
+            compute something else.
+        attn_implementation: ``eager``, which can be quantized, or ``sdpa``, the fused attention of PyTorch.
+
+    Returns:
+        The model of this package.
 
     Raises:
-        ConfigError: a class that has no counterpart, or a configuration that cannot be followed.
-        CheckpointError: parameters that are missing, left over or of another shape, all of them named: the model was
-            changed after it was built.
+        ConfigError: The class has no counterpart, or the configuration is not supported.
+        CheckpointError: Parameters are missing, unexpected or of another shape, because the model was changed after it
+            was built. The message lists all of them.
         MissingPackageError: transformers is not installed.
     """
     model_type, task = _recognise(model)
@@ -64,17 +68,20 @@ def from_transformers(model: nn.Module, *, attn_implementation: AttentionImpleme
 
 
 def to_transformers(model: Model) -> Any:
-    """The model of transformers with the weights of ``model``, not copied.
+    """Convert a model to transformers without copying its weights.
 
-    Quantizers of a wrapped model stay behind: the result computes what the float model does. Training mode, type,
-    device, frozen parameters, gradient checkpointing and the implementation of attention are as in ``model``.
+    The quantizers of a wrapped model are left out: the result computes what the float model does. Training mode, dtype,
+    device, frozen parameters, gradient checkpointing and the implementation of attention are kept.
+
+    Args:
+        model: The model.
 
     Returns:
         A ``transformers.PreTrainedModel`` of the class that ``config.json`` would name.
 
     Raises:
-        ConfigError: transformers, as it is installed, has no class for this model, or one that cannot compute the same:
-            relative positions and pruned heads are gone from transformers 5.
+        ConfigError: The installed release of transformers has no class for this model, or its class cannot compute the
+            same. transformers 5, for example, has no relative positions and no pruned heads.
         MissingPackageError: transformers is not installed.
     """
     transformers = _transformers("giving a model to transformers")
@@ -91,12 +98,12 @@ def to_transformers(model: Model) -> Any:
     config = cls.config_class(**config_to_json(model.config, model.task))
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
     config._attn_implementation = attentions[0].implementation
-    # Not on the meta device: buffers are values that the constructor computes. Memory for weights is never touched.
+    # Not on the meta device, because the constructor computes the values of buffers. Weights are not initialized.
     with import_module("transformers.initialization").no_init_weights():
         theirs = cls(config, **options)
     _give_parameters(model, theirs)
     if any(getattr(module, "checkpointing", False) for module in model.modules()):
-        # Renamed within transformers 5.
+        # transformers 5 renamed this method in a later release.
         enable = getattr(theirs, "activation_checkpointing_enable", None) or theirs.gradient_checkpointing_enable
         enable()
     return theirs.train(model.training)
@@ -111,7 +118,7 @@ def _transformers(purpose: str) -> ModuleType:
 
 
 def _recognise(model: nn.Module) -> tuple[str, str]:
-    """Family and task of a model by its class."""
+    """Return the family and the task of a model by its class."""
     transformers = _transformers("taking a model from transformers")
     cls = type(model)
     known = {
@@ -129,7 +136,7 @@ def _recognise(model: nn.Module) -> tuple[str, str]:
 
 
 def _take_parameters(ours: Model, theirs: nn.Module) -> None:
-    """Put the Parameters of ``theirs`` into the places of ``ours``, and tie in ``ours`` what is tied in ``theirs``."""
+    """Register the Parameters of ``theirs`` in ``ours``, so that weights that are tied there are tied here."""
     family, task = family_of(ours.config.model_type), task_of(ours.config, ours.task)[1]
     given = {
         name.removeprefix(f"{family.prefix}."): parameter
@@ -142,6 +149,7 @@ def _take_parameters(ours: Model, theirs: nn.Module) -> None:
             left.pop(name_of(key), None)
         wanted = ours.get_parameter(name)
         if not found:
+            # The class of transformers does not have it; ours does, and never uses it.
             if name.startswith(task.unused):
                 chosen[name] = fresh_parameter(ours, name, next(theirs.parameters()).dtype)
             else:
@@ -164,7 +172,7 @@ def _take_parameters(ours: Model, theirs: nn.Module) -> None:
 
 
 def _as_tied(model: Model, config: ModelConfig) -> ModelConfig:
-    """``config`` that says of the vocabulary's weight what is true of ``model``."""
+    """Return the configuration with ``tie_word_embeddings`` as it is in the model."""
     decoder = model.output_embedding() if isinstance(model, EncoderModel) else None
     if decoder is None:
         return config
@@ -172,15 +180,15 @@ def _as_tied(model: Model, config: ModelConfig) -> ModelConfig:
 
 
 def _give_parameters(ours: Model, theirs: nn.Module) -> None:
-    """Put the Parameters of ``ours`` into every place of ``theirs`` that has their name, and move its buffers.
+    """Register the Parameters of ``ours`` in ``theirs`` under all of their names, and move the buffers of ``theirs``.
 
     Raises:
-        ConfigError: ``theirs`` has no place for some of them: this release cannot compute what ``ours`` computes.
+        ConfigError: Some names differ: this release of transformers cannot compute what ``ours`` computes.
     """
     prefix = family_of(ours.config.model_type).prefix
     names = {name.removeprefix(f"{prefix}."): name for name, _ in theirs.named_parameters(remove_duplicate=False)}
     left, problems = set(names), {}
-    parts: dict[str, dict[int, str]] = {}
+    fused: dict[str, dict[int, str]] = {}
     for name, keys in parameter_keys(ours).items():
         parameter = ours.get_parameter(name)
         if not any(name_of(key) in names for key in keys):
@@ -196,14 +204,15 @@ def _give_parameters(ours: Model, theirs: nn.Module) -> None:
             elif isinstance(key, str):
                 _put(theirs, names[whole], parameter)
             else:
-                parts.setdefault(whole, {})[key.index] = name
-    for whole, members in parts.items():
+                fused.setdefault(whole, {})[key.index] = name
+    for whole, members in fused.items():
         _put(theirs, names[whole], _joined(ours, [members[index] for index in sorted(members)]))
     problems |= dict.fromkeys(left, "this model has none")
     if problems:
         release = f"{type(theirs).__name__} of the installed transformers cannot compute what this model does"
         raise ConfigError(describe_problems(release, [f"{key}: {problem}" for key, problem in problems.items()]))
     device = next(ours.parameters()).device
+    # Buffers are computed by the constructor on the CPU.
     for module in theirs.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)

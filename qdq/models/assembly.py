@@ -75,6 +75,7 @@ def attention(
     norm_first: bool = False,
     relative: RelativePositions | None = None,
     cross: bool = False,
+    bias: bool = True,
 ) -> Attention:
     """Return an attention block with the configured heads and dropout.
 
@@ -84,6 +85,7 @@ def attention(
         norm_first: Whether the block is pre-norm.
         relative: The relative positions in the scores, if any.
         cross: Whether keys and values come from another sequence.
+        bias: Whether the projections have biases.
     """
     return Attention(
         config.hidden_size,
@@ -94,6 +96,7 @@ def attention(
         output_dropout=config.hidden_dropout_prob,
         relative=relative,
         cross=cross,
+        bias=bias,
     )
 
 
@@ -104,6 +107,7 @@ def feed_forward(
     norm_first: bool = False,
     dropout: float | None = None,
     chunk_size: int | None = None,
+    bias: bool = True,
 ) -> FeedForward:
     """Return a feed-forward block with the configured activation.
 
@@ -113,6 +117,7 @@ def feed_forward(
         norm_first: Whether the block is pre-norm.
         dropout: Replaces ``hidden_dropout_prob``.
         chunk_size: Replaces ``chunk_size_feed_forward``.
+        bias: Whether the linear layers have biases.
     """
     return FeedForward(
         config.hidden_size,
@@ -122,36 +127,39 @@ def feed_forward(
         norm_first=norm_first,
         dropout=config.hidden_dropout_prob if dropout is None else dropout,
         chunk_size=config.chunk_size_feed_forward if chunk_size is None else chunk_size,
+        bias=bias,
     )
 
 
 def layer(
     config: BertLikeConfig,
     *,
-    norm: Norm = layer_norm,
+    norm: Norm | None = layer_norm,
     norm_first: bool = False,
     relative: RelativePositions | None = None,
     cross_relative: RelativePositions | None = None,
     feed_forward_dropout: float | None = None,
     chunk_size: int | None = None,
+    bias: bool = True,
 ) -> Layer:
     """Return a layer of self-attention, feed-forward, and cross-attention between them if the configuration has it.
 
     Args:
         config: The sizes, the activation and the dropout.
-        norm: Makes the norm of each block.
+        norm: Makes the norm of each block. None leaves the norms out.
         norm_first: Whether the blocks are pre-norm.
         relative: The relative positions of self-attention, if any.
         cross_relative: The relative positions of cross-attention, if any.
         feed_forward_dropout: Replaces ``hidden_dropout_prob`` in the feed-forward block.
         chunk_size: Replaces ``chunk_size_feed_forward``.
+        bias: Whether the linear layers have biases.
     """
-    self_attention = attention(config, norm=norm, norm_first=norm_first, relative=relative)
+    self_attention = attention(config, norm=norm, norm_first=norm_first, relative=relative, bias=bias)
     cross = None
     if config.add_cross_attention:
-        cross = attention(config, norm=norm, norm_first=norm_first, relative=cross_relative, cross=True)
+        cross = attention(config, norm=norm, norm_first=norm_first, relative=cross_relative, cross=True, bias=bias)
     position_wise = feed_forward(
-        config, norm=norm, norm_first=norm_first, dropout=feed_forward_dropout, chunk_size=chunk_size
+        config, norm=norm, norm_first=norm_first, dropout=feed_forward_dropout, chunk_size=chunk_size, bias=bias
     )
     return Layer(self_attention, position_wise, cross_attention=cross)
 

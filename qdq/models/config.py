@@ -41,7 +41,7 @@ class ModelConfig:
     table, ``initializer_range`` the standard deviation of fresh weights.
 
     Args:
-        extra: Fields of the ``config.json`` that no family uses. They are written back unchanged.
+        extra: Fields of the ``config.json`` that the family does not use. They are written back unchanged.
         read_as: The names under which fields were read, if they are not ours. They are written back under these.
 
     Raises:
@@ -196,5 +196,6 @@ def _field_problems(config: ModelConfig) -> list[str]:
         value = getattr(config, one.name)
         holds, wanted = _RULES.get(one.name) or _RULES.get(one.type) or (None, "")
         if holds and not holds(value):
-            found.append(f"{one.name} is {value!r}, must be {wanted}")
+            name = f"{config.read_as[one.name]} ({one.name})" if one.name in config.read_as else one.name
+            found.append(f"{name} is {value!r}, must be {wanted}")
     return found

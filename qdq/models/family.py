@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
+from qdq.errors import ConfigError, describe_problems
 from qdq.models.assembly import choice_classifier, classifier, pair_classifier
 from qdq.models.config import ModelConfig
 from qdq.models.embeddings import Embeddings
-from qdq.models.encoder import Encoder
+from qdq.models.encoder import Encoder, Layer
 from qdq.models.heads import Pooler
 from qdq.models.keymap import Keys
 from qdq.models.model import EncoderModel, Model
@@ -69,6 +70,7 @@ class Family:
         # Semantic similarity (sts) compares the embeddings of the bare encoder.
         entry = self.tasks["feature-extraction" if task == "sts" else task]
         embeddings, encoder = self.build(config)
+        _check_built(config, encoder)
         return entry.model(
             config,
             embeddings=embeddings,
@@ -77,6 +79,21 @@ class Family:
             head=None if entry.head is None else entry.head(config),
             task=task,
         )
+
+
+def _check_built(config: ModelConfig, encoder: Encoder) -> None:
+    """Refuse a configuration that ``build`` did not follow: a model would silently compute something else."""
+    layers = [cast("Layer", layer) for layer in encoder.layers]
+    kind = getattr(config, "position_embedding_type", "absolute")
+    problems = []
+    if config.add_cross_attention and any(layer.cross_attention is None for layer in layers):
+        problems.append(
+            "add_cross_attention is set, but its layers have none: its configuration needs supports_decoder = False"
+        )
+    if kind != "absolute" and all(layer.attention.relative is None for layer in layers):
+        problems.append(f"position_embedding_type is {kind!r}, but its layers have no relative positions")
+    if problems:
+        raise ConfigError(describe_problems(f"model_type '{config.model_type}'", problems))
 
 
 CLASSIFIER_KEYS: Keys = {"head.classifier": "classifier"}

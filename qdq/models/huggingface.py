@@ -32,7 +32,7 @@ from qdq.errors import CheckpointError, ConfigError, StorageError, describe_prob
 from qdq.models.attention import AttentionImplementation
 from qdq.models.config import ModelConfig
 from qdq.models.family import Family
-from qdq.models.keymap import Key, name_of, select_part, shape_of_whole, translate
+from qdq.models.keymap import Key, name_of, parts_of, select_part, shape_of_whole, translate
 from qdq.models.model import Model, fresh_parameter
 from qdq.models.registry import configure, construct, family_of, fields_of, task_of
 from qdq.storage import missing_directory, read_json, write_json
@@ -82,11 +82,12 @@ def config_to_json(config: ModelConfig, task: str | None = None) -> dict[str, An
         raise ConfigError("hidden_act is a function; only a named activation can be written to config.json")
     values: dict[str, Any] = dict(config.extra)
     defaults = configure(config.model_type)
+    upstream = {own: theirs for theirs, own in reversed(config.names.items())}  # the first name of each
     for name in sorted(fields_of(config)):
         value = getattr(config, name)
         # Sizes are always written. Flags, tables and None are written only if they differ from the default.
         if value != getattr(defaults, name) or not isinstance(value, bool | Mapping | None):
-            values[config.read_as.get(name, name)] = value
+            values[config.read_as.get(name) or upstream.get(name, name)] = value
     labels = config.id2label or {index: f"LABEL_{index}" for index in range(config.num_labels)}
     values.pop("num_labels", None)
     if config.num_labels != 2 or config.id2label is not None:
@@ -165,7 +166,8 @@ def parameter_keys(model: Model) -> dict[str, tuple[Key, ...]]:
         model: The model. All names of a shared parameter are keys of the result.
 
     Raises:
-        CheckpointError: A parameter is not in the key table, because it was added to the model.
+        CheckpointError: A parameter is not in the key table, because it was added to the model. Or the table gives two
+            parameters one key, or not all parts of a fused tensor.
     """
     family, task = family_of(model.config.model_type), task_of(model.config, model.task)[1]
     keys, order = {**family.keys, **task.keys}, model.config.layer_order
@@ -177,7 +179,31 @@ def parameter_keys(model: Model) -> dict[str, tuple[Key, ...]]:
             raise CheckpointError(f"parameter {name} has no name in a '{family.model_type}' checkpoint") from error
         second = _second_bias_key(name_of(key))
         found[name] = (key,) if second is None else (second, key)
+    _check_distinct(found, model)
     return found
+
+
+def _check_distinct(keys: Mapping[str, tuple[Key, ...]], model: Model) -> None:
+    """Refuse a key table by which one weight would overwrite another in a checkpoint."""
+    owners: dict[str, dict[int, str]] = {}
+    counts: dict[str, int] = {}
+    problems = []
+    for name, *_ in model.shared_names():
+        key = keys[name][-1]
+        whole, index, count = name_of(key), (0 if isinstance(key, str) else key.index), parts_of(key)
+        others = owners.setdefault(whole, {})
+        if index in others or counts.setdefault(whole, count) != count:
+            first = others.get(index) or next(iter(others.values()))
+            problems.append(f"{name} and {first} are both {whole}")
+        others[index] = name
+    problems += [
+        f"{whole} has {counts[whole]} parts, the model only {', '.join(others.values())}"
+        for whole, others in owners.items()
+        if len(others) < counts[whole] and not problems
+    ]
+    if problems:
+        what = f"key table of model_type '{model.config.model_type}'"
+        raise CheckpointError(describe_problems(what, problems))
 
 
 def _second_bias_key(key: str) -> str | None:
@@ -270,10 +296,13 @@ def _by_current_key(
 ) -> dict[str, tuple[str, Tensor]]:
     """Return ``(key in the file, tensor)`` by the key of today's releases without the base prefix."""
     given: dict[str, tuple[str, Tensor]] = {}
+    tables = [family.keys, *(task.keys for task in family.tasks.values())]
+    # A family may itself call a parameter so.
+    own = {name_of(key).rpartition(".")[2] for table in tables for key in table.values()} & {"gamma", "beta"}
     for key, tensor in tensors.items():
         if not key.endswith((*_OLD_BUFFERS, *family.ignored_keys, *ignore)):
             # Checkpoints converted from TensorFlow call the parameters of a LayerNorm gamma and beta.
-            current = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", key))
+            current = key if own else re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", key))
             given[current.removeprefix(f"{family.prefix}.")] = (key, tensor)
     return given
 

@@ -67,6 +67,11 @@ def select_part(key: Key, whole: Tensor) -> Tensor:
     return whole[key.index * rows : (key.index + 1) * rows]
 
 
+def parts_of(key: Key) -> int:
+    """Return how many of our weights upstream's tensor holds."""
+    return 1 if isinstance(key, str) else key.count
+
+
 def shape_of_whole(key: Key, shape: Sequence[int]) -> list[int]:
     """Return the shape of upstream's tensor.
 

@@ -57,6 +57,8 @@ def configure(model_type: str, **values: Any) -> ModelConfig:
         if own not in known:
             extra[name] = value
             continue
+        if own in given and given[own] != value:
+            raise ConfigError(f"{name} is {value!r}, but {read_as.get(own, own)} is {given[own]!r}: they are one field")
         given[own] = value
         if own != name:
             read_as[own] = name

@@ -111,7 +111,7 @@ def _fold_norm(changes: _Changes, read: QuantizedRead) -> None:
         _fold_source(changes, read, transform)
         return
     norm, add, branch = read.norm, read.add, read.branch
-    shift, factor = transform.shift, transform.smoothing_scale
+    shift, smoothing_scale = transform.shift, transform.smoothing_scale
     weight: Tensor = norm.get_parameter("weight")
     bias: Tensor | None = getattr(norm, "bias", None)
     if bias is None and shift is not None:  # an RMSNorm has no bias that could absorb a shift
@@ -119,9 +119,9 @@ def _fold_norm(changes: _Changes, read: QuantizedRead) -> None:
     if add is None:  # case 3
         if bias is not None:
             bias = bias if shift is None else bias - shift
-            changes.set(norm, "bias", _parameter(bias if factor is None else bias * factor))
-        if factor is not None:
-            changes.set(norm, "weight", _parameter(weight * factor))
+            changes.set(norm, "bias", _parameter(bias if smoothing_scale is None else bias * smoothing_scale))
+        if smoothing_scale is not None:
+            changes.set(norm, "weight", _parameter(weight * smoothing_scale))
         left = None
     elif (
         bias is not None and shift is not None and _has_shift(add, shift) and isinstance(branch, QuantLinear)
@@ -129,7 +129,7 @@ def _fold_norm(changes: _Changes, read: QuantizedRead) -> None:
         changes.set(norm, "bias", _parameter(bias - shift))
         changes.set(branch, "bias", _parameter(shift if branch.bias is None else branch.bias + shift))
         changes.set(add.other_quantizer, "transform", None)
-        left = None if factor is None else Transform(smoothing_scale=factor)
+        left = None if smoothing_scale is None else Transform(smoothing_scale=smoothing_scale)
     else:
         return
     for linear in read.linears:
@@ -141,16 +141,16 @@ def _fold_source(changes: _Changes, read: QuantizedRead, transform: Transform) -
 
     Without it, a multiplication would stand between a float linear layer and a quantizer, where OpenVINO 2026.4 errs.
     """
-    source, add, factor = read.source, read.add, transform.smoothing_scale
-    if source is None or add is None or factor is None or transform.shift is not None:
+    source, add, smoothing_scale = read.source, read.add, transform.smoothing_scale
+    if source is None or add is None or smoothing_scale is None or transform.shift is not None:
         return
     # Scaling a quantized weight would change its integers. An addition with a transform already undoes another one.
     if source.weight_quantizer.spec is not None or add.other_quantizer.transform is not None:
         return
-    changes.set(source, "weight", _parameter(source.weight * factor[:, None]))
+    changes.set(source, "weight", _parameter(source.weight * smoothing_scale[:, None]))
     if source.bias is not None:
-        changes.set(source, "bias", _parameter(source.bias * factor))
-    changes.set(add.other_quantizer, "transform", Transform(smoothing_scale=1 / factor))
+        changes.set(source, "bias", _parameter(source.bias * smoothing_scale))
+    changes.set(add.other_quantizer, "transform", Transform(smoothing_scale=1 / smoothing_scale))
     for linear in read.linears:
         changes.set(linear.input_quantizer, "transform", None)
 

@@ -119,6 +119,7 @@ class Quantizer(nn.Module):
             self._buffers.pop(name, None)
             self._parameters.pop(name, None)
         if spec is not None and not spec.dynamic:
+            # NaN marks a scale that is not calibrated. Buffers exist from the start, so keys of state dicts are stable.
             scale = torch.full(shape, torch.nan)
             if spec.learned_scale:
                 self.register_parameter("scale", nn.Parameter(scale))
@@ -195,7 +196,7 @@ class Quantizer(nn.Module):
         if self.spec is None or not self.spec.learned_scale:
             return
         scale, zero_point = (part.detach() for part in self.grid(self.scale))
-        rounding = self.rounding
+        rounding = self.rounding  # configure() would remove it
         self.configure(replace(self.spec, learned_scale=False), shape=tuple(scale.shape))
         self.rounding = rounding
         self.to(scale.device)
@@ -226,6 +227,7 @@ class Quantizer(nn.Module):
         if self.transform is not None:
             x = self.transform(x)
         if self.rounding is not None and self.mode is Mode.QUANTIZE:
+            # Adding whole steps before rounding to the nearest selects the chosen integers.
             assert self.spec is not None, "steps without a grid"
             scale = self.grid(x)[0].detach().to(x.dtype)
             x = x + functional.expand_parameter(scale, x, axis=self.spec.axis, group=self.spec.group) * self.rounding
@@ -273,6 +275,7 @@ class Quantizer(nn.Module):
         assert spec is not None, "a slot without spec has nothing to look up"
         if spec.axis is not None and spec.axis % 2:  # one scale for each column, the same for all rows
             return self._fake_quantize(rows, *self._parameters_for(table), axis=-1)
+        # Scales of rows or of groups in rows are looked up like the rows themselves.
         by_row = spec.axis is not None or spec.group is not None
         state = [part[ids] for part in self._parameters_for(table)] if by_row else self._parameters_for(table)
         if spec.axis is not None:
@@ -290,6 +293,7 @@ class Quantizer(nn.Module):
         assert self.spec is not None, "mode QUANTIZE needs a spec"
         if self.recorder is not None:
             self.recorder(x.detach(), self.quantize(x.detach()))
+        # As one node it can be exported as a whole, for example as DynamicQuantizeLinear of ONNX.
         if self.spec.dynamic and self.spec.axis is None and torch.compiler.is_exporting():
             return operators.dynamic_fake_quantize(
                 x,

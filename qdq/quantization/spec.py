@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import RecipeError, describe_problems
-from qdq.settings import Rule, choice, flag, problems_in, setting, settings_of, whole
+from qdq.settings import Rule, choice, documented, flag, problems_in, setting, settings_of, whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -111,9 +111,10 @@ _GRANULARITY = Rule(
 )
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class QuantSpec:
-    """The frozen description of one quantizer. Each setting is described at its declaration.
+    """The frozen description of one quantizer.
 
     ``overflow_safe`` is for CPUs without VNNI instructions. These add the products of *pairs* of uint8 activations and
     int8 weights in 16 bits, which saturates if two neighbouring weights are large and of the same sign. With this
@@ -280,6 +281,7 @@ _FLAGS = ("signed", "symmetric", "narrow_range", "overflow_safe", "dynamic", "le
 def _problems(values: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the settings, each by itself and with each other."""
     problems = problems_in(QuantSpec, values)
+    # Contradictions may involve settings that are left to their defaults.
     settings = {name: default for name, default, _ in settings_of(QuantSpec)} | dict(values)
     # A contradiction can be found as soon as the flags are true or false, whatever else is wrong.
     is_clear = all(isinstance(settings[name], bool) for name in _FLAGS)

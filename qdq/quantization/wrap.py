@@ -108,6 +108,7 @@ def apply_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], *, uns
     fresh: dict[Slot, Quantizer] = {}
     readers: dict[Slot, int] = {}
     for group in same_tensor(model, list(specs)):
+        # Slots that were unshared before may have different ranges of the same tensor.
         known = _union([q.range for q in dict.fromkeys(_quantizer(model, slot) for slot in group) if q.range])
         made: dict[object, Quantizer] = {}
         for slot in group:
@@ -125,6 +126,7 @@ def apply_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], *, uns
             readers[slot] = made[key].readers - 1
     if problems:
         raise CalibrationError(describe_problems("scales", problems))
+    # Nothing was changed so far, so that an error leaves the model as it was.
     for slot, quantizer in fresh.items():
         module = model.get_submodule(slot.module)
         if isinstance(module, QuantLinear) and _quantizer(model, slot).spec != quantizer.spec:
@@ -194,6 +196,7 @@ def _new_quantizer(model: nn.Module, slot: Slot, spec: QuantSpec | None, known: 
     quantizer = Quantizer(spec, shape=() if spec is None else spec.scale_shape(weight.shape)).to(weight.device)
     quantizer.transform = before.transform
     set_weight_scale(quantizer, weight)
+    # The rounding counts in steps of the scale, which is the same only for the same spec.
     if spec == before.spec:
         quantizer.rounding = before.rounding
     return quantizer

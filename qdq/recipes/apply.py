@@ -41,7 +41,7 @@ def quantize(model: nn.Module, recipe: Recipe | str | Path) -> nn.Module:
     replaced = wrap(model)
     try:
         apply_recipe(model, recipe)
-    except BaseException:
+    except BaseException:  # also KeyboardInterrupt, because wrapping a large model takes a while
         unwrap(model, replaced)
         raise
     return model

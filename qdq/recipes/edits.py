@@ -84,6 +84,7 @@ def switch_slots(
             result |= matched
         return result
 
+    # All expressions are evaluated before the first error, so that all mistakes are reported.
     off = set(slots) if disable else set()
     off |= found("disable keyword", disable_keywords, lambda pattern, slot: bool(pattern.search(_name(slot))))
     off |= found("disable layer module", disable_layer_modules, _is_in_layer)

@@ -80,6 +80,7 @@ def plan(model: nn.Module, recipe: Recipe) -> Plan:
     """
     specs = recipe.assign(slots(model))
     check_specs(model, specs)
+    # Slots of one tensor share a quantizer for each distinct spec.
     shared = (dict.fromkeys(specs[slot] for slot in group) for group in same_tensor(model, list(specs)))
     return Plan(recipe, specs, Counter(_given(spec for group in shared for spec in group)))
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import RecipeError
-from qdq.settings import check, choice, flag, number, problems_in, setting, settings_of
+from qdq.settings import check, choice, documented, flag, number, problems_in, setting, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,13 +17,14 @@ ROUNDINGS = ("nearest", "gptq")
 CLIPPINGS = ("none", "token-wise")
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
     """The refinements that a recipe asks for; by default none.
 
-    Each setting is described at its declaration. How the refinements work is described in
-    :mod:`calibration.refinement.smoothing` (``shift`` and ``smoothing``), :mod:`calibration.refinement.layerwise`
-    (``bias_correction``), :mod:`calibration.refinement.token_clipping` and :mod:`calibration.refinement.gptq`.
+    How they work is described in :mod:`calibration.refinement.smoothing` (``shift`` and ``smoothing``),
+    :mod:`calibration.refinement.layerwise` (``bias_correction``), :mod:`calibration.refinement.token_clipping` and
+    :mod:`calibration.refinement.gptq`.
 
     Raises:
         RecipeError: Values break their rules; all of them are named.

@@ -47,6 +47,7 @@ class Rule:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, with the whole spec in the rule."""
+        # Keys with their defaults are left out, so that older versions can read recipes without them.
         spec = "off" if self.spec is None else self.spec.to_dict()
         kind = {} if self.kind is None else {"kind": list(self.kind) if isinstance(self.kind, tuple) else self.kind}
         optional = {"optional": True} if self.optional else {}

@@ -89,6 +89,7 @@ def compare(
         known = differences[np.isfinite(differences)]
         p_value = None
         if interval is not None:
+            # One is added to both counts, so that a finite number of resamples never gives a p-value of 0.
             fewer = min(int((known <= 0).sum()), int((known >= 0).sum()))
             p_value = min(1.0, 2 * (fewer + 1) / (len(known) + 1))
         result[metric.name] = Difference(metric.value(table) - metric.value(baseline), interval, p_value)
@@ -101,6 +102,7 @@ def _replicates(metrics: Sequence[Metric], tables: Sequence[Table], resamples: i
     rows = rows_of(tables[0])
     if rows < 2 or resamples < 1:
         return values
+    # Both tables are resampled with the same weights.
     kinds, counts = _kinds(tables)
     done = 0
     for weights in _draws(counts, rows, resamples, np.random.default_rng(seed)):
@@ -115,6 +117,7 @@ def _kinds(tables: Sequence[Table]) -> tuple[list[Table], Numbers | None]:
     """Merge equal examples and return how many there are of each; return the tables unchanged if few are equal."""
     together = np.column_stack([column for table in tables for column in table.values()])
     kinds, counts = np.unique(together, axis=0, return_counts=True)
+    # Drawing counts per kind is only faster when examples repeat often.
     if 4 * len(kinds) > len(together):
         return list(tables), None
     columns = iter(kinds.T)
@@ -131,6 +134,7 @@ def _draws(counts: Numbers | None, rows: int, resamples: int, generator: np.rand
             yield generator.multinomial(rows, counts / rows, size=size).astype(np.float64)
             continue
         drawn = generator.integers(rows, size=(size, rows))
+        # Each resample gets a range of its own, so that one bincount counts all of them.
         drawn += np.arange(size)[:, np.newaxis] * rows
         weights = np.bincount(drawn.reshape(-1), minlength=size * rows)
         yield weights.reshape(size, rows).astype(np.float64)

@@ -57,6 +57,7 @@ class MaxDrop:
         """Return how far ``value`` is below ``baseline`` and whether that is within the limit; NaN never is."""
         loss = metric.loss(value, baseline)
         if self.is_percent:
+            # If the baseline is 0, any loss is infinitely many percent of it.
             whole = abs(metric.scale * baseline)
             loss = 100 * loss / whole if whole else math.copysign(math.inf, loss) if loss else 0.0
         return Drop(metric.name, loss, self, loss <= self.limit + _ROUNDING)

@@ -214,6 +214,7 @@ def score_model(
     """
     if task not in TASKS:
         raise ConfigError(f"no task {task!r} to evaluate; there are {', '.join(TASKS)}")
+    # Each task is a module with a function score(), imported only when it is evaluated.
     score: Callable[[Evaluator], Scores] = import_module(f"qdq.tasks.{task.replace('-', '_')}").score
     scores = score(Evaluator(model, data, settings, progress))
     if not rows_of(scores.table):
@@ -252,6 +253,7 @@ def _compared(
     by_name = {metric.name: metric for metric in scores.metrics}
     names, other = list(by_name), [metric.name for metric in theirs.metrics]
     rows, other_rows = rows_of(scores.table), rows_of(theirs.table)
+    # The bootstrap resamples both tables by the same row numbers.
     if names != other or rows != other_rows:
         raise ConfigError(
             f"{evaluation.model} and {baseline.name} cannot be compared: {', '.join(names)} of {rows} examples here, "

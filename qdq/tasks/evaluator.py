@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluator", "Progress", "Scores", "silent"]
 
+#: Called with the number of examples that are done and the number of all examples, or None if it is unknown.
 Progress = Callable[[int, int | None], None]
-"""Called with the number of examples that are done and the number of all examples, or None if it is unknown."""
 
 
 def silent(done: int, total: int | None) -> None:
@@ -101,6 +101,7 @@ class Evaluator:
             need_labels=need_labels,
             split=settings.split,
         )
+        # Checking reads all the data, which would use up an iterator.
         if not isinstance(self.data, Iterator):
             self.total = examples.check().examples
         return examples
@@ -127,6 +128,7 @@ class Evaluator:
             outputs = self.model.runner({name: value.numpy() for name, value in batch.inputs.items()})
             _check_numbers(self.model.name, outputs, batch)
             yield batch, outputs
+            # The windows of one question count as one example.
             done += len(batch.index) if batch.window_index is None else int((batch.window_index == 0).sum())
             self.progress(done // rows_per_example, self.total)
 

@@ -15,8 +15,8 @@ __all__ = ["Numbers", "Table", "TableBuilder", "rows_of"]
 
 Numbers = NDArray[np.float64]
 
+#: Columns of equal length by name, with a row for every example.
 Table = Mapping[str, Numbers]
-"""Columns of equal length by name, with a row for every example."""
 
 
 def rows_of(table: Table) -> int:

@@ -36,6 +36,7 @@ def score(evaluator: Evaluator) -> Scores:
         logits = outputs.get("logits", outputs.get("prediction_logits"))
         row, column = np.nonzero(batch["labels"].numpy() != IGNORED)
         target = batch["labels"].numpy()[row, column]
+        # Only the masked positions, since a float64 copy of all logits would be large.
         likelihood, right = _of_tokens(np.asarray(logits)[row, column], target)
         rows = len(batch.index)
         table.put(
@@ -57,6 +58,7 @@ def score(evaluator: Evaluator) -> Scores:
 
 def _of_tokens(logits: NDArray[Any], target: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the log-likelihood and the correctness ``(tokens,)`` of logits ``(tokens, vocab)``."""
+    # The log of the softmax's denominator; without the maximum its exponentials could overflow.
     highest = logits.max(axis=1, keepdims=True)
     normalizer = highest[:, 0] + np.log(np.exp((logits - highest).astype(np.float64)).sum(axis=1))
     chosen = logits[np.arange(len(target)), target].astype(np.float64)

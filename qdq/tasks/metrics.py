@@ -140,11 +140,13 @@ def classification(classes: int, *, prediction: str = "prediction", label: str =
         score = _divide(2 * right, predicted + true, empty=0.0)
         if classes == 2:
             return score[:, 1]
+        # The mean over the classes that occur, as labels or as predictions.
         return _divide(score.sum(axis=1), (predicted + true > 0).sum(axis=1).astype(np.float64))
 
     def matthews(table: Table, weights: Numbers) -> Numbers:
         right, predicted, true = counts(table, weights)
         total = weights.sum(axis=1)
+        # Gorodkin's formula, from counts; in float64 the large products keep their digits.
         covariance = right.sum(axis=1) * total - (predicted * true).sum(axis=1)
         spread = (total**2 - (predicted**2).sum(axis=1)) * (total**2 - (true**2).sum(axis=1))
         return _divide(covariance, np.sqrt(spread), empty=0.0)
@@ -166,6 +168,7 @@ def correlations(first: str, second: str) -> tuple[Metric, Metric]:
         return _pearson(table[first], table[second])
 
     def spearman(table: Table) -> float:
+        # Spearman's correlation is Pearson's of the ranks.
         one = np.ones((1, len(table[first])))
         return _pearson(ranks(table[first], one)[0], ranks(table[second], one)[0])
 
@@ -203,11 +206,13 @@ def ranks(values: Numbers, weights: Numbers) -> Numbers:
     group = np.empty(len(values), dtype=np.int64)
     group[order] = np.cumsum(is_new) - 1
     sizes = np.add.reduceat(weights[:, order], np.flatnonzero(is_new), axis=1)
+    # The last rank of a group is the sum of the sizes so far; its mean rank is (size - 1) / 2 below that.
     result: Numbers = (np.cumsum(sizes, axis=1) - (sizes - 1) / 2)[:, group]
     return result
 
 
 def _pearson(x: Numbers, y: Numbers) -> float:
+    # A constant has no correlation; rounding errors would otherwise give it one.
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     x, y = x - x.mean(), y - y.mean()

@@ -28,9 +28,10 @@ __all__ = [
 
 RUNTIMES = ("onnxruntime", "openvino")
 
+#: The tasks that compare embeddings of texts and need no head.
 EMBEDDING_TASKS = ("sts", "retrieval")
-"""The tasks that compare embeddings of texts and need no head."""
 
+#: The outputs that each task reads. Where a task has several choices, the first that the model has is read.
 OUTPUTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "sts": (("sentence_embedding",), ("last_hidden_state",)),
     "retrieval": (("sentence_embedding",), ("last_hidden_state",)),
@@ -40,7 +41,6 @@ OUTPUTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "question-answering": (("start_logits", "end_logits"),),
     "masked-lm": (("logits",), ("prediction_logits",)),
 }
-"""The outputs that each task reads. Where a task has several choices, the first that the model has is read."""
 
 TASKS = tuple(OUTPUTS)
 
@@ -118,6 +118,7 @@ def model_under_test_of(model: nn.Module | Runner, folder: str | Path | ModelDir
         config: Any = getattr(model, "config", None) or directory.config
         name = type(model).__name__
         runner: Runner = TorchRunner(model)
+        # A module of the user has no task; its outputs are checked when it runs.
         if hasattr(model, "task") and task not in EMBEDDING_TASKS:
             _check_head(name, config, task, head=model.task)  # type: ignore[arg-type]
         return ModelUnderTest(name, directory, config, runner, "torch")
@@ -136,6 +137,7 @@ def _open_checkpoint(directory: ModelDirectory, task: str) -> ModelUnderTest:
     if task in EMBEDDING_TASKS:  # embeddings are made of token vectors, without the pooler
         model = load(directory, "feature-extraction", allow_missing=("pooler",), attn_implementation=attention)
     else:
+        # A checkpoint that does not name its task is tried with the one that is asked for.
         head = directory.head or task
         head = head if head in _ALSO_SERVES.get(task, ()) else task
         model = load(directory, head, attn_implementation=attention)
@@ -165,6 +167,7 @@ def _open_engine(path: Path, task: str) -> ModelUnderTest:
 
     folder = path.parent
     if not (folder / "config.json").is_file():
+        # An engine that was moved records the export that it was built from.
         folder = Path(read_metadata(path)["source"])
     if not (folder / "config.json").is_file():
         raise CheckpointError(

@@ -19,6 +19,7 @@ def score(evaluator: Evaluator) -> Scores:
     table = TableBuilder("accuracy")
     examples = evaluator.examples("multiple-choice")
     for batch, outputs in evaluator.outputs(evaluator.batches(examples, "multiple-choice")):
+        # Logits are (batch, choices).
         right = outputs["logits"].argmax(axis=1) == batch["labels"].numpy()
         table.put(batch.index, accuracy=right)
     return Scores(table.finish(), (mean("accuracy"),), skipped=examples.skipped)

@@ -27,8 +27,10 @@ def pool(hidden: NDArray[Any], mask: NDArray[Any], how: Pooling) -> Vectors:
     if how == "cls":
         return np.take_along_axis(hidden, visible.argmax(axis=1)[:, np.newaxis, np.newaxis], axis=1)[:, 0]
     if how == "max":
+        # Padding must never be the largest value.
         largest: Vectors = np.where(visible[..., np.newaxis], hidden, -np.inf).max(axis=1).astype(hidden.dtype)
         return largest
+    # A product of matrices instead of a masked mean: it needs no copy of the token vectors.
     shares = visible / np.maximum(visible.sum(axis=1, keepdims=True), 1)
     mean: Vectors = np.matmul(shares[:, np.newaxis].astype(hidden.dtype), hidden)[:, 0]
     return mean

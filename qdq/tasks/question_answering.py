@@ -64,6 +64,7 @@ def score(evaluator: Evaluator) -> Scores:
     table = TableBuilder("exact", "f1", "exact_of_best", "f1_of_best", "answerable")
     for question, answer in answers(evaluator, examples):
         exact, f1 = answer_scores(answer.text, question.answers or ())
+        # Scored as well, because only the end of the data shows whether every question has an answer.
         exact_of_best, f1_of_best = answer_scores(answer.best, question.answers or ())
         table.put(
             [question.index],
@@ -81,6 +82,7 @@ def score(evaluator: Evaluator) -> Scores:
         notes = (_ALL_ANSWERABLE,)
     metrics = [mean("f1"), mean("exact_match", "exact")]
     if 0 < answerable.sum() < len(answerable):
+        # Figures of a subset are ratios of two columns, so that the bootstrap can resample them.
         numbers["unanswerable"] = 1 - answerable
         numbers["exact_of_answerable"] = numbers["exact"] * answerable
         numbers["f1_of_answerable"] = numbers["f1"] * answerable
@@ -108,6 +110,7 @@ def answers(evaluator: Evaluator, examples: Iterable[Any]) -> Iterator[tuple[Que
             best = pending.setdefault(index, _Best())
             span_score, begin, end, null = (values[row] for values in windows)
             best.windows += 1
+            # As in SQuAD's script, the window that is surest of an answer decides about "no answer".
             best.null = min(best.null, float(null))
             if span_score > best.score:
                 best.score, best.span = float(span_score), (int(begin), int(end))
@@ -139,6 +142,7 @@ def _best_spans(
     starts, ends = (_highest(np.where(inside, logits, -np.inf), settings.n_best) for logits in (start, end))
     length = ends[:, np.newaxis, :] - starts[:, :, np.newaxis] + 1
     rows = np.arange(len(start))[:, np.newaxis]
+    # All pairs of the best starts and the best ends: (batch, n_best, n_best).
     score = start[rows, starts][:, :, np.newaxis] + end[rows, ends][:, np.newaxis, :]
     possible = inside[rows, starts][:, :, np.newaxis] & inside[rows, ends][:, np.newaxis, :]
     possible &= (length >= 1) & (length <= settings.max_answer_length)

@@ -66,6 +66,7 @@ def score(evaluator: Evaluator) -> Scores:
     """
     rows = _Rows(evaluator)
     ids: dict[bytes, int] = {}
+    # The data is read twice: first for all passages, whose embeddings stay in memory, then for the queries.
     passages = np.stack(list(embed(evaluator, _passages(rows, ids))) or [np.zeros(0, dtype=np.float32)])
     if not ids:
         raise DataError(f"{rows.name}: no row with a query and a passage that answers it")

@@ -44,6 +44,7 @@ def score(evaluator: Evaluator) -> Scores:
 
 def labels_of(config: ModelConfig) -> Labels:
     """Return the labels of a head."""
+    # Some configurations have only one of the two maps.
     ids = config.label2id or {name: index for index, name in (config.id2label or {}).items()}
     return Labels.of(config.num_labels, ids, multi_label=config.problem_type == "multi_label_classification")
 

@@ -30,6 +30,7 @@ def answer_scores(prediction: str, answers: Sequence[str]) -> tuple[float, float
             not count.
     """
     ours = normalized(prediction)
+    # Answers are unique after normalizing; a question without an answer has the empty one.
     true = list(dict.fromkeys(filter(None, map(normalized, answers)))) or [""]
     return float(ours in true), max(_f1(ours.split(), answer.split()) for answer in true)
 

@@ -33,6 +33,7 @@ def score(evaluator: Evaluator) -> Scores:
     """
     examples = evaluator.examples("sts")
     table = TableBuilder("similarity", "score")
+    # While embed() consumes the texts, _texts() stores the scores of their pairs in the table.
     vectors = embed(evaluator, _texts(examples, table), rows_per_example=2)
     done = 0
     while chunk := list(islice(vectors, _CHUNK)):

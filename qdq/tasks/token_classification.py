@@ -47,6 +47,7 @@ def score(evaluator: Evaluator) -> Scores:
     for batch, outputs in evaluator.outputs(evaluator.batches(examples, "token-classification")):
         predictions = _of_words(batch, outputs["logits"].argmax(axis=-1), _outside(labels.names))
         truths = [_tags(example) for example in batch.examples]
+        # A word that has no first token in its row was cut off, or is empty for the tokenizer.
         unseen += sum(map(len, truths)) - int((batch.word_ids.numpy() >= 0).sum())  # type: ignore[union-attr]
         pairs = list(zip(predictions, truths, strict=True))
         entities = np.array([count(*pair) if count else (0, 0, 0) for pair in pairs], dtype=np.float64).reshape(-1, 3)
@@ -98,6 +99,7 @@ class _EntityCounter:
         return len(found & true), len(found), len(true)
 
     def _of(self, tags: NDArray[Any]) -> set[tuple[str, int, int]]:
+        # Sentences without entities are the most frequent ones, and need no call of seqeval.
         if np.isin(tags, [*self._outside, -1]).all():
             return set()
         return set(self._entities([self._names[tag] for tag in tags.tolist()]))
@@ -109,6 +111,7 @@ def _of_words(batch: Batch, tags: NDArray[Any], outside: int) -> list[NDArray[An
     words = batch.word_ids.numpy()
     lengths = np.array([len(_tags(example)) for example in batch.examples])
     begins = np.concatenate(([0], np.cumsum(lengths)))
+    # The words of all sentences one after another, to fill them with one assignment.
     flat = np.full(begins[-1], outside, dtype=np.int64)
     row, column = np.nonzero(words >= 0)
     flat[begins[row] + words[row, column]] = tags[row, column]

@@ -54,7 +54,7 @@ class CheckpointWriter:
         with atomic_directory(request.output, kind="checkpoint") as folder:
             if self._recipe is None:
                 save_model(model, folder)
-                checkpoint.copy_tokenizer_files(request.model, folder)
+                checkpoint.copy_tokenizer(request.model, folder)
             else:
                 checkpoint.write(
                     model, folder, recipe=self._recipe, calibration=self._calibration, source=request.model

@@ -1,8 +1,8 @@
-"""Calibrates a small model with a resume_file, in a process that may be killed in the middle.
+"""Calibrate a small model with a resume file, in a process that may be killed in the middle.
 
     python resume_worker.py FOLDER OUTPUT [RANK BATCH]
 
-Of the processes, RANK ends itself without notice before BATCH; otherwise the ranges go to OUTPUT.
+The process RANK kills itself before BATCH. Without these two arguments the ranges are written to OUTPUT.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from qdq.recipes.apply import quantize
 from qdq.recipes.recipe import load_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from calibration import CalibrationSummary
     from calibration.methods.method import Method
@@ -65,7 +65,9 @@ def batches(rows: list[Tensor], size: int, *, pad_to: int | None = None) -> list
     return result
 
 
-def calibrated(data: Any, method: Method | None = None, preset: str = "qdqbert") -> tuple[Model, CalibrationSummary]:
+def calibrated(
+    data: Iterable[Batch], method: Method | None = None, preset: str = "qdqbert"
+) -> tuple[Model, CalibrationSummary]:
     model = quantize(tiny(), preset)
     return model, calibrate(model, data, method=method)
 
@@ -397,8 +399,8 @@ def test_slots_without_data_are_named() -> None:
     text = str(caught.value)
     assert "8 problems" in text
     for layer in range(2):
-        for place in ("scores.input", "scores.other", "context.input", "context.other"):
-            assert f"encoder.layers.{layer}.attention.{place} saw no data" in text
+        for slot in ("scores.input", "scores.other", "context.input", "context.other"):
+            assert f"encoder.layers.{layer}.attention.{slot} saw no data" in text
     assert_same_state(state(model), before)
 
 
@@ -473,7 +475,7 @@ def test_any_exception_leaves_everything_as_it_was(where: str, error: type[BaseE
         if where == "progress" and done == 2:
             raise error("stop")
 
-    def hook(*_: Any) -> None:
+    def hook(*_: object) -> None:
         raise error("stop")
 
     handle = model.pooler.register_forward_hook(hook) if where == "model" else None

@@ -1,4 +1,4 @@
-"""Interrupted calibrations: what they leave behind, who may go on from it, and that nobody can tell afterwards."""
+"""Interrupted calibrations: what they write, what can be resumed from it, and that the result is the same."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from qdq.recipes.refinement import Refinement
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from calibration import CalibrationSummary
     from calibration.methods.method import Method
     from qdq.models.model import Model
 
@@ -143,7 +144,7 @@ def test_every_stage_of_a_refined_calibration(stage: str, tmp_path: Path) -> Non
     """``channels`` and ``ranges`` are interrupted in their fourth batch, ``layers`` after its first layer."""
     refinement = Refinement(smoothing=0.8, shift=True, bias_correction=True, rounding="gptq")
 
-    def run(model: Model, resume_file: ResumeFile | None, stop_in: str | None) -> Any:
+    def run(model: Model, resume_file: ResumeFile | None, stop_in: str | None) -> CalibrationSummary:
         def begin(name: str) -> Callable[..., None]:
             def progress(done: int, *_: int) -> None:
                 if name == stop_in and done == (1 if name == "layers" else 4):
@@ -234,7 +235,7 @@ def test_without_resuming_everything_begins_anew(tmp_path: Path) -> None:
     forwards = count_forwards(model)
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, interrupted(batches(seed=1), 0), resume_file=ResumeFile(tmp_path / "j"))
-    assert ResumeFile(tmp_path / "j").describe_progress() is None, "what was there is not taken for this one's"
+    assert ResumeFile(tmp_path / "j").describe_progress() is None, "the old progress does not count as that of this run"
     calibrate(model, batches(), resume_file=ResumeFile(tmp_path / "j"))
     assert len(forwards) == COUNT
 
@@ -246,7 +247,7 @@ def test_nothing_to_resume_is_a_beginning(tmp_path: Path) -> None:
     assert state(model) == state(whole)
 
 
-def test_only_what_is_the_journals_own_is_removed(tmp_path: Path) -> None:
+def test_only_resume_files_are_removed(tmp_path: Path) -> None:
     resume_file = ResumeFile(tmp_path / "j")
     calibrate(tiny(), batches(), resume_file=resume_file)
     (tmp_path / "j" / "notes.txt").write_text("precious")
@@ -357,7 +358,7 @@ def test_damaged_files_are_refused(damage: Callable[[bytes, Path], None], tmp_pa
     assert state(model) == state(whole), "without resuming it does not matter"
 
 
-def test_somebody_elses_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
     (tmp_path / "j").mkdir()
     save_file({"a": torch.ones(1)}, tmp_path / "j" / "ranges-0-of-1.safetensors")
     with pytest.raises(CalibrationError, match="collect them again"):
@@ -414,10 +415,10 @@ def test_a_process_that_was_killed_is_resumed_to_the_bit(
     processes: int, doomed: int, batch: int, tmp_path: Path
 ) -> None:
     """Without notice: SIGKILL."""
-    kit = runpy.run_path(str(WORKER))
-    model = kit["tiny"]()
-    calibrate(model, kit["data"](ProcessRank(), None), method=Percentile(99.0))
-    want = kit["found"](model)
+    worker_code = runpy.run_path(str(WORKER))
+    model = worker_code["tiny"]()
+    calibrate(model, worker_code["data"](ProcessRank(), None), method=Percentile(99.0))
+    want = worker_code["found"](model)
     folder, output = tmp_path / "resume_file", tmp_path / "output"
     killed = worker(folder, output, doomed, batch, processes=processes)
     assert killed.returncode != 0

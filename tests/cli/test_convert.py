@@ -48,7 +48,7 @@ def test_every_tensor_is_told(run: Run, megatron: Path, tmp_path: Path) -> None:
     ]
     assert fused["how"] == "split, rows of checkpoint_version 3"
     reasons = {entry["name"]: entry["reason"] for entry in document["skipped"]}
-    assert reasons["iteration"] == "state of the training, no weight"
+    assert reasons["iteration"] == "training state, not a weight"
     assert (tmp_path / "ours" / "vocab.txt").is_file()
     assert load_model(tmp_path / "ours").config.model_type == "megatron-bert"
 

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from qdq.retrieval.index import Index
-from qdq.retrieval.open_qa import load_part
+from qdq.retrieval.open_qa import load_component
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Refused, Run
@@ -66,7 +66,7 @@ def test_an_exported_embedder_makes_the_same_index(run: Run, index: Path, tmp_pa
     from exporters.directory import export
     from qdq.models.huggingface import save_model
 
-    save_model(load_part(GOLDEN, "retrieval"), tmp_path / "embedder")
+    save_model(load_component(GOLDEN, "retrieval"), tmp_path / "embedder")
     (tmp_path / "embedder" / "vocab.txt").write_text((GOLDEN / "vocab.txt").read_text())
     export(tmp_path / "embedder", tmp_path / "exported", target=None)
     for model in ("embedder", "exported"):

@@ -54,7 +54,7 @@ class PythonBlock(Protocol):
 
 def test_python_block(python_block: PythonBlock) -> None:
     """Compiles, also where it is not run."""
-    compile(python_block.text, str(python_block), "exec")
+    compile(python_block.text, str(python_block), "exec", dont_inherit=True)
 
 
 def run_page(blocks: list[PythonBlock], page: str, names: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def run_page(blocks: list[PythonBlock], page: str, names: Mapping[str, Any]) -> 
     assert chosen, f"{page} has no Python to run"
     for block in chosen:
         # Lines of the page in tracebacks: the code begins behind the fence.
-        exec(compile("\n" * block.line + block.text, str(ROOT / page), "exec"), left)
+        exec(compile("\n" * block.line + block.text, str(ROOT / page), "exec", dont_inherit=True), left)
     return left
 
 
@@ -234,4 +234,4 @@ def test_every_page_is_run(blocks: list[PythonBlock]) -> None:
 def test_what_is_not_run_says_why(blocks: list[PythonBlock]) -> None:
     reasons = [block.reason for block in blocks if block.reason]
     assert all(len(reason.split()) > 4 for reason in reasons)
-    assert len(reasons) <= 7
+    assert len(reasons) <= 8

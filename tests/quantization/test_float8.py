@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -24,7 +25,7 @@ ALL = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
 NUMBERS = ALL[ALL.isfinite()].unique()
 
 
-def pair(axis: int | None) -> Any:
+def pair(axis: int | None) -> onnx.ModelProto:
     """x, scale -> q in float32, y; opset 19, as exports write it."""
     attributes = {} if axis is None else {"axis": axis}
     nodes = [

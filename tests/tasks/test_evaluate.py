@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from torch import nn
+
+    from exporters.runners import Runner
+    from qdq.tasks.evaluate import Evaluation
+    from tests.tasks.conftest import TinyModels
+
 TEXTS = sample_text("heldout").read_text(encoding="utf-8").splitlines()[:48]
 LABELLED = [{"text": text, "label": index % 2} for index, text in enumerate(TEXTS)]
 PAIRS = [
@@ -31,9 +37,11 @@ PAIRS = [
 
 
 @pytest.fixture(scope="module")
-def folders(kit: Any, root: Path) -> dict[str, Path]:
+def folders(tiny_models: TinyModels, root: Path) -> dict[str, Path]:
     """A float classifier, quantized, and both exported."""
-    float_ = kit.balance(kit.model(root / "classifier", "sequence-classification", num_hidden_layers=1), TEXTS)
+    float_ = tiny_models.balance(
+        tiny_models.save(root / "classifier", "sequence-classification", num_hidden_layers=1), TEXTS
+    )
     model = qdq.load(float_)
     qdq.quantize(model, "onnxruntime")
     batches = qdq.encode_batches(
@@ -57,7 +65,7 @@ def folders(kit: Any, root: Path) -> dict[str, Path]:
     }
 
 
-def of(path: Path, **options: Any) -> Any:
+def of(path: Path | nn.Module | Runner, **options: Any) -> Evaluation:
     return qdq.evaluate(path, "sequence-classification", LABELLED, **{"resamples": 0, **options})
 
 
@@ -113,8 +121,8 @@ def test_the_batch_size_changes_nothing(folders: dict[str, Path]) -> None:
     assert of(folders["export-float"], batch_size=100).metrics == whole.metrics
 
 
-def test_embeddings_that_a_file_has_pooled_already(kit: Any, tmp_path: Path) -> None:
-    folder = kit.model(tmp_path / "model")
+def test_embeddings_that_a_file_has_pooled_already(tiny_models: TinyModels, tmp_path: Path) -> None:
+    folder = tiny_models.save(tmp_path / "model")
     model = qdq.load(
         folder, attn_implementation="sdpa"
     )  # as evaluate does: some cosines differ in the last digits only
@@ -165,9 +173,9 @@ def test_against_itself_nothing_differs(folders: dict[str, Path]) -> None:
     json.dumps(found.to_dict(), allow_nan=False)
 
 
-def test_a_worse_model_does_not_hold(kit: Any, root: Path, folders: dict[str, Path]) -> None:
+def test_a_worse_model_does_not_hold(tiny_models: TinyModels, root: Path, folders: dict[str, Path]) -> None:
     """The labels are what the float model says, so another one must be worse."""
-    other = kit.balance(kit.model(root / "other", "sequence-classification"), TEXTS)
+    other = tiny_models.balance(tiny_models.save(root / "other", "sequence-classification"), TEXTS)
     first = score_model(
         open_model_under_test(folders["float"], "sequence-classification"),
         "sequence-classification",
@@ -193,8 +201,8 @@ def test_a_worse_model_does_not_hold(kit: Any, root: Path, folders: dict[str, Pa
 # --- refused ---
 
 
-def test_a_task_without_its_head(kit: Any, folders: dict[str, Path], tmp_path: Path) -> None:
-    bare = kit.model(tmp_path / "bare")
+def test_a_task_without_its_head(tiny_models: TinyModels, folders: dict[str, Path], tmp_path: Path) -> None:
+    bare = tiny_models.save(tmp_path / "bare")
     with pytest.raises(ConfigError, match="has no head, only the encoder: it cannot be evaluated with the task masked"):
         qdq.evaluate(bare, "masked-lm", TEXTS)
     for path in folders.values():
@@ -232,10 +240,12 @@ def test_options_that_do_not_go(folders: dict[str, Path], options: dict[str, Any
         of(folders["float"], **options)
 
 
-def test_metrics_and_labels_that_are_not_there(kit: Any, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_metrics_and_labels_that_are_not_there(
+    tiny_models: TinyModels, folders: dict[str, Path], tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="no metric 'bleu' for the task sequence-classification: it has accuracy, f1"):
         of(folders["float"], against=folders["float"], metric="bleu")
-    other = kit.labelled(tmp_path / "other", "sequence-classification", ["no", "yes"])
+    other = tiny_models.save_labelled(tmp_path / "other", "sequence-classification", ["no", "yes"])
     with pytest.raises(ConfigError, match="their heads have other labels"):
         of(folders["float"], against=other)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -166,7 +166,7 @@ def test_nothing_found_is_zero_and_nothing_to_count_is_undefined() -> None:
 
 _ROWS = 30
 _COUNTS = RANDOM.integers(1, 9, size=_ROWS).astype(float)
-TABLE: dict[str, Any] = {
+TABLE: dict[str, Numbers] = {
     **{name: RANDOM.integers(3, size=_ROWS).astype(float) for name in ("prediction", "label")},
     **{name: RANDOM.integers(2, size=_ROWS).astype(float) for name in ("prediction2", "label2")},
     "x": np.round(RANDOM.normal(size=_ROWS), 1),

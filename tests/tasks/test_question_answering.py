@@ -20,6 +20,11 @@ from qdq.tasks.squad import answer_scores
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from tests.tasks.conftest import TinyModels
+
 EXACT = 1e-6
 
 
@@ -34,7 +39,14 @@ def questions_of(path: Path) -> list[dict[str, Any]]:
 
 
 def answer_of_transformers(
-    tokenizer: Any, model: Any, question: dict[str, Any], *, seq_len: int, stride: int, n_best: int, longest: int
+    tokenizer: PreTrainedTokenizerBase,
+    model: nn.Module,
+    question: dict[str, Any],
+    *,
+    seq_len: int,
+    stride: int,
+    n_best: int,
+    longest: int,
 ) -> tuple[str, float]:
     """The best span of all windows, and how much higher the lowest score of no answer is."""
     context = question["context"]
@@ -54,7 +66,7 @@ def answer_of_transformers(
             output = model(**inputs)
         start, end = output.start_logits[0].numpy(), output.end_logits[0].numpy()
         nulls.append(start[0] + end[0])
-        in_context = [part == 1 for part in features.sequence_ids(window)]
+        in_context = [sequence == 1 for sequence in features.sequence_ids(window)]
         usable = [index for index in range(len(start)) if in_context[index]]
         starts = sorted(usable, key=lambda index: -start[index])[:n_best]
         ends = sorted(usable, key=lambda index: -end[index])[:n_best]
@@ -70,8 +82,8 @@ def answer_of_transformers(
 
 
 @pytest.fixture(scope="module")
-def reader(kit: Any, root: Path) -> Path:
-    folder: Path = kit.model(root / "reader", "question-answering", initializer_range=0.25)
+def reader(tiny_models: TinyModels, root: Path) -> Path:
+    folder: Path = tiny_models.save(root / "reader", "question-answering", initializer_range=0.25)
     return folder
 
 

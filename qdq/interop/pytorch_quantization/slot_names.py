@@ -1,4 +1,4 @@
-"""Where QDQBERT has its quantizers, and what they are called there: one literal table, read in both directions."""
+"""The names that QDQBERT has for the quantizers of our slots: one table, read in both directions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["QUANTIZER_KEYS", "prefix_of", "qdqbert_names"]
 
-# Families whose layers QDQBERT's are.
+# The families whose layers are those of QDQBERT.
 _MODEL_TYPES = ("bert", "qdqbert")
 
 _ATTENTION: Keys = {
@@ -52,12 +52,15 @@ QUANTIZER_KEYS: Keys = {
 
 
 def qdqbert_names(model: Model) -> dict[Slot, str]:
-    """The slots of a wrapped model that QDQBERT quantizes, with its name of the quantizer, without the base prefix.
+    """Return the slots of a wrapped model that QDQBERT quantizes, with QDQBERT's names without the base prefix.
 
-    Twenty a layer, and fourteen more where it has cross-attention.
+    A layer has twenty of them, and fourteen more with cross-attention.
+
+    Args:
+        model: A wrapped model.
 
     Raises:
-        ConfigError: for a family whose layers are not BERT's.
+        ConfigError: The layers of the family are not BERT's.
     """
     if model.config.model_type not in _MODEL_TYPES:
         known = " and ".join(_MODEL_TYPES)
@@ -66,12 +69,12 @@ def qdqbert_names(model: Model) -> dict[Slot, str]:
     for slot in slots(model):
         try:
             found[slot] = name_of(translate(str(slot), QUANTIZER_KEYS, model.config.layer_order))
-        except KeyError:  # embeddings, pooler, head: float there
+        except KeyError:  # embeddings, pooler and head, which are float in QDQBERT
             continue
     return found
 
 
 def prefix_of(model: Model) -> str:
-    """What upstream writes before the names of the encoder: ``bert.`` under a head."""
+    """Return the prefix of the encoder's names in transformers: ``bert.`` for a model with a head."""
     family, task = family_of(model.config.model_type), task_of(model.config, model.task)[1]
     return f"{family.prefix}." if task.prefixed else ""

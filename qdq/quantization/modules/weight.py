@@ -35,6 +35,7 @@ def weight_range(weight: Tensor, spec: QuantSpec) -> Range:
     lower, upper = value_range(weight, spec)
     amax = torch.maximum(lower.abs(), upper.abs())
     if spec.overflow_safe and weight.shape[-1] > 1:
+        # The sum of two neighbours of opposite signs is no larger than the larger one, so it changes nothing.
         pairs = weight.detach().to(torch.float32)
         low, high = value_range(pairs[..., 1:] + pairs[..., :-1], spec)
         amax = torch.maximum(amax, torch.maximum(low.abs(), high.abs()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -49,7 +49,9 @@ def test_agrees_with_verification() -> None:
         pytest.param(lambda x: TaskOutput(start_logits=x), (2, 4), id="scores"),
     ],
 )
-def test_padding_does_not_count(output: Callable[[torch.Tensor], Any], shape: tuple[int, ...]) -> None:
+def test_padding_does_not_count(
+    output: Callable[[torch.Tensor], BaseOutput | TaskOutput], shape: tuple[int, ...]
+) -> None:
     want = torch.randn(shape)
     got = want.clone()
     got[MASK == 0] = 1e6
