@@ -82,7 +82,7 @@ def config_to_json(config: ModelConfig, task: str | None = None) -> dict[str, An
         raise ConfigError("hidden_act is a function; only a named activation can be written to config.json")
     values: dict[str, Any] = dict(config.extra)
     defaults = configure(config.model_type)
-    upstream = {own: theirs for theirs, own in reversed(config.names.items())}  # the first name of each
+    upstream = {own: theirs for theirs, own in reversed([*config.names.items()])}  # the first name of each
     for name in sorted(fields_of(config)):
         value = getattr(config, name)
         # Sizes are always written. Flags, tables and None are written only if they differ from the default.

@@ -51,7 +51,10 @@ def configure(model_type: str, **values: Any) -> ModelConfig:
         ConfigError: The family is unknown, or values are invalid. The message lists all of them.
     """
     cls = family_of(model_type).config
-    known, given, read_as, extra = fields_of(cls), {}, {}, {}
+    known = fields_of(cls)
+    given: dict[str, Any] = {}
+    read_as: dict[str, str] = {}
+    extra: dict[str, Any] = {}
     for name, value in values.items():
         own = cls.names.get(name, name)
         if own not in known:
