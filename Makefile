@@ -10,7 +10,7 @@ PIP  := $(BIN)/python -m pip -qq --disable-pip-version-check
 comma := ,
 DEV   := dev$(if $(EXTRAS),$(comma)$(EXTRAS))
 
-.PHONY: help quickstart test lint slow clean
+.PHONY: help quickstart test lint slow docs clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -23,8 +23,8 @@ help:  ## list the targets
 quickstart: $(VENV)/.installed-demo  ## install, then quantize, export, verify and time a real model
 	$(BIN)/qdq quickstart -o quickstart/
 
-# In the order of the folders: sorted by size, as is xdist's habit, the files with few and long tests would come last.
-test: lint  ## install, lint, then the tests that take no GPU and no patience
+# xdist would sort the files by their number of tests, and start the ones with few and long tests last.
+test: lint  ## install, lint, then the tests that need no GPU and take no minutes
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-$(DEV)  ## ruff and mypy
@@ -35,9 +35,12 @@ lint: $(VENV)/.installed-$(DEV)  ## ruff and mypy
 slow: $(VENV)/.installed-$(DEV)  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
 
+docs: $(VENV)/.installed-docs  ## install, then build the documentation into build/docs; warnings are errors
+	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees docs build/docs
+
 clean:  ## remove .venv, caches and what quickstart wrote
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist quickstart
-	find qdq calibration exporters tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	find qdq calibration exporters tests tools docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A half-made .venv (no ensurepip, disk full) would look finished to the next call, so it goes.
 $(BIN)/python:

@@ -1,8 +1,7 @@
-"""Several processes on one calibration: each takes every n-th batch, and in the end all know what all have seen."""
+"""Calibration in several processes: each runs every n-th batch, and in the end all have the statistics of all."""
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,81 +9,85 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch.distributed as dist
 
 from qdq.errors import CalibrationError
+from qdq.processes import Process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["WHOLE", "Part", "is_under_torchrun", "part_of_process"]
+__all__ = ["SINGLE_PROCESS", "ProcessRank", "torchrun_process"]
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Part:
-    """Which batches are for this process.
+class ProcessRank:
+    """One of the processes that calibrate together.
 
     Args:
-        rank: 0 and up.
-        count: of processes. With more than one, torch's default process group must stand.
+        rank: The number of this process, 0 and up.
+        world_size: The number of processes. With more than one, torch's default process group must be initialised.
     """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
 
-    def takes(self, batch: int) -> bool:
-        """Whether this batch, 0 and up, is for this process."""
-        return batch % self.count == self.rank
+    def owns(self, batch: int) -> bool:
+        """Return whether this process runs the batch with this number, 0 and up."""
+        # In turn, not in blocks: the number of batches is not known before the data ends.
+        return batch % self.world_size == self.rank
 
     def gather(self, value: Any) -> list[Any]:
-        """What every process gave, by rank; all have to call it."""
-        if self.count == 1:
+        """Return the values of all processes, by rank. All of them must call it."""
+        if self.world_size == 1:
             return [value]
-        gathered: list[Any] = [None] * self.count
+        gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, value)
         return gathered
 
-    def together(self, work: Callable[[], T], held: Callable[[], Any]) -> tuple[T, dict[int, Any]]:
-        """Do this process's ``work``, then exchange what is held; all processes have to call it.
+    def run_and_exchange(self, work: Callable[[], T], collected: Callable[[], Any]) -> tuple[T, dict[int, Any]]:
+        """Do the work of this process, then exchange what was collected. All processes must call it.
 
         Args:
-            work: of this process.
-            held: gives what the others are to hear, once the work is done or has failed.
+            work: The work of this process.
+            collected: Returns what the other processes should get, after the work is done or has failed.
 
         Returns:
-            What ``work`` gave, and by rank what the other processes hold.
+            The result of ``work``, and what the other processes collected, by rank.
 
         Raises:
-            CalibrationError: when the work of any process failed: the others would wait for it.
+            CalibrationError: The work of any process failed. Every process raises, because each would otherwise wait
+                for the one that failed.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return work(), {}
-        done, problem = [], None
+        results, problem = [], None
         try:
-            done.append(work())
+            results.append(work())
         except CalibrationError as error:
             problem = str(error)
-        everybody = self.gather((problem, held()))
-        if problems := dict.fromkeys(problem for problem, _ in everybody if problem):
+        # Gather after a failure too, because the other processes are waiting in this call.
+        everyone = self.gather((problem, collected()))
+        if problems := dict.fromkeys(problem for problem, _ in everyone if problem):
             raise CalibrationError("\n".join(problems))
-        return done[0], {rank: theirs for rank, (_, theirs) in enumerate(everybody) if rank != self.rank}
+        return results[0], {rank: other for rank, (_, other) in enumerate(everyone) if rank != self.rank}
 
 
-WHOLE = Part()
-
-
-def is_under_torchrun() -> bool:
-    """Whether torchrun started this process, beside others."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+SINGLE_PROCESS = ProcessRank()
+"""The only process there is."""
 
 
 @contextmanager
-def part_of_process() -> Iterator[Part]:
-    """What torchrun has given this process to do, with a process group for as long; everything without torchrun."""
-    if not is_under_torchrun():
-        yield WHOLE
+def torchrun_process() -> Iterator[ProcessRank]:
+    """Give the rank that torchrun assigned to this process, with a process group inside the block.
+
+    Without torchrun, give :data:`SINGLE_PROCESS`.
+    """
+    if Process.of_torchrun().world_size == 1:
+        yield SINGLE_PROCESS
         return
+    # gloo works without accelerators, and only statistics are exchanged, which are small.
     dist.init_process_group("gloo")
     try:
-        yield Part(dist.get_rank(), dist.get_world_size())
+        yield ProcessRank(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()

@@ -1,13 +1,13 @@
-"""Everything that a recipe asks of calibration, in its order."""
+"""Everything that a recipe asks of calibration, in order: smooth, find ranges, refine layer by layer."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from calibration.calibrate import calibrate
-from calibration.distributed import WHOLE
-from calibration.range_warnings import idle_in_float8
+from calibration.distributed import SINGLE_PROCESS
+from calibration.range_warnings import float8_warnings
+from calibration.ranges import calibrate
 from calibration.refinement.layerwise import refine
 from calibration.refinement.smoothing import smooth
 from qdq.quantization.wrap import named_slots
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from calibration.calibrate import CalibrationSummary
-    from calibration.distributed import Part
+    from calibration.distributed import ProcessRank
     from calibration.methods.method import Method
+    from calibration.ranges import CalibrationSummary
     from calibration.resume_file import ResumeFile
     from qdq.recipes.refinement import Refinement
 
 __all__ = ["REFINEMENT_TOKENS", "calibrate_and_refine"]
 
 REFINEMENT_TOKENS = 16_384
-"""For layer-by-layer work, samples are taken until they hold so many tokens: their hidden states stay in memory."""
+"""How many tokens layer-wise refinement uses at most; their hidden states stay in memory."""
 
 
 def calibrate_and_refine(
@@ -35,93 +35,96 @@ def calibrate_and_refine(
     refinement: Refinement,
     *,
     method: Method | None = None,
-    part: Part = WHOLE,
+    process: ProcessRank = SINGLE_PROCESS,
     adjust: Callable[[], object] | None = None,
     stage: Callable[[str], Callable[..., object] | None] | None = None,
     resume_file: ResumeFile | None = None,
     **options: Any,
 ) -> CalibrationSummary:
-    """Transform, find ranges, adjust them, then round and correct, as ``refinement`` says.
+    """Smooth activations, find ranges, then round weights and correct biases, as ``refinement`` says.
 
     Args:
-        model: wrapped by ``qdq.quantize``; quantizes afterwards.
-        batches: keyword arguments of the model, tensors ``(batch, seq)``: a list, or what gives the same batches each
-            time that it is called.
-        refinement: of the recipe.
-        method: :class:`calibration.Max` when None.
-        part: of several processes; see :mod:`calibration.distributed`. Layer-by-layer work is done by each of them, on
-            the same samples, so that all end with the same model.
-        adjust: changes ranges before weights are rounded.
-        stage: called with the name of each stage, gives what that stage reports its progress to.
-        resume_file: keeps what the passes over the data found, for an interrupted run to go on; see
-            :mod:`calibration.resume_file`. Layer-by-layer work begins anew.
-        options: further arguments of :func:`calibration.calibrate`.
+        model: A model wrapped by ``qdq.quantize``. It quantizes afterwards.
+        batches: Keyword arguments of the model, tensors ``(batch, seq)``: a list, or a function that returns the same
+            batches each time.
+        refinement: The refinements of the recipe.
+        method: The method that chooses the ranges; None for :class:`calibration.Max`.
+        process: Which of several processes this is, if they share the work; see :mod:`calibration.distributed`. Each of
+            them does the layer-wise work, on the same samples, so that all end with the same model.
+        adjust: Called to change ranges after they were found and before weights are rounded.
+        stage: Called with the name of each stage (``channels``, ``ranges``, ``layers``). It returns what that stage
+            reports its progress to, or None.
+        resume_file: Keeps what the passes over the data found, so that an interrupted run can be resumed; see
+            :mod:`calibration.resume_file`. Layer-wise work starts from the beginning.
+        **options: Further arguments of :func:`calibration.calibrate`.
 
     Raises:
-        CalibrationError: as :func:`calibration.calibrate`, :func:`calibration.refinement.smoothing.smooth` and
-            :func:`calibration.refinement.layerwise.refine` say.
+        CalibrationError: As for :func:`calibration.calibrate`, :func:`calibration.smooth` and
+            :func:`calibration.refine`.
     """
 
-    def again() -> Iterable[Mapping[str, Tensor]]:
+    def data() -> Iterable[Mapping[str, Tensor]]:
         return batches() if callable(batches) else batches
 
-    def begin(name: str) -> Callable[..., object] | None:
+    def progress_of(name: str) -> Callable[..., object] | None:
         return None if stage is None else stage(name)
 
+    # The order matters: transforms change the values that ranges are for, and rounding needs the ranges.
     done: dict[str, Any] = {}
-    if refinement.transforms:
-        progress = begin("channels")
+    if refinement.has_transforms:
+        progress = progress_of("channels")
         changed = smooth(
             model,
-            again(),
+            data(),
             strength=refinement.smoothing,
             shift=refinement.shift,
-            part=part,
+            process=process,
             progress=progress,
             resume_file=resume_file,
         )
         done["transformed"] = len(changed)
-    progress = begin("ranges")
+    progress = progress_of("ranges")
     summary = calibrate(
         model,
-        again(),
+        data(),
         method=method,
         progress=progress,  # type: ignore[arg-type]
-        part=part,
+        process=process,
         resume_file=resume_file,
         **options,
     )
     if adjust is not None:
         adjust()
-    if refinement.walks:
-        few = _few(again())
+    if refinement.is_layerwise:
+        # Layer-wise work keeps hidden states in memory, so it uses only the first batches.
+        samples = _first_batches(data())
         changed = refine(
             model,
-            few,
+            samples,
             rounding=refinement.rounding,
             bias_correction=refinement.bias_correction,
             clipping=refinement.clipping,
-            progress=begin("layers"),
+            progress=progress_of("layers"),
         )
-        done |= {"refined": len(changed), "samples": sum(len(next(iter(batch.values()))) for batch in few)}
-    warnings = [*summary.warnings, *_idle(model, refinement)]
+        done |= {"refined": len(changed), "samples": sum(len(next(iter(batch.values()))) for batch in samples)}
+    warnings = [*summary.warnings, *_refinement_warnings(model, refinement)]
     return replace(summary, warnings=warnings, refinement={**refinement.to_dict(), **done} if refinement else {})
 
 
-def _idle(model: nn.Module, refinement: Refinement) -> list[str]:
-    """What of the refinement has nothing to do for slots in float8."""
+def _refinement_warnings(model: nn.Module, refinement: Refinement) -> list[str]:
+    """Return warnings about refinements that do not change slots in float8."""
     float8 = [slot for slot, quantizer in named_slots(model) if quantizer.spec is not None and quantizer.spec.is_float8]
     linear = {name: [str(s) for s in float8 if (s.kind, s.name) == ("linear", name)] for name in ("weight", "input")}
-    idle = []
+    warnings = []
     if refinement.rounding == "gptq":
-        idle += idle_in_float8("rounding: gptq", linear["weight"])
+        warnings += float8_warnings("rounding: gptq", linear["weight"])
     if refinement.clipping == "token-wise":
-        idle += idle_in_float8("clipping: token-wise", linear["input"])
-    return idle
+        warnings += float8_warnings("clipping: token-wise", linear["input"])
+    return warnings
 
 
-def _few(batches: Iterable[Mapping[str, Tensor]]) -> list[Mapping[str, Tensor]]:
-    """The first batches, as many as there is room for; at least one."""
+def _first_batches(batches: Iterable[Mapping[str, Tensor]]) -> list[Mapping[str, Tensor]]:
+    """Return the first batches, at least one, with at most :data:`REFINEMENT_TOKENS` tokens."""
     kept: list[Mapping[str, Tensor]] = []
     tokens = 0
     for batch in batches:

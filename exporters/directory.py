@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporters.interface import ExportInterface
-from qdq.checkpoint import copy_companions, load
-from qdq.errors import CheckpointError, ExportError, describe_problems
+from qdq.checkpoint import copy_tokenizer, load
+from qdq.errors import ExportError
 from qdq.models.huggingface import config_to_json
 from qdq.quantization.quantizer import Mode, quantizers, set_mode
 from qdq.recipes.apply import apply_recipe
 from qdq.recipes.recipe import Recipe
-from qdq.storage import atomic_directory, no_directory, read_json, write_json
+from qdq.source import EXPORT_FILE, MODEL_FILE, ModelDirectory, read_export
+from qdq.storage import atomic_directory, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,14 +33,12 @@ if TYPE_CHECKING:
 __all__ = ["EXPORT_FILE", "MODEL_FILE", "export", "read_export", "verify"]
 
 FORMAT = 1
-EXPORT_FILE = "export.json"
-MODEL_FILE = "model.onnx"
 
 _CPU_RUNTIMES = ("onnxruntime", "openvino")
 
 
 def export(
-    checkpoint: str | Path,
+    checkpoint: str | Path | ModelDirectory,
     output: str | Path,
     *,
     target: str | None,
@@ -85,39 +84,15 @@ def export(
         exported = export_onnx(
             model, folder / MODEL_FILE, target=target, recipe=recipe, opset=opset, interface=interface, isa=isa
         )
-        copy_companions(Path(checkpoint), folder)
+        copy_tokenizer(checkpoint, folder)
         write_json(folder / "config.json", config_to_json(model.config, model.task))
         record = {"format": FORMAT, **exported.to_dict()}
         write_json(folder / EXPORT_FILE, record if tuning is None else {**record, "tuning": dict(tuning)})
     return exported
 
 
-def read_export(folder: str | Path) -> dict[str, Any]:
-    """Read ``export.json``.
-
-    Args:
-        folder: An exported directory.
-
-    Raises:
-        CheckpointError: If the directory is not an export, is incomplete, or has a format that is not known.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(no_directory(folder, "give one that qdq export wrote"))
-    file = folder / EXPORT_FILE
-    document = read_json(file, missing=f"{folder} is not an export of qdq: it has no {EXPORT_FILE}")
-    if document.get("format") != FORMAT:
-        raise CheckpointError(f"{file}: not a format that this version reads ({FORMAT})")
-    missing = [f"{key} is missing" for key in ("target", "recipe", "inputs") if key not in document]
-    if missing:
-        raise CheckpointError(describe_problems(str(file), missing))
-    if not (folder / MODEL_FILE).is_file():
-        raise CheckpointError(f"{folder}: {MODEL_FILE} is missing")
-    return document
-
-
 def verify(
-    checkpoint: str | Path,
+    checkpoint: str | Path | ModelDirectory,
     folder: str | Path,
     batches: Iterable[Mapping[str, Tensor]] | None = None,
     *,
@@ -168,7 +143,7 @@ def verify(
         if document["recipe"] is not None:
             apply_recipe(model, Recipe.from_dict(document["recipe"], source=str(Path(folder) / EXPORT_FILE)))
             set_mode(model, Mode.QUANTIZE)
-    to_dtype(model, interface.dtype)
+    to_dtype(model, interface.dtype)  # verification compares with torch in the type of the file
     if interface.dtype == "bf16":
         runtime = "evaluator"  # ONNX Runtime's CPU kernels do not have the type
     if batches is None:

@@ -135,10 +135,11 @@ def wrap_for_export(model: nn.Module, interface: ExportInterface | None = None) 
     if isinstance(model, Model):
         check_interface(model, interface)
     export_model = ExportModel(model, _inputs(model, interface), interface)
-    vocab_size = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    config: Any = model.config
     # The reader takes the best spans of up to max_span_width tokens, so the text must be at least that long.
-    seq_len = max(8, getattr(model.config, "max_span_width", 0) if isinstance(model, Reader) else 0)
-    batch = example_inputs(export_model.inputs, vocab_size=vocab_size, seq_len=seq_len)
+    seq_len = max(8, getattr(config, "min_length", 1))
+    # The outputs depend on the task and on the interface, so one run on an example finds their names.
+    batch = example_inputs(export_model.inputs, vocab_size=int(config.vocab_size), seq_len=seq_len)
     with torch.inference_mode():
         outputs = tuple(export_model.compute(batch))
     export_model.signature = IOSignature(export_model.inputs, outputs)
@@ -154,11 +155,13 @@ def cache_names(layer: int, prefix: str = "past_key_values", *, crossed: bool) -
 def _pooled(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
     """Pool ``(batch, seq, hidden)`` to ``(batch, hidden)`` over the tokens whose mask is not 0."""
     if how == "cls":
+        # With padding on the left, the first visible token is not at position 0.
         first = (mask != 0).int().argmax(dim=1)
         return hidden[torch.arange(hidden.shape[0], device=hidden.device), first]
     visible = (mask != 0)[..., None]
     if how == "max":
         return torch.where(visible, hidden, torch.finfo(hidden.dtype).min).amax(dim=1)
+    # A row without visible tokens gives 0 instead of NaN.
     return torch.where(visible, hidden, 0).sum(dim=1) / visible.sum(dim=1).clamp_min(1).to(hidden.dtype)
 
 

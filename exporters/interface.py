@@ -89,8 +89,8 @@ def check_interface(model: Model, interface: ExportInterface) -> None:
         ExportError: If it cannot. All reasons are listed.
     """
     config, task = model.config, model.task
-    returns: tuple[str, ...] = getattr(model, "returns", ())
-    has_logits = "logits" in returns or task == "multiple-choice"
+    logits: tuple[str, ...] = getattr(model, "logits_fields", ())
+    has_logits = "logits" in logits or task == "multiple-choice"
     several = config.problem_type == "multi_label_classification"
     regression = config.problem_type == "regression" or config.num_labels == 1
     is_classifier = task == "sequence-classification"

@@ -201,9 +201,8 @@ def _openvino(path: Path, shape: tuple[int, int], threads: int | None, runs: int
     inputs: dict[str, NDArray[Any]] = make_inputs(runner.inputs, *shape)
     core = ov.Core()
     model = core.read_model(str(path))
-    model.reshape(
-        {name: array.shape for name, array in inputs.items()}
-    )  # fixed shapes, so that the operations can be counted
+    # The operations can be counted only when every shape is fixed.
+    model.reshape({name: array.shape for name, array in inputs.items()})
     macs = sum(
         _macs(tuple(op.input(0).get_shape()), tuple(op.output(0).get_shape()))
         for op in model.get_ordered_ops()

@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporters.benchmark import Candidate, Machine, Shape, benchmark
-from exporters.directory import MODEL_FILE, export
+from exporters.directory import export
 from exporters.runners import OnnxRuntimeRunner
 from exporters.verification.verify import cosine
 from qdq.errors import CalibrationError, ConfigError, ExportError, VerificationError, describe_problems
 from qdq.quantization.wrap import named_slots
 from qdq.recipes.apply import apply_recipe
 from qdq.recipes.recipe import load_recipe
+from qdq.source import MODEL_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from exporters.interface import ExportInterface
+    from qdq.source import ModelDirectory
 
 __all__ = ["MIN_COSINE", "TuningCandidate", "TuningResult", "choose", "text_vectors", "tune"]
 
@@ -93,7 +95,7 @@ class TuningResult:
 
 
 def tune(
-    checkpoint: str | Path,
+    checkpoint: str | Path | ModelDirectory,
     *,
     shape: Shape | None = None,
     min_cosine: float = MIN_COSINE,
@@ -214,7 +216,7 @@ def text_vectors(output: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return output.reshape(len(output), -1)  # case 3
 
 
-def _candidates(checkpoint: str | Path, recipe: str | None) -> list[tuple[str, str | None]]:
+def _candidates(checkpoint: str | Path | ModelDirectory, recipe: str | None) -> list[tuple[str, str | None]]:
     """Return the name and the recipe of every candidate, without presets that equal the first one."""
     from qdq.checkpoint import load
 
@@ -230,7 +232,10 @@ def _candidates(checkpoint: str | Path, recipe: str | None) -> list[tuple[str, s
 
 
 def _cosines(
-    checkpoint: str | Path, float_file: Path, files: Mapping[str, Path], interface: ExportInterface | None
+    checkpoint: str | Path | ModelDirectory,
+    float_file: Path,
+    files: Mapping[str, Path],
+    interface: ExportInterface | None,
 ) -> dict[str, float]:
     """Return the cosine of every file to the float file, for the first output, on text that ships with the package."""
     from exporters.export_model import wrap_for_export

@@ -1,11 +1,11 @@
-"""Checkpoints of other packages to directories of ours, with a report of what became of every tensor."""
+"""Convert checkpoints of other packages to checkpoint directories, with a report of what became of every tensor."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq.checkpoint import copy_companions, save
+from qdq.checkpoint import copy_tokenizer, save
 from qdq.errors import ConfigError
 from qdq.models.huggingface import save_model
 from qdq.recipes.recipe import load_recipe
@@ -25,31 +25,34 @@ def convert(
     source: str | Path,
     output: str | Path,
     *,
-    format: str,  # noqa: A002 (what users call it)
+    format: str,  # noqa: A002 (the name that users know)
     task: str | None = None,
     config: str | Path | None = None,
     model_type: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Conversion:
-    """Convert a checkpoint. The directory appears whole or not at all; tokenizer files beside the source are copied.
+    """Convert a checkpoint of another package.
+
+    The directory is written completely or not at all. Tokenizer files beside the source are copied.
 
     Args:
-        source: the checkpoint: a file, a prefix or a directory, see the ``convert`` of each format.
-        output: directory to write; an older checkpoint of ours there is replaced.
-        format: one of :data:`FORMATS`.
-        task: the head; by default the one that uses all there are.
-        config: JSON with the sizes; ``tensorflow`` only.
-        model_type: the family; ``tensorflow`` only.
-        overrides: fields of the configuration that win over what the source says.
+        source: The checkpoint: a file, a prefix or a directory, depending on the format.
+        output: The directory to write; an older checkpoint there is replaced.
+        format: One of :data:`FORMATS`.
+        task: The task of the model; by default the one that uses all heads of the checkpoint.
+        config: A JSON file with the sizes, for ``tensorflow`` only.
+        model_type: The family, for ``tensorflow`` only.
+        overrides: Fields of the configuration that override those of the source.
 
     Returns:
         The report.
 
     Raises:
-        CheckpointError: damaged files, or tensors that are unknown, missing or of another shape: all of them.
-        ConfigError: an unknown format, or options that it does not have.
-        MissingPackageError: the package that reads the format is not installed.
-        StorageError: when the disk is full, or the like.
+        CheckpointError: Files are damaged, or tensors are unknown, missing or of another shape. The message lists all
+            of them.
+        ConfigError: There is no such format, or it does not have some option.
+        MissingPackageError: The package that reads the format is not installed.
+        StorageError: A file cannot be written, for instance because the disk is full.
     """
     if format not in FORMATS:
         raise ConfigError(f"format {format!r}: it must be one of {', '.join(FORMATS)}")
@@ -74,5 +77,5 @@ def convert(
     else:
         with atomic_directory(Path(output), kind="checkpoint") as folder:
             save_model(found.model, folder)
-            copy_companions(beside, folder)
+            copy_tokenizer(beside, folder)
     return found.report

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import calibration
-from qdq.checkpoint import is_quantized, load, read_quantization, save
+from qdq.checkpoint import load, save
 from qdq.errors import CalibrationError, CheckpointError, ConfigError, QDQError, StorageError
 from qdq.models.huggingface import save_model
 from qdq.models.registry import FAMILIES, build, configure
@@ -22,6 +22,7 @@ from qdq.quantization.spec import QuantSpec
 from qdq.quantization.wrap import named_slots
 from qdq.recipes.apply import apply_recipe, quantize
 from qdq.recipes.recipe import Recipe, Rule, load_recipe, presets
+from qdq.source import ModelDirectory, read_quantization
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,7 +178,7 @@ def test_float_checkpoint_loads_as_it_is(tmp_path: Path) -> None:
     model = tiny()
     save_model(model, tmp_path)
     loaded = load(tmp_path)
-    assert not is_quantized(tmp_path)
+    assert not ModelDirectory(tmp_path).is_quantized
     assert not any(quantizers(loaded))
     assert torch.equal(outputs(loaded)[0], outputs(model)[0])
     with pytest.raises(CheckpointError, match=r"has no quantization\.json"):
@@ -340,9 +341,13 @@ NAN, INF = float("nan"), float("inf")
             ["zero_point is torch.float32"],
             id="zero-point-float",
         ),
-        pytest.param(put(f"{QUERY}.input_quantizer.lower", torch.tensor(NAN)), ["no range: lower nan"], id="nan-range"),
         pytest.param(
-            put(f"{QUERY}.input_quantizer.lower", torch.tensor(1e9)), ["no range: lower 1e+09"], id="range-upside-down"
+            put(f"{QUERY}.input_quantizer.lower", torch.tensor(NAN)), ["not a range: lower nan"], id="nan-range"
+        ),
+        pytest.param(
+            put(f"{QUERY}.input_quantizer.lower", torch.tensor(1e9)),
+            ["not a range: lower 1e+09"],
+            id="range-upside-down",
         ),
         pytest.param(put(f"{QUERY}.input_quantizer.amax", torch.tensor(-1.0)), ["amax -1"], id="negative-amax"),
         pytest.param(put(f"{QUERY}.input_quantizer.amax", torch.ones(2)), ["must be three numbers"], id="range-shape"),

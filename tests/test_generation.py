@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
-FAMILIES_ALIVE = ("bert", "megatron-bert", "roberta-prelayernorm")
+FAMILIES_ALIVE = ("bert", "megatron-bert", "roberta", "roberta-prelayernorm")
 FIELDS: dict[str, Any] = {
     "vocab_size": 31,
     "hidden_size": 32,
@@ -62,7 +62,7 @@ class Pair:
             bias[2] += 1.0  # some texts end early
         self.theirs.save_pretrained(folder)
         self.ours = load_model(folder)
-        self.first = 2 if model_type == "roberta-prelayernorm" else 0
+        self.first = 2 if model_type.startswith("roberta") else 0
 
     def wanted(self, ids: torch.Tensor, mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
         visible = ids.ne(1).long() if mask is None else mask
@@ -90,8 +90,8 @@ def prompts(padding: str = "") -> tuple[torch.Tensor, torch.Tensor]:
     """Four prompts, two of them shorter where there is padding."""
     ids = torch.randint(3, FIELDS["vocab_size"], (4, 7), generator=torch.Generator().manual_seed(3))
     mask = torch.ones_like(ids)
-    places = {"": slice(0, 0), "left": slice(0, 3), "right": slice(4, 7)}[padding]
-    mask[1:3, places] = 0
+    padded = {"": slice(0, 0), "left": slice(0, 3), "right": slice(4, 7)}[padding]
+    mask[1:3, padded] = 0
     return ids.where(mask == 1, 1), mask
 
 
@@ -262,7 +262,7 @@ def test_an_exported_file_gives_the_same_tokens(case: str, padding: str, exporte
 
 
 def test_an_exported_file_refuses_padding_on_the_right(exported: tuple[Pair, Decoder]) -> None:
-    with pytest.raises(DataError, match="padded on the left only"):
+    with pytest.raises(DataError, match="only prompts that are padded on the left"):
         generate(exported[1], *prompts("right"))
 
 
@@ -290,7 +290,7 @@ def test_right_padding_is_warned_of(bert: Pair, caplog: pytest.LogCaptureFixture
     ("changes", "task", "message"),
     [
         ({"is_decoder": False}, "causal-lm", "is_decoder is false"),
-        ({}, "masked-lm", "only a causal-lm"),
+        ({}, "masked-lm", "only a model of the task causal-lm"),
     ],
     ids=["no-decoder", "no-causal-lm"],
 )

@@ -101,7 +101,7 @@ def seconds(work: Callable[[], object]) -> float:
 def ours(model_dir: Path) -> tuple[Callable[[Any], None], Callable[[str], None], Callable[[], int]]:
     import calibration
     import qdq
-    from calibration.forward import run
+    from calibration.batches import run_batches
     from qdq.quantization.quantizer import Mode, set_mode
     from qdq.quantization.wrap import named_slots
 
@@ -115,7 +115,7 @@ def ours(model_dir: Path) -> tuple[Callable[[Any], None], Callable[[str], None],
     set_mode(model, Mode.COLLECT)
 
     def collect(batches: list[dict[str, Tensor]]) -> None:
-        run(model, batches, tuple(masks.values()), lambda _: None)
+        run_batches(model, batches, tuple(masks.values()), lambda _: None)
 
     def choose(name: str) -> None:
         method = calibration.method_named(name)

@@ -46,26 +46,26 @@ def main() -> None:
     import onnxruntime
 
     from exporters.runners import OnnxRuntimeRunner
-    from qdq.tasks.evaluate import evaluate_subject
-    from qdq.tasks.model_under_test import open_subject, subject_of
-    from qdq.tasks.settings import Settings
+    from qdq.tasks.evaluate import score_model
+    from qdq.tasks.evaluation_settings import EvaluationSettings
+    from qdq.tasks.model_under_test import model_under_test_of, open_model_under_test
 
-    settings = Settings(batch_size=options.batch_size)
+    settings = EvaluationSettings(batch_size=options.batch_size)
     model = options.folder / "model.onnx"
     recorder = Recorder(OnnxRuntimeRunner(model, threads=options.threads))
-    evaluate_subject(subject_of(recorder, options.folder, options.task), options.task, options.data, settings)
+    score_model(model_under_test_of(recorder, options.folder, options.task), options.task, options.data, settings)
     batches = recorder.seen
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = options.threads
     session = onnxruntime.InferenceSession(model, session_options, providers=["CPUExecutionProvider"])
-    subject = open_subject(options.folder, options.task, threads=options.threads)
+    under_test = open_model_under_test(options.folder, options.task, threads=options.threads)
 
     def raw() -> None:
         for batch in batches:
             session.run(None, batch)
 
     def ours() -> None:
-        evaluate_subject(subject, options.task, options.data, settings)
+        score_model(under_test, options.task, options.data, settings)
 
     rounds = []
     for index in range(options.rounds):

@@ -25,8 +25,8 @@ import calibration
 from qdq.models.huggingface import load_model, read_config
 from qdq.models.registry import build
 from qdq.recipes.apply import quantize
-from qdq.training.objective import model_loss
-from qdq.training.optimizer import groups, make_optimizer, parameters_of
+from qdq.training.loss import model_loss
+from qdq.training.optimizer import make_optimizer, parameter_groups, parameters_of
 from qdq.training.quantization import QuantizerSchedule, ready_for_training
 from qdq.training.settings import RANGES, TrainingSettings
 
@@ -99,7 +99,7 @@ class Stepper:
             quantize(self.model, recipe)
             calibration.calibrate(self.model, [{k: v for k, v in batch.items() if k != "labels"}])
             ready_for_training(self.model, learned=ranges == "learned")
-        found = groups(self.model, settings)
+        found = parameter_groups(self.model, settings)
         self.parameters = parameters_of(self.model, found)
         self.optimizer = make_optimizer(found, self.parameters)
         self.schedule = QuantizerSchedule(self.model, 1_000_000, settings)

@@ -55,7 +55,7 @@ def build(folder: Path, blocks: int) -> dict[str, Any]:
     before = memory()
     begin = time.perf_counter()
     texts = (f"block {number} with some words of its own " * 10 for number in range(blocks))
-    build_index(Drawn(), lambda: texts, folder, about={}, batch=4096, faiss=["flat", "int8"])
+    build_index(Drawn(), lambda: texts, folder, metadata={}, batch=4096, faiss=["flat", "int8"])
     seconds = time.perf_counter() - begin
     sizes = {path.name: round(path.stat().st_size / 1e6, 1) for path in folder.iterdir()}
     return {"seconds": round(seconds, 2), "before": before, **memory(), "files_mb": sizes}
@@ -108,7 +108,7 @@ def growth(counts: Sequence[int]) -> None:
 def measure_recall(model: Path, squad: Path, exported: Path | None, limit: int) -> None:
     """Measure recall@5 of questions for their paragraphs, with float or int8 embedder and float or int8 index."""
     from exporters.runners import OnnxRuntimeRunner
-    from qdq.data.tokenize import load_tokenizer
+    from qdq.data.tokenizer import load_tokenizer
     from qdq.models.huggingface import load_model
     from qdq.retrieval.embedding import TextEmbedder, torch_runner
 

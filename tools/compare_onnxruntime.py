@@ -25,8 +25,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from exporters.benchmark import Candidate, Shape, benchmark
 from exporters.runners import OnnxRuntimeRunner
 from exporters.verification.verify import cosine
-from qdq.data.text import read_samples, sample_text
-from qdq.data.tokenize import encode_batches, load_tokenizer
+from qdq.data.text import encode_batches, read_samples, sample_text
+from qdq.data.tokenizer import load_tokenizer
 
 SHAPES = [Shape(1, 128), Shape(8, 128)]
 

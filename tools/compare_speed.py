@@ -107,8 +107,8 @@ def fresh(folder: Path) -> Path:
 
 def batches(model: Path, *, which: str, rows: int) -> Iterator[dict[str, np.ndarray]]:
     """Yield batches of the sample text of the package."""
-    from qdq.data.text import read_samples, sample_text
-    from qdq.data.tokenize import encode_batches, load_tokenizer
+    from qdq.data.text import encode_batches, read_samples, sample_text
+    from qdq.data.tokenizer import load_tokenizer
 
     texts = list(read_samples(sample_text(which)))[: samples_for(model)]  # type: ignore[arg-type]
     for batch in encode_batches(texts, load_tokenizer(model), batch_size=rows, seq_len=128):

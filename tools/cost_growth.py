@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.benchmark import BenchmarkResult, Candidate, Shape, benchmark
-from exporters.directory import MODEL_FILE, read_export
+from qdq.source import MODEL_FILE, read_export
 
 TOKENS = 128  # in a row, while the batch grows
 

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from qdq.data.text import read_samples, sample_text
-from qdq.data.tokenize import load_tokenizer
+from qdq.data.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -1,1 +1,1 @@
-"""From the statistics of a slot to its range: the methods, and changes to ranges after calibration."""
+"""Methods choose the range of a slot from its statistics; adjustments change ranges after calibration."""

@@ -1,7 +1,7 @@
-"""Changes to ranges after calibration: what NVIDIA's quantization trainer offers for BERT.
+"""Change ranges after calibration, as NVIDIA's quantization trainer for BERT does.
 
 Each function changes the quantizers of a wrapped model in place and returns the slots that it changed. Ranges of slots
-that stay float are changed, too: another recipe may use them later. Slots without a range yet are left alone.
+that stay float are changed too, because another recipe may use them later. Slots without a range are left alone.
 """
 
 from __future__ import annotations
@@ -33,24 +33,31 @@ _PRODUCTS = (("scores", "input"), ("scores", "other"), ("context", "other"))
 
 
 def fuse_qkv(model: nn.Module) -> list[Slot]:
-    """One range for query, key and value in each attention: the largest of the three.
+    """Give query, key and value of each attention one range that covers all three.
 
-    1. Of what the products read: ``scores.input``, ``scores.other`` and ``context.other``.
-    2. Of the weights of the three projections, where they are quantized per tensor, all three.
+    1. The activations that the products read: ``scores.input``, ``scores.other`` and ``context.other``.
+    2. The weights of the three projections, if all three are quantized per tensor.
 
-    Scales per tensor are then equal, so that the three projections can run as one product.
+    The scales are then equal, so that a runtime can compute the three projections as one matrix product.
+
+    Args:
+        model: A wrapped and calibrated model.
+
+    Returns:
+        The slots that were changed.
     """
     known = dict(named_slots(model))
+    # Slots are found by their names inside an attention block, which are the same in all families.
     by_name = {(slot.module, slot.name): slot for slot in known}
     changed: list[Slot] = []
     for attention in dict.fromkeys(slot.module.rpartition(".")[0] for slot in known):
-        for places in (_PRODUCTS, _QKV):
-            slots = [by_name.get((f"{attention}.{child}", name)) for child, name in places]
+        for members in (_PRODUCTS, _QKV):
+            slots = [by_name.get((f"{attention}.{child}", name)) for child, name in members]
             group = {slot: known[slot] for slot in slots if slot is not None}
             ranges = [_range(model, slot, quantizer) for slot, quantizer in group.items()]
             found = [range_ for range_ in ranges if range_ is not None]
-            if len(found) == len(places):
-                fused = _widest(found)
+            if len(found) == len(members):
+                fused = _union(found)
                 for quantizer in group.values():
                     quantizer.set_range(fused)
                 changed += group
@@ -58,7 +65,7 @@ def fuse_qkv(model: nn.Module) -> list[Slot]:
 
 
 def _range(model: nn.Module, slot: Slot, quantizer: Quantizer) -> Range | None:
-    """What calibration found; of a weight, what it needs for one scale if it is to have one."""
+    """Return the range that calibration found; for a weight with one scale, the range of its values."""
     if slot.name != "weight":
         return quantizer.range
     if quantizer.spec is None or not isinstance(quantizer.spec.granularity, PerTensor):
@@ -66,7 +73,7 @@ def _range(model: nn.Module, slot: Slot, quantizer: Quantizer) -> Range | None:
     return weight_range(_weight(model, slot), quantizer.spec)
 
 
-def _widest(ranges: Sequence[Range]) -> Range:
+def _union(ranges: Sequence[Range]) -> Range:
     lower, upper, amax = (torch.stack([getattr(r, name) for r in ranges]) for name in ("lower", "upper", "amax"))
     return Range(lower.amin(0), upper.amax(0), amax.amax(0))
 
@@ -78,12 +85,19 @@ def _weight(model: nn.Module, slot: Slot) -> Tensor:
 
 
 def clip_gelu(model: nn.Module, bound: float) -> list[Slot]:
-    """At most ``bound`` for the range of what the activation puts out: ``feed_forward.down.input`` of each layer.
+    """Clip the ranges of GELU outputs, ``feed_forward.down.input`` of each layer, at ``bound``.
 
-    Few values are that large, and without them the steps of all others are finer. 10 is usual.
+    Only a few values are that large, and clipping them gives all others a finer resolution.
+
+    Args:
+        model: A wrapped and calibrated model.
+        bound: The largest magnitude of the ranges. 10 is usual.
+
+    Returns:
+        The slots that were changed.
 
     Raises:
-        CalibrationError: for a bound that is not a positive number.
+        CalibrationError: The bound is not a positive number.
     """
     check_bound(bound)
     changed = []
@@ -98,26 +112,33 @@ def clip_gelu(model: nn.Module, bound: float) -> list[Slot]:
 
 
 def check_bound(bound: float) -> None:
-    """Refuse a bound for :func:`clip_gelu` before there is anything to clip.
+    """Raise if a bound cannot be used for :func:`clip_gelu`.
 
     Raises:
-        CalibrationError: for a bound that is not a positive number.
+        CalibrationError: The bound is not a positive number.
     """
     if not (math.isfinite(bound) and bound > 0):
-        raise CalibrationError(f"the bound after GELU is {bound}, must be a positive number")
+        raise CalibrationError(f"the bound for GELU outputs is {bound}, but must be a positive number")
 
 
 def recalibrate_weights(model: nn.Module) -> list[Slot]:
-    """The scales of quantized weights anew from the weights as they are now, as each spec says.
+    """Compute the scales of quantized weights again, from the present weights.
 
-    For weights that were trained, loaded or changed after they got their scales.
+    Use this for weights that were trained, loaded or changed after they got their scales.
+
+    Args:
+        model: A wrapped model.
+
+    Returns:
+        The slots of all quantized weights.
 
     Raises:
-        CalibrationError: when weights are NaN or infinite.
+        CalibrationError: Weights are NaN or infinite.
     """
     changed, done = [], set()
     for slot, quantizer in named_slots(model):
         if slot.name == "weight" and quantizer.spec is not None and not quantizer.spec.dynamic:
+            # A tied weight has several slots but one quantizer.
             if quantizer not in done:
                 set_weight_scale(quantizer, _weight(model, slot))
                 done.add(quantizer)

@@ -1,11 +1,11 @@
-"""The method that chooses a method for each slot, and methods by their names."""
+"""The method that chooses the best method for each slot; methods by their names."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from calibration.methods.method import Entropy, Max, Method, Mse, OnHistogram, Percentile, is_a_point
+from calibration.methods.method import Entropy, HistogramMethod, Max, Method, Mse, Percentile, is_constant
 from calibration.methods.noise import decibels, noise_ratio
 from qdq.errors import CalibrationError
 
@@ -18,37 +18,36 @@ __all__ = ["METHODS", "Auto", "method_named"]
 
 METHODS = ("max", "percentile", "mse", "entropy", "auto")
 
-_AS_GOOD = 1.02  # noise that is larger by this factor at most is no reason to clip
+_TOLERANCE = 1.02  # a method that clips must lower the noise by more than 2 %
 
 
 @dataclass(frozen=True)
-class Auto(OnHistogram):
-    """For each slot, the method whose range has the least noise by the slot's own histogram.
+class Auto(HistogramMethod):
+    """For each slot, the method whose range has the least quantization noise, by the slot's own histogram.
 
-    Judged are, in this order, max, percentile (99.999, 99.99, 99.9), entropy and mse; of those that are within 2 % of
-    the least noise the first is taken, so that nothing is clipped without gain. The noise is what quantizing this slot
-    adds, relative to the slot's own power: an estimate of what the slot does to the output, which other layers may
-    weigh otherwise.
+    The candidates are, in this order, max, percentile (99.999, 99.99, 99.9), entropy and mse. The first one within 2 %
+    of the least noise is taken, so that nothing is clipped without a benefit. The noise is the error of quantizing this
+    slot relative to its power. That is an estimate: the layers that follow may amplify errors differently.
     """
 
     name = "auto"
 
     def range(self, collector: HistogramCollector, spec: QuantSpec | None = None) -> Range:
-        """The range of the method that :meth:`choose` names."""
+        """Return the range of the method that :meth:`choose` chooses."""
         return self.choose(collector, spec)[0]
 
     def choose(self, collector: HistogramCollector, spec: QuantSpec | None = None) -> tuple[Range, dict[str, Any]]:
-        """The range, and why: the method's name and the signal-to-noise ratio of each in decibels."""
-        if is_a_point(collector):
+        """Return the range, and the reason: the name of the method, and the SQNR of all methods in decibels."""
+        if is_constant(collector):
             return Max().range(collector), {"method": Max.name}
         methods = (Max(), Percentile(99.999), Percentile(99.99), Percentile(99.9), Entropy(), Mse())
         ranges = {_title(method): method.range(collector, spec) for method in methods}
         noise = {title: noise_ratio(collector, range_, spec) for title, range_ in ranges.items()}
-        title = next(title for title, ratio in noise.items() if ratio <= min(noise.values()) * _AS_GOOD)
+        title = next(title for title, ratio in noise.items() if ratio <= min(noise.values()) * _TOLERANCE)
         return ranges[title], {"method": title, "sqnr_db": {name: decibels(ratio) for name, ratio in noise.items()}}
 
     def to_dict(self) -> dict[str, Any]:
-        """Name alone."""
+        """Return the name."""
         return {"name": self.name}
 
 
@@ -57,10 +56,14 @@ def _title(method: Method) -> str:
 
 
 def method_named(name: str, *, percentile: float = Percentile.percentile) -> Method:
-    """The method of the command line's ``--calibrator``.
+    """Return the method with a name of the option ``--calibrator``.
+
+    Args:
+        name: One of :data:`METHODS`.
+        percentile: The setting of the method ``percentile``; other methods do not use it.
 
     Raises:
-        CalibrationError: for a name that is not known, or a percentile out of range.
+        CalibrationError: The name is unknown, or the percentile is out of range.
     """
     match name:
         case "max":

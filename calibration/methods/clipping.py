@@ -1,12 +1,12 @@
-"""Where to clip: the rules that pytorch-quantization made usual, as pure functions on a histogram of magnitudes.
+"""Where to clip: the rules of pytorch-quantization, as pure functions on a histogram of magnitudes.
 
-Each takes ``counts`` (n,) of ``|x|`` and their ``edges`` (n + 1,), evenly spaced from zero on, and returns one of the
-edges, or for the mean squared error the middle of a bin. On the same histogram they choose what that package chooses,
-except that a cut which leaves no counts at all is never chosen here.
+Each function takes ``counts`` (n,) of ``|x|`` and their ``edges`` (n + 1,), evenly spaced from zero on. It returns one
+of the edges, or for the mean squared error the middle of a bin. On the same histogram it chooses what
+pytorch-quantization chooses, with one exception: a cut that leaves no counts at all is never chosen.
 
-All cuts are judged at once. A cut puts bins into levels; sums over a level come from running sums, at the places in
-:func:`_level_starts`, which are the same for all slots. Running sums round differently from plain
-ones, so the cuts that come close to the best are judged again one by one.
+All cuts are evaluated at once. A cut assigns the bins to quantization levels. Sums over a level are differences of
+running sums at the bins in :func:`_level_starts`, which are the same for all slots. Running sums round differently from
+plain ones, so the cuts that come close to the best are evaluated again one by one, exactly.
 """
 
 from __future__ import annotations
@@ -23,19 +23,24 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["START", "entropy_amax", "mse_amax", "percentile_amax"]
+__all__ = ["FIRST_CUT", "entropy_amax", "mse_amax", "percentile_amax"]
 
-START = 128  # no cut below this bin
+FIRST_CUT = 128  # cuts below this bin are not tried, as in pytorch-quantization
 
-_CLOSE = 1e-9  # relative; far above what running sums of float64 lose
+_CLOSE = 1e-9  # relative; far above the rounding error of running sums in float64
 _TINY = 1e-300
 
 
 def percentile_amax(counts: NDArray[Any], edges: NDArray[Any], percentile: float) -> float:
-    """The lower edge of the bin in which the ``percentile`` (0 to 100) of the counts is reached.
+    """Return the lower edge of the bin in which the percentile of the counts is reached.
+
+    Args:
+        counts: ``(n,)``, of ``|x|``.
+        edges: ``(n + 1,)``, evenly spaced from zero on.
+        percentile: 0 to 100.
 
     Raises:
-        ValueError: when there are no counts or the shapes do not fit.
+        ValueError: There are no counts, or the shapes do not match.
     """
     counts = _checked(counts, edges)
     reached = np.searchsorted(np.cumsum(counts / counts.sum()), percentile / 100)
@@ -43,23 +48,25 @@ def percentile_amax(counts: NDArray[Any], edges: NDArray[Any], percentile: float
 
 
 def mse_amax(
-    counts: NDArray[Any], edges: NDArray[Any], *, bits: int = 8, unsigned: bool = False, start: int = START
+    counts: NDArray[Any], edges: NDArray[Any], *, bits: int = 8, unsigned: bool = False, start: int = FIRST_CUT
 ) -> float:
-    """The middle of the bin that, as amax, gives the least squared error of all bins' middles; the first of equals.
+    """Return the middle of the bin that, as amax, gives the least squared error; of equally good ones, the first.
+
+    Each value counts as the middle of its bin.
 
     Args:
         counts: ``(n,)``, of ``|x|``.
         edges: ``(n + 1,)``, evenly spaced from zero on.
-        bits: of the integers.
-        unsigned: no bit for a sign: twice the levels.
-        start: the first bin to try. With fewer bins, the last one alone.
+        bits: The bits of the integers.
+        unsigned: Whether no bit is needed for the sign, so that there are twice as many levels.
+        start: The first bin to try. With fewer bins, only the last one is tried.
 
     Raises:
-        ValueError: when there are no counts or the shapes do not fit.
+        ValueError: There are no counts, or the shapes do not match.
     """
     counts = _checked(counts, edges)
     bound = (1 << (bits - 1 + unsigned)) - 1
-    middles = np.arange(len(counts)) + 0.5  # in bins: the rule does not depend on their width
+    middles = np.arange(len(counts)) + 0.5  # in units of bins, because the result does not depend on their width
     cuts = np.arange(min(start, len(counts) - 1), len(counts))
 
     def error(cut: int) -> float:
@@ -67,7 +74,7 @@ def mse_amax(
         q = np.minimum(np.round(middles * steps), bound)
         return float(np.mean(np.square(q / steps - middles) * counts))
 
-    # The sum of (q - x)^2 is that of q^2 - 2 q x, and of x^2, which no cut changes.
+    # The sum of (q - x)^2 is that of q^2 - 2 q x, plus that of x^2, which is the same for all cuts.
     starts = _level_starts("mse", bound, int(cuts[0]), len(counts))
     ones, firsts = _running(counts), _running(counts * middles)
     q = np.arange(bound + 1) / bound * middles[cuts, None]
@@ -78,17 +85,23 @@ def mse_amax(
 
 
 def entropy_amax(
-    counts: NDArray[Any], edges: NDArray[Any], *, bits: int = 8, unsigned: bool = False, start: int = START
+    counts: NDArray[Any], edges: NDArray[Any], *, bits: int = 8, unsigned: bool = False, start: int = FIRST_CUT
 ) -> float:
-    """The edge at which clipping loses the least information by Kullback and Leibler; the last of equals.
+    """Return the edge with the least Kullback-Leibler divergence; of equally good ones, the last.
 
-    For a cut at bin i, the reference are the first i bins, the last of which takes all that is clipped; against it
-    stand the same bins, each level's counts shared out evenly among those of its bins that are not empty. The first
-    bin, in which zeros are, counts like the second. Arguments as in :func:`mse_amax`; with fewer bins than ``start``
-    the last edge is returned.
+    For a cut at bin i, the reference distribution is the first i bins, where the last one also gets everything that is
+    clipped. It is compared with the same bins after quantization, where the counts of each level are shared evenly
+    among those of its bins that are not empty. The first bin, which holds the zeros, gets the count of the second.
+
+    Args:
+        counts: ``(n,)``, of ``|x|``.
+        edges: ``(n + 1,)``, evenly spaced from zero on.
+        bits: The bits of the integers.
+        unsigned: Whether no bit is needed for the sign, so that there are twice as many levels.
+        start: The first bin to try. With fewer bins, the last edge is returned.
 
     Raises:
-        ValueError: when there are no counts or the shapes do not fit.
+        ValueError: There are no counts, or the shapes do not match.
     """
     counts = _checked(counts, edges).copy()
     if len(counts) > 1:
@@ -101,8 +114,8 @@ def entropy_amax(
     def divergence(cut: int) -> float:
         return _divergence(counts, cut, levels)
 
-    # With P for the reference and Q for the levels: the sum of P log P, less that of P log Q, which is constant on each
-    # level. What is clipped changes P in the last bin alone.
+    # With P for the reference and Q for the quantized bins, the divergence is the sum of P log P minus that of P log Q.
+    # log Q is constant on each level, and clipping changes P only in the last bin, so that running sums suffice.
     starts = _level_starts("entropy", levels, start, len(counts))
     total, filled = _running(counts), _running(counts > 0)
     sums, sizes = np.diff(total[starts]), np.diff(filled[starts])
@@ -110,12 +123,12 @@ def entropy_amax(
     tail = total[-1] - total[cuts]
     last = counts[cuts - 1]
     own = _running(_x_log_x(counts))[cuts] - _x_log_x(last) + _x_log_x(last + tail)
-    # the level of the last bin is the last that is not empty of bins
+    # The level of the last bin is the last one that contains a bin.
     cross = (sums * log_mean).sum(1) + tail * log_mean[np.arange(len(cuts)), _last_level(starts)]
     kept = total[cuts]
     with np.errstate(divide="ignore", invalid="ignore"):
         found = (own - cross) / total[-1] - np.log(total[-1]) + np.log(kept)
-    found[(last == 0) & (tail > 0)] = np.inf  # what is clipped would stand where nothing is
+    found[(last == 0) & (tail > 0)] = np.inf  # the clipped counts would be in a bin where Q is zero
     found[kept == 0] = np.inf
     if not np.isfinite(found).any():
         return float(edges[-1])
@@ -124,23 +137,23 @@ def entropy_amax(
 
 
 def _level_starts(rule: str, levels: int, start: int, bins: int) -> NDArray[np.int64]:
-    """For each cut, the first bin of each level and the bin after the last: ``(cuts, levels + 1)``.
+    """Return, for each cut, the first bin of each level and the bin after the last: ``(cuts, levels + 1)``.
 
-    mse: the cut is the middle of a bin, level k holds what rounds to k of ``levels`` steps, the last one all the rest.
-    entropy: the cut is an edge, and the bins before it are divided evenly.
+    mse: The cut is the middle of a bin. Level k holds what rounds to k of ``levels`` steps, the last one all the rest.
+    entropy: The cut is an edge, and the bins before it are divided evenly.
     """
-    # Kept for whole powers of two, so that slots with a few bins more or less share them.
-    table: NDArray[np.int64] = _kept_starts(rule, levels, start, 1 << (bins - 1).bit_length())
+    # Tables are cached for powers of two, so that slots with slightly different numbers of bins share one.
+    table: NDArray[np.int64] = _cached_starts(rule, levels, start, 1 << (bins - 1).bit_length())
     if rule == "mse":
         return np.minimum(table[: bins - start], bins)
     return table[: bins - start + 1]
 
 
 @lru_cache(maxsize=8)
-def _kept_starts(rule: str, levels: int, start: int, bins: int) -> NDArray[np.int64]:
+def _cached_starts(rule: str, levels: int, start: int, bins: int) -> NDArray[np.int64]:
     if rule == "mse":
         cuts = np.arange(start, bins)[:, None]
-        halves = 2 * np.arange(levels + 1) - 1  # level k begins at (k - 1/2) / levels of the cut, never on a middle
+        halves = 2 * np.arange(levels + 1) - 1  # level k begins at (k - 1/2) / levels of the cut
         starts = -(-(halves * (2 * cuts + 1) - 2 * levels) // (4 * levels))
         starts = np.concatenate([np.maximum(starts, 0), np.full_like(cuts, bins)], axis=1)
     else:
@@ -150,14 +163,14 @@ def _kept_starts(rule: str, levels: int, start: int, bins: int) -> NDArray[np.in
 
 
 def _last_level(starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The level in which the last bin before each cut lies."""
+    """Return the level of the last bin before each cut."""
     widths = np.diff(starts)
     levels: NDArray[np.int64] = widths.shape[1] - 1 - np.argmax(widths[:, ::-1] > 0, axis=1)
     return levels
 
 
 def _best(found: Floats, cuts: NDArray[np.int64], exact: Callable[[int], float], *, scale: float) -> NDArray[np.int64]:
-    """The cuts with the least value, ascending, the close ones judged exactly."""
+    """Return the cuts with the least value, ascending, after evaluating the close ones exactly."""
     close: NDArray[np.int64] = cuts[found <= found.min() + _CLOSE * max(abs(float(found.min())), 1e-3 * scale)]
     if len(close) == 1:
         return close
@@ -167,7 +180,7 @@ def _best(found: Floats, cuts: NDArray[np.int64], exact: Callable[[int], float],
 
 
 def _divergence(counts: Floats, cut: int, levels: int) -> float:
-    """The divergence of one cut, by its definition."""
+    """Return the divergence of one cut, computed by its definition."""
     kept = counts[:cut]
     level = np.arange(cut) * levels // cut
     filled = kept > 0
@@ -188,7 +201,7 @@ def _running(values: NDArray[Any]) -> Floats:
 
 
 def _x_log_x(x: Floats) -> Floats:
-    result: Floats = x * np.log(np.maximum(x, 1.0))  # counts are whole numbers
+    result: Floats = x * np.log(np.maximum(x, 1.0))  # counts are whole numbers, so 1.0 only replaces zeros
     return result
 
 

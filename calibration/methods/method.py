@@ -1,4 +1,4 @@
-"""Methods: from the statistics of a slot to its range. Each names the collector that it reads."""
+"""Methods: each chooses a range from the statistics of a slot, and names the collector that it needs."""
 
 from __future__ import annotations
 
@@ -21,64 +21,76 @@ if TYPE_CHECKING:
 
     from calibration.statistics.token_mask import TokenMask
 
-__all__ = ["Entropy", "Max", "Method", "Mse", "OnHistogram", "Percentile", "is_a_point"]
+__all__ = ["Entropy", "HistogramMethod", "Max", "Method", "Mse", "Percentile", "is_constant"]
 
 
 class Method(Protocol):
-    """A way to choose ranges."""
+    """Chooses ranges."""
 
     @property
     def name(self) -> str:
-        """As on the command line."""
+        """The name of the method on the command line."""
         ...
 
     def collector(self, mask: TokenMask) -> Collector:
-        """A fresh collector for one slot."""
+        """Return a new collector for one slot.
+
+        Args:
+            mask: Tells the collector which positions are tokens.
+        """
         ...
 
     def range(self, collector: Any, spec: QuantSpec | None = None) -> Range:
-        """The range, from what a collector of this method holds, for a slot of this spec; int8 when None."""
+        """Return the range of one slot.
+
+        Args:
+            collector: A collector of this method.
+            spec: The spec of the slot; None for a slot that stays float, which is treated as symmetric int8.
+        """
         ...
 
     def to_dict(self) -> dict[str, Any]:
-        """Name and settings, for the checkpoint."""
+        """Return the name and the settings, for the checkpoint."""
         ...
 
 
 @dataclass(frozen=True)
 class Max:
-    """The whole range that was seen: nothing is clipped."""
+    """The whole range that was seen. Nothing is clipped."""
 
     name = "max"
 
     def collector(self, mask: TokenMask) -> MinMaxCollector:
-        """Smallest and largest value."""
+        """Return a collector of the smallest and largest value."""
         return MinMaxCollector(mask)
 
     def range(self, collector: MinMaxCollector, spec: QuantSpec | None = None) -> Range:  # noqa: ARG002
-        """``[min, max]``."""
+        """Return ``[min, max]``."""
         lower, upper = collector.lower, collector.upper
         return Range(lower, upper, torch.maximum(lower.abs(), upper.abs()))
 
     def to_dict(self) -> dict[str, Any]:
-        """Name alone."""
+        """Return the name."""
         return {"name": self.name}
 
 
-class OnHistogram:
-    """What the methods that read a histogram have in common."""
+class HistogramMethod:
+    """A method that reads a histogram."""
 
     def collector(self, mask: TokenMask) -> HistogramCollector:
-        """A histogram with its extremes."""
+        """Return a collector of a histogram with its extremes."""
         return HistogramCollector(mask)
 
 
 @dataclass(frozen=True)
-class Percentile(OnHistogram):
+class Percentile(HistogramMethod):
     """Clip the tails: symmetric ranges hold ``percentile`` % of the magnitudes, affine ranges of the values.
 
     Args:
-        percentile: above 50 and at most 100; an affine range leaves out half of the rest on either side.
+        percentile: Above 50 and at most 100. An affine range leaves out half of the rest on either side.
+
+    Raises:
+        CalibrationError: The percentile is out of range.
     """
 
     percentile: float = 99.99
@@ -86,14 +98,17 @@ class Percentile(OnHistogram):
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
-            raise CalibrationError(f"percentile is {self.percentile}, must be above 50 and at most 100")
+            raise CalibrationError(f"percentile is {self.percentile}, but must be above 50 and at most 100")
 
     def range(self, collector: HistogramCollector, spec: QuantSpec | None = None) -> Range:  # noqa: ARG002
-        """Percentiles by linear interpolation inside a bin, never outside what was seen; not finite if that was not."""
+        """Return the percentiles, interpolated inside a bin.
+
+        The range never exceeds what was seen. It is not finite if that was not.
+        """
         if not collector.is_finite:
             return Max().range(collector)
         edges, counts = collector.edges, collector.counts.double()
-        tail = (100 - self.percentile) / 200
+        tail = (100 - self.percentile) / 200  # on either side
         lower = _quantile(counts, edges, tail).float().clamp(collector.lower, collector.upper)
         upper = _quantile(counts, edges, 1 - tail).float().clamp(collector.lower, collector.upper)
         magnitudes, edges = collector.magnitudes
@@ -101,24 +116,24 @@ class Percentile(OnHistogram):
         return Range(lower, upper, amax.clamp(max=collector.amax))
 
     def to_dict(self) -> dict[str, Any]:
-        """Name and percentile."""
+        """Return the name and the percentile."""
         return {"name": self.name, "percentile": self.percentile}
 
 
 @dataclass(frozen=True)
-class Mse(OnHistogram):
+class Mse(HistogramMethod):
     """The range with the least squared error of quantization.
 
-    Symmetric ranges follow the rule of pytorch-quantization (:func:`calibration.methods.clipping.mse_amax`), affine
-    ones a search over both ends (:func:`calibration.methods.noise.least_noise_bounds`), float8 one over its end
-    (:func:`calibration.methods.noise.least_noise_amax`).
+    1. Symmetric ranges follow the rule of pytorch-quantization (:func:`calibration.methods.clipping.mse_amax`).
+    2. Affine ranges are searched over both ends (:func:`calibration.methods.noise.least_noise_bounds`).
+    3. Ranges of float8 are searched over amax (:func:`calibration.methods.noise.least_noise_amax`).
     """
 
     name = "mse"
 
     def range(self, collector: HistogramCollector, spec: QuantSpec | None = None) -> Range:
-        """Never outside what was seen; not finite if that was not."""
-        if is_a_point(collector):
+        """Return a range that never exceeds what was seen. It is not finite if that was not."""
+        if is_constant(collector):
             return Max().range(collector)
         spec = spec or QuantSpec()
         if spec.is_float8:
@@ -128,50 +143,52 @@ class Mse(OnHistogram):
         return Range(*least_noise_bounds(collector, spec), torch.tensor(min(amax, collector.amax)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Name alone."""
+        """Return the name."""
         return {"name": self.name}
 
 
 @dataclass(frozen=True)
-class Entropy(OnHistogram):
-    """The range that loses the least information: the least Kullback-Leibler divergence.
+class Entropy(HistogramMethod):
+    """The range that loses the least information, by the Kullback-Leibler divergence.
 
-    For magnitudes as pytorch-quantization has it (:func:`calibration.methods.clipping.entropy_amax`); an affine range
-    is what was seen, cut at that magnitude on both sides. The rule counts the steps of integers: of float8, nothing is
-    cut.
+    Magnitudes follow the rule of pytorch-quantization (:func:`calibration.methods.clipping.entropy_amax`). An affine
+    range is what was seen, clipped at that magnitude on both sides. The rule counts the steps of integers, so that
+    ranges of float8 are not clipped.
     """
 
     name = "entropy"
 
     def range(self, collector: HistogramCollector, spec: QuantSpec | None = None) -> Range:
-        """Never outside what was seen; not finite if that was not."""
+        """Return a range that never exceeds what was seen. It is not finite if that was not."""
         spec = spec or QuantSpec()
-        if is_a_point(collector) or spec.is_float8:
+        if is_constant(collector) or spec.is_float8:
             return Max().range(collector)
         cut = entropy_amax(*_magnitudes(collector), bits=spec.bits, unsigned=spec.starts_at_zero)
         amax = min(cut, collector.amax)
+        # The second clamp is for tensors that lie on one side of zero, where both ends may be beyond amax.
         lower, upper = collector.lower.clamp(min=-amax), collector.upper.clamp(max=amax)
         return Range(lower.clamp(max=amax), upper.clamp(min=-amax), torch.tensor(amax))
 
     def to_dict(self) -> dict[str, Any]:
-        """Name alone."""
+        """Return the name."""
         return {"name": self.name}
 
 
-def is_a_point(collector: HistogramCollector) -> bool:
-    """Whether there is nothing to choose: not finite, or all values alike."""
+def is_constant(collector: HistogramCollector) -> bool:
+    """Return whether there is nothing to choose, because all values are equal or some are not finite."""
     return not collector.is_finite or bool(collector.lower == collector.upper)
 
 
 def _magnitudes(collector: HistogramCollector) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The histogram of ``|x|`` up to the last bin that is not empty."""
+    """Return the histogram of ``|x|`` up to the last bin that is not empty."""
     counts, edges = collector.magnitudes
+    # pytorch-quantization's histogram ends at the largest value; ours ends at a power of two beyond it.
     used = int(counts.nonzero().max()) + 1
     return counts[:used].numpy(), edges[: used + 1].numpy()
 
 
 def _quantile(counts: Tensor, edges: Tensor, fraction: float) -> Tensor:
-    """The value below which ``fraction`` of the counts lie, values spread evenly inside their bin."""
+    """Return the value below which ``fraction`` of the counts lie, if values are spread evenly inside their bin."""
     cumulative = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     target = cumulative.new_tensor(fraction) * cumulative[-1]
     index = int(torch.searchsorted(cumulative, target, right=False).clamp(1, len(counts))) - 1

@@ -1,1 +1,1 @@
-"""What brings int8 closer to float beyond ranges: smoothing, shifts, rounding of weights, correction of biases."""
+"""Refinements that bring int8 closer to float: smoothing, shifts, weight rounding, bias correction, clipping."""

@@ -1,4 +1,4 @@
-"""Weight rounding that makes up in one column for what it lost in another (GPTQ).
+"""GPTQ: weight rounding in which each column compensates for the rounding errors of the columns before it.
 
 Source: Frantar et al. 2022, arXiv 2210.17323.
 """
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qdq.quantization.functional import spread
+from qdq.quantization.functional import expand_parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,36 +18,40 @@ if TYPE_CHECKING:
 
 __all__ = ["PAIR_LIMIT", "round_by_columns"]
 
-PAIR_LIMIT = 128  # 255 * 128 is the last multiple of 255 in int16; see qdq.quantization.modules.weight
+PAIR_LIMIT = 128
+"""The largest sum of two neighbours that is safe, see :mod:`qdq.quantization.modules.weight`: 255 * 128 fits int16."""
 
-_BLOCK = 128
+_BLOCK = 128  # columns whose errors are applied together to the rest of the weight, which is faster than one by one
 
 
 def round_by_columns(
     weight: Tensor, hessian: Tensor, spec: QuantSpec, scale: Tensor, zero_point: Tensor, *, damping: float
 ) -> Tensor:
-    """Integers for ``weight``, column by column, the error of each spread over the columns still to come.
+    """Round a weight column by column, and distribute the error of each column over those that follow.
 
-    Columns with the most input come first. With ``spec.overflow_safe`` no two neighbours exceed :data:`PAIR_LIMIT`.
+    Columns with the largest inputs come first. With ``spec.overflow_safe``, the sum of no two neighbours exceeds
+    :data:`PAIR_LIMIT`.
 
     Args:
         weight: ``(out, in)``.
-        hessian: of the inputs, ``(in, in)``.
-        spec: of the weight.
-        scale: of the weight, as its quantizer has it.
-        zero_point: likewise.
-        damping: what is added to the diagonal of ``hessian``, in parts of its mean; positive. More of it trusts the
-            samples less: the rounding comes closer to the nearest.
+        hessian: The second moments of the inputs, ``(in, in)``.
+        spec: The spec of the weight.
+        scale: The scale of its quantizer.
+        zero_point: The zero point of its quantizer.
+        damping: A positive share of the mean of ``hessian``'s diagonal, which is added to the diagonal. The larger it
+            is, the less the samples are trusted, and the closer the result is to rounding to the nearest.
 
     Returns:
-        float32 ``(out, in)``, whole numbers in the range of ``spec``.
+        Whole numbers in the range of ``spec``, float32 ``(out, in)``.
     """
     columns = weight.shape[1]
-    steps = spread(scale, weight, spec.axis, spec.group).expand_as(weight)
-    zeros = spread(zero_point, weight, spec.axis, spec.group).expand_as(weight).to(torch.float32)
+    steps = expand_parameter(scale, weight, spec.axis, spec.group).expand_as(weight)
+    zeros = expand_parameter(zero_point, weight, spec.axis, spec.group).expand_as(weight).to(torch.float32)
     low = torch.full_like(weight, spec.qmin)
     high = torch.full_like(weight, spec.qmax)
+    # The first columns are rounded with all others still free to compensate, so the important ones come first.
     order = torch.argsort(hessian.diagonal(), descending=True)
+    # The inverse of the Hessian is ill-conditioned with few samples; float64 and damping keep it positive definite.
     damped = hessian.double()[order][:, order]
     damped += torch.eye(columns, dtype=torch.float64, device=hessian.device) * _ridge(hessian, damping)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
@@ -64,12 +68,14 @@ def round_by_columns(
             q = ((inside[:, i] / step).round() + zero).clamp(low[:, at], high[:, at])
             found[:, at] = q
             if spec.overflow_safe:
+                # Narrow the bounds of both neighbours, so that their sums with this column stay within the limit.
                 for neighbour in (at - 1, at + 1):
                     if 0 <= neighbour < columns:
                         high[:, neighbour] = torch.minimum(high[:, neighbour], PAIR_LIMIT - q)
                         low[:, neighbour] = torch.maximum(low[:, neighbour], -PAIR_LIMIT - q)
             errors[:, i] = (inside[:, i] - (q - zero) * step) / own[i, i]
             inside[:, i:] -= errors[:, i, None] * own[i, i:]
+        # The remaining columns get the errors of the whole block in one product.
         left[:, block.stop :] -= errors @ upper[block, block.stop :]
     return found
 

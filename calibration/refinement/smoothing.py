@@ -1,19 +1,21 @@
-"""Channel-wise shift and scale in front of quantizers, so that outlier channels cost the others no resolution.
+"""Smooth activations: shift and scale their channels, so that outlier channels cost the others no resolution.
 
-Encoders have a few channels that are a hundred times larger than the rest, and one scale for all of them leaves the
-rest a handful of steps. A channel's size can be moved into the weights that read it, exactly: ``x W = (x / s) (s W)``.
+Encoders have a few channels that are a hundred times larger than the others, so that one scale for all channels leaves
+the others a handful of steps. A channel's size can be moved into the weights that read it, exactly:
+``x W = (x / s) (s W)``.
 
-1. The input of linear layers: ``factor = 1 / s`` on the activation, ``s`` on every weight that reads it. Export folds
-   the factor into a LayerNorm that nobody else reads (pre-norm), otherwise it costs one multiplication by a vector.
-2. The input of attention's output projection: ``1 / s`` on the rows of the value projection, ``s`` on the columns of
-   the output projection. The rows of softmax mix positions, never channels, so nothing is left to compute. Where the
-   values are quantized too, their sizes decide: attention only averages them.
-3. ``shift``: the channels' middles are moved to zero; biases take them back. For LayerNorm outputs, where a residual
-   addition that reads the same LayerNorm (post-norm) is shifted likewise, so that export can fold it into the norm; and
-   for what an activation function puts out, if its integers are symmetric, for it is not.
+1. The input of linear layers: the activation is multiplied by ``1 / s``, every weight that reads it by ``s``. Export
+   folds the smoothing scale into a norm that nothing else reads (pre-norm); otherwise it costs one multiplication by a
+   vector.
+2. The input of attention's output projection: the rows of the value projection are multiplied by ``1 / s``, the
+   columns of the output projection by ``s``. Attention weights mix positions and never channels, so this costs nothing.
+   If the values are quantized too, ``s`` is computed from their sizes, since attention only averages them.
+3. ``shift`` moves the midpoint of each channel to zero, and biases add it back. It is for outputs of a LayerNorm, where
+   a residual addition that reads the same LayerNorm (post-norm) gets the same shift, so that export can fold it into
+   the norm; and for outputs of an activation function with symmetric integers, because these outputs are not symmetric.
 
-A weight that several depths share (ALBERT) has one ``s``, that of all depths together. The memory of cross attention
-comes from elsewhere and is left alone.
+A weight that several depths share (ALBERT) has one ``s``, for all depths together. The memory of cross-attention comes
+from outside the encoder and is not changed.
 
 Source: SmoothQuant (Xiao et al. 2022, arXiv 2211.10438); Outlier Suppression+ (Wei et al. 2023, arXiv 2304.09145).
 """
@@ -24,10 +26,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from calibration.distributed import WHOLE
+from calibration.distributed import SINGLE_PROCESS
 from calibration.statistics.channels import channel_ranges
 from qdq.errors import CalibrationError
-from qdq.quantization.graph import Place, places
+from qdq.quantization.graph import QuantizedRead, quantized_reads
 from qdq.quantization.modules.weight import set_weight_scale
 from qdq.quantization.transform import Transform
 from qdq.quantization.wrap import named_slots
@@ -37,26 +39,26 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from calibration.distributed import Part
+    from calibration.distributed import ProcessRank
     from calibration.resume_file import ResumeFile
     from qdq.quantization.quantizer import Quantizer
 
 __all__ = ["check_strength", "smooth"]
 
-_SMALLEST = 1e-5  # of a channel or a column that is hardly used, so that no factor explodes
+_MIN_MAGNITUDE = 1e-5  # for channels that are hardly used, whose smoothing scale would become huge
 
 _Bounds = tuple["Tensor", "Tensor"]
 
 
 def check_strength(strength: float) -> None:
-    """Refuse a share that is none.
+    """Check the strength of smoothing.
 
     Raises:
-        CalibrationError: when it does not lie between 0 and 1.
+        CalibrationError: It is not between 0 and 1.
     """
     if not 0 <= strength <= 1:
         raise CalibrationError(
-            f"the strength of smoothing is {strength}, must be from 0 (weights stay even) to 1 (activations do)"
+            f"the strength of smoothing is {strength}, must be from 0 (for even weights) to 1 (for even activations)"
         )
 
 
@@ -66,134 +68,142 @@ def smooth(
     *,
     strength: float | None = 0.9,
     shift: bool = True,
-    part: Part = WHOLE,
+    process: ProcessRank = SINGLE_PROCESS,
     progress: Callable[[int], object] | None = None,
     resume_file: ResumeFile | None = None,
 ) -> list[str]:
-    """Give the places of a wrapped model their transforms, in place; ranges are to be calibrated afterwards.
+    """Set the transforms of a wrapped model in place. Its ranges have to be calibrated afterwards.
 
-    Places whose input is not quantized, or with a range found in every call, are left alone.
+    Inputs that are not quantized, or quantized dynamically, are not changed.
 
     Args:
-        model: wrapped by ``qdq.quantize``, without transforms so far.
-        batches: as for :func:`calibration.calibrate`; one pass finds the extremes of every channel.
-        strength: ``a`` in ``s = max|x| ** a / max|w| ** (1 - a)``, for each channel; None leaves the sizes alone.
-        shift: whether LayerNorm outputs are centred.
-        part: of several processes, which batches are for this one.
-        progress: called with the number of batches done.
-        resume_file: keeps the extremes on disk, and gives those of an interrupted run to go on from.
+        model: A model wrapped by ``qdq.quantize``, without transforms.
+        batches: Keyword arguments of the model, as for :func:`calibration.calibrate`. One pass finds the extremes of
+            every channel.
+        strength: ``a`` in ``s = max|x| ** a / max|w| ** (1 - a)``, for each channel. None does not scale channels.
+        shift: Whether to shift channels.
+        process: Which of several processes this one is, and thereby which batches are its own.
+        progress: Called with the number of finished batches.
+        resume_file: Stores the extremes, so that an interrupted run can be continued.
 
     Returns:
-        The names of the places that were changed.
+        The names of the first linear layers that read each changed input.
 
     Raises:
-        CalibrationError: for a strength out of range, no data, or values that are NaN or infinite.
+        CalibrationError: The strength is out of range, there is no data, or values are NaN or infinite.
     """
     if strength is not None:
         check_strength(strength)
     groups = _groups(model)
+    # Channels of the values are observed under a name of their own, if they are quantized.
     wanted = {
         quantizer: name
         for group in groups
-        for place in group
-        for name, quantizer in zip((place.name, f"{place.name} (values)"), _looked_at(place), strict=False)
+        for read in group
+        for name, quantizer in zip((read.name, f"{read.name} (values)"), _observed_quantizers(read), strict=False)
     }
     if not wanted or (strength is None and not shift):
         return []
-    bounds = channel_ranges(model, batches, wanted, part=part, progress=progress, resume_file=resume_file)
+    bounds = channel_ranges(model, batches, wanted, process=process, progress=progress, resume_file=resume_file)
     for group in groups:
-        shifts = [_middle(bounds[_input(place)]) if shift and _is_to_shift(place) else None for place in group]
+        shifts = [_midpoint(bounds[_input(read)]) if shift and _can_shift(read) else None for read in group]
         scales = None
         if strength is not None:
-            sizes = [_size(bounds[_looked_at(place)[-1]], z) for place, z in zip(group, shifts, strict=True)]
-            scales = _scales(torch.stack(sizes).amax(0), _columns(group), strength)
-        for place, z in zip(group, shifts, strict=True):
-            _assign(place, z, scales)
+            # One ``s`` for the group: the largest size that a channel has at any of its depths.
+            sizes = [_size(bounds[_observed_quantizers(read)[-1]], z) for read, z in zip(group, shifts, strict=True)]
+            scales = _scales(torch.stack(sizes).amax(0), _weight_sizes(group), strength)
+        for read, z in zip(group, shifts, strict=True):
+            _set_transforms(read, z, scales)
     _set_weight_scales(groups)
-    return [place.name for group in groups for place in group]
+    return [read.name for group in groups for read in group]
 
 
-def _groups(model: nn.Module) -> list[list[Place]]:
-    """Places that share weights, together; those that can be transformed."""
-    users: dict[int, int] = {}
+def _groups(model: nn.Module) -> list[list[QuantizedRead]]:
+    """Return the inputs that can be transformed, in groups that the same weights read."""
+    users: dict[int, int] = {}  # how many layers of the whole model, heads included, read a weight
     for slot, _ in named_slots(model):
         if slot.name == "weight":
             weight = id(model.get_submodule(slot.module).weight)
             users[weight] = users.get(weight, 0) + 1
-    groups: dict[tuple[int, ...], list[Place]] = {}
-    for place in places(model):
-        spec = _input(place).spec
+    groups: dict[tuple[int, ...], list[QuantizedRead]] = {}
+    for read in quantized_reads(model):
+        spec = _input(read).spec
         if spec is not None and not spec.dynamic:
-            groups.setdefault(tuple(id(linear.weight) for linear in place.linears), []).append(place)
-    # a weight that somebody else reads, too, has to stay as it is
-    alone = (group for weights, group in groups.items() if all(users[weight] == len(group) for weight in weights))
-    return [group for group in alone if all(map(_is_known, group))]
+            groups.setdefault(tuple(id(linear.weight) for linear in read.linears), []).append(read)
+    # A weight that something else uses as well has to stay the same.
+    exclusive = (group for weights, group in groups.items() if all(users[weight] == len(group) for weight in weights))
+    return [group for group in exclusive if all(map(_has_known_origin, group))]
 
 
-def _is_known(place: Place) -> bool:
-    """Whether it is known what puts the tensor out."""
-    return any(maker is not None for maker in (place.norm, place.value, place.activation, place.source))
+def _has_known_origin(read: QuantizedRead) -> bool:
+    """Return whether the module that computes the tensor is known."""
+    return any(maker is not None for maker in (read.norm, read.value, read.activation, read.source))
 
 
-def _input(place: Place) -> Quantizer:
-    return place.linears[0].input_quantizer
+def _input(read: QuantizedRead) -> Quantizer:
+    return read.linears[0].input_quantizer
 
 
-def _looked_at(place: Place) -> list[Quantizer]:
-    """The quantizers whose channels count for a place; the last for their sizes."""
-    values = [] if place.context is None else [place.context.other_quantizer]
-    return [_input(place), *(quantizer for quantizer in values if quantizer.spec is not None)]
+def _observed_quantizers(read: QuantizedRead) -> list[Quantizer]:
+    """Return the quantizers whose channels are observed: the first for the shift, the last for the sizes."""
+    values = [] if read.context is None else [read.context.other_quantizer]
+    return [_input(read), *(quantizer for quantizer in values if quantizer.spec is not None)]
 
 
-def _is_to_shift(place: Place) -> bool:
-    """Whether a place is of case 3."""
-    spec = _input(place).spec
+def _can_shift(read: QuantizedRead) -> bool:
+    """Return whether case 3 applies."""
+    spec = _input(read).spec
     assert spec is not None
-    return place.norm is not None or (place.activation is not None and spec.symmetric and spec.signed)
+    if read.norm is not None:
+        return getattr(read.norm, "bias", None) is not None  # an RMSNorm cannot absorb a shift
+    return read.activation is not None and spec.symmetric and spec.signed
 
 
-def _middle(bounds: _Bounds) -> Tensor:
+def _midpoint(bounds: _Bounds) -> Tensor:
     return (bounds[0] + bounds[1]) / 2
 
 
 def _size(bounds: _Bounds, shift: Tensor | None) -> Tensor:
+    """Return the largest magnitude of every channel after the shift, ``(channels,)``."""
     lower, upper = bounds if shift is None else (bounds[0] - shift, bounds[1] - shift)
     return torch.maximum(lower.abs(), upper.abs())
 
 
-def _columns(group: Sequence[Place]) -> Tensor:
-    """The largest magnitude that each input channel meets in the weights, ``(channels,)``."""
+def _weight_sizes(group: Sequence[QuantizedRead]) -> Tensor:
+    """Return the largest magnitude of the weights that read every channel, ``(channels,)``."""
     weights = [linear.weight.detach().float().abs().amax(0) for linear in group[0].linears]
     return torch.stack(weights).amax(0)
 
 
 def _scales(activations: Tensor, weights: Tensor, strength: float) -> Tensor:
-    """``s``, with a geometric mean of 1."""
-    log = activations.clamp(min=_SMALLEST).log() * strength - weights.clamp(min=_SMALLEST).log() * (1 - strength)
+    """Return ``s``, ``(channels,)``, with a geometric mean of 1, which keeps the overall size of the tensor."""
+    sizes, weight_sizes = activations.clamp(min=_MIN_MAGNITUDE), weights.clamp(min=_MIN_MAGNITUDE)
+    log = sizes.log() * strength - weight_sizes.log() * (1 - strength)
     return (log - log.mean()).exp()
 
 
-def _assign(place: Place, shift: Tensor | None, scales: Tensor | None) -> None:
-    if place.value is not None and scales is not None:  # case 2
-        _extend(place.value.weight_quantizer, rows=1 / scales)
+def _set_transforms(read: QuantizedRead, shift: Tensor | None, scales: Tensor | None) -> None:
+    if read.value is not None and scales is not None:  # case 2
+        _extend_transform(read.value.weight_quantizer, row_scale=1 / scales)
     elif shift is not None or scales is not None:  # cases 1 and 3
-        transform = Transform(shift=shift, factor=None if scales is None else 1 / scales)
-        for linear in place.linears:
+        transform = Transform(shift=shift, smoothing_scale=None if scales is None else 1 / scales)
+        for linear in read.linears:
             linear.input_quantizer.transform = transform
-        if place.add is not None and shift is not None:
-            place.add.other_quantizer.transform = Transform(shift=shift)
+        if read.add is not None and shift is not None:
+            read.add.other_quantizer.transform = Transform(shift=shift)
     if scales is not None:
-        for linear in place.linears:
-            _extend(linear.weight_quantizer, factor=scales)
+        for linear in read.linears:
+            _extend_transform(linear.weight_quantizer, smoothing_scale=scales)
 
 
-def _extend(quantizer: Quantizer, **parts: Tensor) -> None:
-    """Add parts to the transform of a weight."""
+def _extend_transform(quantizer: Quantizer, **added: Tensor) -> None:
+    """Add tensors to the transform of a weight, which may have one from another of the cases already."""
     known = quantizer.transform
-    kept = {} if known is None else {name: getattr(known, name) for name in ("factor", "rows")}
-    quantizer.transform = Transform(**{**kept, **parts})
+    kept = {} if known is None else {name: getattr(known, name) for name in ("smoothing_scale", "row_scale")}
+    quantizer.transform = Transform(**{**kept, **added})
 
 
-def _set_weight_scales(groups: Iterable[Sequence[Place]]) -> None:
-    for linear in (linear for group in groups for place in group for linear in place.linears):
+def _set_weight_scales(groups: Iterable[Sequence[QuantizedRead]]) -> None:
+    """Compute the scales of all weights that read a changed input, from the transformed weights."""
+    for linear in (linear for group in groups for read in group for linear in read.linears):
         set_weight_scale(linear.weight_quantizer, linear.weight)

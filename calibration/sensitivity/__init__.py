@@ -1,1 +1,1 @@
-"""What each quantized slot costs the outputs of a model, and which slots to leave in float."""
+"""Measure how much each quantized slot changes the outputs of a model, and choose the slots to leave in float."""

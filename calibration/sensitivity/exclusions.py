@@ -1,4 +1,4 @@
-"""What to switch off first: the fewest groups of slots without which the model is as close to float as asked."""
+"""Find the fewest groups of slots to leave in float so that the model is as similar to the float model as required."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from calibration.sensitivity.groups import Group
     from calibration.sensitivity.similarity import Similarity
 
-__all__ = ["Step", "Target", "switch_off"]
+__all__ = ["SearchStep", "SimilarityTarget", "find_exclusions"]
 
-_AT_ONCE = 4  # candidates measured in one pass over the data
+_CANDIDATES = 4  # measured in one pass over the data
 
 
 @dataclass(frozen=True)
-class Target:
-    """How close to the float model is close enough; what is None is not asked for.
+class SimilarityTarget:
+    """How similar to the float model the quantized model must be.
 
     Args:
-        cosine: least mean cosine, below 1.
-        sqnr_db: least SQNR.
+        cosine: The least mean cosine, above 0 and below 1; None for any.
+        sqnr_db: The least SQNR in decibels; None for any.
 
     Raises:
-        ConfigError: when nothing is asked for, or a cosine that is not between 0 and 1.
+        ConfigError: Neither is given, or one is out of range.
     """
 
     cosine: float | None = None
@@ -36,92 +36,98 @@ class Target:
     def __post_init__(self) -> None:
         problems = []
         if self.cosine is not None and not 0 < self.cosine < 1:
-            problems.append(f"a cosine of {self.cosine} cannot be aimed at: it must be above 0 and below 1")
+            problems.append(f"the cosine is {self.cosine}, but must be above 0 and below 1")
         if self.sqnr_db is not None and not 0 < self.sqnr_db < 100:
-            problems.append(f"an SQNR of {self.sqnr_db} dB cannot be aimed at: it must be above 0 and below 100")
+            problems.append(f"the SQNR is {self.sqnr_db} dB, but must be above 0 and below 100")
         if self.cosine is None and self.sqnr_db is None:
-            problems.append("it asks for nothing: give a cosine or an SQNR")
+            problems.append("nothing is given; give a cosine or an SQNR")
         if problems:
-            raise ConfigError(describe_problems("target", problems))
+            raise ConfigError(describe_problems("similarity target", problems))
 
-    def excess(self, found: Similarity) -> float:
-        """The error as a multiple of what is accepted, the larger one where two are asked for; 1 and less is enough."""
-        excess = []
+    def relative_error(self, found: Similarity) -> float:
+        """Return the error as a multiple of the error that is accepted; 1 or less reaches the target.
+
+        If both a cosine and an SQNR are given, the larger multiple counts.
+        """
+        errors = []
         if self.cosine is not None:
-            excess.append((1 - found.cosine) / (1 - self.cosine))
+            errors.append((1 - found.cosine) / (1 - self.cosine))
         if self.sqnr_db is not None:
-            excess.append(10 ** ((self.sqnr_db - found.sqnr_db) / 10))
-        return max(excess)
+            errors.append(10 ** ((self.sqnr_db - found.sqnr_db) / 10))
+        return max(errors)
 
     def to_dict(self) -> dict[str, float]:
-        """What is asked for."""
+        """Return what is given, for JSON."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
-class Step:
-    """A state of the search.
+class SearchStep:
+    """One step of the search.
 
     Args:
-        off: groups that are switched off, in the order in which they were chosen.
-        similarity: of the model without them, measured.
-        reached: whether that is enough.
+        excluded: The groups that are left in float, in the order in which they were chosen.
+        similarity: The measured similarity of the model with these groups in float.
+        reached: Whether that reaches the target.
     """
 
-    off: tuple[Group, ...]
+    excluded: tuple[Group, ...]
     similarity: Similarity
     reached: bool
 
     @property
     def exclude(self) -> tuple[str, ...]:
         """The patterns for ``--exclude``."""
-        return tuple(dict.fromkeys(pattern for group in self.off for pattern in group.exclude))
+        return tuple(dict.fromkeys(pattern for group in self.excluded for pattern in group.exclude))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"off": [group.name for group in self.off], "reached": self.reached, **self.similarity.to_dict()}
+        """Return plain values for JSON."""
+        return {"off": [group.name for group in self.excluded], "reached": self.reached, **self.similarity.to_dict()}
 
 
-def switch_off(
+def find_exclusions(
     measure: Callable[[Sequence[Sequence[Group]]], Sequence[Similarity]],
     without: Mapping[Group, Similarity],
     quantized: Similarity,
-    target: Target,
-) -> Iterator[Step]:
-    """Switch off one group after another, always the one that helps most, until ``target`` is reached.
+    target: SimilarityTarget,
+) -> Iterator[SearchStep]:
+    """Leave one group after another in float, always the one that improves the model most, until ``target`` is reached.
 
-    Every state is measured, none predicted. Of the candidates only those are measured anew that promised most when they
-    last were. In the end those that turn out to be dispensable are switched on again.
+    Every step is measured, none is predicted. To save time, only the candidates with the largest improvements so far
+    are measured again in each step. At the end, groups that turn out not to be needed are quantized again.
 
     Args:
-        measure: how close the model is without these groups, for several such choices.
-        without: all candidates, and how close the model is without each.
-        quantized: how close it is with all of them on.
-        target: when to stop.
+        measure: Returns the similarity of the model with these groups in float, for several such choices.
+        without: All candidates, with the similarity of the model without each of them.
+        quantized: The similarity of the model with all groups quantized.
+        target: When to stop.
 
     Yields:
-        The state after each step, beginning with nothing off; the last one is the result.
+        Each step, from the one that excludes nothing to the result.
     """
-    off: tuple[Group, ...] = ()
-    state = quantized
-    gains = {group: target.excess(quantized) - target.excess(found) for group, found in without.items()}
-    known = {group: (off, found) for group, found in without.items()}  # for which state a gain was measured
-    yield Step(off, state, target.excess(state) <= 1)
-    while target.excess(state) > 1 and gains:
-        best = sorted(gains, key=lambda group: -gains[group])[:_AT_ONCE]
-        stale = [group for group in best if known[group][0] != off]
-        for group, found in zip(stale, measure([(*off, group) for group in stale]) if stale else (), strict=True):
-            gains[group], known[group] = target.excess(state) - target.excess(found), (off, found)
-        winner = max(best, key=lambda group: gains[group])
-        state = known[winner][1]
-        off = (*off, winner)
-        del gains[winner]
-        yield Step(off, state, target.excess(state) <= 1)
-    if target.excess(state) > 1:
+    excluded: tuple[Group, ...] = ()
+    current = quantized
+    improvements = {group: target.relative_error(quantized) - target.relative_error(s) for group, s in without.items()}
+    # For each group, the exclusions that its improvement was measured with, and the similarity that was measured.
+    measured = {group: (excluded, found) for group, found in without.items()}
+    yield SearchStep(excluded, current, target.relative_error(current) <= 1)
+    while target.relative_error(current) > 1 and improvements:
+        best = sorted(improvements, key=lambda group: -improvements[group])[:_CANDIDATES]
+        stale = [group for group in best if measured[group][0] != excluded]
+        results = measure([(*excluded, group) for group in stale]) if stale else ()
+        for group, found in zip(stale, results, strict=True):
+            improvements[group] = target.relative_error(current) - target.relative_error(found)
+            measured[group] = (excluded, found)
+        winner = max(best, key=lambda group: improvements[group])
+        current = measured[winner][1]
+        excluded = (*excluded, winner)
+        del improvements[winner]
+        yield SearchStep(excluded, current, target.relative_error(current) <= 1)
+    if target.relative_error(current) > 1:
         return
-    for group in off[:-1]:  # without the last one it was not enough
-        fewer = tuple(other for other in off if other is not group)
+    for group in excluded[:-1]:  # The last group is needed: before it, the target was not reached.
+        fewer = tuple(other for other in excluded if other is not group)
         (found,) = measure([fewer])
-        if target.excess(found) <= 1:
-            off, state = fewer, found
-            yield Step(off, state, reached=True)
+        if target.relative_error(found) <= 1:
+            excluded, current = fewer, found
+            yield SearchStep(excluded, current, reached=True)

@@ -1,4 +1,4 @@
-"""Slots in groups that can be switched on and off together, and the patterns that name a group in a recipe."""
+"""Group slots that are measured together, and find the patterns that name a group in a recipe."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from qdq.quantization.quantizer import Quantizer
     from qdq.quantization.slot import Slot
 
-__all__ = ["BY", "Group", "groups"]
+__all__ = ["GROUPINGS", "Group", "group_slots"]
 
 
 @dataclass(frozen=True)
 class Group:
-    """What is switched together.
+    """Slots that are quantized together or left in float together.
 
     Args:
-        name: for people: ``encoder.layers.0.attention.{query,key,value}``.
-        slots: all of its slots that have a spec.
-        quantizers: of these slots, each once; no other group has one of them.
-        exclude: the fewest patterns that ``--exclude`` takes and that mean these slots and no other quantized one.
+        name: A readable name, such as ``encoder.layers.0.attention.{query,key,value}``.
+        slots: The slots, all of which have a spec.
+        quantizers: Their quantizers, each once. No other group has one of them.
+        exclude: The fewest patterns for ``--exclude`` that match these slots and no other quantized one.
     """
 
     name: str
@@ -39,54 +39,55 @@ class Group:
 
 
 def _layer(slot: Slot) -> str:
-    """Where layers are counted, up to the number; else the first part of the name: ``embeddings``, ``head``."""
+    """Return the name up to the number of the layer; outside of layers the first word: ``embeddings``, ``head``."""
     counted = re.match(r"(.*?\blayers\.\d+)(\.|$)", slot.module)
     return counted[1] if counted else slot.module.partition(".")[0]
 
 
-BY: dict[str, Callable[[Slot], str]] = {
+GROUPINGS: dict[str, Callable[[Slot], str]] = {
     "slot": str,
     "module": lambda slot: slot.module,
     "layer": _layer,
-    "role": lambda slot: _starred(slot.module),
+    "role": lambda slot: _with_star(slot.module),
     "kind": lambda slot: f"{slot.kind}.{slot.name}",
 }
-"""Ways to group: by slot, module, layer, by a module's place in whichever layer, by the kind of slot."""
+"""Ways to group slots: each alone, by module, by layer, by the role of a module in any layer, by the kind of slot."""
 
 
-def groups(model: nn.Module, by: str = "module", *, only: Sequence[str] = ()) -> list[Group]:
-    """The quantized slots of a wrapped model in groups, in the order of the model.
+def group_slots(model: nn.Module, by: str = "module", *, only: Sequence[str] = ()) -> list[Group]:
+    """Return the quantized slots of a wrapped model in groups, in the order of the model.
 
-    Slots that share a quantizer (query, key and value read one tensor; a tied weight) cannot be switched apart: groups
-    that share one become one.
+    Slots that share a quantizer (query, key and value, which read one tensor; a tied weight) cannot be separated.
+    Groups that share one are merged.
 
     Args:
-        model: calibrated.
-        by: one of :data:`BY`.
-        only: patterns of modules or slots, as recipes take them: groups without such a slot are left out.
+        model: A calibrated model.
+        by: One of :data:`GROUPINGS`.
+        only: Patterns of modules or slots, as in recipes. Groups without a matching slot are left out.
 
     Raises:
-        CalibrationError: for a model that has no quantized slots.
-        RecipeError: for patterns that match none of them, all at once.
+        CalibrationError: The model has no quantized slots.
+        RecipeError: Patterns match none of them; all such patterns are named.
     """
     quantized = {slot: quantizer for slot, quantizer in named_slots(model) if quantizer.spec is not None}
     if not quantized:
         raise CalibrationError("the model has no quantized slots; calibrate it first, with a recipe that has some")
-    if strange := [pattern for pattern in only if not any(_matches(slot, pattern) for slot in quantized)]:
+    if unknown := [pattern for pattern in only if not any(_matches(slot, pattern) for slot in quantized)]:
         examples = ", ".join(map(str, list(quantized)[:3]))
-        raise RecipeError(f"{', '.join(map(repr, strange))}: no quantized slot or module has such a name ({examples})")
+        raise RecipeError(f"{', '.join(map(repr, unknown))}: no quantized slot or module has such a name ({examples})")
     found = []
-    for names, members in _merged(quantized, BY[by]):
+    for names, members in _merge_sharing(quantized, GROUPINGS[by]):
         if not only or any(_matches(slot, pattern) for slot in members for pattern in only):
-            switched = frozenset(quantized[slot] for slot in members)
-            found.append(Group(_joined(names), members, switched, _patterns(members, list(quantized))))
+            quantizers = frozenset(quantized[slot] for slot in members)
+            found.append(Group(_join_names(names), members, quantizers, _exclude_patterns(members, list(quantized))))
     return found
 
 
-def _merged(
+def _merge_sharing(
     quantized: dict[Slot, Quantizer], key: Callable[[Slot], str]
 ) -> list[tuple[tuple[str, ...], tuple[Slot, ...]]]:
-    """Names and slots of the groups after those that share a quantizer were made one."""
+    """Return the names and the slots of the groups, after merging groups that share a quantizer (union-find)."""
+    # Each name points to another name of its group, up to the leader, which points to itself.
     leader: dict[str, str] = {}
 
     def find(name: str) -> str:
@@ -103,27 +104,28 @@ def _merged(
     return [(tuple(dict.fromkeys(map(key, slots))), tuple(slots)) for slots in members.values()]
 
 
-def _joined(names: Sequence[str]) -> str:
-    """One name for several: ``a.{x,y}.b`` where that says the same, else all of them."""
+def _join_names(names: Sequence[str]) -> str:
+    """Return one name for several: ``a.{x,y}.b`` if they differ in one word, else all of them."""
     if len(names) == 1:
         return names[0]
-    parts = [name.split(".") for name in names]
-    if len({len(part) for part in parts}) == 1:
-        columns = [list(dict.fromkeys(column)) for column in zip(*parts, strict=True)]
+    words = [name.split(".") for name in names]
+    if len({len(each) for each in words}) == 1:
+        columns = [list(dict.fromkeys(column)) for column in zip(*words, strict=True)]
         if sum(len(column) > 1 for column in columns) == 1:
             return ".".join(column[0] if len(column) == 1 else f"{{{','.join(column)}}}" for column in columns)
     return " + ".join(names)
 
 
-def _patterns(members: Sequence[Slot], quantized: Sequence[Slot]) -> tuple[str, ...]:
-    """The fewest patterns that match ``members`` and none of the others; of equally many, those that say most."""
+def _exclude_patterns(members: Sequence[Slot], quantized: Sequence[Slot]) -> tuple[str, ...]:
+    """Return the fewest patterns that match ``members`` and no other slot; of equally few, the most specific ones."""
+    # The candidates are ordered from the most to the least specific ones, because min takes the first of equally few.
     wanted = set(members)
     candidates = [
         dict.fromkeys(str(slot) for slot in members),
         dict.fromkeys(slot.module for slot in members),
         dict.fromkeys(f"{_layer(slot)}.*" for slot in members),
-        dict.fromkeys(_starred(slot.module) for slot in members),
-        dict.fromkeys(_starred(str(slot)) for slot in members),
+        dict.fromkeys(_with_star(slot.module) for slot in members),
+        dict.fromkeys(_with_star(str(slot)) for slot in members),
     ]
     exact = [
         tuple(patterns)
@@ -133,10 +135,11 @@ def _patterns(members: Sequence[Slot], quantized: Sequence[Slot]) -> tuple[str, 
     return min(exact, key=len)
 
 
-def _starred(name: str) -> str:
+def _with_star(name: str) -> str:
+    """Return a name with its numbers replaced by stars: the pattern of the same module in all layers."""
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
 
 
 def _matches(slot: Slot, pattern: str) -> bool:
-    """As ``exclude`` of a recipe does: it may name the module or the slot."""
+    """Return whether a pattern names the module or the slot, as ``exclude`` in a recipe does."""
     return fnmatchcase(slot.module, pattern) or fnmatchcase(str(slot), pattern)

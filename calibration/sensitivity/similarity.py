@@ -1,4 +1,4 @@
-"""How close outputs of a quantized model are to those of the float model, batch by batch, in constant memory."""
+"""Compare the outputs of a quantized model with those of the float model, batch by batch, in constant memory."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["EXACT_DB", "Similarity", "Vectors", "vectors_of"]
+__all__ = ["EXACT_DB", "OutputVectors", "Similarity", "output_vectors"]
 
 EXACT_DB = 200.0
-"""The SQNR of outputs that are equal."""
+"""The SQNR that equal outputs get, because infinity cannot be written as JSON."""
 
-_SCORES = ("start_logits", "end_logits")  # one a token, which their shape alone does not tell
+_TOKEN_SCORES = ("start_logits", "end_logits")  # scores of tokens, which their shape (batch, seq) does not tell
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """One output for one batch.
+class OutputVectors:
+    """One output of the model for one batch.
 
     Args:
-        samples: one vector a sample, ``(batch, width)``.
-        values: everything that counts, ``(n,)``: of positions that the attention mask excludes nothing.
+        samples: One vector for each sample, ``(batch, width)``, for the cosine.
+        values: All values of tokens, ``(n,)``, for the SQNR.
     """
 
     samples: Tensor
@@ -38,13 +38,13 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Similarity:
-    """Sums over what was compared; two of them add up.
+    """Sums over the outputs that were compared. The sums of several batches can be added.
 
     Args:
-        signal: sum of squares of the float outputs.
-        noise: sum of squares of the differences.
-        cosines: sum of the cosines, of one vector a sample and output.
-        count: how many cosines there are.
+        signal: The sum of squares of the float outputs.
+        noise: The sum of squares of the differences.
+        cosines: The sum of the cosines, one for each sample and output.
+        count: The number of cosines.
     """
 
     signal: float = 0.0
@@ -53,12 +53,17 @@ class Similarity:
     count: int = 0
 
     @classmethod
-    def of(cls, expected: Sequence[Vectors], found: Sequence[Vectors]) -> Similarity:
-        """Of one batch: all outputs of the float model, and those of the other one."""
+    def of(cls, expected: Sequence[OutputVectors], found: Sequence[OutputVectors]) -> Similarity:
+        """Compare the outputs for one batch.
+
+        Args:
+            expected: The outputs of the float model.
+            found: The outputs of the quantized model.
+        """
         total = cls()
         for want, got in zip(expected, found, strict=True):
             cosine = torch.cosine_similarity(got.samples.double(), want.samples.double(), dim=-1, eps=1e-30)
-            # Two vectors of zeros are as close as can be.
+            # The cosine of two zero vectors is undefined, but they are equal.
             cosine = torch.where((got.samples == want.samples).all(dim=-1), 1.0, cosine)
             wanted, difference = want.values.double(), got.values.double() - want.values.double()
             total += cls(
@@ -76,34 +81,34 @@ class Similarity:
 
     @property
     def sqnr_db(self) -> float:
-        """Signal to quantization noise; :data:`EXACT_DB` where there is no noise."""
+        """The signal-to-quantization-noise ratio in decibels; :data:`EXACT_DB` without noise."""
         if not self.noise:
             return EXACT_DB
         return min(10 * math.log10(self.signal / self.noise), EXACT_DB) if self.signal else -EXACT_DB
 
     @property
     def cosine(self) -> float:
-        """Mean cosine; 1 before anything was compared."""
+        """The mean cosine; 1 before anything was compared."""
         return self.cosines / self.count if self.count else 1.0
 
     def to_dict(self) -> dict[str, float]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {"sqnr_db": self.sqnr_db, "cosine": self.cosine}
 
 
-def vectors_of(output: Any, attention_mask: Tensor | None) -> list[Vectors]:
-    """What to compare of a model's output: its logits, of every kind, or without head its first field.
+def output_vectors(output: Any, attention_mask: Tensor | None) -> list[OutputVectors]:
+    """Return what is compared of a model's output: all its logits, or its first field if it has none.
 
-    1. ``(batch, seq, width)``: a sample's vector is the mean over its tokens.
-    2. ``(batch, seq)``, a score a token: the scores themselves, 0 where the mask excludes the token.
-    3. Anything else: as it is, a row a sample.
+    1. ``(batch, seq, width)``: the vector of a sample is the mean over its tokens.
+    2. ``(batch, seq)``, scores of tokens: the scores themselves, with 0 where the mask excludes the token.
+    3. Anything else: unchanged, one row for each sample.
 
     Args:
-        output: with ``items()``, as those of ``qdq.models``, or a mapping.
-        attention_mask: ``(batch, seq)``; None means that all tokens count.
+        output: A mapping, or an output of ``qdq.models``, which has ``items()`` too.
+        attention_mask: ``(batch, seq)``; None if all positions are tokens.
 
     Raises:
-        CalibrationError: for values that are NaN or infinite.
+        CalibrationError: Values are NaN or infinite.
     """
     named: Mapping[str, Tensor] = {n: v for n, v in output.items() if isinstance(v, torch.Tensor) and n != "loss"}
     names = [name for name in named if name.endswith("logits")] or list(named)[:1]
@@ -117,9 +122,9 @@ def vectors_of(output: Any, attention_mask: Tensor | None) -> list[Vectors]:
         if value.ndim == 3 and value.shape[:2] == mask.shape:  # case 1
             weights = mask[..., None].to(value.dtype)
             samples = (value * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
-            found.append(Vectors(samples, value[mask].flatten()))
-        elif name in _SCORES and value.shape == mask.shape:  # case 2
-            found.append(Vectors(value.masked_fill(~mask, 0), value[mask]))
+            found.append(OutputVectors(samples, value[mask].flatten()))
+        elif name in _TOKEN_SCORES and value.shape == mask.shape:  # case 2
+            found.append(OutputVectors(value.masked_fill(~mask, 0), value[mask]))
         else:  # case 3
-            found.append(Vectors(value.flatten(1), value.flatten()))
+            found.append(OutputVectors(value.flatten(1), value.flatten()))
     return found

@@ -1,1 +1,1 @@
-"""What calibration collects from the tensors of a model, batch by batch and in constant memory."""
+"""Statistics of activations: what is collected, how it is merged, and how it is stored."""

@@ -1,4 +1,4 @@
-"""The smallest and largest value of every channel of an activation, whatever the batches."""
+"""The smallest and the largest value of every channel of an activation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from calibration.batches import DataCount, eval_mode, run_batches
 from calibration.digests import model_digest, slots_digest
-from calibration.forward import Seen, in_eval, run
 from calibration.resume_file import damaged
 from calibration.statistics.token_mask import TokenMask
 from qdq.errors import CalibrationError, describe_problems
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from calibration.distributed import Part
-    from calibration.resume_file import Entry, ResumeFile
+    from calibration.distributed import ProcessRank
+    from calibration.resume_file import ResumeFile, StageProgress
     from qdq.quantization.quantizer import Quantizer
 
-__all__ = ["Channels", "channel_ranges"]
+__all__ = ["ChannelRanges", "channel_ranges"]
 
 _STAGE = "channels"
 
 
-class Channels:
-    """Extremes of each channel, the last axis; padding never counts.
+class ChannelRanges:
+    """The extremes of each channel, the last axis. Padding does not count.
 
     Args:
-        mask: of the batch at hand.
+        mask: The mask of the current batch.
     """
 
     def __init__(self, mask: TokenMask) -> None:
@@ -42,7 +42,8 @@ class Channels:
         self.upper: Tensor | None = None
 
     def update(self, x: Tensor) -> None:
-        """Take note of ``(batch, seq, channels)``, or of ``(batch, heads, seq, size)`` with heads * size channels."""
+        """Add ``(batch, seq, channels)``, or ``(batch, heads, seq, size)`` with ``heads * size`` channels."""
+        # Heads are channels too: attention concatenates them before its output projection.
         if x.dim() == 4:
             x = x.transpose(1, 2).flatten(2)
         values = self.mask.select(x).flatten(0, -2)
@@ -50,7 +51,7 @@ class Channels:
             self.merge((values.amin(0).float(), values.amax(0).float()))
 
     def merge(self, bounds: tuple[Tensor, Tensor] | None) -> None:
-        """Add what another one saw."""
+        """Add the :attr:`bounds` of another one."""
         if bounds is None:
             return
         lower, upper = bounds
@@ -59,25 +60,8 @@ class Channels:
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor] | None:
-        """Lowest and highest ``(channels,)``; None when nothing was seen."""
+        """The lowest and the highest values, ``(channels,)`` each; None before the first value."""
         return None if self.lower is None or self.upper is None else (self.lower, self.upper)
-
-
-def _snapshot(named: Mapping[str, Channels]) -> Callable[[], dict[str, Tensor]]:
-    """The bounds of this moment, to be asked for at any later one: lower and upper in one, ``(2, channels)``."""
-    held = {name: channels.bounds for name, channels in named.items()}
-    return lambda: {name: torch.stack(bounds) for name, bounds in held.items() if bounds is not None}
-
-
-def _restored(named: Mapping[str, Channels], entry: Entry) -> Seen:
-    """Give fresh channels what an entry holds, and say what data that was."""
-    try:
-        for name, bounds in entry.tensors.items():
-            lower, upper = bounds
-            named[name].merge((lower, upper))
-        return Seen(**entry.seen)
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged(entry, error) from error
 
 
 def channel_ranges(
@@ -85,70 +69,98 @@ def channel_ranges(
     batches: Iterable[Mapping[str, Tensor]],
     wanted: Mapping[Quantizer, str],
     *,
-    part: Part,
+    process: ProcessRank,
     progress: Callable[[int], Any] | None = None,
     resume_file: ResumeFile | None = None,
 ) -> dict[Quantizer, tuple[Tensor, Tensor]]:
-    """Lowest and highest value of every channel, for the quantizers in ``wanted`` (with their names).
+    """Return the lowest and the highest value of every channel of the tensors that quantizers see.
 
-    The model is run in eval mode, without gradients and without rounding; its modes are then what they were. A
-    ``resume_file`` keeps what was found, and gives what an interrupted run had.
+    The model runs in eval mode, without gradients and without rounding. Its modes are restored afterwards.
+
+    Args:
+        model: A wrapped model.
+        batches: Keyword arguments of the model, tensors ``(batch, seq)``.
+        wanted: The quantizers with their names.
+        process: Which of several processes this is.
+        progress: Called with the number of batches done.
+        resume_file: Keeps what was found on disk, and gives what an interrupted run had found.
+
+    Returns:
+        For each quantizer two tensors ``(channels,)``.
 
     Raises:
-        CalibrationError: when there is no data, a slot saw none, values are NaN or infinite, or the resume file belongs
-            to another model or other data.
+        CalibrationError: There is no data, a slot saw none, values are NaN or infinite, or the resume file belongs to
+            another model or other data.
     """
     mask = TokenMask()
-    watched = {quantizer: Channels(mask) for quantizer in wanted}
+    ranges = {quantizer: ChannelRanges(mask) for quantizer in wanted}
     modes = {quantizer: quantizer.mode for _, quantizer in quantizers(model)}
-    named = {wanted[quantizer]: channels for quantizer, channels in watched.items()}
+    named = {wanted[quantizer]: channels for quantizer, channels in ranges.items()}
 
-    def after(seen: Seen) -> None:
-        _check_values(named, f"in batch {seen.batches - 1} (the first is 0)")
+    def after_batch(count: DataCount) -> None:
+        _check_finite(named, f"in batch {count.batches - 1} (the first is 0)")
         if resume_file is not None:
-            resume_file.keep(_STAGE, vars(seen), _snapshot(named))
+            resume_file.keep(_STAGE, vars(count), _capture(named))
         if progress is not None:
-            progress(seen.batches)
+            progress(count.batches)
 
-    def run_own() -> Seen:
+    def run_own() -> DataCount:
         done = None
         if resume_file is not None:
             identity = {"model": model_digest(model), "slots": slots_digest(model)}
-            entry = resume_file.begin(_STAGE, identity)
-            done = None if entry is None else _restored(named, entry)
-        return run(model, batches, (mask,), after, part, done)
+            interrupted = resume_file.begin(_STAGE, identity)
+            done = None if interrupted is None else _restore(named, interrupted)
+        return run_batches(model, batches, (mask,), after_batch, process, done)
 
-    def held() -> list[tuple[Tensor, Tensor] | None]:
+    def collected() -> list[tuple[Tensor, Tensor] | None]:
         if resume_file is not None:
-            resume_file.flush()  # the others may take long, or fail
-        return [channels.bounds for channels in watched.values()]
+            resume_file.flush()  # Waiting for the other processes may take long or fail.
+        return [channels.bounds for channels in ranges.values()]
 
     try:
+        # All other quantizers are off, so that channels are those of the float model.
         set_mode(model, Mode.OFF)
-        for quantizer, channels in watched.items():
+        for quantizer, channels in ranges.items():
             quantizer.mode, quantizer.observer = Mode.COLLECT, channels
-        with in_eval(model), nullcontext() if resume_file is None else resume_file.guard():
-            _, others = part.together(run_own, held)
+        with eval_mode(model), nullcontext() if resume_file is None else resume_file.guard():
+            _, others = process.run_and_exchange(run_own, collected)
             if resume_file is not None:
                 resume_file.flush()
     finally:
         for quantizer, mode in modes.items():
             quantizer.mode = mode
-        for quantizer in watched:
+        for quantizer in ranges:
             quantizer.observer = None
-    for theirs in others.values():
-        for channels, bounds in zip(watched.values(), theirs, strict=True):
+    for other in others.values():
+        for channels, bounds in zip(ranges.values(), other, strict=True):
             channels.merge(bounds)
-    found = {quantizer: channels.bounds for quantizer, channels in watched.items()}
-    _check_values(named, "in the part of another process")
+    found = {quantizer: channels.bounds for quantizer, channels in ranges.items()}
+    _check_finite(named, "in another process")
     problems = [f"{wanted[quantizer]} saw no data" for quantizer, bounds in found.items() if bounds is None]
     if problems:
         raise CalibrationError(describe_problems("calibration", problems))
     return {quantizer: bounds for quantizer, bounds in found.items() if bounds is not None}
 
 
-def _check_values(named: Mapping[str, Channels], where: str) -> None:
-    """Refuse to go on with what has no range, while it is known where it came from."""
+def _capture(named: Mapping[str, ChannelRanges]) -> Callable[[], dict[str, Tensor]]:
+    """Capture the present bounds; the tensors, lower and upper as ``(2, channels)``, are made when they are needed."""
+    captured = {name: channels.bounds for name, channels in named.items()}
+    return lambda: {name: torch.stack(bounds) for name, bounds in captured.items() if bounds is not None}
+
+
+def _restore(named: Mapping[str, ChannelRanges], progress: StageProgress) -> DataCount:
+    """Give the bounds of an interrupted run to new channels, and return the data that they are from."""
+    try:
+        for name, bounds in progress.tensors.items():
+            lower, upper = bounds
+            named[name].merge((lower, upper))
+        return DataCount(**progress.data_count)
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(progress, error) from error
+
+
+def _check_finite(named: Mapping[str, ChannelRanges], where: str) -> None:
+    """Raise if values are NaN or infinite; called after each batch, so that the message can name the batch."""
     problems = [
         f"{name} saw NaN or infinite values {where}"
         for name, channels in named.items()

@@ -1,4 +1,4 @@
-"""Tensors and a few words about them in one safetensors file that is whole at every moment."""
+"""One safetensors file with tensors and a JSON document about them, which is whole at every moment."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ __all__ = ["read_tensors", "unreadable", "write_tensors"]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write ``tensors``, and ``about`` as JSON; it is on the disk when this returns.
+    """Write ``tensors``, and ``about`` as JSON, and flush them to the disk.
 
     Raises:
-        StorageError: when it cannot be written. What was there before is there still.
+        StorageError: The file cannot be written. A previous file of this name is unchanged.
     """
+    # Write beside the file and rename, so that a crash leaves the old file or the new one.
     partial = path.with_name(f".{path.name}.qdq-partial-{secrets.token_hex(4)}")
     try:
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -41,15 +42,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What :func:`write_tensors` wrote.
+    """Read the tensors and the document that :func:`write_tensors` wrote.
 
     Raises:
-        CalibrationError: when the file is missing, damaged, or somebody else's.
+        CalibrationError: The file is missing, damaged, or was not written by :func:`write_tensors`.
     """
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["qdq"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         if not isinstance(about, dict):
             raise TypeError("no JSON object")
     except FileNotFoundError as error:
@@ -60,7 +61,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def unreadable(path: Path, reason: object) -> CalibrationError:
-    """The error for a file that holds something else than it should."""
+    """Return the error for a file that does not hold calibration statistics."""
     return CalibrationError(
-        f"{path}: holds no statistics of a calibration that this version can read ({reason}); collect them anew"
+        f"{path}: holds no calibration statistics that this version can read ({reason}); collect them again"
     )

@@ -124,6 +124,7 @@ class BenchmarkResult:
         if absent := [n for n in (name, baseline) if (n, shape) not in self.round_medians_s]:
             measured = ", ".join(f"{n} at {s}" for n, s in self.round_medians_s)
             raise ConfigError(f"{' and '.join(absent)} at {shape} was not measured; measured were {measured}")
+        # Both numbers of a pair are close in time, so a slow minute cancels out in their ratio.
         pairs = zip(self.round_medians_s[baseline, shape], self.round_medians_s[name, shape], strict=True)
         return statistics.median(slow / fast for slow, fast in pairs)
 

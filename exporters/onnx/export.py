@@ -197,7 +197,7 @@ def export_onnx(
             _keep_weights(model, specs)
             set_mode(model, Mode.QUANTIZE)  # raises for slots that are not calibrated
         for _, quantizer in quantizers(model):
-            quantizer.freeze()
+            quantizer.freeze()  # a learned scale would be traced as a computation instead of a constant
         set_mode(model, Mode.QUANTIZE)
     elif recipe is not None:
         raise ExportError("a recipe needs a target: without one the model is exported in float")
@@ -206,6 +206,7 @@ def export_onnx(
     to_dtype(model, interface.dtype)
     training = model.training
     try:
+        # Smoothing scales and shifts exist for int8 alone: a float file leaves them out, an int8 file has them folded.
         with without_transforms(model) if chosen is None else folded(model):
             export_model = wrap_for_export(model.eval(), interface)
             graph = trace(export_model, opset=opset)
@@ -215,7 +216,7 @@ def export_onnx(
     graph.producer_name = "qdq"
     name, sums = "float" if chosen is None else chosen.name, {}
     if chosen is not None and chosen.takes_isa:
-        graph.metadata_props["qdq.isa"] = isa.name
+        graph.metadata_props["qdq.isa"] = isa.name  # so that a file without its export.json can be inspected
         sums = pair_sums(graph.graph)
         notes += saturation_note(sums, isa)
     write_onnx(graph, path)
@@ -226,6 +227,7 @@ def _check_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], targe
     """Refuse float8 and groups where the opset or the target has no operator for them."""
     if opset < FLOAT8_SINCE and any(spec and spec.is_float8 for spec in specs.values()):
         raise ExportError(f"float8 needs opset {FLOAT8_SINCE} or above, this is {opset}")
+    # An odd group at the end of a row is fine for ONNX, but not for every target.
     groups = {slot: spec.group for slot, spec in specs.items() if spec and spec.group}
     if groups and opset < BLOCKS_SINCE:
         raise ExportError(f"scales per group need opset {BLOCKS_SINCE} or above, this is {opset}")

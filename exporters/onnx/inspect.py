@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-__all__ = ["GraphReport", "Product", "inspect_graph"]
+__all__ = ["GraphReport", "Product", "inspect_graph", "model_bytes"]
 
 _INTEGER = "int8"
 _FLOAT = "float"
@@ -108,12 +108,18 @@ def _product(node: ir.Node) -> Product | None:
 
 
 def _stored(value: ir.Value | None) -> bool:
-    """Whether ``value`` is a constant, maybe behind a DequantizeLinear or a Transpose."""
+    """Return whether ``value`` is a constant, maybe behind a DequantizeLinear or a Transpose."""
     node = producer(value, "DequantizeLinear", "Transpose")
     return constant(value) is not None or (node is not None and _stored(node.inputs[0]))
 
 
 def _quantized(value: ir.Value | None) -> bool:
-    """Whether ``value`` comes from a DequantizeLinear, maybe through a change of shape."""
+    """Return whether ``value`` comes from a DequantizeLinear, maybe through a change of shape."""
     node = producer(value, "DequantizeLinear", "Transpose", "Reshape")
     return node is not None and (node.op_type == "DequantizeLinear" or _quantized(node.inputs[0]))
+
+
+def model_bytes(path: Path) -> int:
+    """Return the size of an ONNX file, with the weights that a large file keeps beside it."""
+    beside = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)

@@ -58,5 +58,6 @@ def to_dtype(model: nn.Module, dtype: str) -> None:
     model.to(kind)
     for _, quantizer in quantizers(model):
         if quantizer.spec is not None and not quantizer.spec.dynamic:
+            # The file stores scales in half precision, so torch must divide by the same rounded values.
             with torch.no_grad():
                 quantizer.scale.copy_(quantizer.scale.to(kind))

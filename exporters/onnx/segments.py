@@ -75,6 +75,7 @@ def cut_at_quantizers(path: Path, into: Path) -> tuple[Cut, ...]:
         if not is_op(node, "QuantizeLinear", "DynamicQuantizeLinear") or constant(node.inputs[0]) is not None:
             continue
         zero_point, computed = _grid(graph, node, path)
+        # Fewer bits and narrow ranges have a Clip behind the QuantizeLinear; the integers are complete only after it.
         last = next((use.node for use in node.outputs[0].uses() if is_op(use.node, "Clip")), node)
         dtype = np.dtype(np.uint8) if zero_point is None else zero_point.dtype
         kind = ir.DataType.from_numpy(dtype)

@@ -40,7 +40,7 @@ def trace(export_model: ExportModel, *, opset: int = 21) -> ir.Model:
     """
     config: Any = export_model.model.config
     signature = export_model.signature
-    seq_len = max(8, getattr(config, "max_span_width", 0) + 1)
+    seq_len = max(8, config.min_length + 1)
     inputs = example_inputs(signature.inputs, vocab_size=int(config.vocab_size), seq_len=seq_len, padding=2)
     try:
         with _silenced(), torch.no_grad():
@@ -87,6 +87,7 @@ def _name_axes(model: ir.Model, inputs: tuple[InputSpec, ...]) -> None:
                 if isinstance(given, ir.SymbolicDim) and given.value is not None and isinstance(axis, str):
                     names.setdefault(given.value, axis)
     for output in model.graph.outputs:
+        # torch gives the length of the grown cache a symbol of its own instead of the sum.
         if PAST_AND_SEQ in names.values() and str(output.name).startswith("present.") and output.shape is not None:
             batch, heads, _, size = output.shape
             output.shape = ir.Shape((batch, heads, PAST_AND_SEQ, size))

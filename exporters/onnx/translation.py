@@ -9,7 +9,7 @@ import torch
 from onnxscript import opset18 as op
 from onnxscript import opset19, opset21
 
-import qdq.quantization.functional  # noqa: F401 (registers the operators)
+import qdq.quantization.operators  # noqa: F401 (registers the operators)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -66,6 +66,7 @@ def check_inputs(name: str, infos: Sequence[TensorInfo], inputs: Mapping[str, ND
         array = fed.get(info.name)
         if array is None:
             continue
+        # Tokenizers give int64. The comparison refuses ids that would overflow.
         if str(array.dtype) == "int64" and str(info.dtype) == "int32" and np.array_equal(array, array.astype(np.int32)):
             array = fed[info.name] = array.astype(np.int32)
         if array.dtype != info.dtype:

@@ -65,7 +65,7 @@ def find_backend(name: str = "auto") -> Backend:
         raise ConfigError(f"no backend {name!r}: it must be one of auto, {', '.join(BACKENDS)}")
     names = [name] if name != "auto" else ["tensorrt", "tensorrt-rtx"]
     if name == "auto" and driver_problem() is not None:
-        names.reverse()
+        names.reverse()  # full TensorRT needs a GPU even to build
     for candidate in names:
         module = _imported(BACKENDS[candidate])
         if module is not None:

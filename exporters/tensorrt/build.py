@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from exporters.tensorrt.backend import Backend, find_backend, messages
+from exporters.tensorrt.build_options import HARDWARE, BuildOptions
 from exporters.tensorrt.kernels import Kernel, parse_inspector, parse_layers
 from exporters.tensorrt.onnx_file import read_onnx_file
 from exporters.tensorrt.profiles import check_profiles, default_profile
 from qdq.errors import BuildError, describe_problems
+from qdq.processes import Interruption
 from qdq.storage import write_bytes_atomic
 
 if TYPE_CHECKING:
@@ -32,39 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["HARDWARE", "BuildOptions", "BuildResult", "build", "check_options"]
 
 _LOG = logging.getLogger(__name__)
-
-HARDWARE = {"none": "NONE", "ampere-plus": "AMPERE_PLUS", "same-compute-capability": "SAME_COMPUTE_CAPABILITY"}
-"""Name on the command line -> member of TensorRT's ``HardwareCompatibilityLevel``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildOptions:
-    """Choose how an engine is built.
-
-    Args:
-        workspace_mb: Memory that kernels may use besides the tensors, in MiB; None leaves it to TensorRT.
-        optimization_level: How long the builder searches, 0 to 5; None is TensorRT's default, 3.
-        timing_cache: File with timings to read and to update. Full TensorRT only.
-        hardware: On which other GPUs the engine must work, a key of :data:`HARDWARE`.
-        version_compatible: Whether later versions of TensorRT, and lean runtimes, can load the engine.
-        refit: Whether weights can be replaced later. Float graphs and full TensorRT only.
-        strip: Leave the weights out of the plan; they are added by refitting. Same limits as ``refit``.
-        tf32: Let float32 products round their operands to tf32. int8 layers gain nothing, and float layers lose
-            accuracy.
-    """
-
-    workspace_mb: int | None = None
-    optimization_level: int | None = None
-    timing_cache: Path | None = None
-    hardware: str = "none"
-    version_compatible: bool = False
-    refit: bool = False
-    strip: bool = False
-    tf32: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self) | {"timing_cache": None if self.timing_cache is None else str(self.timing_cache)}
 
 
 @dataclass(frozen=True)
@@ -185,10 +153,11 @@ def build(
     start = time.perf_counter()
     logger, received = messages(backend)
     received.clear()
-    with _interruptible() as interrupted, warnings.catch_warnings():
+    # An exception that passes through the builder's C++ frames would end the process, so it asks between two steps.
+    with Interruption(signal.SIGINT, patient=True) as interruption, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorRT's own deprecations
-        plan = _serialized(backend.trt, logger, model.path, profiles, options, progress, interrupted)
-        if interrupted():
+        plan = _serialized(backend.trt, logger, model.path, profiles, options, progress, lambda: interruption.came)
+        if interruption.came:
             raise KeyboardInterrupt
     if plan is None:
         raise BuildError(
@@ -221,6 +190,7 @@ def _serialized(
     interrupted: Callable[[], bool],
 ) -> HostMemory | None:
     builder: Builder = trt.Builder(logger)
+    # Flags are bits, and their positions differ between versions.
     network: Network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser: Parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(path)):
@@ -247,7 +217,7 @@ def _configure(trt: TensorRT, config: Config, options: BuildOptions) -> None:
     flags = {
         trt.BuilderFlag.TF32: options.tf32,
         trt.BuilderFlag.VERSION_COMPATIBLE: options.version_compatible,
-        trt.BuilderFlag.REFIT: options.refit or options.strip,
+        trt.BuilderFlag.REFIT: options.refit or options.strip,  # a stripped plan gets its weights by refitting
         trt.BuilderFlag.STRIP_PLAN: options.strip,
     }
     for flag, wanted in flags.items():
@@ -312,26 +282,6 @@ def _monitor(trt: TensorRT, progress: Callable[[str, int, int], None] | None, in
             return not interrupted()
 
     return Monitor()
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Delay an interrupt until the builder asks for it, and yield a function that returns whether there was one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    interrupted = False
-
-    # An exception that passes through the builder's C++ frames would end the process, so the handler only takes a note.
-    def note(number: int, frame: Any) -> None:  # noqa: ARG001
-        nonlocal interrupted
-        interrupted = True
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

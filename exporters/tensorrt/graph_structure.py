@@ -223,6 +223,7 @@ class GraphStructure:
             sides = [value for value in node.inputs if value is not None]
             if len(sides) != 2 or any(is_stored(value) for value in sides):
                 continue
+            # The operand that comes from a linear layer is the branch, the other one is the residual.
             linear = [_linear_behind(value) for value in sides]
             if all(linear):  # the residual operand comes from a projection; it has more readers than the branch
                 linear = [len(_readers(source(value))) == 1 for value in sides]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from exporters.onnx.load import load_onnx
 from qdq.errors import CheckpointError, ConfigError
+from qdq.source import MODEL_FILE, ModelDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from exporters.tensorrt.profiles import Declared
 
 __all__ = ["OnnxFile", "read_onnx_file"]
-
-_MODEL_FILE = "model.onnx"  # repeated here because exporters.directory imports torch at the top
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,9 @@ def read_onnx_file(given: Path) -> OnnxFile:
     """
     path, folder = given, given.parent
     if given.is_dir():
-        path, folder = given / _MODEL_FILE, given
+        path, folder = given / MODEL_FILE, given
         if not path.is_file():
-            raise CheckpointError(f"{given} is not an export: it has no {_MODEL_FILE}")
+            raise CheckpointError(f"{given} is not an export: it has no {MODEL_FILE}")
     elif not given.is_file():
         raise CheckpointError(f"{given}: no such file or directory")
     model = load_onnx(path)
@@ -71,7 +70,7 @@ def read_onnx_file(given: Path) -> OnnxFile:
         path,
         model,
         inputs,
-        _longest(folder / "config.json"),
+        _longest(folder),
         bool(operators & {"QuantizeLinear", "DequantizeLinear"}),
         _bytes(path, model),
         sum(_float_size(value) for value in model.graph.initializers.values()),
@@ -95,11 +94,9 @@ def _float_size(value: ir.Value) -> int:
     return 4 * int(tensor.size)
 
 
-def _longest(config: Path) -> int | None:
+def _longest(folder: Path) -> int | None:
     """Return the longest text that the configuration beside the file allows, None if there is no configuration."""
-    from qdq.models.huggingface import read_config
-
     try:
-        return read_config(config).max_length
+        return ModelDirectory.of(folder).config.max_length
     except (CheckpointError, ConfigError):
         return None

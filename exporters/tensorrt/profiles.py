@@ -53,7 +53,7 @@ def default_profile(inputs: Mapping[str, Declared], *, longest: int = 512) -> Pr
         inputs: Shape of each input as the file declares it; free dimensions are names or None.
         longest: Number of positions of the model. Sequences are not longer.
     """
-    top = min(longest, 512)
+    top = min(longest, 512)  # the limit of int8 attention
     if any("past_seq" in shape for shape in inputs.values()):
         top = max(top // 2, 1)
     seq = (1, min(128, top), top)

@@ -37,7 +37,7 @@ class HostMemory(Protocol):
     nbytes: int
 
     def __buffer__(self, flags: int, /) -> memoryview:
-        """The bytes, not copied."""
+        """Return the bytes without a copy."""
 
 
 class TimingCache(Protocol):

@@ -280,6 +280,7 @@ def _multiplied(kernel: Kernel | None, *, stored: bool) -> str:
     """Return the type in which a kernel multiplies, which is that of both its weights and its inputs."""
     if kernel is None:
         return "unknown"
+    # int8 inputs do not mean int8 arithmetic: a kernel may read int8 and multiply in float.
     for kind in () if _CAST_FIRST.match(kernel.name) else _EIGHT_BITS:
         weights = not stored or not kernel.constants or kind in kernel.constants
         if kind in kernel.inputs and weights:

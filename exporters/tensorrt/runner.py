@@ -248,7 +248,7 @@ class TensorRTRunner:
     def _replayed(
         self, profile: int, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        key = (profile, *shapes.items())
+        key = (profile, *shapes.items())  # a CUDA graph is fixed to its shapes and addresses
         if key not in self._graphs:
             if len(self._graphs) == _RECORDED:
                 self._torch.cuda.synchronize(self._device)  # the oldest graph may still be running

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,12 +10,14 @@ import torch
 from exporters.export_model import cache_names, wrap_for_export
 from exporters.interface import ExportInterface
 from exporters.io_signature import PAST_AND_SEQ, SIZES, TOKEN_INPUTS, InputSpec, example_inputs
-from qdq.data.text import TextSample, draw, read_samples, sample_text
-from qdq.data.tokenize import encode_batches, load_tokenizer
+from qdq.data.source import draw
+from qdq.data.text import TextSample, encode_batches, read_samples, sample_text
 from qdq.errors import CheckpointError
+from qdq.source import ModelDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -34,7 +35,9 @@ _SENTENCES = 40  # together longer than any of the lengths
 
 
 def verification_batches(
-    checkpoint: str | Path, export_model: ExportModel, shapes: tuple[tuple[int, int], ...] = VERIFICATION_SHAPES
+    checkpoint: str | Path | ModelDirectory,
+    export_model: ExportModel,
+    shapes: tuple[tuple[int, int], ...] = VERIFICATION_SHAPES,
 ) -> list[dict[str, Tensor]]:
     """Make a batch for each shape: sample text, or random token ids if the checkpoint has no tokenizer.
 
@@ -51,17 +54,16 @@ def verification_batches(
     """
     config: Any = export_model.model.config
     encode = _encoder(checkpoint, config)
-    least = getattr(config, "max_span_width", 0) if config.model_type == "realm" else 0
     return [
-        fill(export_model, batch_size, max(min(seq_len, config.max_length), least), encode, seed=index)
+        fill(export_model, batch_size, max(min(seq_len, config.max_length), config.min_length), encode, seed=index)
         for index, (batch_size, seq_len) in enumerate(shapes)
     ]
 
 
-def _encoder(checkpoint: str | Path, config: Any) -> Callable[[int, int, int], Mapping[str, Tensor]]:
+def _encoder(checkpoint: str | Path | ModelDirectory, config: Any) -> Callable[[int, int, int], Mapping[str, Tensor]]:
     """Return a function that makes the token inputs from the number of texts, the length and the seed."""
     try:
-        tokenizer = load_tokenizer(Path(checkpoint))
+        tokenizer = ModelDirectory.of(checkpoint).tokenizer
     except CheckpointError:
         tokenizer = None
     if tokenizer is not None and tokenizer.get_vocab_size() > config.vocab_size:

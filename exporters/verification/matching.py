@@ -61,6 +61,7 @@ def quantizer_problems(model: nn.Module, cuts: Sequence[Cut], recorded: Mapping[
         for cut in cuts
         if calls.get(cut) not in present
     ]
+    # A wrong zero point would make every integer of the segment differ, which says less than one line here.
     for call, cut in present.items():
         assert call[0].spec is not None
         shift = 128 if call[0].spec.signed and cut.dtype == np.uint8 else 0

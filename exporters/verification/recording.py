@@ -173,6 +173,7 @@ def run_and_record(
         and quantizer.spec is not None
         and (quantizer.spec.granularity == PerTensor() or f"{slot.module}.{slot.name}_quantizer" in per_token)
     ]
+    # The scores have no quantizer of their own, so a hook notes their largest magnitude for the softmax behind them.
     hooks = [
         attention.scores.register_forward_hook(score_of(weights, attention.head_size))
         for attention in export_model.model.modules()
@@ -194,9 +195,9 @@ def run_and_record(
 def _largest(quantizer: Quantizer, x: Tensor, scale: Tensor) -> np.ndarray | None:
     """Return the largest magnitude of ``x`` before the transform of ``quantizer``, in the steps of each channel."""
     transform = quantizer.transform
-    if transform is None or (transform.shift is None and transform.factor is None):
+    if transform is None or (transform.shift is None and transform.smoothing_scale is None):
         return None
-    factor = torch.ones(x.shape[-1]) if transform.factor is None else transform.factor.float()
+    factor = torch.ones(x.shape[-1]) if transform.smoothing_scale is None else transform.smoothing_scale.float()
     before = x.detach().float() / factor
     if transform.shift is not None:
         before = before + transform.shift.float()

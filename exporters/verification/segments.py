@@ -151,6 +151,7 @@ def compare_segments(
     torch_side = {cut: recorded[call].transposed(cut.perm) for cut, call in calls_of(model, cuts).items()}
     fed: dict[str, np.ndarray] = {}
     for cut, record in torch_side.items():
+        # The file may store int8 as uint8, so the integers are shifted to its zero point.
         if cut.zero_point is None or np.all(cut.zero_point == record.zero_point):
             fed[cut.input] = record.q.astype(cut.dtype, copy=False)
         else:

@@ -1,313 +1,94 @@
-"""``qdq analyze``: what each quantized slot costs, and what to switch off first."""
+"""``qdq analyze``: what each quantized slot costs, and what to keep in float first."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from qdq.cli.analyze_report import Findings, MetricOf
-from qdq.cli.processes import set_threads
+from qdq.analysis.settings import AnalysisSettings, TaskMetricSettings
+from qdq.cli.analyze_report import shown
 from qdq.cli.session import INTERRUPTED, JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-
-    from numpy.typing import NDArray
-    from torch import Tensor, nn
-
-    from calibration.sensitivity.groups import Group
-    from calibration.sensitivity.similarity import Similarity
-    from exporters.runners import Runner
-    from qdq.quantization.quantizer import Quantizer
-    from qdq.tasks.model_under_test import Subject
+from qdq.cli.threads import ThreadsOption, set_threads
 
 __all__ = ["analyze"]
 
-_METRIC = "Metric of a task"
+_DEFAULT = AnalysisSettings()
+_NO_METRIC = TaskMetricSettings()
 
 
 @command
 def analyze(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A quantized checkpoint.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Directory of a quantized checkpoint.")],
     data: Annotated[
         str,
         typer.Option(
-            metavar="FILE", help="Sample text, best not what was calibrated on; with --task labelled examples."
+            metavar="FILE",
+            help="Sample text, best not that of the calibration; with --task labelled examples.",
         ),
     ],
-    by: Annotated[
-        str,
-        typer.Option(
-            metavar="slot|module|layer|role|kind",
-            help="What is switched together; role: a module's place, in every layer.",
-        ),
-    ] = "module",
-    only: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", help="Measure only modules or slots that match; repeatable."),
+    settings: AnalysisSettings = _DEFAULT,
+    top: Annotated[
+        int | None, typer.Option(metavar="N", help="Show the N groups that cost most; by default all.", min=1)
     ] = None,
-    top: Annotated[int | None, typer.Option(metavar="N", help="Show the N worst; all if not given.", min=1)] = None,
-    num_samples: Annotated[int, typer.Option(metavar="N", help="Samples drawn at random.", min=1)] = 64,
-    max_batches: Annotated[int | None, typer.Option(metavar="N", help="Stop after so many batches.", min=1)] = None,
-    batch_size: Annotated[int, typer.Option(metavar="B", help="Samples in a batch.", min=1)] = 8,
-    seq_len: Annotated[int, typer.Option(metavar="L", help="Longest sample in tokens; the rest is cut.", min=3)] = 128,
-    text_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column or key of the text.")] = None,
+    text_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Column or key of the text; by default the usual names are tried."),
+    ] = None,
     text_pair_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Column or key of the second text.")
+        str | None, typer.Option(metavar="NAME", help="Column or key of the second text of each sample.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads of the computation.", min=1)] = None,
+    threads: ThreadsOption = None,
     target_cosine: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Find the least to exclude for a mean cosine of X.", rich_help_panel="Target"),
-    ] = None,
-    target_sqnr: Annotated[
-        float | None, typer.Option(metavar="DB", help="The same for an SQNR, in decibels.", rich_help_panel="Target")
-    ] = None,
-    task: Annotated[
-        str | None,
         typer.Option(
-            metavar="TASK", help="Also its metric, for the groups shown; as for qdq evaluate.", rich_help_panel=_METRIC
+            metavar="X",
+            help="Search the fewest slots to keep in float for a mean cosine of at least X to the float model.",
+            rich_help_panel="Target",
         ),
     ] = None,
-    metric: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The task's first one if not given.", rich_help_panel=_METRIC)
+    target_sqnr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DB", help="Search the same for an SQNR of at least this many decibels.", rich_help_panel="Target"
+        ),
     ] = None,
-    task_samples: Annotated[
-        int, typer.Option(metavar="N", help="Examples for it, drawn at random.", min=1, rich_help_panel=_METRIC)
-    ] = 512,
+    task_metric: Annotated[TaskMetricSettings, "Metric of a task"] = _NO_METRIC,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
     seed: SeedOption = 0,
 ) -> None:
-    """Measure what each quantized slot costs: it alone quantized, and all but it, against the float model.
+    """Measure what each quantized slot costs, against the float model: it alone quantized, and all but it.
 
-    Ends with what to switch off first, as --exclude patterns for qdq calibrate. Ctrl-C shows what there is so far.
+    Ends with what to keep in float first, as --exclude patterns for qdq calibrate. Ctrl-C shows what was found so far.
 
     Example: qdq analyze quantized/ --data text.txt --target-cosine 0.998
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
-    from calibration.sensitivity.exclusions import Target
-    from calibration.sensitivity.groups import BY, groups
-    from calibration.sensitivity.ranking import in_use
-    from qdq.errors import ConfigError
+    from calibration.sensitivity.exclusions import SimilarityTarget
+    from qdq.analysis.checkpoint import analyze_checkpoint
+    from qdq.data.examples import Columns
 
-    if by not in BY:
-        raise ConfigError(f"--by {by}: it must be one of {', '.join(BY)}")
-    if metric is not None and task is None:
-        raise ConfigError("--metric goes with --task")
-    aims = target_cosine is not None or target_sqnr is not None
-    target = Target(cosine=target_cosine, sqnr_db=target_sqnr) if aims else None
+    has_target = target_cosine is not None or target_sqnr is not None
+    target = SimilarityTarget(cosine=target_cosine, sqnr_db=target_sqnr) if has_target else None
+    columns = Columns(text=text_column, text_pair=text_pair_column)
     set_threads(threads)
-    subject = _open(path, task)
-    model: nn.Module = subject.runner.model  # type: ignore[attr-defined]
-    chosen = groups(model, by, only=only or [])
-    found = Findings(path, by, target)
-    evaluator = None
-    with session.progress("reading") as advance:
-        if task is None:
-            batches = _text_batches(
-                subject,
-                data,
-                columns=(text_column, text_pair_column),
-                num_samples=num_samples,
-                batch_size=batch_size,
-                seq_len=seq_len,
-                seed=seed,
-            )
-        else:
-            from qdq.data.examples import Columns
-            from qdq.tasks.settings import Settings
-
-            columns = Columns(text=text_column, text_pair=text_pair_column)
-            settings = Settings(
-                batch_size=batch_size,
-                seq_len=min(seq_len, subject.max_length),
-                num_samples=task_samples,
-                columns=columns if columns.names else None,
-                seed=seed,
-            )
-            evaluator = _Evaluator(subject, task, data, settings, metric)
-            batches = evaluator.recorded(num_samples, lambda done, total: advance(done, f"evaluating {task}", total))
-            found.metric = MetricOf(evaluator.name, evaluator.in_float)
-        batches = batches[:max_batches]
-    try:
-        with session.progress("measuring", total=len(batches) * (2 * len(chosen) + 1)) as advance:
-            _rank(model, batches, chosen, found, _counter(advance))
-        if target is not None:
-            with session.progress("searching what to switch off") as advance:
-                _search(model, batches, found, _counter(advance))
-        if evaluator is not None and found.metric is not None:
-            everything = in_use(model)
-            rows = found.shown(top)
-            with session.progress(f"evaluating {task}", total=2 * len(rows) + 1) as advance:
-                found.metric.quantized = evaluator(everything)
-                for index, row in enumerate(rows):
-                    advance(2 * index + 1)
-                    group = row.group
-                    pair = evaluator(group.quantizers), evaluator(everything - group.quantizers)
-                    found.metric.groups[group] = pair
-        found.complete = True
-    except KeyboardInterrupt:
-        if found.ranking is None:
-            raise
-        session.say(f"interrupted; measured on {found.ranking.batches} of {len(batches)} batches:")
-    session.result(found.to_dict(top), *found.to_text(top))
+    with session.progress("reading", total=1) as advance:
+        found = analyze_checkpoint(
+            path,
+            data,
+            settings=replace(settings, seed=seed),
+            task_metric=task_metric,
+            target=target,
+            top=top,
+            columns=columns if columns.names else None,
+            progress=lambda stage, done, total: advance(done, stage, total or done),
+        )
+    if not found.complete and found.ranking is not None:
+        session.say(f"interrupted; measured on {found.ranking.batches} of {found.batches_planned} batches:")
+    session.result(found.to_dict(top), *shown(found, top))
     if not found.complete:
         raise typer.Exit(INTERRUPTED)
-
-
-def _open(path: Path, task: str | None) -> Subject:
-    """The quantized checkpoint, with a head for the task if one is given."""
-    from exporters.runners import TorchRunner
-    from qdq.checkpoint import is_quantized, load
-    from qdq.errors import CheckpointError
-    from qdq.storage import no_directory
-    from qdq.tasks.model_under_test import Subject, open_subject
-
-    if not path.is_dir():
-        raise CheckpointError(no_directory(path, "give a checkpoint that qdq calibrate wrote"))
-    if not is_quantized(path):
-        raise CheckpointError(
-            f"{path} is no quantized checkpoint: there is nothing to switch off in a float model or an export; give "
-            "what qdq calibrate wrote"
-        )
-    if task is not None:
-        return open_subject(path, task)
-    model = load(path)
-    return Subject(str(path), path, model.config, TorchRunner(model), "torch")
-
-
-def _text_batches(
-    subject: Subject,
-    data: str,
-    *,
-    columns: tuple[str | None, str | None],
-    num_samples: int,
-    batch_size: int,
-    seq_len: int,
-    seed: int,
-) -> list[dict[str, Tensor]]:
-    from qdq.data.text import draw, read_samples
-    from qdq.data.tokenize import encode_batches, load_tokenizer
-
-    tokenizer = load_tokenizer(subject.folder)
-    text, text_pair = columns
-    texts = draw(read_samples(data, text_column=text, text_pair_column=text_pair), num_samples, seed)
-    texts.sort(key=lambda sample: len(sample.text))  # what is padded is computed in vain
-    length = min(seq_len, subject.max_length)
-    pad = subject.config.pad_token_id or 0
-    return list(encode_batches(texts, tokenizer, batch_size=batch_size, seq_len=length, pad_token_id=pad))
-
-
-class _Recorder:
-    """A runner that keeps what it was given."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self.batches: list[dict[str, NDArray[Any]]] = []
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Of the runner."""
-        return self._runner.input_names
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Of the runner."""
-        return self._runner.output_names
-
-    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run, and keep the inputs that the model has."""
-        self.batches.append({name: inputs[name] for name in self.input_names})
-        return self._runner(inputs)
-
-
-class _Evaluator:
-    """The metric of a task for a model as its quantizers are switched."""
-
-    def __init__(self, subject: Subject, task: str, data: str, settings: Any, metric: str | None) -> None:
-        self._subject, self._task, self._data, self._settings = subject, task, data, settings
-        self._model: nn.Module = subject.runner.model  # type: ignore[attr-defined]
-        self._wanted = metric
-        self.name = metric or ""
-        self.in_float = float("nan")
-
-    def __call__(self, on: Collection[Quantizer]) -> float:
-        """In the unit of people, with these quantizers on."""
-        return self._evaluate(self._subject, on)
-
-    def recorded(self, samples: int, progress: Callable[[int, int | None], None]) -> list[dict[str, Tensor]]:
-        """Evaluate the float model and return batches that the task gave it, of all lengths, of ``samples`` or more."""
-        import torch
-
-        recorder = _Recorder(self._subject.runner)
-        self.in_float = self._evaluate(replace(self._subject, runner=recorder), (), progress)
-        rows = sum(len(next(iter(batch.values()))) for batch in recorder.batches)
-        stride = max(1, rows // samples)  # batches come in the order of their lengths
-        return [{n: torch.from_numpy(a) for n, a in batch.items()} for batch in recorder.batches[::stride]]
-
-    def _evaluate(
-        self, subject: Subject, on: Collection[Quantizer], progress: Callable[[int, int | None], None] | None = None
-    ) -> float:
-        from calibration.sensitivity.ranking import switch
-        from qdq.errors import ConfigError
-        from qdq.tasks.evaluate import evaluate_subject
-        from qdq.tasks.scoring import silent
-
-        switch(self._model, on)
-        scores = evaluate_subject(subject, self._task, self._data, self._settings, progress=progress or silent)
-        metrics = {metric.name: metric for metric in scores.metrics}
-        self.name = self._wanted or next(iter(metrics))
-        if self.name not in metrics:
-            raise ConfigError(f"no metric {self.name!r} for the task {self._task}: it has {', '.join(metrics)}")
-        return metrics[self.name].scale * metrics[self.name].value(scores.table)
-
-
-def _counter(advance: Callable[..., None]) -> Callable[[], None]:
-    """A callback that counts its calls."""
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        advance(done)
-
-    return step
-
-
-def _rank(
-    model: nn.Module,
-    batches: Sequence[Mapping[str, Tensor]],
-    chosen: Sequence[Group],
-    found: Findings,
-    step: Callable[[], None],
-) -> None:
-    from calibration.sensitivity.ranking import rank
-
-    for ranking in rank(model, batches, chosen, step=step):
-        found.ranking = ranking
-
-
-def _search(
-    model: nn.Module, batches: Sequence[Mapping[str, Tensor]], found: Findings, step: Callable[[], None]
-) -> None:
-    from calibration.sensitivity.exclusions import switch_off
-    from calibration.sensitivity.ranking import in_use, measured
-
-    everything = in_use(model)
-
-    def measure(choices: Sequence[Sequence[Group]]) -> list[Similarity]:
-        configurations = [everything.difference(*(group.quantizers for group in choice)) for choice in choices]
-        figures: Iterator[tuple[int, list[Similarity]]] = measured(model, batches, configurations, step=step)
-        *_, (_, last) = figures
-        return last
-
-    assert found.ranking is not None
-    assert found.target is not None
-    without = {row.group: row.without for row in found.ranking.rows}
-    for state in switch_off(measure, without, found.ranking.quantized, found.target):
-        found.steps.append(state)

@@ -1,4 +1,4 @@
-"""``qdq benchmark``: latency of exported models side by side, in one runtime or in several."""
+"""``qdq benchmark``: compare the latency of exported models, in one runtime or in several."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qdq.cli.profile import runtime_of
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
 
@@ -25,34 +26,42 @@ _RUNTIMES = ("onnxruntime", "openvino")
 def benchmark(
     exported: Annotated[
         list[Path],
-        typer.Argument(metavar="OUT_DIR", help="Exports, .onnx files or engines; the first is the baseline."),
+        typer.Argument(
+            metavar="OUT_DIR", help="Exported directories, .onnx files or engines; the first is the baseline."
+        ),
     ],
     batch_size: Annotated[
-        list[int] | None, typer.Option(metavar="B", help="Rows in a batch; repeatable. 1 and 8 when not given.")
+        list[int] | None, typer.Option(metavar="B", help="Rows in a batch; by default 1 and 8. Repeatable.")
     ] = None,
     seq_len: Annotated[
-        list[int] | None, typer.Option(metavar="L", help="Tokens in a row; repeatable. 128 when not given.")
+        list[int] | None, typer.Option(metavar="L", help="Tokens in a row; by default 128. Repeatable.")
     ] = None,
     threads: Annotated[int, typer.Option(metavar="N", help="Threads of the runtime.", min=1)] = 2,
-    rounds: Annotated[int, typer.Option(metavar="N", help="Interleaved rounds, each in fresh processes.", min=1)] = 5,
-    warmup: Annotated[int, typer.Option(metavar="N", help="Runs of each round that do not count.", min=0)] = 3,
+    rounds: Annotated[
+        int,
+        typer.Option(metavar="N", help="Number of rounds; in each, every model is timed once in a new process.", min=1),
+    ] = 5,
+    warmup: Annotated[
+        int, typer.Option(metavar="N", help="Runs at the beginning of each round that are not counted.", min=0)
+    ] = 3,
     runtime: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="onnxruntime or openvino; repeatable: every file in each of them. When not given, each in its own: "
-            "openvino for what was exported for it, onnxruntime for the rest.",
+            help="Runtime to time every file in: onnxruntime or openvino; by default the one that each file was "
+            "exported for. Repeatable.",
         ),
     ] = None,
     engine: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="A TensorRT engine to time too, on the GPU; repeatable.")
+        list[Path] | None, typer.Option(metavar="FILE", help="TensorRT engine to time as well, on the GPU. Repeatable.")
     ] = None,
     best_float: Annotated[
         bool,
         typer.Option(
             "--best-float",
             metavar="",
-            help="Time the baseline as ONNX Runtime's optimizer writes it, too; speed-ups are over the faster one.",
+            help="Also time the baseline as ONNX Runtime's transformer optimizer rewrites it. Speed-ups are over the "
+            "faster baseline.",
         ),
     ] = False,
     json: JsonOption = False,
@@ -60,7 +69,7 @@ def benchmark(
     quiet: QuietOption = False,
     seed: SeedOption = 0,  # noqa: ARG001 (every model is timed on the same fixed input)
 ) -> None:
-    """Time exported models side by side: interleaved, one model a process, medians.
+    """Compare the latency of exported models: median times from interleaved rounds, each model in its own process.
 
     Examples: qdq benchmark float/ ort/ --batch-size 8; qdq benchmark float/ ort/ ov/ --best-float
     """
@@ -83,10 +92,10 @@ def benchmark(
 
 
 def _candidates(exported: Sequence[Path], runtimes: Sequence[str] | None) -> list[Candidate]:
-    """Every file in every runtime, named after both where there are several."""
+    """Return every file in every runtime, named after both if there are several runtimes."""
     from exporters.benchmark import Candidate
-    from exporters.directory import MODEL_FILE
     from exporters.tensorrt.plan_metadata import is_plan
+    from qdq.source import MODEL_FILE
 
     found = []
     for given in exported:
@@ -94,20 +103,10 @@ def _candidates(exported: Sequence[Path], runtimes: Sequence[str] | None) -> lis
             found.append(Candidate(str(given), given, "tensorrt"))
             continue
         path = given / MODEL_FILE if given.is_dir() else given
-        for runtime in runtimes or [_own_runtime(path)]:
+        for runtime in runtimes or [runtime_of(path)]:
             name = f"{given} in {runtime}" if len(runtimes or ()) > 1 else str(given)
             found.append(Candidate(name, path, runtime))  # type: ignore[arg-type]
     return found
-
-
-def _own_runtime(path: Path) -> str:
-    from exporters.directory import read_export
-    from qdq.errors import CheckpointError
-
-    try:
-        return "openvino" if read_export(path.parent)["target"] == "openvino" else "onnxruntime"
-    except CheckpointError:
-        return "onnxruntime"
 
 
 def _optimized(baseline: Candidate, folder: Path) -> Candidate:
@@ -166,7 +165,7 @@ def _shape(values: dict[str, int]) -> Shape:
 
 
 def run_benchmark(session: Session, candidates: list[Candidate], shapes: list[Any], **options: Any) -> BenchmarkResult:
-    """Time with a progress bar."""
+    """Time the candidates, with a progress bar."""
     from exporters import benchmark as timing
 
     with session.progress("timing", total=1) as advance:

@@ -1,4 +1,4 @@
-"""``qdq build``: a TensorRT engine from an exported directory, and what really runs in int8 in it."""
+"""``qdq build``: build a TensorRT engine from an exported directory, and show what runs in int8."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from exporters.tensorrt.build_options import BuildOptions
 from qdq.cli.engine_shapes import MaxShapesOption, MinShapesOption, OptShapesOption, chosen_profiles
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
-from qdq.errors import BuildError, ConfigError, describe_problems
+from qdq.errors import BuildError, describe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,21 +20,23 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from exporters.tensorrt.build import BuildResult
-    from exporters.tensorrt.lint.lint import LintReport
     from exporters.tensorrt.onnx_file import OnnxFile
     from exporters.tensorrt.report import EngineReport
 
 __all__ = ["build", "shown_report"]
 
 _PANEL = "Engine"
+_DEFAULT = BuildOptions()
 
 
 @command
 def build(
     model: Annotated[
-        Path, typer.Option("--model", "-m", metavar="OUT_DIR", help="Directory of qdq export, or an .onnx file.")
+        Path, typer.Option("--model", "-m", metavar="OUT_DIR", help="Exported directory, or an .onnx file.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The engine to write, model.plan.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Engine file to write, such as model.plan.")
+    ],
     min_shapes: MinShapesOption = None,
     opt_shapes: OptShapesOption = None,
     max_shapes: MaxShapesOption = None,
@@ -41,52 +44,23 @@ def build(
         str,
         typer.Option(
             metavar="NAME",
-            help="tensorrt, tensorrt-rtx (builds without a GPU), or auto: the former where there is a GPU.",
+            help="Builder: tensorrt, tensorrt-rtx (builds without a GPU), or auto for tensorrt if there is a GPU.",
             rich_help_panel=_PANEL,
         ),
     ] = "auto",
-    workspace: Annotated[
-        int | None, typer.Option(metavar="MIB", help="Memory that kernels may use.", rich_help_panel=_PANEL)
-    ] = None,
-    optimization_level: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="0 to 5: how long to search for kernels.", rich_help_panel=_PANEL),
-    ] = None,
-    timing_cache: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Timings to start from, and to add to.", rich_help_panel=_PANEL),
-    ] = None,
-    hardware_compatibility: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="none, ampere-plus or same-compute-capability.", rich_help_panel=_PANEL),
-    ] = "none",
-    version_compatible: Annotated[
-        bool,
-        typer.Option(
-            "--version-compatible", metavar="", help="Later versions of TensorRT can load it.", rich_help_panel=_PANEL
-        ),
-    ] = False,
-    refit: Annotated[
-        bool,
-        typer.Option(
-            "--refit", metavar="", help="Weights can be exchanged later; float models.", rich_help_panel=_PANEL
-        ),
-    ] = False,
-    strip: Annotated[
-        bool, typer.Option("--strip", metavar="", help="Leave the weights out, to be refitted.", rich_help_panel=_PANEL)
-    ] = False,
-    tf32: Annotated[
-        bool, typer.Option("--tf32", metavar="", help="Let float32 products round to tf32.", rich_help_panel=_PANEL)
-    ] = False,
+    options: Annotated[BuildOptions, _PANEL] = _DEFAULT,
     print_trtexec: Annotated[
-        bool, typer.Option("--print-trtexec", metavar="", help="Print the same build for trtexec, and build nothing.")
+        bool,
+        typer.Option(
+            "--print-trtexec", metavar="", help="Print the same build as a command of trtexec instead of building."
+        ),
     ] = False,
     print_polygraphy: Annotated[
         bool,
         typer.Option(
             "--print-polygraphy",
             metavar="",
-            help="Print the same build and a comparison with ONNX Runtime for polygraphy.",
+            help="Print the same build, and a comparison with ONNX Runtime, as commands of polygraphy instead.",
         ),
     ] = False,
     json: JsonOption = False,
@@ -94,32 +68,33 @@ def build(
     quiet: QuietOption = False,
     seed: SeedOption = 0,  # noqa: ARG001 (a build has nothing random)
 ) -> None:
-    """Build a TensorRT engine, strongly typed, and show what runs in int8; works without a GPU in TensorRT-RTX.
+    """Build a strongly typed TensorRT engine, and show what runs in int8. TensorRT-RTX builds without a GPU.
 
     Example: qdq build -m exported/ -o model.plan --min-shapes 1x8 --opt-shapes 8x128 --max-shapes 32x512
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
-    from exporters.tensorrt.build import BuildOptions
+    from exporters.tensorrt.engine import build_engine, check_engine_path
     from exporters.tensorrt.onnx_file import read_onnx_file
 
-    options = BuildOptions(
-        workspace_mb=workspace,
-        optimization_level=optimization_level,
-        timing_cache=timing_cache,
-        hardware=hardware_compatibility,
-        version_compatible=version_compatible,
-        refit=refit,
-        strip=strip,
-        tf32=tf32,
-    )
-    if output.is_dir():
-        raise ConfigError(f"{output}: is a folder; name a file, {output / 'model.plan'}")
+    check_engine_path(output)
     source = read_onnx_file(model)
     profiles = chosen_profiles(source, min_shapes, opt_shapes, max_shapes)
     if print_trtexec or print_polygraphy:
         _print_commands(session, source, output, profiles, options, trtexec=print_trtexec, other=print_polygraphy)
         return
-    _build(session, source, model, output, profiles, options, backend)
+    with session.progress("building", total=1) as advance:
+        engine = build_engine(
+            model,
+            output,
+            profiles=profiles,
+            options=options,
+            backend=backend,
+            progress=lambda phase, done, total: advance(done, f"building: {phase.lower()}", total),
+        )
+    for finding in engine.lint.findings:
+        if finding.severity != "info":
+            session.say(f"{finding.id} {finding.node}: {finding.problem}; {finding.rule.cure}")
+    session.result(engine.to_dict(), _head(output, engine.result), "", *shown_report(engine.report))
 
 
 def _print_commands(
@@ -150,46 +125,6 @@ def _vocabulary(config: Path) -> dict[str, int]:
         return {"input_ids": 999}
 
 
-def _build(
-    session: Session, source: OnnxFile, model: Path, output: Path, profiles: Any, options: Any, backend: str
-) -> None:
-    from exporters.tensorrt import build as building
-    from exporters.tensorrt.lint.lint import lint
-    from exporters.tensorrt.plan_metadata import write_metadata
-    from exporters.tensorrt.report import engine_report
-
-    linted = lint(source, target="tensorrt", profiles=profiles, refit=options.refit or options.strip)
-    with session.progress("building", total=1) as advance:
-        try:
-            built = building.build(
-                model,
-                output,
-                profiles=profiles,
-                options=options,
-                backend=backend,
-                progress=lambda phase, done, total: advance(done, f"building: {phase.lower()}", total),
-            )
-        except BuildError as error:
-            raise _with_findings(error, linted) from error
-    report = engine_report(source.model, built.kernels, linted.reasons())
-    findings = [finding.to_dict() for finding in linted.findings]
-    write_metadata(output, built, report, findings, source=model)
-    for finding in linted.findings:
-        if finding.severity != "info":
-            session.say(f"{finding.id} {finding.node}: {finding.problem}; {finding.rule.cure}")
-    document = {**built.to_dict(), "output": output, "report": report.to_dict(), "findings": findings}
-    session.result(document, _head(output, built), "", *shown_report(report))
-
-
-def _with_findings(error: BuildError, linted: LintReport) -> BuildError:
-    """What TensorRT said, and what the lint says about the same file: which node, and what to do."""
-    errors = [f for f in linted.findings if f.severity == "error" and f.id != "E12"]
-    if not errors:
-        return error
-    lines = [f"{finding.id} {finding.node}: {finding.problem}; {finding.rule.cure}" for finding in errors]
-    return BuildError(f"{error}\n{describe_problems('what qdq lint finds', lines)}")
-
-
 def _head(output: Path, built: BuildResult) -> str:
     return (
         f"{output}: {built.plan_bytes / 1e6:.1f} MB (ONNX {built.onnx_bytes / 1e6:.1f} MB, float "
@@ -198,9 +133,9 @@ def _head(output: Path, built: BuildResult) -> str:
 
 
 def shown_report(report: EngineReport) -> list[Table | str]:
-    """The report for people."""
+    """Return the report as people read it."""
     if not report.kernels:
-        return ["what its kernels compute is not known: TensorRT did not tell"]
+        return ["what its kernels compute is unknown: TensorRT did not report it"]
     table = new_table("what", "as meant", "of")
     for kind, name in (("linear", "linear layers"), ("attention", "products of attention")):
         done, wanted, _ = report.count(kind)

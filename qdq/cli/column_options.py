@@ -1,4 +1,4 @@
-"""The options that name the columns of labelled examples; see :func:`qdq.cli.option_groups.with_groups`."""
+"""The options that name the columns of labelled examples, a group of :func:`qdq.cli.option_groups.with_groups`."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ if TYPE_CHECKING:
 
 __all__ = ["USUAL_COLUMNS", "ColumnOptions"]
 
-_PANEL = "Columns, where their names are not the usual ones"
+_PANEL = "Columns (where their names are not the usual ones)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnOptions:
-    """What the options say; None: the usual names are tried."""
+    """Names of columns; where one is None, the usual names are tried."""
 
     text_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The text; of retrieval the query.", rich_help_panel=_PANEL)
+        str | None,
+        typer.Option(metavar="NAME", help="Column of the text; for retrieval, of the query.", rich_help_panel=_PANEL),
     ] = None
     text_pair_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The second text, or the passage.", rich_help_panel=_PANEL)
+        str | None,
+        typer.Option(metavar="NAME", help="Column of the second text, or of the passage.", rich_help_panel=_PANEL),
     ] = None
     label_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The label, score or tags.", rich_help_panel=_PANEL)
+        str | None,
+        typer.Option(metavar="NAME", help="Column of the label, the score or the tags.", rich_help_panel=_PANEL),
     ] = None
 
     def chosen(self) -> Columns | None:
-        """The columns; None where none is named."""
+        """Return the named columns, or None if none is named."""
         from qdq.data.examples import Columns
 
         columns = Columns(text=self.text_column, text_pair=self.text_pair_column, label=self.label_column)

@@ -1,4 +1,4 @@
-"""``qdq convert``: from another package's checkpoint to a directory of ours."""
+"""``qdq convert``: convert a checkpoint of another package to a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -23,29 +23,39 @@ _TENSORFLOW = "TensorFlow"
 
 @command
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="The checkpoint: a file, a prefix or a directory.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="Checkpoint to convert: a file, a prefix of files, or a directory.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write.")],
     source_format: Annotated[
-        str, typer.Option("--from", metavar="NAME", help="megatron-lm, tensorflow or pytorch-quantization.")
+        str,
+        typer.Option(
+            "--from", metavar="NAME", help="Format of the checkpoint: megatron-lm, tensorflow or pytorch-quantization."
+        ),
     ],
     task: Annotated[
-        str | None, typer.Option(metavar="TASK", help="The head; the one that uses all there are if not given.")
+        str | None,
+        typer.Option(metavar="TASK", help="Task whose head is kept; by default the one that uses all tensors."),
     ] = None,
     set_field: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A field of config.json, such as layer_norm_eps; repeatable."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Field of config.json to set, such as layer_norm_eps=1e-5. Repeatable."
+        ),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="The sizes; the configuration beside SRC if not given.", rich_help_panel=_TENSORFLOW
+            metavar="FILE",
+            help="JSON file with the sizes; by default the configuration beside SRC.",
+            rich_help_panel=_TENSORFLOW,
         ),
     ] = None,
     model_type: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="bert, albert, realm, ...; what the configuration looks like if not given.",
+            help="Family: bert, albert, realm, ...; by default the one that the configuration looks like.",
             rich_help_panel=_TENSORFLOW,
         ),
     ] = None,
@@ -56,7 +66,8 @@ def convert(
 ) -> None:
     """Convert a checkpoint of Megatron-LM, TensorFlow or pytorch-quantization.
 
-    Every tensor is reported: where it went, or why it was left out (with -v by name). One that is unknown is an error.
+    Every tensor is accounted for: -v prints where each one went, or why it was left out. An unknown tensor is an error.
+
     Example: qdq convert --from megatron-lm release/mp_rank_00/model_optim_rng.pt -o model/
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
@@ -86,7 +97,7 @@ def convert(
 
 
 def _fields(given: list[str]) -> dict[str, Any]:
-    """``NAME=VALUE``, a value as in JSON, or else a text."""
+    """Parse ``NAME=VALUE``, where the value is JSON or else a text."""
     from qdq.errors import ConfigError, describe_problems
 
     found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What a user hears of a mistake of ours: one line, and a file to report it with."""
+"""Report a defect of qdq: one line for the user, and a file to report it with."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import qdq
 __all__ = ["FAILED", "OUT_OF_MEMORY", "describe", "is_out_of_memory"]
 
 FAILED = 70
-"""The exit code of a mistake of ours, that of ``EX_SOFTWARE`` in sysexits.h: 1 says that a check did not hold."""
+"""The exit code of a defect of qdq, that of ``EX_SOFTWARE`` in sysexits.h. 1 means that a check failed."""
 
-OUT_OF_MEMORY = "out of memory; a smaller --batch-size or --seq-len takes less of it"
+OUT_OF_MEMORY = "out of memory; a smaller --batch-size or --seq-len needs less"
 
 _PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "transformers")
 _NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "bad_alloc")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether that is all that went wrong; torch and the runtimes have no type for it."""
+    """Return whether memory ran out. torch and the runtimes have no type of their own for it."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _NO_MEMORY)
     )
 
 
 def describe(error: Exception) -> str:
-    """The line for the user; where things went wrong is written to a file of the system's temporary folder."""
+    """Return the line for the user, and write the traceback to a file in the system's temporary folder."""
     what = " ".join(traceback.format_exception_only(error)[-1].split())
     report = _report(error)
     try:
@@ -38,8 +38,8 @@ def describe(error: Exception) -> str:
         ) as file:
             file.write(report)
     except OSError:
-        return f"a mistake of qdq itself, please report it with what follows: {what}\n{report}"
-    return f"a mistake of qdq itself, please report it with the file {file.name}: {what}"
+        return f"a defect of qdq, please report it with what follows: {what}\n{report}"
+    return f"a defect of qdq, please report it with the file {file.name}: {what}"
 
 
 def _report(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The options that name the shapes of an engine, the same for every command that takes them."""
+"""Options that name the shapes of an engine, shared by several commands."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ MinShapesOption = Annotated[
     typer.Option(
         "--min-shapes",
         metavar="SHAPES",
-        help="Least shapes, as trtexec takes them: input_ids:1x8,attention_mask:1x8; 1x8 stands for all inputs. "
-        "Repeatable: the first of each makes the first profile.",
+        help="Smallest shapes, as trtexec takes them: input_ids:1x8,attention_mask:1x8, or 1x8 for all inputs. "
+        "Repeatable: the first of each of the three options makes the first profile.",
         rich_help_panel=_PANEL,
     ),
 ]
 OptShapesOption = Annotated[
     list[str] | None,
-    typer.Option("--opt-shapes", metavar="SHAPES", help="Shapes that kernels are chosen for.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--opt-shapes", metavar="SHAPES", help="Shapes that the kernels are optimized for.", rich_help_panel=_PANEL
+    ),
 ]
 MaxShapesOption = Annotated[
     list[str] | None,
     typer.Option(
         "--max-shapes",
         metavar="SHAPES",
-        help="Largest shapes. Without any of the three: from 1x1 to 32 rows of at most 512 tokens, best at 8x128.",
+        help="Largest shapes. Without the three options: from 1x1 to 32 rows of at most 512 tokens, "
+        "optimized for 8x128.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -42,10 +45,10 @@ MaxShapesOption = Annotated[
 def chosen_profiles(
     source: OnnxFile, least: list[str] | None, best: list[str] | None, largest: list[str] | None
 ) -> list[Profile]:
-    """The profiles that the options name, or the default one.
+    """Return the profiles that the options name, or the default one.
 
     Raises:
-        BuildError: for text that is no shape, or options that do not come together.
+        BuildError: A text is not a shape, or one of the three options is missing.
     """
     from exporters.tensorrt.profiles import default_profile, parse_profiles
 

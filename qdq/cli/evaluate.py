@@ -1,17 +1,19 @@
-"""``qdq evaluate``: the metrics of a model on a task, and its loss against another."""
+"""``qdq evaluate``: the metrics of a model on a task, alone or compared with a baseline."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qdq.cli.column_options import USUAL_COLUMNS, ColumnOptions
-from qdq.cli.processes import set_threads
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
+from qdq.cli.threads import ThreadsOption, set_threads
+from qdq.tasks.evaluation_settings import EvaluationSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,98 +23,61 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 _TASKS = (
-    "sts, sequence-classification, token-classification, question-answering, multiple-choice, masked-lm or retrieval."
+    "Task to evaluate: sts, sequence-classification, token-classification, question-answering, multiple-choice, "
+    "masked-lm or retrieval."
 )
-_QA = "Question answering"
+_DEFAULT = EvaluationSettings()
 
 
 @command
 def evaluate(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A checkpoint, float or quantized, an exported directory, an engine.")
+        Path,
+        typer.Argument(metavar="PATH", help="Model to evaluate: a checkpoint, an exported directory or an engine."),
     ],
     task: Annotated[str, typer.Option(metavar="TASK", help=_TASKS)],
     data: Annotated[
         str, typer.Option(metavar="FILE", help="Labelled examples: .tsv, .csv, .jsonl, .conll, SQuAD's .json, ...")
     ],
     against: Annotated[
-        Path | None, typer.Option(metavar="PATH2", help="The baseline, run on the same examples.")
+        Path | None, typer.Option(metavar="PATH2", help="Baseline to compare with, on the same examples.")
     ] = None,
     max_drop: Annotated[
         str | None,
-        typer.Option(metavar="1%|0.5", help="Exit code 1 when the loss against the baseline is larger; % or points."),
-    ] = None,
-    metric: Annotated[
-        str | None, typer.Option(metavar="NAME", help="That --max-drop is about; the first of the table if not given.")
-    ] = None,
-    runtime: Annotated[
-        str | None, typer.Option(metavar="NAME", help="For exports: onnxruntime (the default) or openvino.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads of the computation.", min=1)] = None,
-    batch_size: Annotated[int, typer.Option(metavar="B", help="Rows in a batch.", min=1)] = 32,
-    seq_len: Annotated[
-        int | None, typer.Option(metavar="L", help="Longest row in tokens; what the model takes if not given.", min=3)
-    ] = None,
-    num_samples: Annotated[
-        int | None, typer.Option(metavar="N", help="Examples drawn at random; all if not given.", min=1)
-    ] = None,
-    split: Annotated[str | None, typer.Option(metavar="NAME", help="Of a saved dataset with several.")] = None,
-    resamples: Annotated[
-        int, typer.Option(metavar="N", help="Of the bootstrap that gives the intervals; 0 for none.", min=0)
-    ] = 1000,
-    pooling: Annotated[
-        str | None,
-        typer.Option(metavar="mean|cls|max", help="Of sts and retrieval; what the model's folder says, else mean."),
-    ] = None,
-    stride: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Tokens that windows share; 128 if not given.", min=0, rich_help_panel=_QA),
-    ] = None,
-    n_best: Annotated[
-        int, typer.Option(metavar="N", help="Starts and ends that are considered.", min=1, rich_help_panel=_QA)
-    ] = 20,
-    max_answer_length: Annotated[int, typer.Option(metavar="N", help="In tokens.", min=1, rich_help_panel=_QA)] = 30,
-    null_threshold: Annotated[
-        float | None,
         typer.Option(
-            metavar="X",
-            help='"No answer" when it scores higher by this; 0 if not given, never if all have answers.',
-            rich_help_panel=_QA,
+            metavar="1%|0.5",
+            help="Exit with code 1 if the metric is below that of the baseline by more than this, in % or in points.",
         ),
     ] = None,
-    always_answer: Annotated[
-        bool, typer.Option("--always-answer", metavar="", help='Never "no answer".', rich_help_panel=_QA)
-    ] = False,
+    metric: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Metric that --max-drop checks; by default the first of the table."),
+    ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Runtime of an exported directory: onnxruntime (by default) or openvino."),
+    ] = None,
+    threads: ThreadsOption = None,
+    settings: EvaluationSettings = _DEFAULT,
+    resamples: Annotated[
+        int, typer.Option(metavar="N", help="Bootstrap resamples for the intervals; 0 computes no intervals.", min=0)
+    ] = 1000,
     columns: ColumnOptions = USUAL_COLUMNS,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
     seed: SeedOption = 0,
 ) -> None:
-    """Measure what a model is worth on a task, with intervals, and against another model.
+    """Measure a model on a task, with confidence intervals, and compare it with a baseline.
 
-    Needs the extra "evaluate". Example: qdq evaluate ort/ --task sts --data sts.tsv --against model/ --max-drop 1%
+    The task token-classification needs the extra "evaluate".
+    Example: qdq evaluate ort/ --task sts --data sts.tsv --against model/ --max-drop 1%
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
     from qdq.errors import VerificationError
     from qdq.tasks.evaluate import evaluate as run
-    from qdq.tasks.settings import Settings
 
     set_threads(threads)
-    settings = Settings(
-        batch_size=batch_size,
-        seq_len=seq_len,
-        num_samples=num_samples,
-        split=split,
-        columns=columns.chosen(),
-        seed=seed,
-        pooling=pooling,
-        stride=stride,
-        n_best=n_best,
-        max_answer_length=max_answer_length,
-        null_threshold=null_threshold,
-        always_answer=always_answer,
-    )
     with session.progress("evaluating", total=1) as advance:
         result = run(
             path,
@@ -124,7 +89,7 @@ def evaluate(
             runtime=runtime,
             threads=threads,
             resamples=resamples,
-            settings=settings,
+            settings=replace(settings, columns=columns.chosen(), seed=seed),
             progress=lambda done, total: advance(done, f"evaluating {task}", total or done),
         )
     for note in result.notes:
@@ -134,7 +99,7 @@ def evaluate(
         drop = result.drop
         unit = " %" if drop.limit.is_percent else " points"
         error = VerificationError(
-            f"{path}: {drop.metric} is {drop.drop:.2f}{unit} below that of {against}, accepted are {drop.limit}"
+            f"{path}: {drop.metric} is {drop.drop:.2f}{unit} below that of {against}, at most {drop.limit} is accepted"
         )
     session.result(result.to_dict(), *_shown(result), error=error)
 

@@ -1,4 +1,4 @@
-"""``qdq export``: from a checkpoint to an ONNX model for a target."""
+"""``qdq export``: export a checkpoint to ONNX for a target."""
 
 from __future__ import annotations
 
@@ -16,66 +16,106 @@ if TYPE_CHECKING:
 
     from exporters.tune import TuningResult
 
-__all__ = ["export", "model_bytes"]
+__all__ = ["export"]
 
 
 @command
 def export(
-    model: Annotated[Path, typer.Option("--model", "-m", metavar="DIR", help="Directory of the checkpoint.")],
+    model: Annotated[
+        Path, typer.Option("--model", "-m", metavar="DIR", help="Checkpoint to export, float or quantized.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write.")],
-    target: Annotated[str | None, typer.Option(metavar="NAME", help="onnxruntime, openvino or tensorrt.")] = None,
-    in_float: Annotated[bool, typer.Option("--float", metavar="", help="Export the float model.")] = False,
+    target: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Runtime to export for: onnxruntime, openvino or tensorrt.")
+    ] = None,
+    in_float: Annotated[
+        bool, typer.Option("--float", metavar="", help="Export the float model instead of an int8 model.")
+    ] = False,
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="Change to this preset or YAML file first, with the same ranges."),
+        typer.Option(
+            metavar="NAME|FILE", help="Apply this preset or YAML file first, with the ranges of the checkpoint."
+        ),
     ] = None,
-    opset: Annotated[int, typer.Option(metavar="N", help="ONNX operator set, 18 to 25.")] = 21,
+    opset: Annotated[int, typer.Option(metavar="N", help="Version of the ONNX operators, from 18 to 25.")] = 21,
     isa: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="Of onnxruntime: the CPUs that the file is for: avx2, avx512, vnni or arm; auto: this one; "
-            "any: exact on all of them.",
+            help="CPUs that a file for onnxruntime is for: avx2, avx512, vnni or arm; auto for this one; any for exact "
+            "results on all of them.",
         ),
     ] = "any",
     dtype: Annotated[
         str,
-        typer.Option(metavar="NAME", help="Of what is computed in float: fp32, fp16 or bf16.", rich_help_panel="Form"),
+        typer.Option(
+            metavar="NAME",
+            help="Type of everything that is computed in float: fp32, fp16 or bf16.",
+            rich_help_panel="Export interface",
+        ),
     ] = "fp32",
     pooling: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="One vector per text: mean, cls or max; auto: what the folder's 1_Pooling says, else the mean.",
-            rich_help_panel="Form",
+            help="Return one vector per text: mean, cls or max; auto for that of the model's directory.",
+            rich_help_panel="Export interface",
         ),
     ] = None,
     normalize: Annotated[
-        bool, typer.Option("--normalize", metavar="", help="Vectors of length 1.", rich_help_panel="Form")
+        bool,
+        typer.Option(
+            "--normalize", metavar="", help="Scale the vectors to length 1.", rich_help_panel="Export interface"
+        ),
     ] = False,
     softmax: Annotated[
-        bool, typer.Option("--softmax", metavar="", help="Probabilities for logits.", rich_help_panel="Form")
+        bool,
+        typer.Option(
+            "--softmax", metavar="", help="Return probabilities instead of logits.", rich_help_panel="Export interface"
+        ),
     ] = False,
     argmax: Annotated[
-        bool, typer.Option("--argmax", metavar="", help="The label for logits.", rich_help_panel="Form")
+        bool,
+        typer.Option(
+            "--argmax",
+            metavar="",
+            help="Return labels instead of logits; with --softmax both.",
+            rich_help_panel="Export interface",
+        ),
     ] = False,
     no_token_type_ids: Annotated[
         bool,
-        typer.Option("--no-token-type-ids", metavar="", help="No such input: all are 0.", rich_help_panel="Form"),
+        typer.Option(
+            "--no-token-type-ids",
+            metavar="",
+            help="Leave this input out; all tokens are of type 0.",
+            rich_help_panel="Export interface",
+        ),
     ] = False,
     int32_ids: Annotated[
-        bool, typer.Option("--int32-ids", metavar="", help="Ids and masks in int32.", rich_help_panel="Form")
+        bool,
+        typer.Option(
+            "--int32-ids",
+            metavar="",
+            help="Take ids and masks in int32 instead of int64.",
+            rich_help_panel="Export interface",
+        ),
     ] = False,
     inputs_embeds: Annotated[
         bool,
-        typer.Option("--inputs-embeds", metavar="", help="Embedded tokens instead of ids.", rich_help_panel="Form"),
+        typer.Option(
+            "--inputs-embeds",
+            metavar="",
+            help="Take embedded tokens instead of ids.",
+            rich_help_panel="Export interface",
+        ),
     ] = False,
     cache: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of a decoder. first: keys and values as outputs; step: as inputs, too.",
-            rich_help_panel="Form",
+            help="Cache of a decoder: first returns keys and values, step also takes them.",
+            rich_help_panel="Export interface",
         ),
     ] = None,
     tune: Annotated[
@@ -83,26 +123,38 @@ def export(
         typer.Option(
             "--tune",
             metavar="",
-            help="Of onnxruntime: export with ranges known beforehand and with those of each call, time both here, "
-            "take the faster one.",
+            help="Export for onnxruntime with static and with dynamic ranges, time both on this machine, and keep the "
+            "faster one.",
             rich_help_panel="Tune",
         ),
     ] = False,
     min_cosine: Annotated[
         float,
-        typer.Option(metavar="C", help="To the float model, that it must hold.", rich_help_panel="Tune"),
+        typer.Option(
+            metavar="C",
+            help="Smallest cosine to the float model that the chosen file must reach.",
+            rich_help_panel="Tune",
+        ),
     ] = 0.99,
     shape: Annotated[
-        str, typer.Option("--shape", metavar="BxL", help="Rows and tokens that are timed.", rich_help_panel="Tune")
+        str,
+        typer.Option(
+            "--shape", metavar="BxL", help="Rows and tokens of the batch that is timed.", rich_help_panel="Tune"
+        ),
     ] = "8x128",
-    threads: Annotated[int, typer.Option(metavar="N", help="Of the runtime.", min=1, rich_help_panel="Tune")] = 2,
-    rounds: Annotated[int, typer.Option(metavar="N", help="Interleaved rounds.", min=1, rich_help_panel="Tune")] = 5,
+    threads: Annotated[
+        int, typer.Option(metavar="N", help="Threads of the runtime while timing.", min=1, rich_help_panel="Tune")
+    ] = 2,
+    rounds: Annotated[
+        int,
+        typer.Option(metavar="N", help="Number of interleaved rounds of the timing.", min=1, rich_help_panel="Tune"),
+    ] = 5,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
     seed: SeedOption = 0,  # noqa: ARG001 (an export has nothing random)
 ) -> None:
-    """Write an ONNX model for a target, int8 weights inside.
+    """Export a checkpoint to an ONNX model for a target, with int8 weights inside.
 
     Example: qdq export -m quantized/ -o exported/ --target onnxruntime
     """
@@ -115,14 +167,14 @@ def export(
         raise ExportError("--recipe goes with --target: a model exported with --float has no quantizers")
     from exporters import directory
     from exporters.interface import CACHES, POOLINGS, ExportInterface
+    from exporters.onnx.inspect import model_bytes
+    from qdq.source import MODEL_FILE, ModelDirectory
 
     for option, value, known in (("--pooling", pooling, ("auto", *POOLINGS)), ("--cache", cache, CACHES)):
         if value is not None and value not in known:
             raise ExportError(f"{option} {value}: it must be one of {', '.join(known)}")
     if pooling == "auto":
-        from qdq.tasks.pooling import read_pooling
-
-        pooling = read_pooling(model)
+        pooling = ModelDirectory.of(model).pooling
     interface = ExportInterface(
         pooling=pooling,  # type: ignore[arg-type]
         normalize=normalize,
@@ -137,7 +189,7 @@ def export(
     tuning = None
     if tune:
         if target != "onnxruntime":
-            raise ExportError("--tune goes with --target onnxruntime: it chooses among forms for it")
+            raise ExportError("--tune goes with --target onnxruntime: it chooses between static and dynamic ranges")
         tuning = _tuned(
             session,
             model,
@@ -164,7 +216,7 @@ def export(
         )
     for note in exported.notes:
         session.say(note)
-    size = model_bytes(output / directory.MODEL_FILE)
+    size = model_bytes(output / MODEL_FILE)
     session.result(
         {
             "output": output,
@@ -173,7 +225,7 @@ def export(
             **({"tuning": tuning.to_dict()} if tuning else {}),
         },
         *([] if tuning is None else _choices(tuning)),
-        f"{output / directory.MODEL_FILE}: {size / 1e6:.1f} MB, opset {exported.opset}, "
+        f"{output / MODEL_FILE}: {size / 1e6:.1f} MB, opset {exported.opset}, "
         f"{', '.join(exported.signature.input_names)} -> {', '.join(exported.signature.outputs)}",
     )
 
@@ -188,7 +240,7 @@ def _tuned(session: Session, model: Path, *, shape: str, **options: Any) -> Tuni
 
 
 def _choices(tuning: TuningResult) -> list[Table | str]:
-    table = new_table("form", "median\nms", "speed-up", "cosine\nto float")
+    table = new_table("ranges", "median\nms", "speed-up", "cosine\nto float")
     for row in tuning.rows:
         if row.median_s is None or row.speedup is None or row.cosine is None:
             table.add_row(row.name, "-", "-", "-")
@@ -196,9 +248,3 @@ def _choices(tuning: TuningResult) -> list[Table | str]:
             table.add_row(row.name, f"{1e3 * row.median_s:.2f}", f"{row.speedup:.2f}x", f"{row.cosine:.4f}")
     refused = [f"{row.name} is not possible: {row.refused}" for row in tuning.rows if row.refused]
     return [table, *refused, f"chosen: {tuning.chosen}, {tuning.why}", ""]
-
-
-def model_bytes(path: Path) -> int:
-    """The size of an ONNX file together with the weights that a large one keeps beside it."""
-    beside = path.with_name(f"{path.name}.data")
-    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)

@@ -1,4 +1,4 @@
-"""``qdq generate``: how a causal language model continues texts."""
+"""``qdq generate``: continue texts with a causal language model."""
 
 from __future__ import annotations
 
@@ -11,26 +11,37 @@ from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, Verbos
 
 if TYPE_CHECKING:
     from qdq.generation import Decoder
+    from qdq.source import ModelDirectory
 
 __all__ = ["generate"]
 
 
 @command
 def generate(
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to continue.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts to continue.")],
     model: Annotated[
         Path,
-        typer.Option("--model", "-m", metavar="DIR", help="A causal LM: a checkpoint, or an export with --cache step."),
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="DIR",
+            help="Causal language model: a checkpoint, or an export made with --cache step.",
+        ),
     ],
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="The most tokens to add.", min=1)] = 20,
-    num_beams: Annotated[int, typer.Option(metavar="N", help="Texts to follow at a time; 1 is greedy.", min=1)] = 1,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Largest number of tokens to add.", min=1)] = 20,
+    num_beams: Annotated[
+        int, typer.Option(metavar="N", help="Beams of the beam search; 1 is greedy search.", min=1)
+    ] = 1,
     length_penalty: Annotated[
-        float, typer.Option(metavar="X", help="Of beam search: above 0 for longer texts, below for shorter ones.")
+        float, typer.Option(metavar="X", help="For beam search: above 0 prefers longer texts, below 0 shorter ones.")
     ] = 1.0,
     early_stopping: Annotated[
-        bool, typer.Option("--early-stopping", metavar="", help="End when there are as many texts as beams.")
+        bool,
+        typer.Option("--early-stopping", metavar="", help="End as soon as there are as many finished texts as beams."),
     ] = False,
-    num_return_sequences: Annotated[int, typer.Option(metavar="N", help="Texts to show for each.", min=1)] = 1,
+    num_return_sequences: Annotated[
+        int, typer.Option(metavar="N", help="Continuations of each text to print.", min=1)
+    ] = 1,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -43,10 +54,10 @@ def generate(
     session = Session(json=json, verbose=verbose, quiet=quiet)
     import torch
 
-    from qdq.data.tokenize import load_tokenizer
     from qdq.errors import DataError
     from qdq.generation import GenerationSettings, visible_tokens
     from qdq.generation import generate as run
+    from qdq.source import ModelDirectory
 
     settings = GenerationSettings(
         max_new_tokens=max_new_tokens,
@@ -56,14 +67,15 @@ def generate(
         num_return_sequences=num_return_sequences,
     )
     with session.progress("loading"):
-        decoder, tokenizer = _decoder(model), load_tokenizer(model)
+        directory = ModelDirectory.of(model)
+        decoder, tokenizer = _decoder(directory), directory.tokenizer
     rows = []
     for text in texts:
         encoding = tokenizer.encode(text)
-        # The token that ends a text would be the end of what is to be continued.
+        # The tokenizer adds an end token ([SEP]), after which nothing would be continued.
         ends = next((n for n in range(len(encoding.ids), 0, -1) if not encoding.special_tokens_mask[n - 1]), 0)
         if not ends:
-            raise DataError(f"nothing to continue in {text!r}")
+            raise DataError(f"nothing to continue in {text!r}: give at least one word")
         rows.append(encoding.ids[:ends])
     longest = max(map(len, rows))
     pad = decoder.config.pad_token_id or 0
@@ -73,21 +85,19 @@ def generate(
         found = run(decoder, ids, mask, settings=settings).tolist()
     end = decoder.config.eos_token_id
     results: list[dict[str, Any]] = []
-    for place, text in enumerate(texts):
-        own = found[place * num_return_sequences : (place + 1) * num_return_sequences]
+    for number, text in enumerate(texts):
+        own = found[number * num_return_sequences : (number + 1) * num_return_sequences]
         added = [visible_tokens(row, longest, () if end is None else (end,)) for row in own]
-        shown = [tokenizer.decode(rows[place] + tokens) for tokens in added]
+        shown = [tokenizer.decode(rows[number] + tokens) for tokens in added]
         results.append({"text": text, "continued": shown, "added_ids": added})
     session.result({"model": model, "results": results}, *(line for entry in results for line in entry["continued"]))
 
 
-def _decoder(model: Path) -> Decoder:
-    from exporters.directory import EXPORT_FILE, MODEL_FILE
+def _decoder(directory: ModelDirectory) -> Decoder:
     from exporters.runners import OnnxRuntimeRunner
     from qdq.checkpoint import load
     from qdq.generation import RunnerDecoder, TorchDecoder
-    from qdq.models.huggingface import read_config
 
-    if (model / EXPORT_FILE).is_file():
-        return RunnerDecoder(OnnxRuntimeRunner(model / MODEL_FILE), read_config(model))
-    return TorchDecoder(load(model))
+    if directory.export is not None:
+        return RunnerDecoder(OnnxRuntimeRunner(directory.model_file), directory.config)
+    return TorchDecoder(load(directory))

@@ -1,4 +1,4 @@
-"""``qdq inspect``: what is in a checkpoint or in an ONNX file, and what a recipe would make of a model."""
+"""``qdq inspect``: show what a checkpoint, an ONNX file or an engine holds, and what a recipe does to a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import typer
 
 from qdq.cli.build import shown_report
 from qdq.cli.calibrate import describe
-from qdq.cli.export import model_bytes
 from qdq.cli.plan import described, planned, shown
 from qdq.cli.profile import ProfileOption, RuntimeOption, ShapeOption, ThreadsOption, profiled
 from qdq.cli.recipe_options import NO_CHANGES, RecipeChanges, RecipeChoice
@@ -31,7 +30,7 @@ __all__ = ["inspect"]
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="A checkpoint, a config.json, an export, an .onnx file, an engine."),
+        typer.Argument(metavar="PATH", help="Checkpoint, config.json, exported directory, .onnx file or engine."),
     ],
     recipe: Annotated[
         str | None,
@@ -39,13 +38,16 @@ def inspect(
             "--recipe",
             "-r",
             metavar="NAME|FILE",
-            help="Show what this preset or YAML file makes of the model; only its config.json is read.",
+            help="Show what this preset or YAML file does to the model. Only its config.json is read.",
             rich_help_panel="Recipe",
         ),
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(metavar="TASK", help="With a recipe or a config.json: the head; else that of config.json."),
+        typer.Option(
+            metavar="TASK",
+            help="Task whose head is shown, with a recipe or a config.json; by default that of config.json.",
+        ),
     ] = None,
     recipe_changes: RecipeChanges = NO_CHANGES,
     profile: ProfileOption = False,
@@ -57,10 +59,10 @@ def inspect(
     quiet: QuietOption = False,
     seed: SeedOption = 0,  # noqa: ARG001 (nothing is random here)
 ) -> None:
-    """Show what is quantized, and how: slots, specs and ranges of a checkpoint; what runs in int8 of an ONNX file.
+    """Show what is quantized, and how: the slots of a checkpoint with their ranges, the int8 products of an ONNX file.
 
-    With --recipe or an option of its panel: which slots of the model get which spec, before anything is loaded. With
-    --profile: what a runtime really computes in int8, and what keeps the rest in float.
+    With --recipe or an option of its panel, show which slots of the model get which spec; no weights are read. With
+    --profile, run the file and show what the runtime computes in int8, and what keeps the rest in float.
 
     Examples: qdq inspect quantized/; qdq inspect model/ -r tensorrt
     """
@@ -85,7 +87,7 @@ def inspect(
     if is_plan(path):
         _inspect_engine(session, path, full=verbose > 0)
         return
-    from exporters.directory import MODEL_FILE
+    from qdq.source import MODEL_FILE
 
     if path.is_dir() and (path / MODEL_FILE).is_file():
         path = path / MODEL_FILE
@@ -136,10 +138,12 @@ def _inspect_plan(session: Session, path: Path, choice: RecipeChoice | None, tas
 
 
 def _inspect_checkpoint(session: Session, path: Path) -> None:
-    from qdq.checkpoint import QUANTIZATION_FILE, is_quantized, load, read_quantization
+    from qdq.checkpoint import load
     from qdq.quantization.wrap import named_slots
+    from qdq.source import ModelDirectory
 
-    model = load(path)
+    directory = ModelDirectory.of(path)
+    model = load(directory)
     parameters = sum(p.numel() for p in model.parameters())
     document: dict[str, Any] = {
         "kind": "checkpoint",
@@ -147,15 +151,15 @@ def _inspect_checkpoint(session: Session, path: Path) -> None:
         "model_type": model.config.model_type,
         "task": model.task,
         "parameters": parameters,
-        "quantized": is_quantized(path),
+        "quantized": directory.is_quantized,
     }
     head = f"{path}: {model.config.model_type}, {model.task}, {parameters / 1e6:.1f} M parameters"
-    if not is_quantized(path):
+    if not directory.is_quantized:
         session.result(document, f"{head}, float")
         return
-    recipe, calibration, origin = None, None, "as pytorch-quantization left it"
-    if (path / QUANTIZATION_FILE).is_file():  # else a QDQBERT of others
-        record = read_quantization(path)
+    recipe, calibration, origin = None, None, "with the ranges of pytorch-quantization"
+    record = directory.quantization
+    if record is not None:  # None: a QDQBERT that another program wrote
         recipe, calibration = record["recipe"].get("name"), record["calibration"]
         origin = f"recipe {recipe}"
     rows = [{"slot": str(slot), **_figures(q)} for slot, q in named_slots(model) if q.spec is not None]
@@ -175,7 +179,7 @@ def _inspect_checkpoint(session: Session, path: Path) -> None:
 
 
 def _figures(quantizer: Quantizer) -> dict[str, Any]:
-    """Spec, and the least and greatest scale, zero point and value of one slot; per axis there are many."""
+    """Return the spec of a slot, and the smallest and largest of its scales, zero points and values."""
     range_ = quantizer.range
     bounds = None if range_ is None else [float(range_.lower.min()), float(range_.upper.max())]
     if quantizer.spec is None or quantizer.spec.dynamic:  # found anew in every call
@@ -200,7 +204,7 @@ def _slots_table(rows: list[dict[str, Any]], letters: dict[str, str]) -> Table:
 
 
 def _inspect_graph(session: Session, path: Path, run: dict[str, Any] | None) -> None:
-    from exporters.onnx.inspect import inspect_graph
+    from exporters.onnx.inspect import inspect_graph, model_bytes
 
     report = inspect_graph(path)
     products = Counter((product.kind, product.runs_in) for product in report.products)
@@ -231,7 +235,7 @@ def _inspect_graph(session: Session, path: Path, run: dict[str, Any] | None) -> 
 
 
 def _for_isa(report: GraphReport) -> list[str]:
-    """For which CPUs its integer products are written, and which of them would need care elsewhere."""
+    """Return for which CPUs the integer products are written, and a warning about other CPUs."""
     if report.isa is None:
         return []
     from exporters.onnx.isa import ISAS

@@ -1,4 +1,4 @@
-"""``qdq lint``: whether TensorRT will take an exported model, and run it in int8."""
+"""``qdq lint``: check whether TensorRT can build an exported model and run it in int8."""
 
 from __future__ import annotations
 
@@ -24,21 +24,26 @@ _SHOWN = 3  # nodes of one rule
 
 @command
 def lint(
-    exported: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Directory of qdq export, or an .onnx file.")],
+    exported: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Exported directory, or an .onnx file.")],
     target: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="tensorrt:VERSION, as in tensorrt:10.16; tensorrt alone is the newest known."
+            metavar="NAME", help="Version to check for, as in tensorrt:10.16; tensorrt is the newest known version."
         ),
     ] = "tensorrt",
-    strict: Annotated[bool, typer.Option("--strict", metavar="", help="Warnings, too, end with exit code 1.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", metavar="", help="End with exit code 1 for warnings, too.")
+    ] = False,
     fix: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a copy with everything repaired that can be.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a copy in which everything that can be repaired is repaired."),
     ] = None,
     parse: Annotated[
-        bool, typer.Option("--parse", metavar="", help="Ask the parser of an installed TensorRT, too.")
+        bool, typer.Option("--parse", metavar="", help="Also run the parser of an installed TensorRT.")
     ] = False,
-    refit: Annotated[bool, typer.Option("--refit", metavar="", help="The engine is to be refitted.")] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", metavar="", help="Check for an engine whose weights are to be replaced later.")
+    ] = False,
     min_shapes: MinShapesOption = None,
     opt_shapes: OptShapesOption = None,
     max_shapes: MaxShapesOption = None,
@@ -47,9 +52,9 @@ def lint(
     quiet: QuietOption = False,
     seed: SeedOption = 0,  # noqa: ARG001 (nothing is random here)
 ) -> None:
-    """Check an exported model for TensorRT, without TensorRT; exit code 1 when it would fail.
+    """Check an exported model for TensorRT, without TensorRT. Exit code 1 means that the build would fail.
 
-    Errors (E) keep an engine from being built, warnings (W) from being as fast as meant.
+    Errors (E) keep an engine from being built, warnings (W) keep it from running everything in int8.
 
     Example: qdq lint exported/ --target tensorrt:10.16 --strict
     """
@@ -72,8 +77,7 @@ def lint(
         report = report.plus(parser_findings(source.path))
     error = None
     if not report.holds(strict=strict):
-        subject = fix or exported
-        error = VerificationError(f"{subject} is not ready for {target}: {_counted(report)}")
+        error = VerificationError(f"{fix or exported} is not ready for {target}: {_counted(report)}")
     version = ".".join(map(str, report.version))
     session.result(
         {"path": fix or exported, "target": target, **report.to_dict(), "repairs": repairs},

@@ -30,11 +30,11 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="qdq",
-    help="BERT-family encoders from a Hugging Face checkpoint to int8: quantized, exported to ONNX, and proven.",
+    help="Take BERT-family encoders from a Hugging Face checkpoint to int8: quantize, export, verify, evaluate.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    # Peers are split between --calib-data and --calib_data; both are right here.
+    # Other packages spell options with dashes or with underscores; both work here.
     context_settings={
         "token_normalize_func": lambda name: name.replace("_", "-"),
         "help_option_names": ["-h", "--help"],
@@ -73,17 +73,17 @@ def _main(
         bool, typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options of the program itself."""
+    """Take the options of the program itself."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point.
+    """Run a command.
 
     Args:
-        arguments: the command line, without the program's name; that of the process when None.
+        arguments: The command line without the name of the program; None takes that of the process.
 
     Raises:
-        SystemExit: always, with the exit code.
+        SystemExit: Always, with the exit code.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):

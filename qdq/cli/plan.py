@@ -1,4 +1,4 @@
-"""What ``qdq inspect --recipe`` shows: which slot would get which spec, before anything is loaded or computed."""
+"""``qdq inspect --recipe``: which slot gets which spec, without loading or computing anything."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _LAYER = re.compile(r"\blayers\.([0-9]+)\.")
 
 
 def planned(config: Path, choice: RecipeChoice | None, task: str | None) -> tuple[dict[str, Any], Plan | None]:
-    """What is to be said of the model of a config.json, and what ``choice`` would make of it.
+    """Return a description of the model of a config.json, and the plan of a recipe for it.
 
     Raises:
-        ConfigError: for a configuration that cannot be followed.
-        RecipeError: for a recipe that does not fit the model.
+        ConfigError: The configuration is not supported.
+        RecipeError: The recipe does not fit the model.
     """
     from qdq.models.huggingface import read_config
     from qdq.recipes.plan import skeleton
@@ -42,8 +42,8 @@ def planned(config: Path, choice: RecipeChoice | None, task: str | None) -> tupl
 
 
 def described(plan: Plan) -> dict[str, Any]:
-    """A plan as plain values."""
-    places = plan.places
+    """Return a plan as plain values."""
+    counts = plan.slot_counts
     kinds: dict[str, dict[str, dict[str, int]]] = {}
     for slot, spec in plan.specs.items():
         count = kinds.setdefault(slot.kind, {}).setdefault(slot.name, {"places": 0, "quantized": 0})
@@ -52,12 +52,12 @@ def described(plan: Plan) -> dict[str, Any]:
     return {
         "recipe": plan.recipe.name,
         "places": len(plan.specs),
-        "quantized": sum(places.values()),
+        "quantized": sum(counts.values()),
         "quantizers": sum(plan.quantizers.values()),
         "needing_data": len(plan.needing_data),
         "specs": [
             {"spec": str(spec), "places": count, "quantizers": plan.quantizers[spec]}
-            for spec, count in places.most_common()
+            for spec, count in counts.most_common()
         ],
         "kinds": kinds,
         "slots": [
@@ -68,12 +68,12 @@ def described(plan: Plan) -> dict[str, Any]:
 
 
 def shown(plan: Mapping[str, Any]) -> list[Table | str]:
-    """The same for people: counts, and the slots of all layers that are alike in one line."""
+    """Return a plan as people read it: counts, and equal slots of several layers in one line."""
     letters = {row["spec"]: chr(ord("A") + index) for index, row in enumerate(plan["specs"])}
-    specs = new_table("spec", "", "places", "quantizers", words=2)
+    specs = new_table("spec", "", "slots", "quantizers", words=2)
     for row in plan["specs"]:
         specs.add_row(letters[row["spec"]], row["spec"], str(row["places"]), str(row["quantizers"]))
-    kinds = new_table("kind", "slot", "places", "quantized", words=2)
+    kinds = new_table("kind", "slot", "slots", "quantized", words=2)
     for kind, slots in plan["kinds"].items():
         for name, count in slots.items():
             kinds.add_row(kind, name, str(count["places"]), str(count["quantized"]))
@@ -83,7 +83,7 @@ def shown(plan: Mapping[str, Any]) -> list[Table | str]:
     counts: list[Table | str] = ["", specs] if plan["specs"] else []
     data = f"{plan['needing_data']} slots need calibration data" if plan["needing_data"] else "no data is needed"
     return [
-        f"{plan['quantized']} of {plan['places']} places quantized, {plan['quantizers']} quantizers; {data}",
+        f"{plan['quantized']} of {plan['places']} slots quantized, {plan['quantizers']} quantizers; {data}",
         *counts,
         "",
         kinds,
@@ -93,9 +93,11 @@ def shown(plan: Mapping[str, Any]) -> list[Table | str]:
 
 
 def whole_layers(slots: Iterable[tuple[str, str | None]]) -> list[tuple[str, str | None, str]]:
-    """Slots that differ in the layer alone and have the same spec as one: its name with N, the spec, the layers.
+    """Merge slots that have the same spec and differ only in the layer.
 
-    ``0-5, 8``; no layers for slots outside of layers. In the order of the first of each.
+    Returns:
+        Name with N for the layer, spec, and layers as in ``0-5, 8`` (empty for slots outside of layers), in the order
+        of the first slot of each.
     """
     found: dict[tuple[str, str | None], list[int]] = {}
     for name, spec in slots:

@@ -1,4 +1,4 @@
-"""What ``qdq inspect --profile`` shows: what a runtime does with a file, and which products it leaves in float."""
+"""``qdq inspect --profile``: which operators a runtime runs in int8, and which products stay in float."""
 
 from __future__ import annotations
 
@@ -15,31 +15,40 @@ if TYPE_CHECKING:
     from exporters.onnx.inspect import GraphReport, Product
     from exporters.profile import Profile
 
-__all__ = ["ProfileOption", "RuntimeOption", "ShapeOption", "ThreadsOption", "parse_shape", "profiled"]
+__all__ = ["ProfileOption", "RuntimeOption", "ShapeOption", "ThreadsOption", "parse_shape", "profiled", "runtime_of"]
 
 _PANEL = "Profile"
 
 ProfileOption = Annotated[
     bool,
-    typer.Option("--profile", metavar="", help="Run the file, and show what runs in int8.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--profile", metavar="", help="Run the file and show what the runtime computes in int8.", rich_help_panel=_PANEL
+    ),
 ]
 RuntimeOption = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="onnxruntime or openvino; that of the target.", rich_help_panel=_PANEL),
+    typer.Option(
+        metavar="NAME",
+        help="Runtime to profile: onnxruntime or openvino; by default that of the target.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 ShapeOption = Annotated[
-    str, typer.Option("--shape", metavar="BxL", help="Rows and tokens of the input.", rich_help_panel=_PANEL)
+    str,
+    typer.Option(
+        "--shape", metavar="BxL", help="Rows and tokens of the input that is profiled.", rich_help_panel=_PANEL
+    ),
 ]
-ThreadsOption = Annotated[int, typer.Option(metavar="N", help="Of the runtime.", min=1, rich_help_panel=_PANEL)]
+ThreadsOption = Annotated[int, typer.Option(metavar="N", help="Threads of the runtime.", min=1, rich_help_panel=_PANEL)]
 
 _SHOWN = 12
 
 
 def parse_shape(shape: str) -> tuple[int, int]:
-    """Rows and tokens of ``8x128``.
+    """Return the rows and tokens of a shape such as ``8x128``.
 
     Raises:
-        ConfigError: for anything else.
+        ConfigError: The text is not a shape.
     """
     from qdq.errors import ConfigError
 
@@ -53,29 +62,25 @@ def parse_shape(shape: str) -> tuple[int, int]:
 def profiled(
     path: Path, report: GraphReport, *, runtime: str | None, shape: str, threads: int, full: bool
 ) -> tuple[dict[str, Any], list[Table | str]]:
-    """The document and the tables."""
+    """Profile a file, and return the document and the tables."""
     from exporters.profile import profile
 
     batch_size, seq_len = parse_shape(shape)
-    found = profile(path, runtime=runtime or _runtime_of(path), batch_size=batch_size, seq_len=seq_len, threads=threads)
+    found = profile(path, runtime=runtime or runtime_of(path), batch_size=batch_size, seq_len=seq_len, threads=threads)
     left = [(node.name, _why(node.name, report.products)) for node in found.products_in_float()]
     document = {**found.to_dict(), "in_float": [{"name": name, "why": why} for name, why in left]}
     return document, _shown(found, left, full=full)
 
 
-def _runtime_of(path: Path) -> str:
-    """OpenVINO for what was exported for it."""
-    from exporters.directory import read_export
-    from qdq.errors import CheckpointError
+def runtime_of(file: Path) -> str:
+    """Return the runtime that an ONNX file was exported for, ``openvino`` or else ``onnxruntime``."""
+    from qdq.source import ModelDirectory
 
-    try:
-        return "openvino" if read_export(path.parent)["target"] == "openvino" else "onnxruntime"
-    except CheckpointError:
-        return "onnxruntime"
+    return "openvino" if ModelDirectory(file.parent).target == "openvino" else "onnxruntime"
 
 
 def _why(name: str, products: list[Product]) -> str:
-    """What keeps a product in float; the runtime's name has that of the file in it, fused or not."""
+    """Return what keeps a product in float. The runtime's name contains that of the file, fused or not."""
     known = next((product for product in products if product.name and product.name in name), None)
     if known is None:
         return "the runtime made it; the file has no product of that name"

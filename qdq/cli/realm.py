@@ -1,4 +1,4 @@
-"""``qdq realm``: an index of blocks, and answers from it."""
+"""``qdq realm``: index blocks of text, and answer questions from the index."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qdq.cli.processes import set_threads
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
+from qdq.cli.threads import ThreadsOption, set_threads
 
 if TYPE_CHECKING:
     from qdq.retrieval.embedding import TextEmbedder
@@ -24,44 +24,47 @@ app = typer.Typer(help="Open question answering with REALM: index blocks of text
 def index(
     model: Annotated[
         Path,
-        typer.Option(
-            "--model", "-m", metavar="DIR", help="The embedder: a checkpoint, float or quantized, or an export of it."
-        ),
+        typer.Option("--model", "-m", metavar="DIR", help="Embedder: a checkpoint, float or quantized, or an export."),
     ],
     records: Annotated[
-        str, typer.Option(metavar="FILE", help="The blocks: .jsonl, .parquet, .txt, ...; or upstream's .npy.")
+        str,
+        typer.Option(metavar="FILE", help="File of the blocks: .jsonl, .parquet, .txt, ..., or the published .npy."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="INDEX", help="Directory to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="INDEX", help="Directory of the index to write.")],
     column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of the text; text, block, ... if not given.")
+        str | None,
+        typer.Option(metavar="NAME", help="Column of the text; by default text, block and the like are tried."),
     ] = None,
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", metavar="", help="Read .npy, which may run code of its maker.")
+        bool,
+        typer.Option("--allow-pickle", metavar="", help="Read a .npy file although it may run code of its author."),
     ] = False,
     faiss: Annotated[
-        list[str] | None, typer.Option(metavar="flat|int8", help="An index of FAISS beside; repeatable.")
+        list[str] | None, typer.Option(metavar="flat|int8", help="Also write a FAISS index of this kind. Repeatable.")
     ] = None,
     seq_len: Annotated[
         int | None,
-        typer.Option(metavar="L", help="Tokens of a block; the reader's room if not given.", min=3),
+        typer.Option(
+            metavar="L", help="Longest block in tokens; by default what fits into the reader beside a question.", min=3
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="B", help="Blocks in a batch.", min=1)] = 32,
-    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads of the computation.", min=1)] = None,
+    threads: ThreadsOption = None,
     no_resume: Annotated[
-        bool, typer.Option("--no-resume", metavar="", help="Begin anew where an earlier run was interrupted.")
+        bool, typer.Option("--no-resume", metavar="", help="Begin anew instead of continuing an interrupted run.")
     ] = False,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
     seed: SeedOption = 0,  # noqa: ARG001 (an index has nothing random)
 ) -> None:
-    """Embed blocks of text for `qdq realm answer`. Interrupted, it goes on where it was.
+    """Embed blocks of text for `qdq realm answer`. An interrupted run is continued by the same command.
 
     Several processes share the work: torchrun --nproc-per-node 4 -m qdq realm index ...
     Example: qdq realm index -m embedder/ --records blocks.jsonl -o blocks.index
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
-    from qdq.retrieval.index import Shard, build_index, digest_of
+    from qdq.retrieval.index import Shard, build_index, weights_digest
     from qdq.retrieval.records import read_texts
 
     shard = Shard.of_torchrun()
@@ -71,7 +74,7 @@ def index(
         "records_bytes": Path(records).stat().st_size if Path(records).is_file() else None,
         "column": column,
         "model": str(model),
-        "model_digest": digest_of(model),
+        "model_digest": weights_digest(model),
         "seq_len": length,
     }
     with session.progress("embedding", total=1) as advance:
@@ -79,12 +82,14 @@ def index(
             embed,
             lambda: read_texts(records, column=column, allow_pickle=allow_pickle),
             output,
-            about=about,
+            metadata=about,
             faiss=faiss or (),
             batch=8 * batch_size,
             shard=shard,
             resume=not no_resume,
-            progress=lambda done, total: advance(done, f"embedding part {shard.rank + 1} of {shard.world}", total),
+            progress=lambda done, total: advance(
+                done, f"embedding share {shard.rank + 1} of {shard.world_size}", total
+            ),
         )
     if shard.rank:
         return
@@ -95,18 +100,30 @@ def index(
 @app.command()
 @command
 def answer(
-    questions: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="What to ask; several are answered.")],
+    questions: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="Questions to answer.")],
     model: Annotated[
         Path,
-        typer.Option("--model", "-m", metavar="DIR", help="RealmForOpenQA's, or embedder/ and reader/."),
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="DIR",
+            help="Checkpoint of RealmForOpenQA, or a directory with embedder/ and reader/.",
+        ),
     ],
-    index_folder: Annotated[Path, typer.Option("--index", metavar="INDEX", help="Made by qdq realm index.")],
-    reader: Annotated[Path | None, typer.Option(metavar="DIR", help="Another checkpoint for the reader.")] = None,
+    index_folder: Annotated[Path, typer.Option("--index", metavar="INDEX", help="Index that qdq realm index wrote.")],
+    reader: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Checkpoint of the reader, if it is another one.")
+    ] = None,
     searcher: Annotated[
-        str, typer.Option(metavar="exact|flat|int8", help="Who finds blocks; flat and int8 are FAISS's.")
+        str,
+        typer.Option(
+            metavar="exact|flat|int8", help="How blocks are found: exactly, or with a FAISS index, flat or int8."
+        ),
     ] = "exact",
-    top_k: Annotated[int, typer.Option(metavar="K", help="Answers, from a block each.", min=1)] = 1,
-    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads of the computation.", min=1)] = None,
+    top_k: Annotated[
+        int, typer.Option(metavar="K", help="Number of answers to each question, each from another block.", min=1)
+    ] = 1,
+    threads: ThreadsOption = None,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -150,23 +167,24 @@ def answer(
 
 
 def _embedder(model: Path, *, seq_len: int | None, batch_size: int, threads: int | None) -> tuple[TextEmbedder, int]:
-    """Who makes vectors: a checkpoint in torch, or an exported file in ONNX Runtime; and the length of its texts."""
-    from exporters.directory import EXPORT_FILE, MODEL_FILE
+    """Return the embedder, in torch or an export in ONNX Runtime, and the longest block in tokens."""
     from exporters.runners import OnnxRuntimeRunner
-    from qdq.data.tokenize import load_tokenizer
-    from qdq.models.huggingface import read_config
+    from qdq.models.realm_config import RealmConfig
     from qdq.retrieval.embedding import TextEmbedder, torch_runner
-    from qdq.retrieval.open_qa import load_part
+    from qdq.retrieval.open_qa import load_component
+    from qdq.source import ModelDirectory
 
     set_threads(threads)
-    folder = model / "embedder" if (model / "embedder" / "config.json").is_file() else model
-    config = read_config(folder)
+    directory = ModelDirectory.of(model / "embedder" if (model / "embedder" / "config.json").is_file() else model)
+    config = directory.config
     run: Any
-    if (folder / EXPORT_FILE).is_file():
-        run = OnnxRuntimeRunner(folder / MODEL_FILE, threads=threads)
+    if directory.export is not None:
+        run = OnnxRuntimeRunner(directory.model_file, threads=threads)
     else:
-        run = torch_runner(load_part(model, "retrieval"))
-    # What is left of the reader's row beside a question: 288 of 320 in the published models.
-    length = seq_len or min(config.max_length, max(3, config.reader_seq_len - 32))
-    length = min(length, config.max_length)
-    return TextEmbedder(run, load_tokenizer(folder), max_length=length, batch_size=batch_size), length
+        run = torch_runner(load_component(model, "retrieval"))
+    length = config.max_length
+    if isinstance(config, RealmConfig):
+        # Room that the reader has beside a question: 288 of 320 tokens in the published models.
+        length = min(length, max(3, config.reader_seq_len - 32))
+    length = min(seq_len or length, config.max_length)
+    return TextEmbedder(run, directory.tokenizer, max_length=length, batch_size=batch_size), length

@@ -1,4 +1,4 @@
-"""The options that choose a recipe and change it, the same for every command that takes them."""
+"""Options that choose a recipe and change it, shared by several commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qdq.recipes.plan import Plan
+    from qdq.recipes.recipe import Recipe
     from qdq.recipes.refinement import Refinement
+    from qdq.source import ModelDirectory
 
 __all__ = ["AS_RECIPE_SAYS", "NO_CHANGES", "RecipeChanges", "RecipeChoice", "RefinementChoice"]
 
@@ -26,13 +28,19 @@ class RecipeChanges:
     include: Annotated[
         list[str] | None,
         typer.Option(
-            "--include", metavar="GLOB", help="Quantize only modules that match; repeatable.", rich_help_panel=_PANEL
+            "--include",
+            metavar="GLOB",
+            help="Quantize only modules whose names match. Repeatable.",
+            rich_help_panel=_PANEL,
         ),
     ] = None
     exclude: Annotated[
         list[str] | None,
         typer.Option(
-            "--exclude", metavar="GLOB", help="Keep modules that match in float; repeatable.", rich_help_panel=_PANEL
+            "--exclude",
+            metavar="GLOB",
+            help="Keep modules whose names match in float. Repeatable.",
+            rich_help_panel=_PANEL,
         ),
     ] = None
     per_tensor: Annotated[
@@ -40,7 +48,7 @@ class RecipeChanges:
         typer.Option(
             "--quant-per-tensor",
             metavar="",
-            help="One scale for each weight, not one a channel.",
+            help="Use one scale for each weight tensor instead of one for each channel.",
             rich_help_panel=_PANEL,
         ),
     ] = False
@@ -49,7 +57,7 @@ class RecipeChanges:
         typer.Option(
             "--quant-disable",
             metavar="",
-            help="Everything off, but for --quant-enable-layer-module.",
+            help="Quantize nothing except what --quant-enable-layer-module names.",
             rich_help_panel=_PANEL,
         ),
     ] = False
@@ -58,7 +66,8 @@ class RecipeChanges:
         typer.Option(
             "--quant-disable-keyword",
             metavar="K",
-            help="Off: slots whose name contains K (encoder.layers.0.attention.query.input_quantizer); repeatable.",
+            help="Keep slots in float whose names contain K, as in "
+            "encoder.layers.0.attention.query.input_quantizer. Repeatable.",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -67,7 +76,8 @@ class RecipeChanges:
         typer.Option(
             "--quant-disable-layer-module",
             metavar="REGEX",
-            help=r"Off: slots of every layer whose name below it begins like this (attention.\S+); repeatable.",
+            help=r"Keep slots of every layer in float whose names, without that of the layer, match from the "
+            r"beginning, as in attention.\S+. Repeatable.",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -76,27 +86,28 @@ class RecipeChanges:
         typer.Option(
             "--quant-enable-layer-module",
             metavar="REGEX",
-            help="On again after the options above: named likewise, with the recipe's spec; repeatable.",
+            help="Quantize such slots again after the options above, with the spec of the recipe. Repeatable.",
             rich_help_panel=_PANEL,
         ),
     ] = None
 
     def __bool__(self) -> bool:
-        """Whether any is given."""
+        """Return whether any option is given."""
         given = (self.include, self.exclude, self.disable_keyword, self.disable_layer_module, self.enable_layer_module)
         return self.per_tensor or self.disable or any(given)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RefinementChoice:
-    """Options about accuracy, a group likewise; None: as the recipe has it."""
+    """Options that change the refinement of a recipe; None leaves a setting as the recipe has it."""
 
     smoothing: Annotated[
         str | None,
         typer.Option(
             "--smoothing",
             metavar="0..1|off",
-            help="How much of the difference between channels moves from activations to weights; 0.9 is usual.",
+            help="How much of the difference between channels moves from activations to weights; 0.9 is usual, "
+            "off for none.",
             rich_help_panel=_REFINING,
         ),
     ] = None
@@ -108,7 +119,7 @@ class RefinementChoice:
         bool | None,
         typer.Option(
             "--bias-correction/--no-bias-correction",
-            help="Make good the mean error of every linear layer.",
+            help="Correct the mean error of every linear layer in its bias.",
             rich_help_panel=_REFINING,
         ),
     ] = None
@@ -117,7 +128,8 @@ class RefinementChoice:
         typer.Option(
             "--clipping",
             metavar="none|token-wise",
-            help="Of what linear layers read; token-wise: at the extremes of the share of tokens that costs least.",
+            help="How the inputs of linear layers are clipped; token-wise chooses the share of tokens whose extremes "
+            "give the least error.",
             rich_help_panel=_REFINING,
         ),
     ] = None
@@ -126,7 +138,7 @@ class RefinementChoice:
         typer.Option(
             "--rounding",
             metavar="nearest|gptq",
-            help="Of weights; gptq: errors of one column make up for those of others.",
+            help="How weights are rounded; gptq lets the errors of a row compensate for each other.",
             rich_help_panel=_REFINING,
         ),
     ] = None
@@ -135,16 +147,16 @@ class RefinementChoice:
         typer.Option(
             "--no-refinement",
             metavar="",
-            help="Ranges alone, but for what other options of this group ask for.",
+            help="Drop the refinement of the recipe, except for what other options of this panel ask for.",
             rich_help_panel=_REFINING,
         ),
     ] = False
 
     def applied(self, refinement: Refinement) -> Refinement:
-        """The recipe's refinement with these changes.
+        """Return the refinement of a recipe with these changes.
 
         Raises:
-            RecipeError: for values that cannot be, all of them at once.
+            RecipeError: Values break their rules; all of them are listed.
         """
         from qdq.recipes.refinement import Refinement
 
@@ -156,7 +168,7 @@ class RefinementChoice:
 
 
 def _number(text: str) -> float | str:
-    """What cannot be read goes on as it is, to be refused together with other problems."""
+    """Return the number, or the text as it is where it is none: it is refused together with other problems."""
     try:
         return float(text)
     except ValueError:
@@ -169,17 +181,27 @@ AS_RECIPE_SAYS = RefinementChoice()
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeChoice:
-    """A recipe with all that changes it."""
+    """A recipe with all options that change it."""
 
     recipe: str
     changes: RecipeChanges = NO_CHANGES
     refinement: RefinementChoice = AS_RECIPE_SAYS
 
-    def plan(self, model: nn.Module) -> Plan:
-        """The recipe with all changes, and what it means for a wrapped model.
+    def recipe_for(self, directory: ModelDirectory, task: str | None) -> Recipe:
+        """Return the recipe with all changes, checked against the model of a directory. No weights are read.
 
         Raises:
-            RecipeError: for mistakes in the recipe, and names that this model does not have.
+            RecipeError: As :meth:`plan`.
+        """
+        from qdq.recipes.plan import skeleton
+
+        return self.plan(skeleton(directory.config, task)).recipe
+
+    def plan(self, model: nn.Module) -> Plan:
+        """Return the recipe with all changes, and what it does to a wrapped model.
+
+        Raises:
+            RecipeError: The recipe has mistakes, or names something that this model does not have.
         """
         from qdq.quantization.wrap import slots
         from qdq.recipes.edits import per_tensor_weights, switch_slots

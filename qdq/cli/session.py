@@ -34,7 +34,7 @@ JsonOption = Annotated[
     typer.Option(
         "--json",
         metavar="",
-        help="Print one JSON document on stdout, and nothing else there.",
+        help="Print the result as one JSON document on stdout, and nothing else there.",
         rich_help_panel="Output",
     ),
 ]
@@ -46,15 +46,20 @@ VerboseOption = Annotated[
         count=True,
         metavar="",
         show_default=False,
-        help="Say more; twice for everything.",
+        help="Print more messages; give it twice for all of them.",
         rich_help_panel="Output",
     ),
 ]
 QuietOption = Annotated[
     bool,
-    typer.Option("--quiet", "-q", metavar="", help="No progress, only results and errors.", rich_help_panel="Output"),
+    typer.Option(
+        "--quiet", "-q", metavar="", help="Print only results and errors, no progress.", rich_help_panel="Output"
+    ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Of everything random.", rich_help_panel="Output")]
+SeedOption = Annotated[
+    int,
+    typer.Option("--seed", metavar="N", help="Seed for everything that is drawn at random.", rich_help_panel="Output"),
+]
 
 P = ParamSpec("P")
 
@@ -63,7 +68,7 @@ _WIDE = 500  # columns, where no terminal sets a limit: what is piped is not fol
 
 
 class Session:
-    """One run of a command: results on stdout, everything else on stderr."""
+    """Print the results of a command on stdout, and everything else on stderr."""
 
     def __init__(self, *, json: bool, verbose: int, quiet: bool) -> None:
         self._json = json
@@ -77,14 +82,15 @@ class Session:
             logging.getLogger(room).setLevel(logging.DEBUG if verbose > 1 else level)
 
     def say(self, text: str) -> None:
-        """A line about what happened, for people."""
+        """Print a line about what happened, for people."""
         if not self._quiet and not self._json:
             self._err.print(text, soft_wrap=True)
 
     def result(self, document: dict[str, Any], *shown: Table | str, error: QDQError | None = None) -> None:
-        """The result: the document with ``--json``, what is shown to people without.
+        """Print the result: the document with ``--json``, otherwise what is meant for people.
 
-        A check that did not hold has a result too: with ``error`` it is part of the document, and ends the command.
+        A check that failed has a result, too. With ``error`` the error becomes part of the document, and the command
+        ends.
         """
         if self._json:
             _print_json(document if error is None else {**document, **_described(error)})
@@ -99,7 +105,11 @@ class Session:
 
     @contextmanager
     def progress(self, description: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-        """Progress on stderr, a bar where there is a total; the callable takes how much is done, and what is new."""
+        """Show progress on stderr, with a bar if there is a total.
+
+        Yields:
+            A function that takes how much is done and, if they change, the description and the total.
+        """
         bars = [] if total is None else [BarColumn(), MofNCompleteColumn()]
         columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False), *bars, TimeElapsedColumn()]
         # A log file has no use for a bar that moves.
@@ -114,10 +124,13 @@ class Session:
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
-    """Turn the errors of ``function``, which takes ``json``, into one clear message and their exit code.
+    """Make a command of ``function``: its errors become one clear message and an exit code.
 
-    Mistakes of ours are no user's: they end with 70, and with a file to report them with.
-    Its parameters may be groups of options; see :func:`qdq.cli.option_groups.with_groups`.
+    Errors that nobody foresaw are defects of qdq. They end with exit code 70 and a file to report them with. Parameters
+    may be groups of options; see :func:`qdq.cli.option_groups.with_groups`.
+
+    Args:
+        function: What the command does; one of its parameters is ``json``.
     """
     function = with_groups(function)
 
@@ -145,10 +158,10 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
 
 
 def end_with(error: str, *, kind: str, exit_code: int, json: bool) -> NoReturn:
-    """Say what went wrong, on stderr and with ``json`` on stdout too, and end the command.
+    """Print what went wrong, on stderr and with ``json`` also on stdout, and end the command.
 
     Raises:
-        typer.Exit: always.
+        typer.Exit: Always.
     """
     if json:
         _print_json({"error": error, "kind": kind, "exit_code": exit_code})
@@ -168,24 +181,24 @@ def _print_json(document: dict[str, Any]) -> None:
 
 
 def _plain(value: object) -> str:
-    """Paths and the like in JSON."""
+    """Return the text that stands for a path in JSON."""
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{value!r} has no place in JSON")
+    raise TypeError(f"{value!r} cannot be written as JSON")
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leave it to the caller, who knows the exit code."""
+        """Raise, so that the caller can choose the exit code."""
         raise BrokenPipeError
 
 
 def _console(*, stderr: bool) -> Console:
-    """A console that prints text as it is: a path may look like markup."""
+    """Return a console that prints text as it is: a path may look like markup."""
     is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
     return _Console(stderr=stderr, width=None if is_terminal else _WIDE, markup=False, emoji=False, highlight=False)
 
 
 def _silence_stdout() -> None:
-    """Whoever read our output has enough; the interpreter would stumble over the rest at its end."""
+    """Drop the rest of the output after its reader has gone, so that the interpreter does not fail at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

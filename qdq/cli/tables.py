@@ -1,4 +1,4 @@
-"""Tables for people: one look for every command, without lines that cost width."""
+"""Tables with one look for every command, without vertical lines, which would cost width."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ __all__ = ["new_table", "span"]
 
 
 def new_table(*columns: str, words: int = 1) -> Table:
-    """An empty table with these headers; the first ``words`` columns hold words, the others numbers.
+    """Return an empty table.
 
-    A header may have two lines, the unit on the second, so that nine columns fit into a terminal of 80.
+    Args:
+        columns: The headers. A header may have two lines, with the unit on the second, so that nine columns fit into 80
+            characters.
+        words: How many of the first columns hold words; the others hold numbers.
     """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for index, column in enumerate(columns):
-        # Folded where it must be: a shortened name of a slot is no name.
+        # A long name is folded: a name that is cut off could not be used.
         table.add_column(column, justify="left" if index < words else "right", vertical="bottom", overflow="fold")
     return table
 
 
 def span(bounds: Sequence[float], form: str) -> str:
-    """Two bounds, or the one value that both are."""
+    """Return two bounds as text, or one value if they are equal."""
     low, high = bounds
     return f"{low:{form}}" if low == high else f"{low:{form}} .. {high:{form}}"

@@ -1,4 +1,4 @@
-"""``qdq verify``: prove that an exported directory computes what the checkpoint computes."""
+"""``qdq verify``: verify that an exported directory computes what the checkpoint computes."""
 
 from __future__ import annotations
 
@@ -21,28 +21,26 @@ __all__ = ["verify"]
 
 @command
 def verify(
-    exported: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Directory that qdq export wrote.")],
-    model: Annotated[
-        Path, typer.Option("--model", "-m", metavar="DIR", help="The checkpoint that it was exported from.")
-    ],
+    exported: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Exported directory to verify.")],
+    model: Annotated[Path, typer.Option("--model", "-m", metavar="DIR", help="Checkpoint that it was exported from.")],
     engine: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A TensorRT engine built from it: that runs end to end, on the GPU."),
+        typer.Option(metavar="FILE", help="TensorRT engine built from it, to compare end to end on the GPU."),
     ] = None,
     isa: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="CPUs on which integer products must be exact: any, avx2, avx512, vnni, arm or auto; when not given, "
-            "those it was exported for. Saturation is simulated.",
+            help="CPUs on which integer products must be exact: any, avx2, avx512, vnni, arm or auto; by default those "
+            "it was exported for. Saturation is simulated.",
         ),
     ] = None,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
-    seed: SeedOption = 0,  # noqa: ARG001 (the texts are fixed: a proof is repeatable)
+    seed: SeedOption = 0,  # noqa: ARG001 (the texts are fixed: a verification is repeatable)
 ) -> None:
-    """Prove that an export computes what its checkpoint computes; exit code 1 when it does not.
+    """Verify that an export computes what its checkpoint computes. Exit code 1 means that it does not.
 
     Example: qdq verify -m quantized/ exported/
     """
@@ -93,7 +91,7 @@ def _by_segment(verification: VerificationReport, *, full: bool) -> list[Table |
 
 
 def _saturation(verification: VerificationReport) -> list[Table | str]:
-    """Of files with weights that could saturate, and no table without."""
+    """Return the table of files whose products could saturate; other files have none."""
     if not verification.saturation:
         return []
     table = new_table("product", "pairs", "beyond\n16 bits", "largest\nsum", "possible")

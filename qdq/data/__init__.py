@@ -1,1 +1,17 @@
-"""Text and datasets in, batches of token ids out; shared by calibration, evaluation, verification and training."""
+"""Text and data sets in, batches of token ids out; shared by calibration, evaluation, verification and training.
+
+The way of a row, and the module of each step:
+
+    source      a file, a saved data set, an iterable or random letters, opened as a stream of rows
+                (text_files, json_file and arrow read the formats)
+    records     one row as its reader found it, and the problems that readers report
+    columns     which columns a task reads: the user's choice, or the usual names of public data sets
+    labels      names and numbers of a data set, translated to the ids of a head
+    rows        one record -> one example (the kinds of examples are in example_types)
+    examples    read_examples(): the stream of examples of a task
+    tokenizer   the tokenizer of a checkpoint (vocabularies builds it from old files)
+    features    examples -> token ids and targets (featurizer chooses the function for a task)
+    batches     make_batches(): padded tensors, rows of similar length together
+
+``text`` is the short way for plain sentences: read_samples() and encode_batches().
+"""

@@ -1,33 +1,36 @@
-"""What the package ``datasets`` reads: parquet files and directories it saved. Rows stream from the disk."""
+"""Read Parquet files and directories saved by the package ``datasets``; rows stream from the disk."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from qdq.data.formats import Record, listing
+from qdq.data.records import Record, quoted
 from qdq.errors import DataError, MissingPackageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from qdq.data.problems import Problems
+    from qdq.data.records import Problems
 
 __all__ = ["class_names_of", "open_dataset", "open_parquet"]
 
-#: A reader of rows and, by column, the names behind class labels.
+#: A reader of rows, and the class names of each column of class labels.
 Opened: TypeAlias = "tuple[Callable[[Problems], Iterator[Record]], Mapping[str, tuple[str, ...]]]"
 
-#: Rows that are turned into Python objects at a time.
-_CHUNK = 256
+#: Rows that are converted to Python objects at a time.
+_CHUNK_ROWS = 256
 
 
 def open_parquet(path: Path) -> Opened:
-    """The rows of a parquet file, and the names behind its class labels.
+    """Open a Parquet file.
+
+    Returns:
+        A reader of its rows, and the class names of its columns.
 
     Raises:
-        DataError: It is no parquet file, or damaged.
+        DataError: The file is not Parquet, or it is damaged.
         MissingPackageError: ``datasets`` is not installed.
     """
     _require(f"reading {path.name}")
@@ -39,33 +42,41 @@ def open_parquet(path: Path) -> Opened:
         with parquet.ParquetFile(path) as file:
             features = datasets.Features.from_arrow_schema(file.schema_arrow)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path}: is no parquet file, or damaged: {_first_line(error)}") from error
+        raise DataError(f"{path}: is not a Parquet file, or it is damaged: {_first_line(error)}") from error
 
     def read(_: Problems) -> Iterator[Record]:
         number = 0
         try:
             with parquet.ParquetFile(path) as file:
-                for chunk in file.iter_batches(_CHUNK):
+                # Row groups can be large; small chunks keep the memory constant.
+                for chunk in file.iter_batches(_CHUNK_ROWS):
                     for row in chunk.to_pylist():
                         number += 1
                         yield Record(f"row {number}", row)
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: is damaged behind row {number}: {_first_line(error)}") from error
+            raise DataError(f"{path}: is damaged after row {number}: {_first_line(error)}") from error
 
     return read, class_names_of(features)
 
 
 def open_dataset(path: Path, split: str | None) -> Opened:
-    """The rows of a directory that ``save_to_disk`` wrote, and the names behind its class labels.
+    """Open a directory that ``save_to_disk`` wrote.
+
+    Args:
+        path: The directory.
+        split: The split to read; None where the directory has one split or none.
+
+    Returns:
+        A reader of its rows, and the class names of its columns.
 
     Raises:
-        DataError: It is no such directory, is damaged, or has several splits of which none was named.
+        DataError: The directory was not saved by ``datasets``, is damaged, or has several splits and none was chosen.
         MissingPackageError: ``datasets`` is not installed.
     """
     kinds = {"dataset_dict.json", "state.json"}
     if not any((path / name).is_file() for name in kinds):
         raise DataError(
-            f"{path}: is a directory that datasets did not save (neither state.json nor dataset_dict.json is there); "
+            f"{path}: is a directory that datasets did not save (it has neither state.json nor dataset_dict.json); "
             "give a file, or what Dataset.save_to_disk wrote"
         )
     _require(f"reading {path}")
@@ -73,14 +84,15 @@ def open_dataset(path: Path, split: str | None) -> Opened:
 
     try:
         found: Any = datasets.load_from_disk(str(path))
-    except Exception as error:  # whatever the damaged files bring up inside
+    except Exception as error:  # damaged files raise errors of many libraries
         raise DataError(f"{path}: is a damaged dataset directory: {_first_line(error)}") from error
     if isinstance(found, datasets.DatasetDict):
-        splits = listing(list(found))
+        splits = quoted(list(found))
         if split is None and len(found) != 1:
             raise DataError(
                 f"{path}: has the splits {splits}; name one, or give its folder, such as {path / min(found)}"
             )
+        # A single split needs no name.
         chosen = split or next(iter(found))
         if chosen not in found:
             raise DataError(f"{path}: has no split {chosen!r}; its splits are {splits}")
@@ -95,9 +107,9 @@ def open_dataset(path: Path, split: str | None) -> Opened:
 
 
 def class_names_of(features: Any) -> dict[str, tuple[str, ...]]:
-    """The names of each column of class labels (or of lists of them), by column; empty where there are none.
+    """Return the class names of each column of class labels or of lists of them.
 
-    Needs no import: only an object of ``datasets`` has such features.
+    Nothing is imported for this: only an object of ``datasets`` has such features.
     """
     if not hasattr(features, "items"):
         return {}

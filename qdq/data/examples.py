@@ -1,4 +1,4 @@
-"""Any source of rows -> the examples of a task, streaming."""
+"""Read the examples of a task from any source of rows, as a stream."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qdq.data.columns import TEXT_TASKS, Columns, Layout, check_task, settle
-from qdq.data.formats import BARE
-from qdq.data.header import headerless
-from qdq.data.kinds import ChoiceExample, Example, IdsExample, QuestionExample, TextExample, TokenExample
+from qdq.data.columns import TEXT_TASKS, Columns, Layout, check_task, choose_columns, headerless_names
+from qdq.data.example_types import ChoiceExample, Example, IdsExample, QuestionExample, TextExample, TokenExample
 from qdq.data.labels import LabelError, Labels
-from qdq.data.problems import Problems
+from qdq.data.records import BARE, Problems
 from qdq.data.rows import RowError, build_example, is_labelled
-from qdq.data.sampling import draw
-from qdq.data.source import Source, SourceLike, open_source
+from qdq.data.source import Source, SourceLike, draw, open_source
 from qdq.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,25 +32,25 @@ __all__ = [
 ]
 
 
-#: Where a row is nothing but its text.
-_BARE = Layout(text=BARE)
+#: The layout of a row that is nothing but its text.
+_BARE_LAYOUT = Layout(text=BARE)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a source holds: its examples, and the rows that were skipped because they have no text or no label."""
+    """How many examples a source has, and how many rows were skipped because they have no text or no label."""
 
     examples: int
     skipped: int
 
 
 class Examples:
-    """The examples of a source; a pass reads it anew. Made by :func:`read_examples`.
+    """The examples of a source, made by :func:`read_examples`. Each iteration reads the source again.
 
     Attributes:
-        name: The source, for messages.
-        task: What they are for.
-        skipped: Rows that the last whole pass left out.
+        name: The name of the source, for messages.
+        task: The task that the examples are for.
+        skipped: The number of rows that the last complete iteration skipped.
     """
 
     def __init__(
@@ -78,22 +75,22 @@ class Examples:
         self._need_labels = need_labels
 
     def __iter__(self) -> Iterator[Example]:
-        """The examples in their order, or the ones drawn of them.
+        """Yield the examples, or those that were drawn, in order.
 
-        From the first problem on only problems are gathered; the pass ends with the error that tells them all.
+        After the first problem no example comes any more: the source is read to its end to raise all problems together.
 
         Raises:
-            DataError: Rows that cannot be used, or none at all.
+            DataError: Some rows cannot be used, or the source has no example.
         """
         if self._num_samples is None:
             return self._examples()
         return self._drawn(self._num_samples)
 
     def check(self) -> Summary:
-        """Read everything once and keep nothing: what is wrong anywhere is told before work begins.
+        """Read the source once and keep nothing, so that its problems are known before the work begins.
 
         Raises:
-            DataError: As in a pass.
+            DataError: Some rows cannot be used, or the source has no example.
         """
         examples = sum(1 for _ in self._examples())
         return Summary(min(examples, self._num_samples or examples), self.skipped)
@@ -104,15 +101,15 @@ class Examples:
 
     def _examples(self) -> Iterator[Example]:
         problems = Problems(self.name)
-        settled: Layout | None = None
+        chosen: Layout | None = None
         index = skipped = 0
         for record in self._source.records(problems):
             is_bare = list(record.values) == [BARE]
             if is_bare and self.task not in TEXT_TASKS:
-                raise DataError(f"{self.name}: {record.place} is a bare text; {self.task} needs rows with columns")
-            if not is_bare and settled is None:
-                settled = self._settle(tuple(record.values))
-            layout = _BARE if is_bare and not self._columns.names else settled or Layout(text=self._columns.text)
+                raise DataError(f"{self.name}: {record.location} is a bare text; {self.task} needs rows with columns")
+            if not is_bare and chosen is None:
+                chosen = self._choose_columns(tuple(record.values))
+            layout = _BARE_LAYOUT if is_bare and not self._columns.names else chosen or Layout(text=self._columns.text)
             try:
                 example = build_example(
                     record,
@@ -123,7 +120,7 @@ class Examples:
                     class_names=self._source.class_names,
                 )
             except (RowError, LabelError) as error:
-                problems.add(record.place, str(error))
+                problems.add(record.location, str(error))
                 continue
             if self._is_wanted(example):
                 index += 1
@@ -131,13 +128,14 @@ class Examples:
                     yield example
             else:
                 skipped += 1
+        # Only here: all problems of the source are raised together.
         problems.raise_if_any()
         if index == 0:
-            raise DataError(self._nothing(skipped))
+            raise DataError(self._no_example(skipped))
         self.skipped = skipped
 
-    def _settle(self, available: tuple[str, ...]) -> Layout:
-        layout = settle(self._columns, self.task, available, name=self.name)
+    def _choose_columns(self, available: tuple[str, ...]) -> Layout:
+        layout = choose_columns(self._columns, self.task, available, name=self.name)
         if self._need_labels and self._label_column(layout) is None:
             names = ", ".join(map(repr, available))
             raise DataError(
@@ -153,10 +151,10 @@ class Examples:
     def _is_wanted(self, example: Example) -> bool:
         if self._need_labels:
             return is_labelled(example)
-        # a row without words says nothing; with a label it still counts, where labels count
+        # A blank row teaches nothing by itself; with a label it counts, where labels are needed.
         return not isinstance(example, TextExample) or bool(example.text.strip() or (example.text_pair or "").strip())
 
-    def _nothing(self, skipped: int) -> str:
+    def _no_example(self, skipped: int) -> str:
         if skipped and self._need_labels:
             return f"{self.name}: none of its {skipped} rows has a label, and {self.task} needs them"
         return f"{self.name}: holds no text; give a source with at least one row that is not blank"
@@ -173,34 +171,37 @@ def read_examples(
     need_labels: bool = False,
     split: str | None = None,
 ) -> Examples:
-    """The examples of a task, out of anything that holds rows (see :func:`qdq.data.source.open_source`).
+    """Read the examples of a task from anything that holds rows (see :func:`qdq.data.source.open_source`).
 
-    What is wrong with a file's name, its columns and its first row is refused by the call itself. Rows stream: memory
-    does not grow with the source, and is that of ``num_samples`` examples where these are drawn.
+    The call itself raises the problems of the file name, the columns and the first row. The other rows are read while
+    the result is iterated, so memory does not grow with the source; ``num_samples`` drawn examples are held in memory.
 
     Args:
         source: A file, a directory that ``datasets`` saved, ``random:N``, or a Python iterable.
         task: One of :data:`qdq.data.columns.TASKS`.
-        columns: Names of columns; the usual public ones are tried where none is given.
-        labels: Of the head; None takes numbers as they are.
-        num_samples: Draw so many, uniformly at random; they keep their order.
-        seed: Of the draw.
-        need_labels: Skip and count rows without label; without it, skip rows without text.
-        split: Of a saved dataset that has several.
+        columns: The names of columns; for those that are not given the usual names are tried.
+        labels: The labels of the head; None keeps numbers as they are.
+        num_samples: Draw so many examples, uniformly at random; they keep their order.
+        seed: The seed of the draw.
+        need_labels: Skip and count rows without a label. Without it, rows without text are skipped.
+        split: The split of a saved data set that has several.
+
+    Returns:
+        The examples, which can be iterated again and again.
 
     Raises:
-        ConfigError: ``task`` is none, or ``num_samples`` is below 1.
-        DataError: The source cannot be read as asked.
+        ConfigError: There is no such task, or ``num_samples`` is below 1.
+        DataError: The source cannot be read, or not for this task.
         StorageError: A file exists and cannot be read.
     """
     check_task(task)
-    draw((), num_samples, seed)  # refuses a number below 1
+    draw((), num_samples, seed)  # raises now if the number is below 1
     columns = columns or Columns()
     if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == ".txt" and columns.names:
         raise DataError(
             f"{source}: a .txt file has no columns; name none (--text-column), or give .jsonl, .csv or .tsv"
         )
-    opened = open_source(source, split=split, header=lambda first: headerless(columns, task, first))
+    opened = open_source(source, split=split, header=lambda first: headerless_names(columns, task, first))
     examples = Examples(
         opened,
         task,
@@ -211,5 +212,6 @@ def read_examples(
         need_labels=need_labels,
     )
     if isinstance(source, str | os.PathLike):
+        # Reads up to the first example, which raises problems of the file, its columns and its first row.
         next(examples._examples(), None)
     return examples

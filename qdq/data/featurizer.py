@@ -1,4 +1,4 @@
-"""Examples of any kind -> features for a task, with tokenizers that are made once."""
+"""Turn examples into the features of a task, with the function that fits their kind."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import logging
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from qdq.data.example_types import ChoiceExample, Example, IdsExample, QuestionExample, TextExample, TokenExample
 from qdq.data.features import (
     Feature,
+    Masking,
     choice_features,
     ids_features,
+    mask_tokens,
     question_features,
     shortened,
     text_features,
     token_features,
 )
-from qdq.data.kinds import ChoiceExample, Example, IdsExample, QuestionExample, TextExample, TokenExample
-from qdq.data.masking import Masking, mask_tokens
-from qdq.data.truncation import check_room, for_words, truncating
+from qdq.data.tokenizer import check_room, for_words, with_truncation
 from qdq.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qdq.data.encoder import TextEncoder
+    from qdq.data.tokenizer import TextEncoder
 
 __all__ = ["Featurizer", "max_question"]
 
@@ -37,12 +38,20 @@ _KINDS: dict[str, type[Example]] = {
 
 
 def max_question(encoder: TextEncoder, max_length: int, stride: int) -> int:
-    """Most tokens of a question, so that each window moves on by a twelfth of its length at least."""
+    """Return the longest question in tokens that lets each window move on by at least a twelfth of its length."""
     return max_length - encoder.tokenizer.num_special_tokens_to_add(True) - stride - max(1, max_length // 12)
 
 
 class Featurizer:
-    """Features of examples, whatever their kind; tokenizers that cut are made once."""
+    """Turn examples into features for one task.
+
+    Args:
+        encoder: The tokenizer and its special ids; a copy that cuts is made once.
+        task: One of :data:`qdq.data.columns.TASKS`.
+        max_length: The largest number of tokens in a row.
+        stride: The tokens that a window of a context repeats from the window before it.
+        masking: The settings of masked-lm.
+    """
 
     def __init__(
         self, encoder: TextEncoder, task: str, *, max_length: int, stride: int = 0, masking: Masking | None = None
@@ -55,15 +64,15 @@ class Featurizer:
         self._masking = masking or Masking()
         if task == "question-answering":
             check_room(encoder.tokenizer, length, is_pair=True)
-            cutting = truncating(encoder.tokenizer, length, strategy="only_second", stride=stride)
+            cutting = with_truncation(encoder.tokenizer, length, strategy="only_second", stride=stride)
         elif task == "token-classification":
-            cutting = truncating(for_words(encoder.tokenizer), length)
+            cutting = with_truncation(for_words(encoder.tokenizer), length)
         else:
-            cutting = truncating(encoder.tokenizer, length)
+            cutting = with_truncation(encoder.tokenizer, length)
         self._tokenizer = cutting
 
     def __call__(self, examples: Sequence[Example]) -> list[Feature]:
-        """Their features, in their order."""
+        """Return the features of the examples, in order."""
         features: list[Feature] = []
         for kind, group in groupby(examples, key=type):
             features += self._features(kind, list(group))
@@ -76,7 +85,7 @@ class Featurizer:
             vocab_size = self._encoder.vocab_size
             return self._masked(ids_features(examples, max_length=length, vocab_size=vocab_size, of_tokens=of_tokens))
         if kind is not _KINDS.get(task, TextExample):
-            raise DataError(f"{examples[0].place}: {task} wants examples of another kind than {kind.__name__}")
+            raise DataError(f"{examples[0].location}: {task} does not take examples of the kind {kind.__name__}")
         if kind is QuestionExample:
             return self._of_questions(examples)
         if kind is TokenExample:
@@ -95,11 +104,11 @@ class Featurizer:
         return question_features(examples, self._tokenizer, questions=questions, stride=stride, cls_id=encoder.cls_id)
 
     def warn(self) -> None:
-        """Log how many questions were cut, if any were."""
+        """Log a warning with the number of questions that were cut, if any were."""
         if self._cut_questions:
             _LOG.warning(
-                "%d questions are longer than %d tokens and were cut, so that windows of %d tokens with stride %d have "
-                "room for their context; a smaller stride or longer windows leave more",
+                "%d questions are longer than %d tokens and were cut, to leave room for the context in windows of %d "
+                "tokens with stride %d; a smaller stride or longer windows leave more room",
                 self._cut_questions,
                 max_question(self._encoder, self._max_length, self._stride),
                 self._max_length,

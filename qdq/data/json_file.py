@@ -1,11 +1,12 @@
-"""``.json`` files, read an item at a time whatever their size.
+"""Read ``.json`` files of any size, one item at a time.
 
-1. An array of objects, one a row.
-2. An object whose first key is ``data`` or ``version``: its array ``data`` holds the rows, or SQuAD's articles.
+1. An array of objects: each object is a row.
+2. An object whose first key is ``data`` or ``version``: its array ``data`` holds the rows, or the articles of SQuAD.
 3. Objects one after another, as in ``.jsonl``.
 
-An article of SQuAD (1.1 or 2.0) gives a row for each question: ``id``, ``title``, ``question``, ``context``,
-``answers`` (``{"text": [...], "answer_start": [...]}``) and ``is_impossible``, as the public sets on the Hub have it.
+An article of SQuAD (1.1 or 2.0) gives one row for each question, with the columns of the public sets on the Hub:
+``id``, ``title``, ``question``, ``context``, ``answers`` (``{"text": [...], "answer_start": [...]}``) and
+``is_impossible``.
 """
 
 from __future__ import annotations
@@ -15,16 +16,15 @@ import re
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from qdq.data.formats import BARE, READERS, Record, json_type, listing
-from qdq.data.lines import CHUNK, is_unicode, read_chunks
+from qdq.data.records import BARE, Record, json_type, quoted
+from qdq.data.text_files import CHUNK, READERS, is_unicode, read_chunks
 from qdq.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from qdq.data.formats import HeaderRule
-    from qdq.data.problems import Problems
+    from qdq.data.records import HeaderRule, Problems
 
 __all__ = ["read_json"]
 
@@ -32,10 +32,15 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def read_json(path: Path, problems: Problems, rule: HeaderRule) -> Iterator[Record]:
-    """The rows of a ``.json`` file. Memory is that of its largest item (of SQuAD: an article).
+    """Yield the rows of a ``.json`` file. Memory holds the largest item, which in SQuAD is an article.
+
+    Args:
+        path: The file.
+        problems: Receives the problems of rows.
+        rule: The header rule, which only tables use.
 
     Raises:
-        DataError: It is no JSON, or JSON of another shape.
+        DataError: The file is not JSON, or the JSON has another shape.
     """
     text = _Text(path)
     first = text.peek()
@@ -44,13 +49,14 @@ def read_json(path: Path, problems: Problems, rule: HeaderRule) -> Iterator[Reco
     if first == "[":
         items = text.array()
     elif first == "{":
+        # Lines of objects look like one object at first; the first key tells them apart.
         if text.first_key() not in {"data", "version"}:  # case 3
             yield from READERS[".jsonl"](path, problems, rule)
             return
         items = text.member("data")
     else:
         raise DataError(
-            f"{path}: holds {json_type(text.value())}, where an array of objects or SQuAD's form is expected"
+            f"{path}: holds {json_type(text.value())}, where an array of objects or SQuAD's object is expected"
         )
     for number, item in enumerate(items, start=1):
         yield from _rows(item, number, problems)
@@ -67,18 +73,19 @@ def _rows(item: Any, number: int, problems: Problems) -> Iterator[Record]:
         yield Record(f"row {number}", item)
 
 
-def _questions(article: dict[str, Any], place: str, problems: Problems) -> Iterator[Record]:
-    for at, paragraph in enumerate(_objects(article, "paragraphs", place, problems), start=1):
-        there = f"{place}, paragraph {at}"
+def _questions(article: dict[str, Any], location: str, problems: Problems) -> Iterator[Record]:
+    for number, paragraph in enumerate(_objects(article, "paragraphs", location, problems), start=1):
+        where = f"{location}, paragraph {number}"
         context = paragraph.get("context")
         if not isinstance(context, str):
-            problems.add(there, "no text 'context'")
+            problems.add(where, "no text 'context'")
             continue
-        for question in _objects(paragraph, "qas", there, problems):
-            where = f"{there}, question {question.get('id', '?')!r}"
-            answers = _objects({"answers": [], **question}, "answers", where, problems)
+        for question in _objects(paragraph, "qas", where, problems):
+            location_of_question = f"{where}, question {question.get('id', '?')!r}"
+            # The questions of test sets have no answers.
+            answers = _objects({"answers": [], **question}, "answers", location_of_question, problems)
             if missing := [key for key in ("text", "answer_start") if any(key not in answer for answer in answers)]:
-                problems.add(where, f"an answer without {listing(missing)}")
+                problems.add(location_of_question, f"an answer without {quoted(missing)}")
                 continue
             values = {
                 "id": question.get("id"),
@@ -92,30 +99,30 @@ def _questions(article: dict[str, Any], place: str, problems: Problems) -> Itera
                     "text": [answer["text"] for answer in answers],
                     "answer_start": [answer["answer_start"] for answer in answers],
                 }
-            yield Record(where, values)
+            yield Record(location_of_question, values)
 
 
-def _objects(parent: dict[str, Any], key: str, place: str, problems: Problems) -> list[dict[str, Any]]:
+def _objects(parent: dict[str, Any], key: str, location: str, problems: Problems) -> list[dict[str, Any]]:
     found = parent.get(key)
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        problems.add(place, f"{key!r} is {json_type(found)}, where an array of objects is expected")
+        problems.add(location, f"{key!r} is {json_type(found)}, where an array of objects is expected")
         return []
     return found
 
 
 class _Text:
-    """The text of one JSON document, of which only what has not been parsed yet is held."""
+    """Parse one JSON document while it is read; only the text that has not been parsed yet is in memory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._chunks = read_chunks(path)
         self._buffer = ""
         self._at = 0
-        self._taken = 0  # characters before the buffer
+        self._dropped = 0  # characters that came before the buffer, for messages
         self._decoder = json.JSONDecoder()
 
     def peek(self) -> str:
-        """The next character that is no white space; empty at the end."""
+        """Return the next character that is not white space, or an empty string at the end."""
         while True:
             space = _SPACE.match(self._buffer, self._at)
             self._at = space.end() if space else self._at
@@ -125,7 +132,7 @@ class _Text:
                 return ""
 
     def value(self) -> Any:
-        """The next value, whole."""
+        """Return the next value."""
         self.peek()
         size = CHUNK
         while True:
@@ -134,22 +141,23 @@ class _Text:
             except RecursionError as error:
                 raise self._invalid("nested too deeply", self._at) from error
             except json.JSONDecodeError as error:
-                size *= 2  # twice as much each time: what is parsed again stays in proportion
+                # The value is parsed again from its beginning: doubling keeps the total work proportional to its size.
+                size *= 2
                 if not self._more(size):
                     raise self._invalid(error.msg, error.pos) from error
                 continue
             except ValueError as error:  # a number of thousands of digits
                 raise self._invalid(str(error), self._at) from error
-            # a number at the end of the buffer may go on behind it
+            # A number at the end of the buffer may continue after it.
             if end == len(self._buffer) and not isinstance(value, str | list | dict) and self._more(size):
                 continue
             if "\\u" in self._buffer[self._at : end] and not is_unicode(json.dumps(value, ensure_ascii=False)):
-                raise self._invalid("half of a surrogate pair, which is no character", self._at)
+                raise self._invalid("half of a surrogate pair, which is not a character", self._at)
             self._at = end
             return value
 
     def array(self) -> Iterator[Any]:
-        """The items of the array that begins here."""
+        """Yield the items of the array that begins here."""
         self._expect("[")
         if self.peek() == "]":
             self._at += 1
@@ -160,7 +168,7 @@ class _Text:
                 return
 
     def first_key(self) -> str | None:
-        """The first key of the object that begins here; the place stays where it is."""
+        """Return the first key of the object that begins here, without moving on."""
         if self.peek() != "{":
             return None
         while len(self._buffer) - self._at < CHUNK and self._more(CHUNK):
@@ -169,7 +177,7 @@ class _Text:
         return key.group(1) if key else None
 
     def member(self, name: str) -> Iterator[Any]:
-        """The items of the array under one key of the object that begins here."""
+        """Yield the items of the array that one key of the object that begins here holds."""
         self._expect("{")
         while self.peek() == '"':
             key = self.value()
@@ -184,7 +192,7 @@ class _Text:
             self.value()
             if self._expect(",", "}") == "}":
                 break
-        raise DataError(f"{self._path}: has no array {name!r}, which SQuAD's form needs")
+        raise DataError(f"{self._path}: has no array {name!r}, which the format of SQuAD needs")
 
     def _expect(self, *characters: str) -> str:
         found = self.peek()
@@ -195,13 +203,13 @@ class _Text:
         return found
 
     def _more(self, size: int) -> bool:
-        """Read on by about ``size`` characters; whether there were any."""
+        """Read about ``size`` more characters and return whether there were any."""
         pieces = list(islice(self._chunks, max(1, size // CHUNK)))
         if pieces:
-            self._taken += self._at
+            self._dropped += self._at
             self._buffer = "".join([self._buffer[self._at :], *pieces])
             self._at = 0
         return bool(pieces)
 
     def _invalid(self, reason: str, position: int) -> DataError:
-        return DataError(f"{self._path}: invalid JSON at character {self._taken + position + 1}: {reason}")
+        return DataError(f"{self._path}: invalid JSON at character {self._dropped + position + 1}: {reason}")

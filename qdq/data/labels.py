@@ -1,4 +1,4 @@
-"""Labels: names and numbers of a dataset -> ids of a head."""
+"""Translate the labels of a data set, names or numbers, to the ids of a head."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qdq.data.columns import LABELLED_TASKS, Columns, settle
-from qdq.data.formats import listing
-from qdq.data.header import headerless
+from qdq.data.columns import LABELLED_TASKS, Columns, choose_columns, headerless_names
+from qdq.data.records import quoted
 from qdq.data.source import SourceLike, open_source
 from qdq.errors import ConfigError, DataError, describe_problems
 
@@ -17,12 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["LabelError", "Labels", "find_labels", "is_unlabelled", "number_of"]
 
-_SHOWN = 20
-_MOST = 10_000
+_SHOWN = 20  # labels that a message lists
+_MOST = 10_000  # labels of a head; a column with more different values holds something else
 
 
 class LabelError(ValueError):
-    """A label that cannot be used; the message is the problem of its row."""
+    """A label cannot be used; the message is the problem of its row."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class Labels:
     """The labels of a head.
 
     Args:
-        names: By id.
-        multi_label: A row may have several labels; its label is a vector of 0 and 1.
+        names: The name of each id.
+        multi_label: Whether a row may have several labels; its label is then a vector of 0 and 1.
     """
 
     names: tuple[str, ...]
@@ -42,17 +41,17 @@ class Labels:
         folded: dict[str, int] = {}
         for index, name in enumerate(self.names):
             key = name.casefold()
-            folded[key] = -1 if key in folded else index  # two names that differ in capitals only: no help from these
+            folded[key] = -1 if key in folded else index  # ambiguous: the names differ in capitals only
         exact = {name: index for index, name in enumerate(self.names)}
         usable = {key: index for key, index in folded.items() if index >= 0}
         object.__setattr__(self, "_ids", {**usable, **exact})
 
     @classmethod
     def of(cls, num_labels: int, label2id: Mapping[str, int] | None = None, *, multi_label: bool = False) -> Labels:
-        """The labels of a model's configuration; without ``label2id`` they are called ``LABEL_0``, ``LABEL_1``, ...
+        """Return the labels of a model's configuration; without ``label2id`` they are ``LABEL_0``, ``LABEL_1``, ...
 
         Raises:
-            ConfigError: An id of ``label2id`` is missing, comes twice or lies beyond ``num_labels``.
+            ConfigError: An id of ``label2id`` is missing, is used twice or is not below ``num_labels``.
         """
         if not label2id:
             return cls(tuple(f"LABEL_{index}" for index in range(num_labels)), multi_label)
@@ -69,18 +68,18 @@ class Labels:
 
     @property
     def is_regression(self) -> bool:
-        """A head with a single output gives a score, not a class."""
+        """Whether the head has a single output, which is a score and not a class."""
         return len(self.names) == 1 and not self.multi_label
 
     def knows(self, name: str) -> bool:
-        """Whether the head has a label of this name, in these capitals or others."""
+        """Return whether the head has a label of this name; capitals do not matter."""
         return name in self._ids or name.casefold() in self._ids
 
     def id_of(self, value: Any) -> int:
-        """The id of one label, given by its name or its id.
+        """Return the id of a label that is given by its name or its id.
 
         Raises:
-            LabelError: The head has no such label; the message lists those there are.
+            LabelError: The head has no such label; the message lists its labels.
         """
         if isinstance(value, str):
             found = self._ids.get(value.strip(), self._ids.get(value.strip().casefold()))
@@ -88,11 +87,11 @@ class Labels:
                 return found
         number = number_of(value)
         if number is None or not number.is_integer() or not 0 <= number < len(self.names):
-            raise LabelError(f"the label {value!r} is none of the head's {self.listing()}")
+            raise LabelError(f"the label {value!r} is not one of the head's labels: {self.describe()}")
         return int(number)
 
     def vector_of(self, value: Any) -> tuple[float, ...]:
-        """A vector of 0 and 1: a list of names or ids, or, as long as there are labels, of 0 and 1 already.
+        """Return a vector of 0 and 1 for a list of names or ids; such a vector is returned as it is.
 
         Raises:
             LabelError: The head has no such label.
@@ -103,15 +102,15 @@ class Labels:
         ids = {self.id_of(one) for one in values}
         return tuple(float(index in ids) for index in range(len(self.names)))
 
-    def listing(self) -> str:
-        """The labels with their ids, for messages."""
+    def describe(self) -> str:
+        """List the labels with their ids, for messages."""
         shown = ", ".join(f"{index} {name!r}" for index, name in enumerate(self.names[:_SHOWN]))
         more = len(self.names) - _SHOWN
         return f"{shown} and {more} more" if more > 0 else shown
 
 
 def number_of(value: Any) -> float | None:
-    """A number, or the number that a text spells; None for what is neither, and for NaN and infinity."""
+    """Return a finite number, also one that is written as text; None for everything else."""
     if isinstance(value, bool | int | float):
         number = float(value)
     elif isinstance(value, str):
@@ -125,10 +124,14 @@ def number_of(value: Any) -> float | None:
 
 
 def is_unlabelled(value: Any, *, score: bool) -> bool:
-    """Whether a value says that the row has no label.
+    """Return whether a value says that its row has no label.
 
-    1. Nothing, an empty text, NaN.
-    2. For classes: -1 and ``-``, which public sets write where a label is held back or nobody agreed.
+    1. None, an empty text or NaN.
+    2. For classes also -1 and ``-``: public sets write them where the label is secret or the annotators disagree.
+
+    Args:
+        value: The value in the column of labels.
+        score: Whether labels are scores, for which -1 is a number like others.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return True
@@ -145,30 +148,37 @@ def find_labels(
     split: str | None = None,
     multi_label: bool = False,
 ) -> Labels:
-    """The labels that a source uses, found in one pass: what a new head for it has to give.
+    """Find the labels that a source uses, which a new head for it needs, in one pass.
 
-    1. A score (``sts``, or numbers with a fraction): a single one.
-    2. Whole numbers from 0: as many as the largest says, called as the file calls them (``ClassLabel``), or
-       ``LABEL_0``, ...
-    3. Names: by the alphabet, ``O`` (no entity) first.
-    4. With ``multi_label`` a row has a list of such names or numbers, or a vector: lists of 0 and 1 of one length, in
-       all rows, some of them with a number that comes twice.
+    1. Scores (``sts``, or numbers with a fraction): one label.
+    2. Whole numbers from 0: as many labels as the largest number says, with the names that the file has for them
+       (``ClassLabel``) or ``LABEL_0``, ``LABEL_1``, ...
+    3. Names: in alphabetical order, but ``O`` (no entity) first.
+    4. With ``multi_label`` each row has a list of such names or numbers, or a vector. They count as vectors if all rows
+       have lists of 0 and 1 of the same length and some list has a number twice.
+
+    Args:
+        source: See :func:`qdq.data.source.open_source`.
+        task: One of :data:`qdq.data.columns.LABELLED_TASKS`.
+        columns: The columns that the user names.
+        split: The split of a saved data set that has several.
+        multi_label: Whether a row may have several labels.
 
     Raises:
-        DataError: There is no label, both names and numbers, or more than 10000 different ones.
+        DataError: The source has no label, both names and numbers, or more than 10000 different labels.
     """
     columns = columns or Columns()
-    opened = open_source(source, split=split, header=lambda first: headerless(columns, task, first))
+    opened = open_source(source, split=split, header=lambda first: headerless_names(columns, task, first))
     column = ""
     seen: set[str | float] = set()
     vectors = _Vectors() if multi_label else None
     for record in opened:
         if not column:
-            layout = settle(columns, task, tuple(record.values), name=opened.name)
+            layout = choose_columns(columns, task, tuple(record.values), name=opened.name)
             column = layout.tags or layout.label or ""
             if not column or task not in LABELLED_TASKS:
                 raise DataError(
-                    f"{opened.name}: no column of labels for {task}; its columns are {listing(list(record.values))}"
+                    f"{opened.name}: no column of labels for {task}; its columns are {quoted(list(record.values))}"
                 )
         value = record.values.get(column)
         if vectors is not None:
@@ -194,7 +204,7 @@ def find_labels(
             f"{opened.name}: {column!r} holds both names ({names[0]!r}) and numbers ({numbers[0]:g}); keep one"
         )
     if vectors is not None:
-        return _of_several(names, numbers, vectors.width, opened.name)
+        return _multi_labels(names, numbers, vectors.width, opened.name)
     if task == "sts" or any(not number.is_integer() for number in numbers):
         return Labels.of(1)
     if numbers:
@@ -206,14 +216,14 @@ def find_labels(
 
 
 class _Vectors:
-    """Whether the labels of all rows are vectors of 0 and 1."""
+    """Find out whether the labels of all rows are vectors of 0 and 1."""
 
     def __init__(self) -> None:
         self._widths: set[int] = set()
         self._repeats = False
 
     def add(self, value: Any) -> None:
-        """Take the labels of a row."""
+        """Add the labels of a row."""
         if is_unlabelled(value, score=False):
             return
         is_vector = isinstance(value, list | tuple) and all(not isinstance(one, str) and one in {0, 1} for one in value)
@@ -222,13 +232,13 @@ class _Vectors:
 
     @property
     def width(self) -> int | None:
-        """Their length; None where they are lists of labels."""
+        """The length of the vectors; None where the rows have lists of labels."""
         if len(self._widths) != 1 or not self._repeats:
             return None
         return max(self._widths) if max(self._widths) > 0 else None
 
 
-def _of_several(names: list[str], numbers: list[float], width: int | None, source: str) -> Labels:
+def _multi_labels(names: list[str], numbers: list[float], width: int | None, source: str) -> Labels:
     if names:
         return Labels(tuple(names), multi_label=True)
     if not all(number.is_integer() and 0 <= number < _MOST for number in numbers):

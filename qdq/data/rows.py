@@ -1,24 +1,24 @@
-"""One row -> one example. Pure: a row that cannot be used is an error whose message is its problem."""
+"""Build one example from one row; a row that cannot be used raises an error whose message is the row's problem."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qdq.data.formats import BARE, json_type, listing
-from qdq.data.kinds import ChoiceExample, Example, IdsExample, Label, QuestionExample, TextExample, TokenExample
+from qdq.data.example_types import ChoiceExample, Example, IdsExample, Label, QuestionExample, TextExample, TokenExample
 from qdq.data.labels import LabelError, Labels, is_unlabelled, number_of
+from qdq.data.records import BARE, json_type, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from qdq.data.columns import Layout
-    from qdq.data.formats import Record
+    from qdq.data.records import Record
 
 __all__ = ["RowError", "build_example", "is_labelled"]
 
 
 class RowError(ValueError):
-    """A row that cannot be used; the message is its problem."""
+    """A row cannot be used; the message is its problem."""
 
 
 def build_example(
@@ -30,45 +30,45 @@ def build_example(
     labels: Labels | None,
     class_names: Mapping[str, Sequence[str]],
 ) -> Example:
-    """The example of a row.
+    """Build the example of a row.
 
     Args:
         record: The row.
-        layout: Its columns.
-        task: What the example is for.
-        index: Of the example.
-        labels: Of the head; None takes numbers as they are.
-        class_names: The names behind the numbers of a column of labels, where the source knows them.
+        layout: The columns to read.
+        task: The task that the example is for.
+        index: The index of the example.
+        labels: The labels of the head; None keeps numbers as they are.
+        class_names: By column, the class names of its numbers, where the source has them.
 
     Raises:
-        RowError: The row lacks a column, or a value is of another kind.
+        RowError: The row has no such column, or a value has the wrong type.
         LabelError: The head has no such label.
     """
     values = record.values
     if record.repeated and (repeated := [name for name in layout.names if name in record.repeated]):
-        raise RowError(f"more than one column is called {listing(repeated)}; rename all but one")
-    place = record.place
+        raise RowError(f"more than one column is called {quoted(repeated)}; rename all but one")
+    location = record.location
     label = _Label(values, labels, class_names)
     if layout.ids:
-        return _ids(values, layout, task, label, index, place)
+        return _ids(values, layout, task, label, index, location)
     if task == "question-answering":
-        return _question(values, layout, index, place)
+        return _question(values, layout, index, location)
     if task == "multiple-choice":
         choices = _choices(values, layout)
         right = _right_choice(values, layout, len(choices))
-        return ChoiceExample(index, place, _text(values, layout.text), choices, right)
+        return ChoiceExample(index, location, _text(values, layout.text), choices, right)
     if task == "token-classification":
         tokens = _tokens(values, layout.tokens)
         tags = label.list_of(layout.tags)
         if tags is not None and len(tags) != len(tokens):
             raise RowError(f"{len(tokens)} tokens and {len(tags)} tags; each token has one")
-        return TokenExample(index, place, tokens, tags)
+        return TokenExample(index, location, tokens, tags)
     text, pair = _text_and_pair(values, layout)
-    return TextExample(index, place, text, pair, label.of(layout.label, score=task == "sts"))
+    return TextExample(index, location, text, pair, label.of(layout.label, score=task == "sts"))
 
 
 def is_labelled(example: Example) -> bool:
-    """Whether the example has what its task is measured by."""
+    """Return whether the example has the label, tags or answers that its task needs."""
     if isinstance(example, TokenExample):
         return example.tags is not None
     if isinstance(example, QuestionExample):
@@ -77,7 +77,7 @@ def is_labelled(example: Example) -> bool:
 
 
 class _Label:
-    """The labels of one row, as the head wants them."""
+    """Read the labels of one row as ids of the head."""
 
     def __init__(self, values: Mapping[str, Any], labels: Labels | None, names: Mapping[str, Sequence[str]]) -> None:
         self._values = values
@@ -85,7 +85,7 @@ class _Label:
         self._names = names
 
     def of(self, column: str | None, *, score: bool) -> Label | None:
-        """The label in a column, or None where the row has none."""
+        """Return the label in a column, or None where the row has none."""
         value = None if column is None else self._values.get(column)
         score = score or (self._labels is not None and self._labels.is_regression)
         if is_unlabelled(value, score=score):
@@ -93,14 +93,14 @@ class _Label:
         if score:
             number = number_of(value)
             if number is None:
-                raise LabelError(f"the score {value!r} is no number")
+                raise LabelError(f"the score {value!r} is not a number")
             return number
         if self._labels is not None and self._labels.multi_label:
             return self._labels.vector_of(value)
         return self._class(column, value)
 
     def list_of(self, column: str | None) -> tuple[int, ...] | None:
-        """One label a token."""
+        """Return one label for each token, or None where the row has none."""
         value = None if column is None else self._values.get(column)
         if value is None:
             return None
@@ -113,9 +113,9 @@ class _Label:
         if self._labels is None:
             number = number_of(value)
             if number is None or not number.is_integer():
-                raise LabelError(f"the label {value!r} is no whole number, and no label names of a head are known")
+                raise LabelError(f"the label {value!r} is not a whole number, and no label names of a head are known")
             return int(number)
-        # what the number means is in the name; the model may count its labels in another order
+        # The model may number its labels in another order than the data set: only the name says what a number means.
         if names and type(value) is int and 0 <= value < len(names) and all(map(self._labels.knows, names)):
             value = names[value]
         return self._labels.id_of(value)
@@ -125,7 +125,7 @@ def _value(values: Mapping[str, Any], column: str) -> Any:
     if column not in values:
         if list(values) == [BARE]:
             raise RowError("a bare string, where an object with the named column was expected")
-        raise RowError(f"no key {column!r}; it has {listing(list(values))}")
+        raise RowError(f"no key {column!r}; it has {quoted(list(values))}")
     return values[column]
 
 
@@ -168,11 +168,11 @@ def _choices(values: Mapping[str, Any], layout: Layout) -> tuple[str, ...]:
 
 
 def _right_choice(values: Mapping[str, Any], layout: Layout, choices: int) -> int | None:
-    """The number of the right choice.
+    """Return the index of the right choice, which rows write in one of three ways.
 
     1. The key of a choice, where the choices have keys (``{"text": [...], "label": ["A", ...]}``).
-    2. A letter, A for the first.
-    3. A number from 0; in a column ``answer`` beside columns that count from 1, from 1.
+    2. A letter; A is the first choice.
+    3. A number from 0. In a column ``answer`` beside choices that are numbered from 1, it counts from 1.
     """
     value = None if layout.label is None else values.get(layout.label)
     if is_unlabelled(value, score=False):
@@ -185,26 +185,27 @@ def _right_choice(values: Mapping[str, Any], layout: Layout, choices: int) -> in
         number: float | None = ord(value.strip().upper()) - ord("A")
     else:
         number = number_of(value)
+        # Sets such as WinoGrande have option1 and option2, and an answer of 1 or 2.
         from_one = layout.label == "answer" and layout.choices[0].endswith("1")
         number = number - 1 if number is not None and from_one else number
     if number is None or not float(number).is_integer() or not 0 <= number < choices:
         raise LabelError(
-            f"the label {value!r} is none of the {choices} choices, 0 to {choices - 1} or A to {chr(64 + choices)}"
+            f"the label {value!r} is not one of the {choices} choices, 0 to {choices - 1} or A to {chr(64 + choices)}"
         )
     return int(number)
 
 
-def _question(values: Mapping[str, Any], layout: Layout, index: int, place: str) -> QuestionExample:
+def _question(values: Mapping[str, Any], layout: Layout, index: int, location: str) -> QuestionExample:
     question, context = _text(values, layout.question), _text(values, layout.context)
     given = values.get(layout.id) if layout.id is not None else None
     answers, starts = _answers(values, layout, context)
-    return QuestionExample(index, place, str(index if given is None else given), question, context, answers, starts)
+    return QuestionExample(index, location, str(index if given is None else given), question, context, answers, starts)
 
 
 def _answers(
     values: Mapping[str, Any], layout: Layout, context: str
 ) -> tuple[tuple[str, ...], tuple[int, ...]] | tuple[None, None]:
-    """As the Hub has them, ``{"text": [...], "answer_start": [...]}``, or as a list of such answers."""
+    """Read answers as the Hub has them, ``{"text": [...], "answer_start": [...]}``, or as a list of single answers."""
     value = values.get(layout.answers) if layout.answers is not None else None
     if value is None:
         return ((), ()) if values.get("is_impossible") is True else (None, None)
@@ -212,14 +213,16 @@ def _answers(
         value = {key: [answer.get(key) for answer in value] for key in ("text", "answer_start")}
     texts, starts = (value.get("text"), value.get("answer_start")) if isinstance(value, dict) else (None, None)
     if not isinstance(texts, list | tuple) or not isinstance(starts, list | tuple) or len(texts) != len(starts):
-        raise RowError(f"{layout.answers!r} wants 'text' and 'answer_start', two lists of the same length")
+        raise RowError(f"{layout.answers!r} must have 'text' and 'answer_start', two lists of the same length")
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not isinstance(start, int) or not 0 <= start < max(1, len(context)):
-            raise RowError(f"the answer {text!r} at character {start!r} does not lie in its context of {len(context)}")
+            raise RowError(
+                f"the answer {text!r} at character {start!r} is not within its context of {len(context)} characters"
+            )
     return tuple(texts), tuple(starts)
 
 
-def _ids(values: Mapping[str, Any], layout: Layout, task: str, label: _Label, index: int, place: str) -> IdsExample:
+def _ids(values: Mapping[str, Any], layout: Layout, task: str, label: _Label, index: int, location: str) -> IdsExample:
     ids = _whole_numbers(values, "input_ids")
     if ids is None or not ids:
         raise RowError("'input_ids' is empty")
@@ -227,13 +230,13 @@ def _ids(values: Mapping[str, Any], layout: Layout, task: str, label: _Label, in
     for name, found in (("attention_mask", mask), ("token_type_ids", types)):
         if found is not None and len(found) != len(ids):
             raise RowError(f"{len(ids)} numbers in 'input_ids' and {len(found)} in {name!r}; they go together")
-    of_tokens = values.get(layout.label) if layout.label is not None else None
-    if task in {"token-classification", "masked-lm"} and isinstance(of_tokens, list | tuple):
+    token_labels = values.get(layout.label) if layout.label is not None else None
+    if task in {"token-classification", "masked-lm"} and isinstance(token_labels, list | tuple):
         found = _whole_numbers(values, layout.label or "")
         if found is not None and len(found) != len(ids):
             raise RowError(f"{len(ids)} numbers in 'input_ids' and {len(found)} in {layout.label!r}; they go together")
-        return IdsExample(index, place, ids, mask, types, found)
-    return IdsExample(index, place, ids, mask, types, label.of(layout.label, score=task == "sts"))
+        return IdsExample(index, location, ids, mask, types, found)
+    return IdsExample(index, location, ids, mask, types, label.of(layout.label, score=task == "sts"))
 
 
 def _whole_numbers(values: Mapping[str, Any], column: str) -> tuple[int, ...] | None:

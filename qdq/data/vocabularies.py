@@ -1,36 +1,40 @@
-"""Tokenizers built from the files that checkpoints carried before ``tokenizer.json``.
+"""Build tokenizers from the vocabulary files of checkpoints that are older than ``tokenizer.json``.
 
 1. ``vocab.txt``: WordPiece, with BERT's text cleaning.
-2. ``spiece.model``: SentencePiece's unigrams, with ALBERT's text cleaning.
+2. ``spiece.model``: SentencePiece unigrams, with ALBERT's text cleaning.
 3. ``vocab.json`` and ``merges.txt``: byte-level pairs, as RoBERTa has them.
 
-Settings come from ``tokenizer_config.json`` and ``special_tokens_map.json``; what they do not say is what the families'
-own tokenizers do.
+Settings come from ``tokenizer_config.json`` and ``special_tokens_map.json``. The defaults are those of the families'
+own tokenizers.
 """
 
 from __future__ import annotations
 
 import json
+import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from qdq.data.sentencepiece import UNIGRAM, parse_model
 from qdq.errors import CheckpointError, StorageError
+from qdq.protobuf import VARINT, read_fields, read_varint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 __all__ = [
     "SPECIAL_ROLES",
     "byte_level_pairs",
+    "parse_sentencepiece",
     "read_settings",
     "read_text",
     "special_tokens",
     "unigrams",
     "wordpieces",
 ]
+
 
 SPECIAL_ROLES = ("pad", "unk", "cls", "sep", "mask")
 
@@ -40,10 +44,10 @@ _ROBERTA = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask":
 
 
 def wordpieces(model_dir: Path) -> Tokenizer:
-    """``vocab.txt``: a token a line, its number the id.
+    """Build a WordPiece tokenizer from ``vocab.txt``, which has one token on each line in the order of the ids.
 
     Raises:
-        CheckpointError: It is no such vocabulary, or a file beside it is damaged.
+        CheckpointError: The vocabulary is not BERT's, or a file beside it is damaged.
         StorageError: A file cannot be read.
     """
     path = model_dir / "vocab.txt"
@@ -67,26 +71,27 @@ def wordpieces(model_dir: Path) -> Tokenizer:
 
 
 def unigrams(model_dir: Path) -> Tokenizer:
-    """``spiece.model``. Symbols that its maker defined are pieces like others, as SentencePiece has them.
+    """Build a unigram tokenizer from ``spiece.model``; user-defined symbols are ordinary pieces, as in SentencePiece.
 
     Raises:
-        CheckpointError: It is no SentencePiece model of unigrams, or a file beside it is damaged.
+        CheckpointError: The file is not a SentencePiece model of unigrams, or a file beside it is damaged.
         StorageError: A file cannot be read.
     """
     path = model_dir / "spiece.model"
     settings = read_settings(model_dir)
     special = special_tokens(settings, _ALBERT)
     try:
-        model = parse_model(path.read_bytes())
+        model = parse_sentencepiece(path.read_bytes())
     except ValueError as error:
-        raise CheckpointError(f"{path}: is no SentencePiece model, or damaged: {error}") from error
+        raise CheckpointError(f"{path}: is not a SentencePiece model, or it is damaged: {error}") from error
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
-    if model.kind != UNIGRAM:
-        raise CheckpointError(f"{path}: is a SentencePiece model, but not of unigrams, which ALBERT's are")
+    if model.kind != _UNIGRAM:
+        raise CheckpointError(f"{path}: is a SentencePiece model, but not of unigrams, which ALBERT uses")
     vocabulary = {piece: index for index, (piece, _) in enumerate(model.pieces)}
     _require(path, "ALBERT", [special[role] for role in ("cls", "sep")], vocabulary)
     tokenizer = Tokenizer(models.Unigram(list(model.pieces), unk_id=model.unknown_id, byte_fallback=False))
+    # The text cleaning of ALBERT's authors, which comes before SentencePiece's own.
     cleaning: list[normalizers.Normalizer] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
     if not settings.get("keep_accents", False):
         cleaning += [normalizers.NFKD(), normalizers.StripAccents()]
@@ -109,10 +114,10 @@ def unigrams(model_dir: Path) -> Tokenizer:
 
 
 def byte_level_pairs(model_dir: Path) -> Tokenizer:
-    """``vocab.json``, tokens with their ids, and ``merges.txt``, a pair of tokens a line.
+    """Build a byte-level BPE tokenizer from ``vocab.json`` (ids by token) and ``merges.txt`` (one pair on each line).
 
     Raises:
-        CheckpointError: They are no such files, or a file beside them is damaged.
+        CheckpointError: The files are not RoBERTa's, or a file beside them is damaged.
         StorageError: A file cannot be read.
     """
     path, merges_path = model_dir / "vocab.json", model_dir / "merges.txt"
@@ -120,7 +125,7 @@ def byte_level_pairs(model_dir: Path) -> Tokenizer:
     special = special_tokens(settings, _ROBERTA)
     vocabulary = _json_object(path)
     if not all(type(index) is int for index in vocabulary.values()):
-        raise CheckpointError(f"{path}: is no vocabulary: not every token has a whole number")
+        raise CheckpointError(f"{path}: is not a vocabulary: not every token has a whole number")
     _require(path, "RoBERTa", [special[role] for role in ("cls", "sep")], vocabulary)
     merges = []
     for number, line in enumerate(_lines(merges_path), start=1):
@@ -128,7 +133,7 @@ def byte_level_pairs(model_dir: Path) -> Tokenizer:
             continue
         pair = line.split(" ")
         if len(pair) != 2:
-            raise CheckpointError(f"{merges_path}: line {number} is no pair of tokens with a blank between")
+            raise CheckpointError(f"{merges_path}: line {number} is not a pair of tokens separated by a blank")
         merges.append((pair[0], pair[1]))
     try:
         tokenizer = Tokenizer(models.BPE(vocabulary, merges))
@@ -145,7 +150,7 @@ def byte_level_pairs(model_dir: Path) -> Tokenizer:
 
 
 def read_settings(model_dir: Path) -> dict[str, Any]:
-    """``tokenizer_config.json``, over what ``special_tokens_map.json`` says; empty without either.
+    """Read ``special_tokens_map.json`` and ``tokenizer_config.json``, which wins; empty if there is neither.
 
     Raises:
         CheckpointError: One of them is damaged.
@@ -159,16 +164,16 @@ def read_settings(model_dir: Path) -> dict[str, Any]:
 
 
 def special_tokens(settings: Mapping[str, Any], defaults: Mapping[str, str]) -> dict[str, str]:
-    """The special tokens by role; configurations write them as a string or as an object around it."""
+    """Return the special tokens by role, which settings write as a string or as an object with ``content``."""
     return {role: _content(settings.get(f"{role}_token"), default) for role, default in defaults.items()}
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file.
+    """Read a UTF-8 file.
 
     Raises:
-        CheckpointError: It is not UTF-8.
-        StorageError: It cannot be read.
+        CheckpointError: The file is not UTF-8.
+        StorageError: The file cannot be read.
     """
     try:
         return path.read_text("utf-8")
@@ -185,7 +190,7 @@ def _content(token: Any, default: str) -> str:
 
 
 def _add(tokenizer: Tokenizer, special: Iterable[str], settings: Mapping[str, Any], model_dir: Path) -> None:
-    """Make the special tokens special, and add those that the files beside the vocabulary name, in the order of ids."""
+    """Mark the special tokens, and add the tokens that other files name, in the order of their ids."""
     known = [AddedToken(token, normalized=False, special=True) for token in dict.fromkeys(special)]
     tokenizer.add_special_tokens([token for token in known if tokenizer.token_to_id(token.content) is not None])
     added: dict[int, AddedToken] = {}
@@ -194,9 +199,12 @@ def _add(tokenizer: Tokenizer, special: Iterable[str], settings: Mapping[str, An
             added[int(index)] = AddedToken(token, normalized=False)
     for index, entry in settings.get("added_tokens_decoder", {}).items():
         if not isinstance(entry, dict) or not isinstance(entry.get("content"), str) or not str(index).isdigit():
-            raise CheckpointError(f"{model_dir / 'tokenizer_config.json'}: added_tokens_decoder: {index!r} is no token")
+            raise CheckpointError(
+                f"{model_dir / 'tokenizer_config.json'}: added_tokens_decoder: {index!r} is not a token"
+            )
         flags = {name: entry[name] for name in ("lstrip", "rstrip", "single_word", "normalized") if name in entry}
         added[int(index)] = AddedToken(entry["content"], special=entry.get("special", False), **flags)
+    # tokenizers numbers added tokens itself, so they must be added in the order of their ids.
     for index, added_token in sorted(added.items()):
         (tokenizer.add_special_tokens if added_token.special else tokenizer.add_tokens)([added_token])
         found = tokenizer.token_to_id(added_token.content)
@@ -210,7 +218,7 @@ def _add(tokenizer: Tokenizer, special: Iterable[str], settings: Mapping[str, An
 def _require(path: Path, family: str, tokens: Iterable[str], vocabulary: Mapping[str, int]) -> None:
     if missing := [token for token in tokens if token not in vocabulary]:
         raise CheckpointError(
-            f"{path}: is no vocabulary of {family}'s kind: lacks the special tokens {' '.join(missing)}"
+            f"{path}: is not a vocabulary of {family}: it lacks the special tokens {' '.join(missing)}"
         )
 
 
@@ -224,5 +232,77 @@ def _json_object(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path}: is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds no JSON object")
+        raise CheckpointError(f"{path}: must hold a JSON object")
+    return value
+
+
+# --- SentencePiece's model files ---
+
+
+_UNIGRAM = 1  # model_type of TrainerSpec
+_CONTROL, _UNKNOWN = 3, 2  # types of pieces
+
+
+@dataclass(frozen=True)
+class SentencePieceModel:
+    """The contents of a SentencePiece model file.
+
+    Args:
+        pieces: The pieces with their scores (the logarithms of their probabilities), in the order of their ids.
+        control: Pieces that no text contains, such as ``[CLS]``.
+        unknown_id: The id of text that no piece covers.
+        kind: The algorithm; 1 for unigrams.
+        charsmap: The compiled table of the text normalization; empty if there is none.
+    """
+
+    pieces: tuple[tuple[str, float], ...]
+    control: tuple[str, ...]
+    unknown_id: int
+    kind: int
+    charsmap: bytes
+
+
+def parse_sentencepiece(data: bytes) -> SentencePieceModel:
+    """Parse a SentencePiece model file.
+
+    The file is one message in the wire format of Protocol Buffers (``sentencepiece_model.proto``): fields with a number
+    and a type, one after another. Unknown fields are skipped.
+
+    Raises:
+        ValueError: The bytes are not such a file, or they are damaged.
+    """
+    pieces: list[tuple[str, float]] = []
+    control: list[str] = []
+    unknown_id, kind, charsmap = 0, _UNIGRAM, b""
+    for number, value in _fields(data):
+        if number == 1:  # SentencePiece: 1 piece, 2 score, 3 type
+            entry = dict(_fields(_bytes(value)))
+            piece, piece_type = _bytes(entry.get(1, b"")).decode("utf-8"), entry.get(3, 1)
+            if piece_type == _UNKNOWN:
+                unknown_id = len(pieces)
+            elif piece_type == _CONTROL:
+                control.append(piece)
+            pieces.append((piece, struct.unpack("<f", _bytes(entry.get(2, bytes(4))))[0]))
+        elif number == 2:  # TrainerSpec: 3 model_type
+            found = dict(_fields(_bytes(value))).get(3, _UNIGRAM)
+            kind = found if isinstance(found, int) else _UNIGRAM
+        elif number == 3:  # NormalizerSpec: 2 precompiled_charsmap
+            charsmap = _bytes(dict(_fields(_bytes(value))).get(2, b""))
+    if not pieces:
+        raise ValueError("it holds no pieces")
+    return SentencePieceModel(tuple(pieces), tuple(control), unknown_id, kind, charsmap)
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Yield the fields of a message: the number, and the value as an integer or, for all other types, as bytes."""
+    for field in read_fields(data):
+        if field.wire_type == VARINT:
+            yield field.number, read_varint(data, field.begin, field.end)[0]
+        else:
+            yield field.number, data[field.begin : field.end]
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("a number where bytes are expected")
     return value

@@ -1,4 +1,4 @@
-"""What becomes of every tensor of a foreign checkpoint: where it went, or why it was left out."""
+"""Report what became of every tensor of a foreign checkpoint: where its values went, or why it was skipped."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdq.errors import CheckpointError, describe_problems
 from qdq.models.huggingface import load_weights, parameter_keys
+from qdq.models.keymap import name_of
 from qdq.models.registry import construct, family_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,14 @@ __all__ = ["Conversion", "Converted", "Mapped", "Skipped", "build_model"]
 
 @dataclass(frozen=True)
 class Mapped:
-    """A tensor of the source, and the names under which its values are in the result."""
+    """A tensor of the source whose values are in the result.
+
+    Args:
+        name: The name of the tensor in the source.
+        shape: Its shape.
+        targets: The names that its values have in the result.
+        how: What was done with the values, such as ``transposed``; empty if they were copied.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -32,7 +40,13 @@ class Mapped:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A tensor of the source that the result has not, and why."""
+    """A tensor of the source that the result does not have.
+
+    Args:
+        name: The name of the tensor in the source.
+        reason: Why it was skipped.
+        shape: Its shape; None for an entry that is not a tensor.
+    """
 
     name: str
     reason: str
@@ -41,11 +55,15 @@ class Skipped:
 
 @dataclass
 class Conversion:
-    """The report of a conversion, filled while it goes on.
+    """The report of a conversion, which is filled step by step.
 
     Args:
-        source: what was converted, for messages.
+        source: The name of the source, for messages.
         format: ``megatron-lm``, ``tensorflow`` or ``pytorch-quantization``.
+        mapped: The tensors that are in the result.
+        skipped: The tensors that are not.
+        problems: What prevents the conversion.
+        notes: What a reader of the report should know.
     """
 
     source: str
@@ -56,14 +74,18 @@ class Conversion:
     notes: list[str] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raise CheckpointError with all problems, if there are any."""
+        """Raise if there are problems.
+
+        Raises:
+            CheckpointError: There are problems; the message lists all of them.
+        """
         if self.problems:
             raise CheckpointError(
-                describe_problems(f"{self.source}: no {self.format} checkpoint we know", self.problems)
+                describe_problems(f"{self.source}: not a known {self.format} checkpoint", self.problems)
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The report for machines: every tensor once."""
+        """Return the report as plain values for JSON; it lists every tensor once."""
         mapped = [
             {"name": m.name, "shape": list(m.shape), "targets": list(m.targets), **({"how": m.how} if m.how else {})}
             for m in self.mapped
@@ -75,29 +97,36 @@ class Conversion:
         return {"source": self.source, "format": self.format, "mapped": mapped, "skipped": skipped, "notes": self.notes}
 
     def reasons(self) -> Counter[str]:
-        """How many tensors were left out for each reason."""
+        """Count the skipped tensors of each reason."""
         return Counter(entry.reason for entry in self.skipped)
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A model of ours, and the report about the tensors it was made of."""
+    """A converted model, and the report about the tensors it was made of."""
 
     model: Model
     report: Conversion
 
 
 def build_model(config: ModelConfig, task: str, tensors: dict[str, Tensor], report: Conversion) -> Model:
-    """The model of a task with ``tensors`` under upstream's keys; those of other heads are reported as skipped.
+    """Build the model of a task from tensors under the keys of transformers.
+
+    Args:
+        config: The configuration of the model.
+        task: The task of the model.
+        tensors: The tensors by key; those of other heads are reported as skipped.
+        report: The report, whose mapped tensors name the keys of their values.
 
     Raises:
-        CheckpointError: tensors that no model of the family has; or that this one needs and that are missing, or have
-            another shape.
+        CheckpointError: A tensor belongs to no model of the family, or a tensor of this model is missing or has another
+            shape.
     """
     model = construct(config, task)
-    needed = {key for keys in parameter_keys(model).values() for key in keys}
+    needed = {name_of(key) for keys in parameter_keys(model).values() for key in keys}
 
     def is_needed(key: str) -> bool:
+        # Keys may or may not have the prefix of the encoder.
         return key in needed or key.partition(".")[2] in needed
 
     kept = []
@@ -105,7 +134,7 @@ def build_model(config: ModelConfig, task: str, tensors: dict[str, Tensor], repo
         if any(map(is_needed, entry.targets)):
             kept.append(entry)
         elif any(_is_of_family(key, family_of(config.model_type)) for key in entry.targets):
-            reason = f"a model of the task {task} has no place for it"
+            reason = f"a model of the task {task} does not have it"
             report.skipped.append(Skipped(entry.name, reason, entry.shape))
         else:
             report.problems.append(f"{entry.name} is unknown")
@@ -116,9 +145,10 @@ def build_model(config: ModelConfig, task: str, tensors: dict[str, Tensor], repo
 
 
 def _is_of_family(key: str, family: Family) -> bool:
-    """Whether some model of the family has this key, in some layer."""
-    known = {*family.keys.values()} | {name for task in family.tasks.values() for name in task.keys.values()}
-    parts = key.removeprefix(f"{family.prefix}.").split(".")
-    template = ".".join("{}" if part.isdigit() else part for part in parts)
+    """Return whether some model of the family has this key in some layer."""
+    tables = [family.keys, *(task.keys for task in family.tasks.values())]
+    known = {name_of(key) for keys in tables for key in keys.values()}
+    names = key.removeprefix(f"{family.prefix}.").split(".")
+    template = ".".join("{}" if name.isdigit() else name for name in names)
     # The bias of a language model's head is under its own name and under that of its linear layer.
     return template in known or template.rpartition(".")[0] in known

@@ -1,12 +1,12 @@
-"""BERT checkpoints of Megatron-LM (Shoeybi et al. 2019), as it saves them, to models of the family megatron-bert.
+"""Convert BERT checkpoints of Megatron-LM (Shoeybi et al. 2019) to models of the family megatron-bert.
 
-Layout: ``model.language_model.embedding``, its layers below ``transformer`` (later ``encoder``), ``pooler``, and the
-heads ``lm_head`` and ``binary_head``, in nested dicts whose leaves have names with dots. Query, key and value are one
-matrix, whose rows are ordered by ``checkpoint_version``:
+A checkpoint has nested dicts whose leaves have names with dots: ``model.language_model.embedding``, the layers below
+``transformer`` (later ``encoder``), ``pooler``, and the heads ``lm_head`` and ``binary_head``. Query, key and value are
+one matrix, whose shape depends on ``checkpoint_version``:
 
-    0 or none   [3, heads, head size]
-    1.0         [heads, head size, 3]
-    2.0 on      [heads, 3, head size]
+    0 or none     [3, heads, head size]
+    1.0           [heads, head size, 3]
+    2.0 or more   [heads, 3, head size]
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from qdq.errors import CheckpointError, ConfigError, StorageError
 from qdq.interop.conversion import Conversion, Converted, Mapped, Skipped, build_model
-from qdq.models.registry import configure, family_of
+from qdq.models.registry import configure
 
 if TYPE_CHECKING:
     from qdq.models.config import ModelConfig
@@ -35,9 +35,9 @@ __all__ = ["convert", "split"]
 
 _FILE = "model_optim_rng.pt"
 _ITERATION = "latest_checkpointed_iteration.txt"
-_TRAINING = "state of the training, no weight"
+_NOT_A_WEIGHT = "training state, not a weight"
 
-# Below the layers: ours in upstream's names. Norms have changed their names over the years.
+# Modules of a layer, and their names in transformers. Norms have had several names over the years.
 _LAYER = {
     r"input_(layer)?norm": "attention.ln",
     r"post_attention_(layer)?norm": "ln",
@@ -54,7 +54,7 @@ _HEADS = {
     "language_model.pooler.dense": "bert.pooler.dense",
 }
 _TABLES = {"word": "word", "position": "position", "tokentype": "token_type"}
-# Fields of the configuration by the names of Megatron's arguments.
+# The arguments of Megatron-LM, and the fields of the configuration.
 _ARGUMENTS = {
     "num_layers": "num_hidden_layers",
     "hidden_size": "hidden_size",
@@ -71,28 +71,31 @@ _ARGUMENTS = {
 
 
 def convert(source: str | Path, *, task: str | None = None, overrides: Mapping[str, Any] | None = None) -> Converted:
-    """Our model of a checkpoint of Megatron-LM.
+    """Convert a checkpoint of Megatron-LM.
 
-    Sizes come from the arguments that the file holds, else from the tensors. The epsilon of the norms is that of the
-    arguments; where there are none it stays at the family's 1e-12, which is what transformers' converter always takes.
+    Sizes come from the arguments in the file, or else from the tensors. The epsilon of the norms is that of the
+    arguments; without them it is the family's 1e-12, which the converter of transformers always takes.
 
     Args:
-        source: the file ``model_optim_rng.pt``, a directory above it, or NVIDIA's archive (.zip) with it.
-        task: of the model; by default the one that uses all heads there are.
-        overrides: fields of the configuration that win over everything: ``num_attention_heads``, ``hidden_act``, ...
+        source: The file ``model_optim_rng.pt``, a directory above it, or NVIDIA's archive (.zip) with it.
+        task: The task of the model; by default the one that uses all heads in the file.
+        overrides: Fields of the configuration that override all others: ``num_attention_heads``, ``hidden_act``, ...
+
+    Returns:
+        The model and the report.
 
     Raises:
-        CheckpointError: a damaged file, one of several parts, a pickle that wants to run code, or tensors that are not
-            known, missing or of another size; all of them at once.
-        ConfigError: sizes that nothing tells, or that cannot be followed.
+        CheckpointError: The file is damaged, is one of several shards, or is a pickle that could run code; or tensors
+            are unknown, missing or of another size. The message lists all of them.
+        ConfigError: A size is unknown, or not supported.
     """
     name, document = _read(Path(source))
     report = Conversion(name, "megatron-lm")
     if not isinstance(document.get("model"), Mapping):
-        raise CheckpointError(f"{name}: no checkpoint of Megatron-LM: it has no 'model'")
+        raise CheckpointError(f"{name}: not a checkpoint of Megatron-LM: it has no 'model'")
     for key in document:
         if key != "model":
-            report.skipped.append(Skipped(key, "read for the sizes" if key == "args" else _TRAINING))
+            report.skipped.append(Skipped(key, "read for the sizes" if key == "args" else _NOT_A_WEIGHT))
     tensors = _leaves(document["model"], report)
     config = _config(document, tensors, overrides or {}, report)
     version = _version(document)
@@ -105,7 +108,7 @@ def convert(source: str | Path, *, task: str | None = None, overrides: Mapping[s
 
 
 def _read(path: Path) -> tuple[str, Mapping[str, Any]]:
-    """The name of the file, and what is in it."""
+    """Return the name of the file and its contents."""
     if path.is_dir():
         path = _inside(path)
     if not path.is_file():
@@ -115,7 +118,7 @@ def _read(path: Path) -> tuple[str, Mapping[str, Any]]:
             with zipfile.ZipFile(path) as archive:
                 members = [member for member in archive.namelist() if member.endswith(f"/{_FILE}")]
                 if members:
-                    _one_part(str(path), members)
+                    _check_single(str(path), members)
                     return f"{path}/{members[0]}", _load(f"{path}/{members[0]}", io.BytesIO(archive.read(members[0])))
         return str(path), _load(str(path), path)
     except OSError as error:
@@ -123,7 +126,7 @@ def _read(path: Path) -> tuple[str, Mapping[str, Any]]:
 
 
 def _inside(folder: Path) -> Path:
-    """The file in a directory of a training run, of one iteration, or of one rank."""
+    """Find the file in the directory of a training run, of an iteration, or of a rank."""
     if (folder / _FILE).is_file():
         return folder / _FILE
     if (folder / _ITERATION).is_file():
@@ -137,24 +140,24 @@ def _inside(folder: Path) -> Path:
     found = sorted(folder.glob(f"mp_rank_*/{_FILE}"))
     if not found:
         raise CheckpointError(f"{folder}: no mp_rank_00/{_FILE} there")
-    _one_part(str(folder), [str(file.relative_to(folder)) for file in found])
+    _check_single(str(folder), [str(file.relative_to(folder)) for file in found])
     return found[0]
 
 
-def _one_part(where: str, files: list[str]) -> None:
+def _check_single(where: str, files: list[str]) -> None:
     if len(files) > 1:
         raise CheckpointError(
-            f"{where}: a model in {len(files)} parts ({', '.join(files[:4])}, ...): "
-            "merge them first, with Megatron-LM's own tool, to one with tensor and pipeline parallel size 1"
+            f"{where}: the model is in {len(files)} shards ({', '.join(files[:4])}, ...): "
+            "merge them first with the tool of Megatron-LM, to tensor and pipeline parallel size 1"
         )
 
 
 def _load(name: str, file: Path | io.BytesIO) -> Mapping[str, Any]:
-    """The contents of a file, of which nothing but data is taken: arguments, tensors, arrays of random numbers."""
+    """Load a file of which only data is allowed: arguments, tensors, and arrays of random number generators."""
     harmless = [argparse.Namespace, np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("u4", "i8", "f4", "u1"))]
     multiarray: Any = getattr(np, "_core", None) or np.core
     harmless.append(multiarray.multiarray._reconstruct)
-    # The name that numpy 1 wrote.
+    # NumPy 1 wrote this name.
     old_name = (multiarray.multiarray._reconstruct, "numpy.core.multiarray._reconstruct")
     try:
         with torch.serialization.safe_globals([*harmless, old_name]):
@@ -162,21 +165,21 @@ def _load(name: str, file: Path | io.BytesIO) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)|global ([\w.]+)", str(error))
         if wanted is None:
-            raise CheckpointError(f"{name}: no file of PyTorch, or a damaged one") from error
+            raise CheckpointError(f"{name}: not a file of PyTorch, or damaged") from error
         what = next(filter(None, wanted.groups()))
         raise CheckpointError(
-            f"{name}: refused, the pickle holds more than tensors and arguments ({what}) and could run code: where you "
-            "trust it, load it with Megatron-LM and save its 'model', 'args' as a dict and 'checkpoint_version' alone"
+            f"{name}: refused: the pickle holds more than tensors and arguments ({what}) and could run code; if "
+            "you trust it, load it with Megatron-LM and save only 'model', 'args' as a dict and 'checkpoint_version'"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(f"{name}: damaged or incomplete PyTorch file ({error})") from error
     if not isinstance(document, Mapping):
-        raise CheckpointError(f"{name}: no checkpoint of Megatron-LM: it holds a {type(document).__name__}")
+        raise CheckpointError(f"{name}: not a checkpoint of Megatron-LM: it holds a {type(document).__name__}")
     return document
 
 
 def _leaves(tree: Mapping[str, Any], report: Conversion) -> dict[str, Tensor]:
-    """All tensors of a tree by the path to them."""
+    """Return all tensors of nested dicts by their paths."""
     found: dict[str, Tensor] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -185,7 +188,7 @@ def _leaves(tree: Mapping[str, Any], report: Conversion) -> dict[str, Tensor]:
         elif isinstance(value, Tensor) and value.is_floating_point():
             found[str(key)] = value
         elif str(key).endswith("_extra_state"):
-            report.skipped.append(Skipped(str(key), _TRAINING))
+            report.skipped.append(Skipped(str(key), _NOT_A_WEIGHT))
         else:
             kind = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
             report.problems.append(f"{key} is {kind}, must be a tensor of floating point numbers")
@@ -202,7 +205,7 @@ def _version(document: Mapping[str, Any]) -> float:
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint_version is {given!r}, must be a number") from error
     if not (version in (0.0, 1.0) or version >= 2.0):
-        raise CheckpointError(f"checkpoint_version is {given!r}; known are 0 (or none), 1 and 2 or later")
+        raise CheckpointError(f"checkpoint_version is {given!r}; it must be 0 (or absent), 1, or 2 or more")
     return version
 
 
@@ -215,21 +218,22 @@ def _config(
     measured = _measured(tensors)
     if values:
         if "hidden_size" in values:
+            # The argument may be missing because Megatron-LM computes this default itself.
             values.setdefault("intermediate_size", 4 * values["hidden_size"])
     else:
         report.notes.append(
-            "the file holds no arguments: sizes are those of the tensors, all else the family's default"
+            "the file holds no arguments: sizes are those of the tensors, all other fields have the family's defaults"
         )
-    # What the tensors show must be so; where arguments differ, the problems of the shapes will tell.
+    # Arguments override the sizes of the tensors: where they differ, loading reports the shapes that do not fit.
     values = {**measured, **values, **overrides}
-    usual = family_of("megatron-bert").defaults
-    if "num_attention_heads" not in values and values.get("hidden_size") != usual["hidden_size"]:
-        raise ConfigError(f"{report.source}: nothing tells num_attention_heads: set it (--set num_attention_heads=N)")
+    usual = configure("megatron-bert")
+    if "num_attention_heads" not in values and values.get("hidden_size") != usual.hidden_size:
+        raise ConfigError(f"{report.source}: num_attention_heads is unknown: set it (--set num_attention_heads=N)")
     return configure("megatron-bert", **values)
 
 
 def _measured(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Sizes that the tensors show."""
+    """Return the sizes of the tensors."""
     found: dict[str, int] = {}
     layers = set()
     for name, tensor in tensors.items():
@@ -257,30 +261,31 @@ def _measured(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 def _rename(
     tensors: Mapping[str, Tensor], config: ModelConfig, version: float, report: Conversion
 ) -> dict[str, Tensor]:
-    """Tensors under transformers' keys; what is unknown is a problem of the report."""
+    """Return the tensors under the keys of transformers, and report unknown ones as problems."""
     state: dict[str, Tensor] = {}
 
-    def put(name: str, parts: dict[str, Tensor], how: str = "") -> None:
-        if taken := state.keys() & parts.keys():
+    def put(name: str, tensors_by_key: dict[str, Tensor], how: str = "") -> None:
+        if taken := state.keys() & tensors_by_key.keys():
             report.problems.append(f"{name} would be {', '.join(sorted(taken))}, which another tensor is")
-        state.update(parts)
-        report.mapped.append(Mapped(name, tuple(tensors[name].shape), tuple(parts), how))
+        state.update(tensors_by_key)
+        report.mapped.append(Mapped(name, tuple(tensors[name].shape), tuple(tensors_by_key), how))
 
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
         if leaf == "_extra_state":
-            report.skipped.append(Skipped(name, _TRAINING, tuple(tensor.shape)))
+            report.skipped.append(Skipped(name, _NOT_A_WEIGHT, tuple(tensor.shape)))
         elif name == "lm_head.bias":
             put(name, _cut({"cls.predictions.bias": tensor}, config.vocab_size))
         elif module in _HEADS and leaf in ("weight", "bias"):
             put(name, {f"{_HEADS[module]}.{leaf}": tensor})
         elif match := re.fullmatch(r"language_model\.embedding\.(word|position|tokentype)_embeddings\.weight", name):
             key = f"bert.embeddings.{_TABLES[match[1]]}_embeddings.weight"
-            parts = {key: tensor}
+            named = {key: tensor}
             if match[1] == "word":
-                parts = _cut(parts, config.vocab_size)
-            cut = parts[key].shape != tensor.shape
-            put(name, parts, f"the first {config.vocab_size} of {len(tensor)} rows" if cut else "")
+                named = _cut(named, config.vocab_size)
+            cut = named[key].shape != tensor.shape
+            put(name, named, f"the first {config.vocab_size} of {len(tensor)} rows" if cut else "")
+        # With pipeline parallelism the last stage has its own copy for the head.
         elif re.fullmatch(r"word_embeddings(_for_head)?\.weight", name):
             report.skipped.append(Skipped(name, "a copy of the word embeddings", tuple(tensor.shape)))
         elif match := re.fullmatch(r"language_model\.(?:transformer|encoder)\.(.+)\.(weight|bias)", name):
@@ -312,9 +317,9 @@ def _put_layer(
         if tensor.shape[0] != 3 * config.hidden_size:
             report.problems.append(f"{name} has {tensor.shape[0]} rows, must be 3 * hidden_size {config.hidden_size}")
             return
-        parts = split(tensor, config.num_attention_heads, version)
-        keys = (f"{layer}.attention.self.{part}.{leaf}" for part in ("query", "key", "value"))
-        put(name, dict(zip(keys, parts, strict=True)), f"split, rows of checkpoint_version {version:g}")
+        matrices = split(tensor, config.num_attention_heads, version)
+        keys = (f"{layer}.attention.self.{role}.{leaf}" for role in ("query", "key", "value"))
+        put(name, dict(zip(keys, matrices, strict=True)), f"split, rows of checkpoint_version {version:g}")
         return
     for pattern, ours in _LAYER.items():
         if re.fullmatch(pattern, match[2]):
@@ -324,23 +329,33 @@ def _put_layer(
 
 
 def split(fused: Tensor, heads: int, version: float) -> tuple[Tensor, ...]:
-    """Query, key and value, each with ``heads * head size`` rows, of the matrix or bias that holds all their rows."""
+    """Split the joint matrix or bias of query, key and value.
+
+    Args:
+        fused: The joint matrix ``(3 * heads * head size, hidden)`` or bias ``(3 * heads * head size,)``.
+        heads: The number of heads.
+        version: ``checkpoint_version``, which decides the order of the rows.
+
+    Returns:
+        Query, key and value, each with ``heads * head size`` rows.
+    """
     rows, rest = fused.shape[0] // (3 * heads), fused.shape[1:]
+    # The order of the rows, by the table at the top of this module.
     if version >= 2.0:
-        parts = fused.view(heads, 3, rows, *rest).transpose(0, 1)
+        matrices = fused.view(heads, 3, rows, *rest).transpose(0, 1)
     elif version == 1.0:
-        parts = fused.view(heads, rows, 3, *rest).movedim(2, 0)
+        matrices = fused.view(heads, rows, 3, *rest).movedim(2, 0)
     else:
-        parts = fused.view(3, heads, rows, *rest)
-    return tuple(part.reshape(heads * rows, *rest).contiguous() for part in parts)
+        matrices = fused.view(3, heads, rows, *rest)
+    return tuple(matrix.reshape(heads * rows, *rest).contiguous() for matrix in matrices)
 
 
-def _cut(parts: dict[str, Tensor], size: int) -> dict[str, Tensor]:
-    return {key: tensor[:size] for key, tensor in parts.items()}
+def _cut(named: dict[str, Tensor], size: int) -> dict[str, Tensor]:
+    return {key: tensor[:size] for key, tensor in named.items()}
 
 
 def _task(state: Mapping[str, Tensor]) -> str:
-    """The task that uses all heads there are."""
+    """Return the task that uses all heads of the checkpoint."""
     if "cls.predictions.bias" not in state:
         return "feature-extraction"
     return "pre-training" if "cls.seq_relationship.weight" in state else "masked-lm"

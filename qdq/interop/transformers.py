@@ -1,7 +1,8 @@
-"""Models of transformers that are held in memory: ours with the very same weights, and back.
+"""Convert models of transformers in memory to models of this package with the same weights, and back.
 
-Both sides hold the same Parameter objects. A training step on one is seen by the other, tied weights stay tied, and
-nothing is copied. What is not a Parameter (training mode, configuration) is taken over once, hooks are not.
+Both models hold the same Parameter objects: a training step on one changes the other, tied weights stay tied, and
+nothing is copied. What is not a Parameter, such as the training mode and the configuration, is taken over once. Hooks
+are not taken over.
 """
 
 from __future__ import annotations
@@ -10,41 +11,47 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from qdq.errors import CheckpointError, ConfigError, MissingPackageError, describe_problems
 from qdq.models.attention import Attention, AttentionImplementation
 from qdq.models.huggingface import config_to_json, parameter_keys
+from qdq.models.keymap import FusedPart, name_of, select_part, shape_of_whole
 from qdq.models.model import EncoderModel, fresh_parameter
 from qdq.models.registry import FAMILIES, configure, construct, family_of, task_of
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from qdq.models.config import ModelConfig
     from qdq.models.model import Model
 
 __all__ = ["from_transformers", "to_transformers"]
 
-# Of the process that made the configuration, not of the model.
+# Entries that describe how the configuration was made, and not the model.
 _PASSING = ("_name_or_path", "architectures", "dtype", "model_type", "torch_dtype", "transformers_version")
 
 
 def from_transformers(model: nn.Module, *, attn_implementation: AttentionImplementation = "eager") -> Model:
-    """Our model with the weights of ``model``, not copied; family and head follow from its class.
+    """Convert a model of transformers without copying its weights.
 
-    Training mode, type, device and frozen parameters are as in ``model``, and gradient checkpointing where the family
-    offers it.
+    Family and task follow from the class of the model. Training mode, dtype, device and frozen parameters are kept, and
+    so is gradient checkpointing if the family offers it.
 
     Args:
-        model: of one of the classes of transformers that have a counterpart here. A subclass may compute something
-            else and is refused.
-        attn_implementation: ``eager``, which can be quantized, or ``sdpa``, torch's fused attention.
+        model: A model of a class of transformers that has a counterpart here. A subclass is refused, since it may
+            compute something else.
+        attn_implementation: ``eager``, which can be quantized, or ``sdpa``, the fused attention of PyTorch.
+
+    Returns:
+        The model of this package.
 
     Raises:
-        ConfigError: a class that has no counterpart, or a configuration that cannot be followed.
-        CheckpointError: parameters that are missing, left over or of another shape, all of them named: the model was
-            changed after it was built.
+        ConfigError: The class has no counterpart, or the configuration is not supported.
+        CheckpointError: Parameters are missing, unexpected or of another shape, because the model was changed after it
+            was built. The message lists all of them.
         MissingPackageError: transformers is not installed.
     """
     model_type, task = _recognise(model)
@@ -55,23 +62,26 @@ def from_transformers(model: nn.Module, *, attn_implementation: AttentionImpleme
     if isinstance(ours, EncoderModel) and task == "feature-extraction" and getattr(model, "pooler", None) is None:
         ours.pooler = None
     _take_parameters(ours, model)
-    if isinstance(ours, EncoderModel) and config.switches.gradient_checkpointing:
+    if isinstance(ours, EncoderModel) and config.supports_gradient_checkpointing:
         ours.encoder.checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     return ours.train(model.training)
 
 
 def to_transformers(model: Model) -> Any:
-    """The model of transformers with the weights of ``model``, not copied.
+    """Convert a model to transformers without copying its weights.
 
-    Quantizers of a wrapped model stay behind: the result computes what the float model does. Training mode, type,
-    device, frozen parameters, gradient checkpointing and the implementation of attention are as in ``model``.
+    The quantizers of a wrapped model are left out: the result computes what the float model does. Training mode, dtype,
+    device, frozen parameters, gradient checkpointing and the implementation of attention are kept.
+
+    Args:
+        model: The model.
 
     Returns:
         A ``transformers.PreTrainedModel`` of the class that ``config.json`` would name.
 
     Raises:
-        ConfigError: transformers, as it is installed, has no class for this model, or one that cannot compute the same:
-            relative positions and pruned heads are gone from transformers 5.
+        ConfigError: The installed release of transformers has no class for this model, or its class cannot compute the
+            same. transformers 5, for example, has no relative positions and no pruned heads.
         MissingPackageError: transformers is not installed.
     """
     transformers = _transformers("giving a model to transformers")
@@ -88,12 +98,12 @@ def to_transformers(model: Model) -> Any:
     config = cls.config_class(**config_to_json(model.config, model.task))
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
     config._attn_implementation = attentions[0].implementation
-    # Not on the meta device: buffers are values that the constructor computes. Memory for weights is never touched.
+    # Not on the meta device, because the constructor computes the values of buffers. Weights are not initialized.
     with import_module("transformers.initialization").no_init_weights():
         theirs = cls(config, **options)
     _give_parameters(model, theirs)
     if any(getattr(module, "checkpointing", False) for module in model.modules()):
-        # Renamed within transformers 5.
+        # transformers 5 renamed this method in a later release.
         enable = getattr(theirs, "activation_checkpointing_enable", None) or theirs.gradient_checkpointing_enable
         enable()
     return theirs.train(model.training)
@@ -108,7 +118,7 @@ def _transformers(purpose: str) -> ModuleType:
 
 
 def _recognise(model: nn.Module) -> tuple[str, str]:
-    """Family and task of a model by its class."""
+    """Return the family and the task of a model by its class."""
     transformers = _transformers("taking a model from transformers")
     cls = type(model)
     known = {
@@ -126,7 +136,7 @@ def _recognise(model: nn.Module) -> tuple[str, str]:
 
 
 def _take_parameters(ours: Model, theirs: nn.Module) -> None:
-    """Put the Parameters of ``theirs`` into the places of ``ours``, and tie in ``ours`` what is tied in ``theirs``."""
+    """Register the Parameters of ``theirs`` in ``ours``, so that weights that are tied there are tied here."""
     family, task = family_of(ours.config.model_type), task_of(ours.config, ours.task)[1]
     given = {
         name.removeprefix(f"{family.prefix}."): parameter
@@ -134,20 +144,23 @@ def _take_parameters(ours: Model, theirs: nn.Module) -> None:
     }
     left, problems, missing, chosen = dict(given), [], [], {}
     for name, keys in parameter_keys(ours).items():
-        found = [given[key] for key in keys if key in given]
+        found = [(key, given[name_of(key)]) for key in keys if name_of(key) in given]
         for key in keys:
-            left.pop(key, None)
+            left.pop(name_of(key), None)
         wanted = ours.get_parameter(name)
         if not found:
+            # The class of transformers does not have it; ours does, and never uses it.
             if name.startswith(task.unused):
                 chosen[name] = fresh_parameter(ours, name, next(theirs.parameters()).dtype)
             else:
-                missing.append(keys[-1])
-        elif found[0].shape != wanted.shape or not found[0].is_floating_point():
-            kind = str(found[0].dtype).removeprefix("torch.")
-            problems.append(f"{keys[0]} is {list(found[0].shape)} {kind}, must be {list(wanted.shape)} float")
+                missing.append(name_of(keys[-1]))
+            continue
+        key, whole = found[0]
+        if [*whole.shape] != (shape := shape_of_whole(key, wanted.shape)) or not whole.is_floating_point():
+            kind = str(whole.dtype).removeprefix("torch.")
+            problems.append(f"{name_of(key)} is {list(whole.shape)} {kind}, must be {shape} float")
         else:
-            chosen[name] = found[0]
+            chosen[name] = whole if isinstance(key, str) else _view(select_part(key, whole), whole)
     problems += [f"{key} is missing" for key in dict.fromkeys(missing)] + [f"{key} is unexpected" for key in left]
     if problems:
         raise CheckpointError(
@@ -159,7 +172,7 @@ def _take_parameters(ours: Model, theirs: nn.Module) -> None:
 
 
 def _as_tied(model: Model, config: ModelConfig) -> ModelConfig:
-    """``config`` that says of the vocabulary's weight what is true of ``model``."""
+    """Return the configuration with ``tie_word_embeddings`` as it is in the model."""
     decoder = model.output_embedding() if isinstance(model, EncoderModel) else None
     if decoder is None:
         return config
@@ -167,34 +180,56 @@ def _as_tied(model: Model, config: ModelConfig) -> ModelConfig:
 
 
 def _give_parameters(ours: Model, theirs: nn.Module) -> None:
-    """Put the Parameters of ``ours`` into every place of ``theirs`` that has their name, and move its buffers.
+    """Register the Parameters of ``ours`` in ``theirs`` under all of their names, and move the buffers of ``theirs``.
 
     Raises:
-        ConfigError: ``theirs`` has no place for some of them: this release cannot compute what ``ours`` computes.
+        ConfigError: Some names differ: this release of transformers cannot compute what ``ours`` computes.
     """
     prefix = family_of(ours.config.model_type).prefix
-    places = {name.removeprefix(f"{prefix}."): name for name, _ in theirs.named_parameters(remove_duplicate=False)}
-    left, problems = set(places), {}
+    names = {name.removeprefix(f"{prefix}."): name for name, _ in theirs.named_parameters(remove_duplicate=False)}
+    left, problems = set(names), {}
+    fused: dict[str, dict[int, str]] = {}
     for name, keys in parameter_keys(ours).items():
         parameter = ours.get_parameter(name)
-        if not any(key in places for key in keys):
-            problems[keys[-1]] = "it has none"
+        if not any(name_of(key) in names for key in keys):
+            problems[name_of(keys[-1])] = "it has none"
         for key in keys:
-            left.discard(key)
-            if key not in places:
+            whole = name_of(key)
+            left.discard(whole)
+            if whole not in names:
                 continue
-            if (shape := theirs.get_parameter(places[key]).shape) != parameter.shape:
-                problems[key] = f"it has {list(shape)} for {list(parameter.shape)}"
+            shape, wanted = [*theirs.get_parameter(names[whole]).shape], shape_of_whole(key, parameter.shape)
+            if shape != wanted:
+                problems[whole] = f"it has {shape} for {wanted}"
+            elif isinstance(key, str):
+                _put(theirs, names[whole], parameter)
             else:
-                _put(theirs, places[key], parameter)
+                fused.setdefault(whole, {})[key.index] = name
+    for whole, members in fused.items():
+        _put(theirs, names[whole], _joined(ours, [members[index] for index in sorted(members)]))
     problems |= dict.fromkeys(left, "this model has none")
     if problems:
         release = f"{type(theirs).__name__} of the installed transformers cannot compute what this model does"
         raise ConfigError(describe_problems(release, [f"{key}: {problem}" for key, problem in problems.items()]))
     device = next(ours.parameters()).device
+    # Buffers are computed by the constructor on the CPU.
     for module in theirs.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)
+
+
+def _view(part: Tensor, whole: nn.Parameter) -> nn.Parameter:
+    """A Parameter over the memory of a part of ``whole``: what changes one in place changes the other."""
+    return torch.nn.Parameter(part.detach(), requires_grad=whole.requires_grad)
+
+
+def _joined(ours: Model, names: list[str]) -> nn.Parameter:
+    """One Parameter for several of ours, which become views of it."""
+    parameters = [ours.get_parameter(name) for name in names]
+    whole = torch.nn.Parameter(torch.cat([p.detach() for p in parameters]), requires_grad=parameters[0].requires_grad)
+    for index, name in enumerate(names):
+        _put(ours, name, _view(select_part(FusedPart("", index, len(names)), whole), whole))
+    return whole
 
 
 def _put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:

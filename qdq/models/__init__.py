@@ -1,1 +1,4 @@
-"""The float reference: BERT, ALBERT, RoBERTa-PreLayerNorm, Megatron-BERT and REALM from one set of blocks."""
+"""Float reference models: every family is assembled from one set of blocks, and computes the same as upstream.
+
+"Upstream" is the implementation in Hugging Face transformers, whose names and checkpoints the models share.
+"""

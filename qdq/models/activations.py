@@ -1,4 +1,4 @@
-"""Activation functions by the names that a Hugging Face ``config.json`` uses for them."""
+"""Activation functions under the names that a Hugging Face ``config.json`` gives them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,14 +8,18 @@ from torch import Tensor, nn
 
 
 class Activation(nn.Module):
-    """A plain function as a module."""
+    """Wrap a function as a module.
+
+    Args:
+        function: The function to apply, element by element.
+    """
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        """Apply the function element by element."""
+        """Return the function of every element, in the shape of ``input``."""
         return self.function(input)
 
 
@@ -28,6 +32,7 @@ def _clipped_gelu(x: Tensor) -> Tensor:
 
 
 def _laplace(x: Tensor) -> Tensor:
+    # The rounded constants 1 / sqrt(2) and sqrt(1 / (4 * pi)) are those of upstream; exact ones change the output.
     return 0.5 * (1.0 + torch.erf((x - 0.707107) / (0.282095 * 2.0**0.5)))
 
 
@@ -37,7 +42,7 @@ def _relu_squared(x: Tensor) -> Tensor:
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     **dict.fromkeys(("gelu", "gelu_python"), nn.GELU),
-    # These write the same formula in different ways (gap below 1e-7 in float32).
+    # Upstream writes the tanh formula in several ways, which differ by less than 1e-7 in float32.
     **dict.fromkeys(
         ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh"), partial(nn.GELU, approximate="tanh")
     ),
@@ -57,5 +62,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def activation(name: str | Callable[[Tensor], Tensor]) -> nn.Module:
-    """A new module for the activation called ``name`` (a key of ``ACTIVATIONS``), or around a given function."""
+    """Return a new module for an activation.
+
+    Args:
+        name: A key of ``ACTIVATIONS``, or a function to wrap.
+    """
     return ACTIVATIONS[name]() if isinstance(name, str) else Activation(name)

@@ -1,17 +1,37 @@
-"""ALBERT (Lan et al. 2019): narrow embeddings, and layers that are repeated in groups."""
+"""ALBERT (Lan et al. 2019): embeddings narrower than the hidden states, and layers that are repeated in groups."""
 
-from functools import partial
-
-from qdq.models.config import Switches
+from qdq.models.albert_config import AlbertConfig
+from qdq.models.assembly import classifier, embeddings, language_model_head, layer, relative_positions
+from qdq.models.config import ModelConfig
+from qdq.models.embeddings import Embeddings
+from qdq.models.encoder import Encoder
 from qdq.models.family import Family, Task, standard_tasks
-from qdq.models.heads import Classifier, LanguageModelHead, PreTrainingHead
-from qdq.models.keymap import EMBEDDING_KEYS, below
+from qdq.models.heads import PreTrainingHead
+from qdq.models.keymap import EMBEDDING_KEYS, Keys, below
 from qdq.models.task_models import MaskedLM, SentenceOrderPreTraining
 
-_LAYER_KEYS = {
-    "attention.query": "attention.query",
-    "attention.key": "attention.key",
-    "attention.value": "attention.value",
+
+def build(config: AlbertConfig) -> tuple[Embeddings, Encoder]:
+    """Return the embeddings and the encoder of ALBERT, in which depths of one group share their weights."""
+    order, relative = config.layer_order, relative_positions(config, scaled=False)
+    # As upstream: all repetitions of a group use the rows of the head mask that belong to its first depths.
+    per_group = config.num_hidden_layers // config.num_hidden_groups
+    encoder = Encoder(
+        [layer(config, relative=relative, feed_forward_dropout=0.0) for _ in order],
+        repeats=[order.index(indices) for indices in order],
+        layers_per_state=config.inner_group_num,
+        mask_rows=[group * per_group + inner for group, inner in order],
+    )
+    return embeddings(config, projection=config.hidden_size), encoder
+
+
+def _pre_training_head(config: ModelConfig) -> PreTrainingHead:
+    # Unlike BERT's next-sentence head, this one has dropout, and as many labels as the configuration says.
+    return PreTrainingHead(language_model_head(config), classifier(config))
+
+
+_LAYER_KEYS: Keys = {
+    **{f"attention.{name}": f"attention.{name}" for name in ("query", "key", "value")},
     "attention.distance": "attention.distance_embedding",
     "attention.output": "attention.dense",
     "attention.norm": "attention.LayerNorm",
@@ -19,52 +39,28 @@ _LAYER_KEYS = {
     "feed_forward.down": "ffn_output",
     "feed_forward.norm": "full_layer_layer_norm",
 }
-_KEYS = {
-    **EMBEDDING_KEYS,
-    "embeddings.projection": "encoder.embedding_hidden_mapping_in",
-    **below("encoder.layers.{}", "encoder.albert_layer_groups.{}.albert_layers.{}", _LAYER_KEYS),
-    "pooler.dense": "pooler",
+_PREDICTION_KEYS: Keys = {"dense": "dense", "norm": "LayerNorm", "decoder": "decoder", "decoder.bias": "bias"}
+_PRE_TRAINING_KEYS = below("head.predictions", "predictions", _PREDICTION_KEYS) | {
+    "head.relationship.classifier": "sop_classifier.classifier"
 }
-_PREDICTIONS = {"dense": "dense", "norm": "LayerNorm", "decoder": "decoder", "decoder.bias": "bias"}
-_LM_KEYS = below("head", "predictions", _PREDICTIONS)
-_PRE_TRAINING_KEYS = {
-    **below("head.predictions", "predictions", _PREDICTIONS),
-    "head.relationship.classifier": "sop_classifier.classifier",
-}
-# The order of sentences has the classifier's dropout, and as many labels as the configuration says.
-_order_head = partial(PreTrainingHead, relationship=Classifier)
 
 ALBERT = Family(
-    model_type="albert",
+    config=AlbertConfig,
+    build=build,
     prefix="albert",
-    keys=_KEYS,
-    tasks={
-        **standard_tasks("Albert"),
-        "masked-lm": Task("AlbertForMaskedLM", MaskedLM, LanguageModelHead, _LM_KEYS),
-        "pre-training": Task(
-            "AlbertForPreTraining", SentenceOrderPreTraining, _order_head, _PRE_TRAINING_KEYS, pooler=True
-        ),
+    keys={
+        **EMBEDDING_KEYS,
+        "embeddings.projection": "encoder.embedding_hidden_mapping_in",
+        **below("encoder.layers.{}", "encoder.albert_layer_groups.{}.albert_layers.{}", _LAYER_KEYS),
+        "pooler.dense": "pooler",
     },
-    switches=Switches(
-        embedding_projection=True,
-        shared_layers=True,
-        feed_forward_dropout=False,
-        relative_scores_scaled=False,
-        decoder=False,
-        gradient_checkpointing=False,
-    ),
-    own=("embedding_size", "num_hidden_groups", "inner_group_num", "classifier_dropout_prob"),
-    # Upstream's defaults describe the xxlarge model.
-    defaults={
-        "vocab_size": 30000,
-        "hidden_size": 4096,
-        "num_attention_heads": 64,
-        "intermediate_size": 16384,
-        "hidden_act": "gelu_new",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "classifier_dropout_prob": 0.1,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
+    tasks=standard_tasks("Albert")
+    | {
+        "masked-lm": Task(
+            "AlbertForMaskedLM", MaskedLM, language_model_head, below("head", "predictions", _PREDICTION_KEYS)
+        ),
+        "pre-training": Task(
+            "AlbertForPreTraining", SentenceOrderPreTraining, _pre_training_head, _PRE_TRAINING_KEYS, pooler=True
+        ),
     },
 )

@@ -1,4 +1,7 @@
-"""What a model takes, said in the signature of its ``forward``, where libraries look for names of inputs and labels."""
+"""Give ``forward`` a signature that names all arguments.
+
+transformers' Trainer and similar libraries read the signature to decide which columns of a data set a model takes.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -11,13 +14,14 @@ __all__ = ["with_named_inputs"]
 def with_named_inputs(
     forward: Callable[..., Any], encode: Callable[..., Any], targets: tuple[str, ...]
 ) -> Callable[..., Any]:
-    """``forward`` with a signature that names what it hands on: first ``targets``, then what ``encode`` takes by name.
+    """Return a copy of ``forward`` whose signature names the arguments that it passes on.
 
     Args:
-        forward: takes anything by name.
-        encode: whose arguments are all named in its own signature.
-        targets: names of what is learned.
+        forward: A function that takes any keyword argument.
+        encode: The function that gets the arguments; its keyword arguments are added to the signature.
+        targets: Names of labels, which stand before them in the signature.
     """
+    # Copy the function, since a signature is an attribute of the function and all model classes share the one forward.
     assert isinstance(forward, FunctionType)
     copied = FunctionType(forward.__code__, forward.__globals__, forward.__name__, forward.__defaults__)
     for attribute in ("__kwdefaults__", "__doc__", "__annotations__", "__qualname__", "__module__"):

@@ -1,48 +1,67 @@
-"""Head modules: what stands between hidden states and logits. Each is made from a configuration."""
-
-from collections.abc import Callable
-from functools import partial
+"""Head modules, which compute logits from hidden states."""
 
 import torch
 from torch import Tensor, nn
 
-from qdq.models.activations import activation
-from qdq.models.config import ModelConfig
+
+class Pooler(nn.Module):
+    """Linear layer and tanh on the first position, also if the padding is on the left.
+
+    Args:
+        hidden_size: Width of the hidden states.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the pooled output ``(batch, hidden)`` of hidden states ``(batch, seq, hidden)``."""
+        return torch.tanh(self.dense(hidden[:, 0]))
 
 
 class LanguageModelHead(nn.Module):
-    """Linear, activation, LayerNorm, and the linear to the vocabulary, whose weight is usually the word embedding."""
+    """Linear layer, activation, norm, and a linear layer to the vocabulary, usually tied to the word embedding.
 
-    def __init__(self, config: ModelConfig, hidden_act: str | None = None) -> None:
+    Args:
+        hidden: Width of the hidden states.
+        width: Width of the word embedding.
+        vocab_size: Number of logits.
+        activation: The function after the first linear layer.
+        norm: The norm after the activation.
+    """
+
+    def __init__(self, hidden: int, width: int, vocab_size: int, *, activation: nn.Module, norm: nn.Module) -> None:
         super().__init__()
-        width = config.embedding_width
-        self.dense = nn.Linear(config.hidden_size, width)
-        self.activation = activation(hidden_act or config.hidden_act)
-        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(width, config.vocab_size)
+        self.dense = nn.Linear(hidden, width)
+        self.activation = activation
+        self.norm = norm
+        self.decoder = nn.Linear(width, vocab_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``(batch, seq, hidden)`` -> ``(batch, seq, vocab)``."""
+        """Return logits ``(batch, seq, vocab)`` of hidden states ``(batch, seq, hidden)``."""
         logits: Tensor = self.decoder(self.norm(self.activation(self.dense(hidden))))
         return logits
 
 
 class Classifier(nn.Module):
-    """Dropout and a linear to the labels; with ``hidden`` (RoBERTa) a linear with tanh and another dropout before.
+    """Dropout, and a linear layer to the labels.
 
-    Labels and dropout are those of the configuration unless given.
+    Args:
+        hidden: Width of the hidden states.
+        num_labels: Number of logits.
+        dropout: Dropout before each linear layer.
+        dense: Whether a linear layer of the same width, with tanh, comes first (RoBERTa).
     """
 
-    def __init__(
-        self, config: ModelConfig, num_labels: int | None = None, dropout: float | None = None, *, hidden: bool = False
-    ) -> None:
+    def __init__(self, hidden: int, num_labels: int, *, dropout: float = 0.0, dense: bool = False) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(config.head_dropout if dropout is None else dropout)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size) if hidden else None
-        self.classifier = nn.Linear(config.hidden_size, num_labels or config.num_labels)
+        self.dropout = nn.Dropout(dropout)
+        self.dense = nn.Linear(hidden, hidden) if dense else None
+        self.classifier = nn.Linear(hidden, num_labels)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``(..., hidden)`` -> ``(..., num_labels)``."""
+        """Return logits ``(..., num_labels)`` of hidden states or pooled output ``(..., hidden)``."""
         hidden = self.dropout(hidden)
         if self.dense is not None:
             hidden = self.dropout(torch.tanh(self.dense(hidden)))
@@ -50,19 +69,19 @@ class Classifier(nn.Module):
         return logits
 
 
-# One score per choice; and two logits, start and end of an answer or the relation of two sentences.
-choice_head = partial(Classifier, num_labels=1)
-pair_head = partial(Classifier, num_labels=2, dropout=0.0)
-
-
 class PreTrainingHead(nn.Module):
-    """Masked tokens from the sequence, and a relation of the two sentences from the pooled output."""
+    """Two heads: masked tokens from the hidden states, and the relation of two sentences from the pooled output.
 
-    def __init__(self, config: ModelConfig, relationship: Callable[[ModelConfig], Classifier] = pair_head) -> None:
+    Args:
+        predictions: The head for the tokens.
+        relationship: The head for the sentences.
+    """
+
+    def __init__(self, predictions: LanguageModelHead, relationship: Classifier) -> None:
         super().__init__()
-        self.predictions = LanguageModelHead(config)
-        self.relationship = relationship(config)
+        self.predictions = predictions
+        self.relationship = relationship
 
     def forward(self, hidden: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``(batch, seq, vocab)`` and ``(batch, 2)``."""
+        """Return logits ``(batch, seq, vocab)`` and ``(batch, 2)``."""
         return self.predictions(hidden), self.relationship(pooled)

@@ -1,14 +1,14 @@
-"""Reading and writing Hugging Face model directories, without transformers.
+"""Read and write Hugging Face model directories, without transformers.
 
 A directory holds ``config.json`` and the weights: ``model.safetensors``, or shards that
 ``model.safetensors.index.json`` names, or ``pytorch_model.bin`` (loaded without running pickled code). Loading is
-strict: every tensor that the model needs must be there in its shape, and nothing else, except for
+strict: the tensors must be exactly those of the model, in its shapes. These differences are accepted:
 
-1. either name of a tied pair, and the copy of a language-model bias;
-2. heads and pooler of the same family that this model has not;
-3. the buffers ``position_ids`` and ``token_type_ids`` of old releases;
-4. ``gamma`` and ``beta`` for the weight and bias of a LayerNorm, and the base prefix, present or not;
-5. the ranges of quantizers in a QDQBERT checkpoint, which are no weights.
+1. One name of a pair of tied weights or of a language-model bias is missing.
+2. The checkpoint has heads or a pooler of the same family that the model does not have.
+3. It has the buffers ``position_ids`` and ``token_type_ids`` of old releases.
+4. The weight and bias of a LayerNorm are called ``gamma`` and ``beta``, or the base prefix is missing.
+5. A QDQBERT checkpoint has the ranges of its quantizers, which are not weights.
 """
 
 import os
@@ -17,6 +17,7 @@ import re
 import secrets
 import zipfile
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -30,26 +31,31 @@ from torch import Tensor, nn
 from qdq.errors import CheckpointError, ConfigError, StorageError, describe_problems
 from qdq.models.attention import AttentionImplementation
 from qdq.models.config import ModelConfig
-from qdq.models.keymap import translate
+from qdq.models.family import Family
+from qdq.models.keymap import Key, name_of, parts_of, select_part, shape_of_whole, translate
 from qdq.models.model import Model, fresh_parameter
 from qdq.models.registry import configure, construct, family_of, fields_of, task_of
-from qdq.storage import no_directory, read_json, write_json
+from qdq.storage import missing_directory, read_json, write_json
 
 _WEIGHT_FILES = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
 _OLD_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
 def read_config(path: str | os.PathLike[str]) -> ModelConfig:
-    """The configuration in ``path``, a model directory or a JSON file.
+    """Read the configuration of a model directory.
+
+    Args:
+        path: The directory, or a JSON file.
 
     Raises:
-        CheckpointError: no such directory, or no ``config.json`` in it.
-        ConfigError: not JSON, an unknown ``model_type``, or values that cannot be followed (all of them are listed).
+        CheckpointError: The directory does not exist, or has no ``config.json``.
+        ConfigError: The file is not JSON, the ``model_type`` is unknown, or values are invalid. The message lists all
+            of them.
     """
     path = Path(path)
     if path.suffix != ".json":
         if not path.is_dir():
-            raise CheckpointError(no_directory(path, "give the directory of a downloaded checkpoint"))
+            raise CheckpointError(missing_directory(path, "give the directory of a downloaded checkpoint"))
         path = path / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; a model directory needs a config.json")
@@ -61,16 +67,27 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
 
 
 def config_to_json(config: ModelConfig, task: str | None = None) -> dict[str, Any]:
-    """What belongs into ``config.json`` for ``config`` under ``task``: what was read, and each field that counts."""
+    """Return the content of ``config.json`` for a model.
+
+    Fields have the names under which they were read. Those that the family does not use are unchanged.
+
+    Args:
+        config: The configuration.
+        task: The task of the model, which determines ``architectures``. None takes the configured one.
+
+    Raises:
+        ConfigError: The activation is a function, which JSON cannot express.
+    """
     if not isinstance(config.hidden_act, str):
         raise ConfigError("hidden_act is a function; only a named activation can be written to config.json")
     values: dict[str, Any] = dict(config.extra)
-    usual = configure(config.model_type)
-    for name in sorted(fields_of(family_of(config.model_type))):
+    defaults = configure(config.model_type)
+    upstream = {own: theirs for theirs, own in reversed([*config.names.items()])}  # the first name of each
+    for name in sorted(fields_of(config)):
         value = getattr(config, name)
-        # Of switches, tables and what may be absent, only what is unusual is worth a line.
-        if value != getattr(usual, name) or not isinstance(value, bool | Mapping | None):
-            values[name] = value
+        # Sizes are always written. Flags, tables and None are written only if they differ from the default.
+        if value != getattr(defaults, name) or not isinstance(value, bool | Mapping | None):
+            values[config.read_as.get(name) or upstream.get(name, name)] = value
     labels = config.id2label or {index: f"LABEL_{index}" for index in range(config.num_labels)}
     values.pop("num_labels", None)
     if config.num_labels != 2 or config.id2label is not None:
@@ -82,26 +99,33 @@ def config_to_json(config: ModelConfig, task: str | None = None) -> dict[str, An
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """All tensors of the model directory ``path`` by their names in the files, mapped into memory where possible.
+    """Read all tensors of a model directory. They are mapped into memory, not copied, if the format allows it.
+
+    Args:
+        path: The directory.
+
+    Returns:
+        The tensors by their names in the files.
 
     Raises:
-        CheckpointError: no weights, missing shards, a damaged file, or a pickle that wants to run code.
+        CheckpointError: There are no weights, shards are missing, a file is damaged, or a pickle would run code.
+        StorageError: A file cannot be read.
     """
     path = Path(path)
     found = next((name for name in _WEIGHT_FILES if (path / name).is_file()), None)
     if found is None:
         raise CheckpointError(f"{path}: no weights; expected one of {', '.join(_WEIGHT_FILES)}")
-    files = _shards(path / found) if found.endswith(".index.json") else [found]
+    files = _shard_files(path / found) if found.endswith(".index.json") else [found]
     return {name: tensor for file in files for name, tensor in _read_file(path / file).items()}
 
 
-def _shards(index: Path) -> list[str]:
-    """The shard files that ``index`` names, all of them present."""
+def _shard_files(index: Path) -> list[str]:
+    """Return the names of the shard files in an index, and check that all of them exist."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index}: no weight_map from tensor names to files")
     names = sorted(set(weight_map.values()))
-    # A name is a file beside the index, never a path to somewhere else.
+    # A name with a path is refused, so that a checkpoint cannot make us read files outside its directory.
     missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
     if missing:
         raise CheckpointError(describe_problems(str(index), [f"shard {name} is missing" for name in missing]))
@@ -117,7 +141,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         except OSError as error:
             raise StorageError(f"{path}: {error}") from error
     try:
-        # Files of torch < 1.6 are no archives and cannot be mapped.
+        # Files of torch before 1.6 are not zip archives and cannot be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         reason = "the pickle holds more than tensors and could run code; convert it to safetensors"
@@ -132,40 +156,81 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 # --- weights: names ---
 
 
-def parameter_keys(model: Model) -> dict[str, tuple[str, ...]]:
-    """Every name of every parameter of ``model`` with upstream's keys for it, without the base prefix.
+def parameter_keys(model: Model) -> dict[str, tuple[Key, ...]]:
+    """Return upstream's keys of every parameter, without the base prefix.
 
-    Of several keys the first one is that which upstream computes with, the last one that which it writes.
+    A bias that upstream stores twice has two keys: first the one that upstream computes with, then the one that it
+    writes.
+
+    Args:
+        model: The model. All names of a shared parameter are keys of the result.
+
+    Raises:
+        CheckpointError: A parameter is not in the key table, because it was added to the model. Or the table gives two
+            parameters one key, or not all parts of a fused tensor.
     """
     family, task = family_of(model.config.model_type), task_of(model.config, model.task)[1]
     keys, order = {**family.keys, **task.keys}, model.config.layer_order
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, tuple[Key, ...]] = {}
     for name in chain.from_iterable(model.shared_names()):
         try:
             key = translate(name, keys, order)
         except KeyError as error:
             raise CheckpointError(f"parameter {name} has no name in a '{family.model_type}' checkpoint") from error
-        copy = _bias_copy(key)
-        found[name] = (key,) if copy is None else (copy, key)
+        second = _second_bias_key(name_of(key))
+        found[name] = (key,) if second is None else (second, key)
+    _check_distinct(found, model)
     return found
 
 
-def _bias_copy(key: str) -> str | None:
-    """The second key under which upstream stores the bias of a language-model head."""
+def _check_distinct(keys: Mapping[str, tuple[Key, ...]], model: Model) -> None:
+    """Refuse a key table by which one weight would overwrite another in a checkpoint."""
+    owners: dict[str, dict[int, str]] = {}
+    counts: dict[str, int] = {}
+    problems = []
+    for name, *_ in model.shared_names():
+        key = keys[name][-1]
+        whole, index, count = name_of(key), (0 if isinstance(key, str) else key.index), parts_of(key)
+        others = owners.setdefault(whole, {})
+        if index in others or counts.setdefault(whole, count) != count:
+            first = others.get(index) or next(iter(others.values()))
+            problems.append(f"{name} and {first} are both {whole}")
+        others[index] = name
+    problems += [
+        f"{whole} has {counts[whole]} parts, the model only {', '.join(others.values())}"
+        for whole, others in owners.items()
+        if len(others) < counts[whole] and not problems
+    ]
+    if problems:
+        what = f"key table of model_type '{model.config.model_type}'"
+        raise CheckpointError(describe_problems(what, problems))
+
+
+def _second_bias_key(key: str) -> str | None:
+    """Return the second key of a language-model bias: upstream stores it once for the head, once for the decoder."""
     stem, _, leaf = key.rpartition(".")
     return f"{stem}.decoder.bias" if leaf == "bias" and stem.endswith(("predictions", "lm_head")) else None
 
 
 def upstream_state(model: Model) -> dict[str, Tensor]:
-    """The weights of ``model`` under upstream's keys, each tied weight once; the tensors are not copied."""
+    """Return the weights of a model under upstream's keys, each tied weight once.
+
+    Only weights that upstream fuses to one tensor are copied.
+    """
     family, task = family_of(model.config.model_type), task_of(model.config, model.task)[1]
     inside = {"embeddings", "encoder", "pooler"} if task.prefixed else set()
     keys = parameter_keys(model)
     state: dict[str, Tensor] = {}
+    parts: dict[str, list[Tensor]] = {}
     for name, *_ in model.shared_names():
         prefix = f"{family.prefix}." if name.partition(".")[0] in inside else ""
-        state[prefix + keys[name][-1]] = model.get_parameter(name).detach()
-    return state
+        key, tensor = keys[name][-1], model.get_parameter(name).detach()
+        whole = prefix + name_of(key)
+        if isinstance(key, str):
+            state[whole] = tensor
+        else:
+            parts.setdefault(whole, [tensor] * key.count)[key.index] = tensor
+    return state | {whole: torch.cat(tensors) for whole, tensors in parts.items()}
 
 
 def load_weights(
@@ -177,54 +242,112 @@ def load_weights(
     ignore: tuple[str, ...] = (),
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Make ``tensors`` (upstream's keys) the parameters of ``model``, without a copy where the dtype is right.
+    """Make tensors the parameters of a model. A tensor is copied only if its dtype changes.
 
-    The model may live on the meta device. Errors call the checkpoint ``source``; for the others see ``load_model``.
+    Args:
+        model: The model, which may be on the meta device.
+        tensors: The tensors by upstream's keys.
+        source: What messages call the checkpoint.
+        allow_missing: Top-level modules that may be missing and are then initialised.
+        ignore: Endings of keys to skip.
+        dtype: The dtype of the parameters.
 
     Raises:
-        CheckpointError: with the lists of missing, unexpected and misshaped keys, as far as they are not empty.
+        CheckpointError: Tensors are missing, unexpected or misshaped. The message lists them.
     """
-    family, task = family_of(model.config.model_type), task_of(model.config, model.task)[1]
-    given: dict[str, tuple[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if not key.endswith((*_OLD_BUFFERS, *family.beside, *ignore)):
-            today = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", key))
-            given[today.removeprefix(f"{family.prefix}.")] = (key, tensor)
-
+    family = family_of(model.config.model_type)
+    given = _by_current_key(tensors, family, ignore)
     keys = parameter_keys(model)
-    missing, misshaped, state, absent = [], [], {}, set()
+    problems = _Problems()
+    state: dict[str, nn.Parameter] = {}
+    used: set[str] = set()
+    unused = task_of(model.config, model.task)[1].unused
     for names in model.shared_names():
-        part, wanted = names[0].partition(".")[0], model.get_parameter(names[0])
-        present = [given.pop(key) for name in names for key in keys[name] if key in given]
+        top, wanted = names[0].partition(".")[0], model.get_parameter(names[0])
+        present = [key for name in names for key in keys[name] if name_of(key) in given]
+        used |= {name_of(key) for key in present}
         if present:
-            key, tensor = present[0]
-            if tensor.shape != wanted.shape or not tensor.is_floating_point():
+            # If the checkpoint has several of the keys, upstream computes with the first one.
+            key, tensor = given[name_of(present[0])]
+            shape = shape_of_whole(present[0], wanted.shape)
+            if [*tensor.shape] != shape or not tensor.is_floating_point():
                 found = f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-                misshaped.append(f"{key} is {found}, must be {list(wanted.shape)} float")
+                problems.misshaped.append(f"{key} is {found}, must be {shape} float")
                 continue
-            parameter = nn.Parameter(tensor.to(dtype), requires_grad=wanted.requires_grad)
-        elif part in allow_missing or names[0].startswith(task.unused):
+            weight = select_part(present[0], tensor).to(dtype)
+            parameter = nn.Parameter(weight, requires_grad=wanted.requires_grad)
+        elif top in allow_missing or names[0].startswith(unused):
             parameter = fresh_parameter(model, names[0], dtype)
         else:
-            missing.append(keys[names[0]][-1])
-            absent.add(part)
+            problems.missing.append(name_of(keys[names[0]][-1]))
+            problems.incomplete_modules.add(top)
             continue
+        # All names get the same object, so that tied weights stay tied.
         state.update(dict.fromkeys(names, parameter))
-
-    elsewhere = {key for other in family.tasks.values() for key in other.keys.values()} | {family.keys["pooler.dense"]}
-    elsewhere |= set(filter(None, map(_bias_copy, elsewhere)))
-    unexpected = [key for short, (key, _) in given.items() if not {short, short.rpartition(".")[0]} & elsewhere]
-    problems = [
-        f"{len(names)} {what}: {', '.join(names[:10])}{f', and {len(names) - 10} more' if len(names) > 10 else ''}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("with another shape", misshaped))
-        if names
-    ]
-    if absent and absent <= {"head", "pooler"}:
-        problems[0] += f" (allow_missing={sorted(absent)} starts them afresh)"
-    if problems:
+    problems.unexpected = _unexpected(given, used, family)
+    if lines := problems.lines():
         where = f"{source}: the tensors do not fit {model.config.model_type} {model.task}"
-        raise CheckpointError(describe_problems(where, problems))
+        raise CheckpointError(describe_problems(where, lines))
     model.assign(state)
+
+
+def _by_current_key(
+    tensors: Mapping[str, Tensor], family: Family, ignore: tuple[str, ...]
+) -> dict[str, tuple[str, Tensor]]:
+    """Return ``(key in the file, tensor)`` by the key of today's releases without the base prefix."""
+    given: dict[str, tuple[str, Tensor]] = {}
+    tables = [family.keys, *(task.keys for task in family.tasks.values())]
+    # A family may itself call a parameter so.
+    own = {name_of(key).rpartition(".")[2] for table in tables for key in table.values()} & {"gamma", "beta"}
+    for key, tensor in tensors.items():
+        if not key.endswith((*_OLD_BUFFERS, *family.ignored_keys, *ignore)):
+            # Checkpoints converted from TensorFlow call the parameters of a LayerNorm gamma and beta.
+            current = key if own else re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", key))
+            given[current.removeprefix(f"{family.prefix}.")] = (key, tensor)
+    return given
+
+
+def _unexpected(given: Mapping[str, tuple[str, Tensor]], used: set[str], family: Family) -> list[str]:
+    """Return the keys that are neither of the model, nor of another head or the pooler of its family."""
+    elsewhere = {name_of(key) for task in family.tasks.values() for key in task.keys.values()}
+    elsewhere |= {name_of(key) for module, key in family.keys.items() if module.startswith("pooler.")}
+    elsewhere |= set(filter(None, map(_second_bias_key, elsewhere)))
+    # Entries name modules or single parameters, so compare both with the key.
+    return [
+        key
+        for short, (key, _) in given.items()
+        if short not in used and not {short, short.rpartition(".")[0]} & elsewhere
+    ]
+
+
+@dataclass
+class _Problems:
+    """What is wrong with the tensors of a checkpoint.
+
+    Args:
+        missing: Keys that the model needs.
+        unexpected: Keys that the model does not know.
+        misshaped: One description for each tensor with a wrong shape or dtype.
+        incomplete_modules: Top-level modules of the missing keys.
+    """
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    misshaped: list[str] = field(default_factory=list)
+    incomplete_modules: set[str] = field(default_factory=set)
+
+    def lines(self) -> list[str]:
+        """Return one line for each kind of problem, with at most ten examples."""
+        lines = []
+        kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("with another shape", self.misshaped))
+        for kind, found in kinds:
+            names = list(dict.fromkeys(found))  # the parts of a fused tensor report it once each
+            more = f", and {len(names) - 10} more" if len(names) > 10 else ""
+            if names:
+                lines.append(f"{len(names)} {kind}: {', '.join(names[:10])}{more}")
+        if self.incomplete_modules and self.incomplete_modules <= {"head", "pooler"}:
+            lines[0] += f" (allow_missing={sorted(self.incomplete_modules)} initialises them)"
+        return lines
 
 
 def load_model(
@@ -237,21 +360,21 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     config: ModelConfig | None = None,
 ) -> Model:
-    """The model in the directory ``path``, in evaluation mode. The weights are mapped from the file, not copied.
+    """Load the model of a directory, in evaluation mode. The weights are mapped from the file, not copied.
 
     Args:
-        path: a Hugging Face model directory.
-        task: which head; None takes the one named by ``architectures`` in ``config.json``.
+        path: A Hugging Face model directory.
+        task: The task, which determines the head. None takes the one that ``architectures`` in ``config.json`` names.
         attn_implementation: ``"eager"`` or ``"sdpa"``.
-        allow_missing: top-level modules that may be absent and are then initialised: ``{"head"}`` puts a new head on a
-            bare encoder.
-        ignore: endings of keys to skip, for checkpoints that carry more than weights.
-        dtype: of the parameters; the file may hold another floating type.
-        config: in place of the directory's ``config.json``.
+        allow_missing: Top-level modules that may be missing and are then initialised. ``{"head"}`` puts a new head on
+            a bare encoder.
+        ignore: Endings of keys to skip, for checkpoints that hold more than weights.
+        dtype: The dtype of the parameters. The file may hold another floating type.
+        config: Replaces the directory's ``config.json``.
 
     Raises:
-        CheckpointError: files missing or damaged, tensors missing, unexpected or misshaped.
-        ConfigError: a ``config.json`` that cannot be followed, or a task that the family does not have.
+        CheckpointError: Files are missing or damaged, or tensors are missing, unexpected or misshaped.
+        ConfigError: The ``config.json`` is invalid, or the family does not have the task.
     """
     config = read_config(path) if config is None else config
     try:
@@ -266,24 +389,25 @@ def load_model(
 def save_model(
     model: Model, path: str | os.PathLike[str], *, extra: Mapping[str, Tensor] = MappingProxyType({})
 ) -> None:
-    """Write ``config.json`` and ``model.safetensors`` with upstream's keys into the directory ``path``.
-
-    Each file is written beside its place and then moved there, so a model may be saved over its own files.
+    """Write ``config.json`` and ``model.safetensors`` with upstream's keys.
 
     Args:
-        model: to write.
-        path: of the directory.
-        extra: tensors to write beside the weights.
+        model: The model.
+        path: The directory.
+        extra: More tensors to write into the same file.
 
     Raises:
-        StorageError: the directory cannot be written.
+        StorageError: The directory cannot be written.
+        ConfigError: The activation is a function, which ``config.json`` cannot express.
+        CheckpointError: A parameter has no name in checkpoints of the family.
     """
     path = Path(path)
     state = {key: tensor.contiguous() for key, tensor in upstream_state(model).items()}
-    # Upstream keeps this bias under two names; give both, so that tied and untied models find it.
-    state |= {copy: tensor.clone() for key, tensor in state.items() if (copy := _bias_copy(key))}
+    # Upstream stores the bias of a language-model head twice. Write both, so that tied and untied models find it.
+    state |= {copy: tensor.clone() for key, tensor in state.items() if (copy := _second_bias_key(key))}
     state |= extra
     values = dict(sorted(config_to_json(model.config, model.task).items()))
+    # Write another file first, because the weights may be mapped from the one to replace.
     partial = path / f".model.safetensors.{secrets.token_hex(4)}"
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Checks of what a caller hands to a model. None of them runs while a graph is being captured.
+"""Checks of the arguments of a model. None of them runs while a graph is captured.
 
-Values (token ids, labels) are compared with their limits on the CPU only: on an accelerator that would make every call
-wait for the device.
+Values (token ids, labels) are compared with their limits on the CPU only, because on an accelerator every call would
+have to wait for the device.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,27 @@ from qdq.errors import DataError
 
 
 class InputError(DataError, ValueError):
-    """An argument of a model's ``forward`` that does not fit the model; names what was given and the limit."""
+    """An argument of a model's ``forward`` does not fit the model. The message names the value and the limit."""
 
 
 def is_tracing() -> bool:
-    """Whether torch.export, torch.compile or torch.jit.trace is capturing a graph right now."""
+    """Return whether torch.export, torch.compile or torch.jit.trace is capturing a graph."""
     return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def check_range(name: str, values: Tensor, limit: int, *, what: str, ignored: int | None = None) -> None:
-    """Raise InputError unless all ``values`` are in ``[0, limit)`` or equal to ``ignored``."""
+    """Check that all values are whole numbers in ``[0, limit)``.
+
+    Args:
+        name: The name of the argument.
+        values: Token ids, positions or labels.
+        limit: The number of allowed values.
+        what: What the values number, for the message.
+        ignored: One more value that is allowed.
+
+    Raises:
+        InputError: A value is out of range, or the dtype is not integer.
+    """
     if is_tracing() or values.device.type != "cpu" or values.numel() == 0:
         return
     if values.is_floating_point() or values.dtype == torch.bool:
@@ -38,7 +49,16 @@ def check_range(name: str, values: Tensor, limit: int, *, what: str, ignored: in
 
 
 def check_shape(name: str, tensor: Tensor, allowed: Sequence[tuple[int, ...]]) -> None:
-    """Raise InputError unless the shape of ``tensor`` is one of ``allowed``; a first axis of 1 stands for any batch."""
+    """Check that a tensor has one of the allowed shapes.
+
+    Args:
+        name: The name of the argument.
+        tensor: Its value.
+        allowed: The allowed shapes. A first axis of 1 is allowed as well, because it broadcasts over the batch.
+
+    Raises:
+        InputError: The tensor has another shape.
+    """
     if is_tracing():
         return
     shape = tuple(tensor.shape)

@@ -1,18 +1,85 @@
-"""Translation of parameter names between ours and upstream's, from literal tables.
+"""Translate parameter names between ours and upstream's with literal tables.
 
-A table maps our module (or one whole parameter) to upstream's; ``{}`` stands for the index of a layer: ours is the
-depth, upstream's may be several numbers (ALBERT: group and inner layer). The way back is the same table inverted, so
-both directions are exact by construction.
+An entry maps one of our modules, or a single parameter, to upstream's. ``{}`` stands for the index of a layer: ours is
+the depth, upstream's may be several numbers (ALBERT: group and inner layer). If upstream stores several of our weights
+in one tensor, the entry is a :class:`FusedPart`. Loading and saving use the same table, so both directions are exact.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-Keys = Mapping[str, str]
+from torch import Tensor
 
 
-def below(ours: str, theirs: str, keys: Keys) -> dict[str, str]:
-    """``keys`` as they are called below the module ``ours``, which is upstream's ``theirs``."""
-    return {f"{ours}.{name}": f"{theirs}.{key}" for name, key in keys.items()}
+@dataclass(frozen=True)
+class FusedPart:
+    """One of several equal parts, along the first axis, of an upstream tensor.
+
+    Args:
+        name: The name of the whole tensor, or of its module.
+        index: The index of this part.
+        count: The number of parts.
+    """
+
+    name: str
+    index: int
+    count: int
+
+
+Key = str | FusedPart
+Keys = Mapping[str, Key]
+
+
+def fused(theirs: str, *ours: str) -> dict[str, Key]:
+    """Return the entries of modules that upstream fuses to one: ``fused("Wqkv", "query", "key", "value")``.
+
+    Args:
+        theirs: Upstream's module.
+        ours: Our modules, in the order in which upstream stores them.
+    """
+    return {name: FusedPart(theirs, index, len(ours)) for index, name in enumerate(ours)}
+
+
+def below(ours: str, theirs: str, keys: Keys) -> dict[str, Key]:
+    """Return ``keys`` with the prefix ``ours`` on our names and the prefix ``theirs`` on upstream's."""
+    return {f"{ours}.{name}": _renamed(key, f"{theirs}.{name_of(key)}") for name, key in keys.items()}
+
+
+def name_of(key: Key) -> str:
+    """Return upstream's name of the whole tensor."""
+    return key if isinstance(key, str) else key.name
+
+
+def _renamed(key: Key, name: str) -> Key:
+    return name if isinstance(key, str) else replace(key, name=name)
+
+
+def select_part(key: Key, whole: Tensor) -> Tensor:
+    """Return our weight as stored in upstream's tensor: the whole tensor, or a view of one part.
+
+    Args:
+        key: The entry of the weight.
+        whole: Upstream's tensor.
+    """
+    if isinstance(key, str):
+        return whole
+    rows = whole.shape[0] // key.count
+    return whole[key.index * rows : (key.index + 1) * rows]
+
+
+def parts_of(key: Key) -> int:
+    """Return how many of our weights upstream's tensor holds."""
+    return 1 if isinstance(key, str) else key.count
+
+
+def shape_of_whole(key: Key, shape: Sequence[int]) -> list[int]:
+    """Return the shape of upstream's tensor.
+
+    Args:
+        key: The entry of one of our weights.
+        shape: The shape of that weight.
+    """
+    return [*shape] if isinstance(key, str) else [key.count * shape[0], *shape[1:]]
 
 
 _TABLES: Keys = {name: f"{name}_embeddings" for name in ("word", "position", "token_type")}
@@ -37,15 +104,21 @@ BERT_KEYS: Keys = {
 }
 
 
-def translate(name: str, keys: Keys, layers: Sequence[tuple[int, ...]]) -> str:
-    """Upstream's name of our parameter ``name``; ``layers`` holds upstream's indices for every depth.
+def translate(name: str, keys: Keys, layers: Sequence[tuple[int, ...]]) -> Key:
+    """Return upstream's entry for one of our parameters.
+
+    Args:
+        name: The name of the parameter.
+        keys: The key table.
+        layers: Upstream's indices of the layer at each depth.
 
     Raises:
-        KeyError: the table has no entry for the parameter.
+        KeyError: The table has no entry for the parameter.
     """
-    parts = name.split(".")
-    depth = next((int(part) for part in parts if part.isdigit()), None)
-    template = ".".join("{}" if part.isdigit() else part for part in parts)
+    pieces = name.split(".")
+    depth = next((int(piece) for piece in pieces if piece.isdigit()), None)
+    template = ".".join("{}" if piece.isdigit() else piece for piece in pieces)
     module, _, leaf = template.rpartition(".")
-    target = keys[template] if template in keys else f"{keys[module]}.{leaf}"
-    return target if depth is None else target.format(*layers[depth])
+    # An entry for the whole parameter goes before that of its module (a bias that upstream stores elsewhere).
+    key = keys[template] if template in keys else _renamed(keys[module], f"{name_of(keys[module])}.{leaf}")
+    return key if depth is None else _renamed(key, name_of(key).format(*layers[depth]))

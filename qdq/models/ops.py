@@ -1,6 +1,7 @@
-"""Matrix product and addition as modules, so that each place of a model has a name and can be replaced.
+"""Matrix product and addition as modules, so that each use has a name in the model.
 
-They hold no parameters and add nothing to a state dict.
+Quantization replaces modules by their type, and cannot replace a bare ``torch.matmul`` or ``+``. The modules have no
+parameters and add nothing to a state dict.
 """
 
 import torch
@@ -8,18 +9,22 @@ from torch import Tensor, nn
 
 
 class MatMul(nn.Module):
-    """``input @ other``, or ``input @ other^T`` over the last two axes with ``transpose_other``."""
+    """``input @ other``.
+
+    Args:
+        transpose_other: Whether the last two axes of ``other`` are transposed first.
+    """
 
     def __init__(self, transpose_other: bool = False) -> None:
         super().__init__()
         self.transpose_other = transpose_other
 
     def forward(self, input: Tensor, other: Tensor) -> Tensor:  # noqa: A002 - torch's own names for the operands
-        """Product of ``(..., n, k)`` with ``(..., k, m)``, or with ``(..., m, k)`` when transposed: ``(..., n, m)``."""
+        """Return ``(..., n, m)`` for ``(..., n, k)`` and ``(..., k, m)``, or ``(..., m, k)`` if transposed."""
         return torch.matmul(input, other.transpose(-1, -2) if self.transpose_other else other)
 
     def extra_repr(self) -> str:
-        """The one setting, for ``print(model)``."""
+        """Return the setting, for ``print(model)``."""
         return f"transpose_other={self.transpose_other}"
 
 
@@ -27,5 +32,5 @@ class Add(nn.Module):
     """Residual addition: ``input`` is the branch, ``other`` the skip connection."""
 
     def forward(self, input: Tensor, other: Tensor) -> Tensor:  # noqa: A002 - torch's own names for the operands
-        """Sum of two tensors of shape ``(batch, seq, hidden)``."""
+        """Return the sum of two tensors ``(batch, seq, hidden)``."""
         return input + other

@@ -1,4 +1,4 @@
-"""What the models return: dataclasses with upstream's field names that can also be read like a tuple or a mapping."""
+"""Outputs of the models: dataclasses with upstream's field names that can be read like a tuple or a mapping."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -14,28 +14,28 @@ Cache = tuple[Tensors, ...]
 
 @dataclass_transform()
 class Output:
-    """Base of all outputs, each a dataclass that torch.export and torch.func can take apart.
+    """Base class of all outputs. Subclasses become dataclasses that torch.export and torch.func can flatten.
 
-    ``None`` fields do not count: ``output[0]`` is the first field that was computed.
+    Fields that are None do not count: ``output[0]`` is the first field that was computed.
     """
 
     def __init_subclass__(cls) -> None:
         torch.export.register_dataclass(dataclass(cls))
 
     def keys(self) -> list[str]:
-        """Names of the fields that were computed, in order."""
+        """Return the names of the computed fields, in order."""
         return [f.name for f in fields(self) if getattr(self, f.name) is not None]  # type: ignore[arg-type]
 
     def values(self) -> list[Any]:
-        """The computed fields, in order."""
+        """Return the computed fields, in order."""
         return [getattr(self, name) for name in self.keys()]
 
     def items(self) -> list[tuple[str, Any]]:
-        """Pairs of name and value of the computed fields, in order."""
+        """Return pairs of name and value of the computed fields, in order."""
         return [(name, getattr(self, name)) for name in self.keys()]
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The computed fields as a plain tuple."""
+        """Return the computed fields as a plain tuple."""
         return tuple(self.values())
 
     def __getitem__(self, key: str | int | slice) -> Any:
@@ -49,7 +49,7 @@ class Output:
 
 
 class BaseOutput(Output):
-    """Result of the encoder: ``last_hidden_state`` ``(batch, seq, hidden)``, ``pooler_output`` ``(batch, hidden)``."""
+    """Output of an encoder: ``last_hidden_state`` ``(batch, seq, hidden)``, ``pooler_output`` ``(batch, hidden)``."""
 
     last_hidden_state: Tensor
     pooler_output: Tensor | None = None
@@ -60,10 +60,10 @@ class BaseOutput(Output):
 
 
 class TaskOutput(Output):
-    """Result of a model with a head; each task computes the fields that upstream gives it.
+    """Output of a model with a head. Each task computes the fields that upstream computes.
 
     ``logits`` are ``(batch, labels)`` or ``(batch, seq, labels)``, start and end logits ``(batch, seq)``, prediction
-    logits ``(batch, seq, vocab)``, those of the relation or order of two sentences (``sop``) ``(batch, 2)``.
+    logits ``(batch, seq, vocab)``, logits of the relation or the order (``sop``) of two sentences ``(batch, 2)``.
     """
 
     loss: Tensor | None = None

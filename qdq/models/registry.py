@@ -1,4 +1,4 @@
-"""The families by ``model_type``, and building a model from its configuration."""
+"""The table of families by ``model_type``, and functions that build a model from its configuration."""
 
 from dataclasses import fields
 from typing import Any
@@ -9,28 +9,29 @@ from torch import nn
 from qdq.errors import ConfigError, describe_problems
 from qdq.models.albert import ALBERT
 from qdq.models.attention import AttentionImplementation
-from qdq.models.bert import BERT, QDQBERT
+from qdq.models.bert import BERT
 from qdq.models.config import ModelConfig
 from qdq.models.family import Family, Task
 from qdq.models.megatron_bert import MEGATRON_BERT
 from qdq.models.model import Model, fresh_parameter
+from qdq.models.qdqbert import QDQBERT
 from qdq.models.realm import REALM
+from qdq.models.roberta import ROBERTA
 from qdq.models.roberta_prelayernorm import ROBERTA_PRELAYERNORM
 from qdq.models.uninitialized import Uninitialized
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (BERT, QDQBERT, ALBERT, ROBERTA_PRELAYERNORM, MEGATRON_BERT, REALM)
+    family.model_type: family for family in (BERT, QDQBERT, ALBERT, ROBERTA, ROBERTA_PRELAYERNORM, MEGATRON_BERT, REALM)
 }
 
-_OURS = {"model_type", "switches", "extra"}
-_FAMILY_ONLY = {name for family in FAMILIES.values() for name in family.own}
+_NOT_IN_JSON = {"model_type", "extra", "read_as"}
 
 
 def family_of(model_type: object) -> Family:
-    """The family called ``model_type``.
+    """Return the family of a ``model_type``.
 
     Raises:
-        ConfigError: there is none; the message lists those there are.
+        ConfigError: No family has this name. The message lists those that exist.
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         given = "missing" if model_type is None else repr(model_type)
@@ -39,28 +40,41 @@ def family_of(model_type: object) -> Family:
 
 
 def configure(model_type: str, **values: Any) -> ModelConfig:
-    """The configuration of a family: its defaults, changed by ``values`` under Hugging Face's names.
+    """Return the configuration of a family.
 
-    Values may be as JSON has them (string keys for labels and pruned heads, lists). Names that mean nothing for the
-    family are kept in ``extra``.
+    Args:
+        model_type: The name of the family.
+        values: Fields under Hugging Face's names, in Python's types or those of JSON (lists, and strings as the keys of
+            labels and pruned heads). The others have the family's defaults. Unknown names are kept in ``extra``.
 
     Raises:
-        ConfigError: an unknown family, or values that cannot be followed; all of them are listed.
+        ConfigError: The family is unknown, or values are invalid. The message lists all of them.
     """
-    family = family_of(model_type)
-    known = fields_of(family)
-    extra = {name: values.pop(name) for name in list(values) if name not in known}
-    values = _from_json({**family.defaults, **values})
-    return ModelConfig(model_type=model_type, switches=family.switches, extra=extra, **values)
+    cls = family_of(model_type).config
+    known = fields_of(cls)
+    given: dict[str, Any] = {}
+    read_as: dict[str, str] = {}
+    extra: dict[str, Any] = {}
+    for name, value in values.items():
+        own = cls.names.get(name, name)
+        if own not in known:
+            extra[name] = value
+            continue
+        if own in given and given[own] != value:
+            raise ConfigError(f"{name} is {value!r}, but {read_as.get(own, own)} is {given[own]!r}: they are one field")
+        given[own] = value
+        if own != name:
+            read_as[own] = name
+    return cls(extra=extra, read_as=read_as, **_from_json(given))
 
 
-def fields_of(family: Family) -> set[str]:
-    """Configuration fields that mean something for ``family``."""
-    return {f.name for f in fields(ModelConfig)} - _OURS - (_FAMILY_ONLY - set(family.own))
+def fields_of(config: ModelConfig | type[ModelConfig]) -> set[str]:
+    """Return the names of the fields that ``config.json`` holds, as the dataclass calls them."""
+    return {one.name for one in fields(config)} - _NOT_IN_JSON
 
 
 def _from_json(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON's shapes to ours: integer keys, tuples, ``num_labels`` from ``id2label``."""
+    """Convert JSON's types to ours: integer keys, tuples, and ``num_labels`` from ``id2label``."""
     result, problems = dict(values), []
     names, pruned, labels = (result.pop(name, None) or () for name in ("architectures", "pruned_heads", "id2label"))
     if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
@@ -82,10 +96,14 @@ def _from_json(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def task_of(config: ModelConfig, task: str | None = None) -> tuple[str, Task]:
-    """The task called ``task``, or the one that ``config.architectures`` names, or feature extraction.
+    """Return the name and the description of a task.
+
+    Args:
+        config: The configuration.
+        task: The name of the task. None takes the one that ``config.architectures`` names, or feature extraction.
 
     Raises:
-        ConfigError: the family has no such task, or an architecture names none of its classes.
+        ConfigError: The family does not have the task, or ``architectures`` names none of its classes.
     """
     family = family_of(config.model_type)
     if task is None:
@@ -97,7 +115,7 @@ def task_of(config: ModelConfig, task: str | None = None) -> tuple[str, Task]:
         known = ", ".join(f"{entry.name} ({name})" for name, entry in family.tasks.items())
         given = ", ".join(config.architectures)
         raise ConfigError(f"architectures are {given}, '{config.model_type}' has {known}: choose a task")
-    # Semantic similarity is measured with the bare encoder.
+    # Semantic similarity (sts) compares the embeddings of the bare encoder.
     entry_name = "feature-extraction" if task == "sts" else task
     if entry_name not in family.tasks:
         raise ConfigError(f"task is '{task}', '{config.model_type}' has {', '.join(family.tasks)}")
@@ -107,14 +125,24 @@ def task_of(config: ModelConfig, task: str | None = None) -> tuple[str, Task]:
 def construct(
     config: ModelConfig, task: str | None = None, *, attn_implementation: AttentionImplementation = "eager"
 ) -> Model:
-    """The model of ``config`` on the meta device: its weights are to be loaded or initialised."""
+    """Return a model on the meta device, whose weights have no values yet.
+
+    Args:
+        config: The configuration, from ``configure`` or ``read_config``.
+        task: One of the family's tasks. None takes the one that ``config.architectures`` names.
+        attn_implementation: ``"eager"`` or ``"sdpa"``, see ``build``.
+
+    Raises:
+        ConfigError: The family, the task or the implementation is unknown.
+    """
     kind = config.model_type
-    if config.switches != family_of(kind).switches:
+    family = family_of(kind)
+    if type(config) is not family.config:
         raise ConfigError(f"the configuration is not of '{kind}': make it with configure('{kind}')")
-    name, entry = task_of(config, task)
+    name, _ = task_of(config, task)
+    # Weights on the meta device take no memory and no time, and are all replaced afterwards.
     with torch.device("meta"), Uninitialized():
-        head = None if entry.head is None else entry.head(config)
-        model = entry.model(config, task=name, pooler=entry.pooler, head=head)
+        model = family.model(config, name)
     model.set_attn_implementation(attn_implementation)
     return model
 
@@ -122,19 +150,19 @@ def construct(
 def build(
     config: ModelConfig, task: str | None = None, *, attn_implementation: AttentionImplementation = "eager"
 ) -> Model:
-    """A freshly initialised model in training mode, as ``nn.Module`` constructors give it.
+    """Return a freshly initialised model, in training mode like every new ``nn.Module``.
 
     Args:
-        config: what to build, from ``configure`` or ``read_config``.
-        task: one of the family's tasks; None takes the one that ``config.architectures`` names.
+        config: The configuration, from ``configure`` or ``read_config``.
+        task: One of the family's tasks. None takes the one that ``config.architectures`` names.
         attn_implementation: ``"eager"`` (attention in replaceable modules) or ``"sdpa"`` (torch's fused function).
 
     Raises:
-        ConfigError: unknown family, task or implementation.
+        ConfigError: The family, the task or the implementation is unknown.
     """
     model = construct(config, task, attn_implementation=attn_implementation)
     state: dict[str, nn.Parameter] = {}
-    for names in model.shared_names():
+    for names in model.shared_names():  # a shared weight is initialised once
         state |= dict.fromkeys(names, fresh_parameter(model, names[0]))
     model.assign(state)
     return model

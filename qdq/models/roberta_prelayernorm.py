@@ -1,28 +1,48 @@
-"""RoBERTa-PreLayerNorm (Wettig et al. 2022): pre-norm, LayerNorms at both ends, positions counted from padding."""
+"""RoBERTa-PreLayerNorm (Wettig et al. 2022): RoBERTa with pre-norm, and norms before and after the layers."""
 
-from functools import partial
-
-from qdq.models.config import ModelConfig, Switches
-from qdq.models.family import CLASSIFIER_KEYS, Family, Task, standard_tasks
-from qdq.models.heads import Classifier, LanguageModelHead, choice_head
-from qdq.models.keymap import BERT_KEYS, below
-from qdq.models.task_models import CausalLM, MaskedLM, MultipleChoice, SequenceClassification
-
-_STEM = "RobertaPreLayerNorm"
-_LM = {"dense": "dense", "norm": "layer_norm", "decoder": "decoder", "decoder.bias": "bias"}
-_LM_KEYS = below("head", "lm_head", _LM)
-_SENTENCE_KEYS = below("head", "classifier", {"dense": "dense", "classifier": "out_proj"})
-_language_model = partial(LanguageModelHead, hidden_act="gelu")  # exactly this one, whatever the layers use
-_sentence = partial(Classifier, hidden=True)  # reads the first token of the normalised output: there is no pooler
+from qdq.models.assembly import embeddings, layer, layer_norm, relative_positions
+from qdq.models.bert import BertConfig
+from qdq.models.config import configuration
+from qdq.models.embeddings import Embeddings
+from qdq.models.encoder import Encoder
+from qdq.models.family import Family
+from qdq.models.keymap import BERT_KEYS
+from qdq.models.roberta_heads import roberta_tasks
 
 
-def _choice(config: ModelConfig) -> Classifier:
-    # Here alone the classifier's own dropout does not count.
-    return choice_head(config, dropout=config.hidden_dropout_prob)
+@configuration
+class RobertaPreLayerNormConfig(BertConfig):
+    """RoBERTa-PreLayerNorm's configuration. Positions begin after the number of the padding token."""
+
+    model_type: str = "roberta-prelayernorm"
+    vocab_size: int = 50265
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 0
+    eos_token_id: int | None = 2
+
+    @property
+    def first_position(self) -> int:
+        """The position of the first token; padding has the one before, which is the number of the padding token."""
+        return (self.pad_token_id or 0) + 1
+
+    def problems(self) -> list[str]:
+        """Return the problems that every family checks, and that the padding token is missing."""
+        counted = f"pad_token_id is null, but model_type '{self.model_type}' counts positions from it: give a number"
+        return super().problems() + ([counted] if self.pad_token_id is None else [])
+
+
+def build(config: RobertaPreLayerNormConfig) -> tuple[Embeddings, Encoder]:
+    """Return the embeddings and the encoder of RoBERTa-PreLayerNorm."""
+    relative = relative_positions(config)
+    layers = [layer(config, norm_first=True, relative=relative) for _ in range(config.num_hidden_layers)]
+    # As transformers 4.x, record the last of hidden_states before the final norm (transformers 5: after it).
+    norm = layer_norm(config, config.hidden_size)
+    return embeddings(config), Encoder(layers, norm=norm, norm_in_hidden_states=False)
 
 
 ROBERTA_PRELAYERNORM = Family(
-    model_type="roberta-prelayernorm",
+    config=RobertaPreLayerNormConfig,
+    build=build,
     prefix="roberta_prelayernorm",
     keys={
         **BERT_KEYS,
@@ -31,16 +51,5 @@ ROBERTA_PRELAYERNORM = Family(
         "encoder.layers.{}.feed_forward.norm": "encoder.layer.{}.intermediate.LayerNorm",
         "encoder.norm": "LayerNorm",
     },
-    tasks={
-        **standard_tasks(_STEM),
-        "masked-lm": Task(f"{_STEM}ForMaskedLM", MaskedLM, _language_model, _LM_KEYS),
-        "causal-lm": Task(f"{_STEM}ForCausalLM", CausalLM, _language_model, _LM_KEYS),
-        "sequence-classification": Task(
-            f"{_STEM}ForSequenceClassification", SequenceClassification, _sentence, keys=_SENTENCE_KEYS
-        ),
-        "multiple-choice": Task(f"{_STEM}ForMultipleChoice", MultipleChoice, _choice, CLASSIFIER_KEYS, pooler=True),
-    },
-    switches=Switches(norm_first=True, final_norm=True, final_norm_in_hidden_states=False, positions_from_padding=True),
-    own=("classifier_dropout",),
-    defaults={"vocab_size": 50265, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
+    tasks=roberta_tasks("RobertaPreLayerNorm"),
 )

@@ -1,4 +1,4 @@
-"""Modules without first weights, where others take their place at once."""
+"""Construct modules without initialising their weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Uninitialized"]
 
 
 class Uninitialized(TorchFunctionMode):
-    """While it lasts, ``torch.nn.init`` leaves tensors as they are.
+    """A context in which the functions of ``torch.nn.init`` return tensors unchanged.
 
-    For modules on the meta device, which has nothing to fill: there torch draws random numbers in Python, and loads its
-    compiler to do so, which takes longer than all else that a short command does.
+    It is for modules on the meta device, whose tensors have no values. On that device torch draws random numbers with
+    Python code of its compiler, and importing the compiler takes longer than everything else in a short command.
     """
 
     def __torch_function__(
@@ -26,7 +26,7 @@ class Uninitialized(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call ``function``, unless it is one that fills a tensor, which is then given back."""
+        """Call ``function``, unless it is one of ``torch.nn.init``; then return its tensor."""
         kwargs = kwargs or {}
         if getattr(function, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]

@@ -1,1 +1,1 @@
-"""Quantizers, the modules that hold them, and changes to weights that leave what a model computes as it is."""
+"""Quantizers, wrapped modules that hold them, and transforms that change weights but not what a model computes."""

@@ -1,7 +1,6 @@
-"""Transforms, roundings and corrections made part of weights, biases and norms: the same model in plainer modules.
+"""Fold transforms, roundings and bias corrections into weights, biases and norms, so that export has less to compute.
 
-What remains in front of a quantizer is at most one multiplication and one subtraction by vectors, where nothing exact
-could take them in.
+Where nothing can absorb a transform exactly, a multiplication and a subtraction by vectors remain before the quantizer.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from qdq.quantization.graph import Place, places
+from qdq.quantization.graph import QuantizedRead, quantized_reads
 from qdq.quantization.modules import QuantAdd, QuantLinear
 from qdq.quantization.quantizer import quantizers
 from qdq.quantization.transform import Transform
@@ -24,45 +23,60 @@ __all__ = ["folded", "without_transforms"]
 
 
 class _Changes(ExitStack):
-    """Attributes of modules that are set, and set back in the end."""
+    """A context in which attributes of modules are set, and restored at its end."""
 
     def set(self, module: nn.Module, name: str, value: object) -> None:
+        """Set an attribute until the context ends."""
         before = getattr(module, name)
         self.callback(setattr, module, name, before)
         if isinstance(value, nn.Parameter) and isinstance(before, Tensor) and value.dtype != before.dtype:
-            value = _parameter(value.to(before.dtype))  # transforms are float32, the model may be in half precision
+            # Transforms are float32, but the model may be in half precision.
+            value = _parameter(value.to(before.dtype))
         setattr(module, name, value)
 
 
 @contextmanager
 def folded(model: nn.Module) -> Iterator[None]:
-    """For as long as the context lasts, ``model`` computes the same in real arithmetic, with less to compute.
+    """Fold for the duration of a context. Apart from float rounding, the model computes the same as before.
 
-    1. A weight is what its transform makes of it; where a rounding was chosen, it lies on the grid already.
-    2. A bias holds what transforms and corrections add to it.
-    3. With pre-norm, the LayerNorm in front of linear layers takes in their shift and factor.
-    4. With post-norm, it takes in the shift alone, when the residual addition that reads it, too, has the same; that
-       addition gets it back from the bias of its branch.
-    5. A linear layer that puts out what others read takes in their factor; the residual addition undoes it.
+    1. A weight becomes its transformed value. If a rounding was chosen, it becomes the values of its integers.
+    2. A bias becomes the sum of itself and what transforms and corrections add to it.
+    3. Pre-norm: the norm before linear layers absorbs their shift and smoothing scale. A norm without bias, such as
+       RMSNorm, absorbs the smoothing scale, if there is no shift.
+    4. Post-norm: the norm absorbs the shift alone, if the residual addition that also reads it has the same shift. The
+       bias of the addition's branch adds the shift back. The smoothing scale stays before the quantizer.
+    5. No norm: the linear layer whose output the others read absorbs their smoothing scale, and the residual addition
+       divides it out again.
+
+    Args:
+        model: A wrapped model. Its modules are changed, and restored when the context ends.
     """
     with _Changes() as changes, torch.no_grad():
         linears = [module for module in model.modules() if isinstance(module, QuantLinear)]
-        biases = [linear.whole_bias() for linear in linears]  # before anything that they are computed from is changed
+        # Compute all biases before any change, since they depend on weights and transforms.
+        biases = [linear.whole_bias() for linear in linears]
         for linear, bias in zip(linears, biases, strict=True):
             if bias is not linear.bias:
                 changes.set(linear, "bias", None if bias is None else _parameter(bias))
             changes.set(linear, "is_folded", value=True)
-        weights: dict[tuple[int, int], nn.Parameter] = {}  # shared ones stay shared
+        # Depths that share a weight (ALBERT) share the folded one as well, so that export stores it once.
+        weights: dict[tuple[int, int], nn.Parameter] = {}
         for linear in linears:
             _fold_weight(changes, linear, weights)
-        for place in places(model):
-            _fold_norm(changes, place)
+        for read in quantized_reads(model):
+            _fold_norm(changes, read)
         yield
 
 
 @contextmanager
 def without_transforms(model: nn.Module) -> Iterator[None]:
-    """For as long as the context lasts, ``model`` computes as if it had never been transformed, to the bit."""
+    """Remove all transforms, roundings and bias corrections for the duration of a context.
+
+    The model then computes exactly what it did before refinement, to the bit.
+
+    Args:
+        model: A wrapped model. Its modules are restored when the context ends.
+    """
     with _Changes() as changes:
         for _, quantizer in quantizers(model):
             changes.set(quantizer, "transform", None)
@@ -74,70 +88,85 @@ def without_transforms(model: nn.Module) -> Iterator[None]:
 
 
 def _fold_weight(changes: _Changes, linear: QuantLinear, weights: dict[tuple[int, int], nn.Parameter]) -> None:
+    """Fold case 1 into the weight of ``linear``; ``weights`` holds the results so far, by weight and quantizer."""
     quantizer = linear.weight_quantizer
     key = (id(linear.weight), id(quantizer))
     if key not in weights and (quantizer.transform is not None or quantizer.rounding is not None):
-        of = quantizer if quantizer.rounding is not None else quantizer.prepared
-        weights[key] = _parameter(of(linear.weight))
+        # Only the quantizer applies a rounding; a plain transform needs no integers.
+        fold = quantizer if quantizer.rounding is not None else quantizer.prepared
+        weights[key] = _parameter(fold(linear.weight))
         changes.set(quantizer, "transform", None)
         changes.set(quantizer, "rounding", None)
     if key in weights:
         changes.set(linear, "weight", weights[key])
 
 
-def _fold_norm(changes: _Changes, place: Place) -> None:
-    transform = place.linears[0].input_quantizer.transform
-    if transform is None or any(not _same(transform, one) for one in _others(place)):
+def _fold_norm(changes: _Changes, read: QuantizedRead) -> None:
+    """Fold cases 3 and 4 into the norm of ``read``, or case 5 if it has none."""
+    transform = read.linears[0].input_quantizer.transform
+    # One norm can absorb only one transform, so all its readers must have the same.
+    if transform is None or any(not _equal(transform, other) for other in _other_transforms(read)):
         return
-    if place.norm is None:
-        _fold_source(changes, place, transform)
+    if read.norm is None:
+        _fold_source(changes, read, transform)
         return
-    norm, add, branch = place.norm, place.add, place.branch
-    shift, factor = transform.shift, transform.factor
+    norm, add, branch = read.norm, read.add, read.branch
+    shift, smoothing_scale = transform.shift, transform.smoothing_scale
+    weight: Tensor = norm.get_parameter("weight")
+    bias: Tensor | None = getattr(norm, "bias", None)
+    if bias is None and shift is not None:  # an RMSNorm has no bias that could absorb a shift
+        return
     if add is None:  # case 3
-        bias = norm.bias if shift is None else norm.bias - shift
-        changes.set(norm, "bias", _parameter(bias if factor is None else bias * factor))
-        if factor is not None:
-            changes.set(norm, "weight", _parameter(norm.weight * factor))
+        if bias is not None:
+            bias = bias if shift is None else bias - shift
+            changes.set(norm, "bias", _parameter(bias if smoothing_scale is None else bias * smoothing_scale))
+        if smoothing_scale is not None:
+            changes.set(norm, "weight", _parameter(weight * smoothing_scale))
         left = None
-    elif shift is not None and _shifts_alike(add, shift) and isinstance(branch, QuantLinear):  # case 4
-        changes.set(norm, "bias", _parameter(norm.bias - shift))
+    elif (
+        bias is not None and shift is not None and _has_shift(add, shift) and isinstance(branch, QuantLinear)
+    ):  # case 4
+        changes.set(norm, "bias", _parameter(bias - shift))
         changes.set(branch, "bias", _parameter(shift if branch.bias is None else branch.bias + shift))
         changes.set(add.other_quantizer, "transform", None)
-        left = None if factor is None else Transform(factor=factor)
+        left = None if smoothing_scale is None else Transform(smoothing_scale=smoothing_scale)
     else:
         return
-    for linear in place.linears:
+    for linear in read.linears:
         changes.set(linear.input_quantizer, "transform", left)
 
 
-def _fold_source(changes: _Changes, place: Place, transform: Transform) -> None:
-    """Case 5; OpenVINO 2026.4 errs where a multiplication stands between a float linear layer and a quantizer."""
-    source, add, factor = place.source, place.add, transform.factor
-    if source is None or add is None or factor is None or transform.shift is not None:
+def _fold_source(changes: _Changes, read: QuantizedRead, transform: Transform) -> None:
+    """Fold case 5.
+
+    Without it, a multiplication would stand between a float linear layer and a quantizer, where OpenVINO 2026.4 errs.
+    """
+    source, add, smoothing_scale = read.source, read.add, transform.smoothing_scale
+    if source is None or add is None or smoothing_scale is None or transform.shift is not None:
         return
+    # Scaling a quantized weight would change its integers. An addition with a transform already undoes another one.
     if source.weight_quantizer.spec is not None or add.other_quantizer.transform is not None:
         return
-    changes.set(source, "weight", _parameter(source.weight * factor[:, None]))
+    changes.set(source, "weight", _parameter(source.weight * smoothing_scale[:, None]))
     if source.bias is not None:
-        changes.set(source, "bias", _parameter(source.bias * factor))
-    changes.set(add.other_quantizer, "transform", Transform(factor=1 / factor))
-    for linear in place.linears:
+        changes.set(source, "bias", _parameter(source.bias * smoothing_scale))
+    changes.set(add.other_quantizer, "transform", Transform(smoothing_scale=1 / smoothing_scale))
+    for linear in read.linears:
         changes.set(linear.input_quantizer, "transform", None)
 
 
-def _others(place: Place) -> list[Transform | None]:
-    return [linear.input_quantizer.transform for linear in place.linears[1:]]
+def _other_transforms(read: QuantizedRead) -> list[Transform | None]:
+    return [linear.input_quantizer.transform for linear in read.linears[1:]]
 
 
-def _same(transform: Transform, other: Transform | None) -> bool:
+def _equal(transform: Transform, other: Transform | None) -> bool:
     if other is None or transform is other:
         return transform is other
-    pairs = ((getattr(transform, name), getattr(other, name)) for name in ("shift", "factor"))
+    pairs = ((getattr(transform, name), getattr(other, name)) for name in ("shift", "smoothing_scale"))
     return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
 
 
-def _shifts_alike(add: QuantAdd, shift: Tensor) -> bool:
+def _has_shift(add: QuantAdd, shift: Tensor) -> bool:
     transform = add.other_quantizer.transform
     return transform is not None and transform.shift is not None and torch.equal(transform.shift, shift)
 

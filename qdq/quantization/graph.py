@@ -1,101 +1,67 @@
-"""Where a wrapped encoder can be changed without changing what it computes: tensors, who makes them, who reads them."""
+"""Find the tensors that the linear layers of a wrapped encoder read.
+
+The blocks of a model describe them; see :mod:`qdq.models.dataflow`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
-from qdq.models.attention import Attention
 from qdq.models.model import EncoderModel
 from qdq.quantization.modules import QuantLinear
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from torch import nn
 
-    from qdq.models.encoder import Layer
-    from qdq.models.feed_forward import FeedForward
     from qdq.quantization.modules import QuantAdd, QuantMatMul
 
-__all__ = ["Place", "places"]
+__all__ = ["QuantizedRead", "quantized_reads"]
 
 
-@dataclass(frozen=True)
-class Place:
-    """A tensor ``(batch, seq, channels)`` that linear layers read.
+@dataclass(frozen=True, kw_only=True)
+class QuantizedRead:
+    """A :class:`qdq.models.dataflow.LinearRead` of a wrapped model, whose modules have quantizers.
+
+    The linear layers share one input quantizer, unless an imported checkpoint has a range for each of them.
 
     Args:
-        name: of the first of the linear layers.
-        linears: all that read it; they share one input quantizer unless somebody unshared them.
-        norm: the LayerNorm that puts it out; None when something else does.
-        add: the residual addition that reads the same output of ``norm`` (post-norm). Without it, the linear layers are
-            the only readers of ``norm`` (pre-norm).
-        branch: the linear layer whose output ``add`` adds.
-        value: for attention's output projection the projection of the values, whose channels those of the tensor are.
-        context: likewise the product of attention weights and values.
-        activation: the function that puts the tensor out.
-        source: the linear layer that does; ``add`` then reads the same output of it.
+        name: The name of the first linear layer.
+        linears: All linear layers that read the tensor.
+        norm: The norm whose output it is, if any.
+        source: The linear layer whose output it is, if any.
+        activation: The activation function whose output it is, if any.
+        value: For the output projection of attention: the value projection.
+        context: For the output projection of attention: the product of attention weights and values.
+        add: The residual addition that also reads the tensor, if any.
+        branch: The linear layer whose output ``add`` adds to the tensor.
     """
 
     name: str
     linears: tuple[QuantLinear, ...]
-    norm: nn.LayerNorm | None = None
-    add: QuantAdd | None = None
-    branch: QuantLinear | None = None
+    norm: nn.Module | None = None
+    source: QuantLinear | None = None
+    activation: nn.Module | None = None
     value: QuantLinear | None = None
     context: QuantMatMul | None = None
-    activation: nn.Module | None = None
-    source: QuantLinear | None = None
+    add: QuantAdd | None = None
+    branch: QuantLinear | None = None
 
 
-def places(model: nn.Module) -> list[Place]:
-    """All places of all encoders in a wrapped ``model``, from the input to the output."""
+_FIELDS = tuple(field.name for field in fields(QuantizedRead) if field.name != "name")
+
+
+def quantized_reads(model: nn.Module) -> list[QuantizedRead]:
+    """Return the inputs of the wrapped linear layers of all encoders in ``model``, in the order of the computation.
+
+    Linear layers that are not wrapped are left out.
+    """
     names = {id(module): name for name, module in model.named_modules()}
+    # A model may hold several encoders (REALM's scorer); each describes its own layers.
     return [
-        place
+        QuantizedRead(name=names[id(read.linears[0])], **{name: getattr(read, name) for name in _FIELDS})
         for module in model.modules()
         if isinstance(module, EncoderModel)
-        for place in _of_encoder(module, names)
-        if all(type(linear) is QuantLinear for linear in place.linears)
+        for read in module.linear_reads()
+        if all(type(linear) is QuantLinear for linear in read.linears)
     ]
-
-
-def _of_encoder(model: EncoderModel, names: dict[int, str]) -> Iterator[Place]:
-    embeddings = model.embeddings
-    # what puts out the tensor that a block reads: a norm, or a projection
-    source = embeddings.projection
-    norm = embeddings.norm if source is None else None
-    for layer in cast("Iterable[Layer]", model.encoder.layers):
-        for block in (layer.attention, layer.cross_attention, layer.feed_forward):
-            if block is not None:
-                yield from _of_block(block, norm, source, names)
-                norm, source = None if block.norm_first else block.norm, None
-
-
-def _of_block(
-    block: Attention | FeedForward, norm: nn.LayerNorm | None, source: nn.Linear | None, names: dict[int, str]
-) -> Iterator[Place]:
-    first: list[nn.Module]
-    last: nn.Module
-    around: dict[str, nn.Module]
-    if isinstance(block, Attention):
-        first, last = [block.query, block.key, block.value], block.output
-        around = {"value": block.value, "context": block.context}
-        if "query" not in block.same_input[0]:  # key and value read another sequence, whose norm is elsewhere
-            yield _place(first[1:], names)
-            first = first[:1]
-    else:
-        first, last = [block.up], block.down
-        around = {"activation": block.activation}
-    if block.norm_first:
-        yield _place(first, names, norm=block.norm)
-    elif norm is None:
-        yield _place(first, names, **({} if source is None else {"source": source, "add": block.add}))
-    else:
-        yield _place(first, names, norm=norm, add=block.add, branch=last)
-    yield _place([last], names, **around)
-
-
-def _place(linears: list[nn.Module], names: dict[int, str], **around: nn.Module | None) -> Place:
-    return Place(names[id(linears[0])], tuple(linears), **around)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The state of one quantizer: its spec, its mode, its range and the scale and zero_point that follow from them."""
+"""Quantizers: modules with a spec, a mode, a range, and the scale and zero point that follow from these."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qdq.errors import CalibrationError, describe_problems
-from qdq.quantization import functional
+from qdq.quantization import functional, operators
 from qdq.quantization.spec import PerToken
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ __all__ = ["Mode", "Observer", "Quantizer", "Range", "Recorder", "quantizers", "
 
 
 class Mode(Enum):
-    """What a quantizer does with the tensor that passes through."""
+    """What a quantizer does with a tensor."""
 
     OFF = "off"
     COLLECT = "collect"
@@ -32,10 +32,15 @@ class Mode(Enum):
 
 @dataclass(frozen=True)
 class Range:
-    """What calibration found out about a tensor, from which the scale of *any* spec follows.
+    """The range of a tensor that calibration found, from which the scale of *any* spec follows.
 
-    ``lower`` and ``upper`` bound the values for affine specs, ``amax`` bounds their magnitude for symmetric ones (a
-    percentile of ``|x|`` is not the larger of the two one-sided percentiles). float32, ``()`` or ``(channels,)``.
+    All are float32, ``()`` or ``(channels,)``. ``amax`` has a value of its own, because a percentile of ``|x|`` differs
+    from the larger of the two one-sided percentiles.
+
+    Args:
+        lower: The lowest value, for affine specs.
+        upper: The highest value, for affine specs.
+        amax: The largest magnitude, for symmetric specs.
     """
 
     lower: Tensor
@@ -43,45 +48,46 @@ class Range:
     amax: Tensor
 
     def bounds(self, *, symmetric: bool) -> tuple[Tensor, Tensor]:
-        """Lowest and highest value that a grid has to cover."""
+        """Return the lowest and the highest value to represent."""
         return (-self.amax, self.amax) if symmetric else (self.lower, self.upper)
 
 
 class Observer(Protocol):
-    """What a quantizer shows its tensor to in mode COLLECT; see ``calibration.statistics.collectors``."""
+    """Gets the tensors of a quantizer in mode COLLECT; see ``calibration.statistics.collectors``."""
 
     def update(self, x: Tensor) -> None:
-        """Take note of ``x``."""
+        """Add the values of ``x``."""
 
 
 class Recorder(Protocol):
-    """Sees the integers of a quantizer, for verification: ``(x, q)``, q in float32."""
+    """Gets the integers of a quantizer in mode QUANTIZE, for verification."""
 
     def __call__(self, x: Tensor, q: Tensor) -> None:
-        """Take note of the tensor and of its integers."""
+        """Record the tensor ``x`` and its integers ``q``, which are float32."""
 
 
 class Quantizer(nn.Module):
-    """One slot of a wrapped module.
+    """The quantizer in one slot of a wrapped module.
 
-    A slot that the recipe leaves alone has a quantizer without spec: it passes its input on, and has no state. Its
-    range is still collected, so that the same checkpoint can be exported with another recipe later.
+    A slot that the recipe does not mention has a quantizer without a spec, which returns its input and has no state.
+    Its range is still collected, so that the checkpoint can be exported with another recipe later.
 
     Args:
-        spec: how to quantize, None for a slot that stays float.
-        shape: of the scale, as ``spec.scale_shape`` tells; () per tensor.
+        spec: How to quantize; None for a slot that stays float.
+        shape: The shape of the scale, from ``spec.scale_shape``; () per tensor.
 
     Attributes:
-        scale: float32 whatever the model's type, of the shape above; NaN until calibrated. A Parameter when the spec
-            says ``learned_scale``; absent when its ranges are dynamic.
-        zero_point: int32, the shape of ``scale``; absent likewise.
-        amax: float32, the shape of ``scale``; only for the arithmetic of pytorch-quantization.
-        transform: what is done to the tensor beforehand, in every mode; None: nothing. The range is that of the result.
-        rounding: of weights whose rounding was chosen: int8, the weight's shape, steps to add before rounding; or None.
-        readers: how many modules show this quantizer the same tensor, one after another: it is quantized once for all.
+        scale: float32 whatever the type of the model, of the shape above; NaN until calibrated. It is a Parameter if
+            the spec says ``learned_scale``, and absent if the range is dynamic.
+        zero_point: int32, of the shape of ``scale``; absent if the range is dynamic.
+        amax: float32, of the shape of ``scale``; only for the arithmetic of pytorch-quantization.
+        transform: What is applied to the tensor first, in every mode, or None. The range is that of the result.
+        rounding: For weights whose rounding was chosen: the steps to add before rounding, int8, of the shape of the
+            weight; or None.
+        readers: The number of modules that pass the same tensor to this quantizer, which quantizes it once for all.
     """
 
-    stored_apart: ClassVar[bool] = True  # a learned scale is a Parameter, but none of the float model's weights
+    stored_apart: ClassVar[bool] = True  # a learned scale is a Parameter, but not a weight of the float model
     scale: Tensor
     zero_point: Tensor
     amax: Tensor
@@ -101,13 +107,19 @@ class Quantizer(nn.Module):
         self.configure(spec, shape=shape)
 
     def configure(self, spec: QuantSpec | None, *, shape: tuple[int, ...] = ()) -> None:
-        """Give the slot another spec; the scale starts uncalibrated, the transform stays."""
+        """Set another spec. The scale becomes uncalibrated, the transform stays.
+
+        Args:
+            spec: How to quantize; None for a slot that stays float.
+            shape: The shape of the scale.
+        """
         self.spec = spec
         self.rounding = None
         for name in ("scale", "zero_point", "amax"):
             self._buffers.pop(name, None)
             self._parameters.pop(name, None)
         if spec is not None and not spec.dynamic:
+            # NaN marks a scale that is not calibrated. Buffers exist from the start, so keys of state dicts are stable.
             scale = torch.full(shape, torch.nan)
             if spec.learned_scale:
                 self.register_parameter("scale", nn.Parameter(scale))
@@ -121,14 +133,14 @@ class Quantizer(nn.Module):
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether there is all it takes to quantize; a slot without spec or with dynamic ranges needs nothing."""
+        """Whether the quantizer can quantize. One without a spec or with a dynamic range needs no calibration."""
         if self.spec is None or self.spec.dynamic:
             return True
         scale = self.scale.abs() if self.spec.learned_scale else self.scale
         return scale.numel() > 0 and _is_scale(scale)
 
     def set_range(self, range_: Range) -> None:
-        """Keep what calibration found and set scale and zero_point from it."""
+        """Set the range that calibration found, and the scale and zero point that follow from it."""
         self.range = range_
         if self.spec is None or self.spec.dynamic:
             return
@@ -137,10 +149,10 @@ class Quantizer(nn.Module):
         self.set_scale(*functional.grid(*range_.bounds(symmetric=self.spec.symmetric), self.spec))
 
     def set_amax(self, amax: Tensor) -> None:
-        """Fill the range that pytorch-quantization's arithmetic starts from; :meth:`set_scale` fills the rest.
+        """Set the range for the arithmetic of pytorch-quantization; :meth:`set_scale` sets the rest.
 
         Raises:
-            CalibrationError: for another shape, and for values that are not finite or negative.
+            CalibrationError: The shape is wrong, or values are negative or not finite.
         """
         if amax.shape != self.amax.shape or not bool((torch.isfinite(amax) & (amax >= 0)).all()):
             shape = tuple(self.amax.shape)
@@ -148,11 +160,14 @@ class Quantizer(nn.Module):
         self.amax.copy_(amax)
 
     def set_scale(self, scale: Tensor, zero_point: Tensor) -> None:
-        """Fill the buffers, in place.
+        """Set the scale and zero point, in place.
+
+        Args:
+            scale: Finite and positive, of the shape of :attr:`scale`.
+            zero_point: Integers of the spec, of the same shape. A symmetric spec has only one possible zero point.
 
         Raises:
-            CalibrationError: when the shapes do not fit, a scale is not finite and positive, or a zero point is not an
-                integer of the spec (of a symmetric spec: not the one that is fixed).
+            CalibrationError: A value breaks these rules; all problems are named.
         """
         assert self.spec is not None, "a slot without spec has no scale"
         assert not self.spec.dynamic, "dynamic ranges leave no scale behind"
@@ -177,28 +192,28 @@ class Quantizer(nn.Module):
             self.zero_point.copy_(zero_point)
 
     def freeze(self) -> None:
-        """Make a learned scale a constant of the same value."""
+        """Turn a learned scale into a constant of the same value."""
         if self.spec is None or not self.spec.learned_scale:
             return
         scale, zero_point = (part.detach() for part in self.grid(self.scale))
-        rounding = self.rounding
+        rounding = self.rounding  # configure() would remove it
         self.configure(replace(self.spec, learned_scale=False), shape=tuple(scale.shape))
         self.rounding = rounding
         self.to(scale.device)
         self.set_scale(scale, zero_point)
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero point for ``x``: what was calibrated, or with dynamic ranges that of ``x`` itself."""
+        """Return the scale and zero point for ``x``: the calibrated ones, or with a dynamic range those of ``x``."""
         assert self.spec is not None, "a slot without spec has no grid"
         if self.spec.learned_scale:
-            # A step of training may carry the Parameter through zero; its magnitude is what counts.
+            # A training step may move the Parameter through zero, so use its magnitude.
             return self.scale.abs().clamp_min(torch.finfo(torch.float32).tiny), self.zero_point
         if not self.spec.dynamic:
             return self.scale, self.zero_point
         return functional.grid(*functional.value_range(x, self.spec), self.spec)
 
     def quantize(self, x: Tensor) -> Tensor:
-        """The integers (or numbers of float8) of ``x``, in float32; it is transformed already."""
+        """Return the integers (or float8 numbers) of ``x``, which is transformed already, in float32."""
         assert self.spec is not None, "a slot without spec has no integers"
         spec, (scale, zero_point) = self.spec, self.grid(x)
         if spec.is_float8:
@@ -208,64 +223,66 @@ class Quantizer(nn.Module):
         )
 
     def prepared(self, x: Tensor) -> Tensor:
-        """What is rounded when ``x`` is quantized: transformed, and moved by the steps of a chosen rounding."""
+        """Return ``x`` before it is quantized: transformed, and shifted by the steps of a chosen rounding."""
         if self.transform is not None:
             x = self.transform(x)
         if self.rounding is not None and self.mode is Mode.QUANTIZE:
+            # Adding whole steps before rounding to the nearest selects the chosen integers.
             assert self.spec is not None, "steps without a grid"
             scale = self.grid(x)[0].detach().to(x.dtype)
-            x = x + functional.spread(scale, x, axis=self.spec.axis, group=self.spec.group) * self.rounding
+            x = x + functional.expand_parameter(scale, x, axis=self.spec.axis, group=self.spec.group) * self.rounding
         return x
 
     def forward(self, x: Tensor, reader: int = 0) -> Tensor:
-        """Pass ``x`` on, transformed: as it is (OFF), shown to the observer (COLLECT), or rounded (QUANTIZE).
+        """Return ``x`` transformed; mode COLLECT also shows it to the observer, mode QUANTIZE quantizes it.
 
         Args:
-            x: the tensor of the slot.
-            reader: which of the ``readers`` asks, 0 and up. What one of them got, the others get too, as long as it is
-                the same tensor; one that asks again gets it computed afresh.
+            x: The tensor of the slot.
+            reader: Which of the ``readers`` calls, 0 and up. The result of the first reader is returned to the others
+                too, if they pass the same tensor. A reader that calls again gets a new result.
         """
         if self.mode is Mode.OFF and self.transform is None:
             return x
-        if self.readers == 1 or torch.compiler.is_compiling():  # a compiler sees for itself what is computed twice
-            return self._pass(x)
+        if self.readers == 1 or torch.compiler.is_compiling():  # compilers remove duplicate computations themselves
+            return self._compute(x)
         state = self._state_of(x)
         shared = self._shared
         if shared is not None and shared.x is x and shared.state == state and reader not in shared.served:
             served = shared.served | {reader}
-            # Nobody but the readers holds the result: after the last of them it goes.
+            # Drop the result after the last reader, so that its memory is freed.
             self._shared = replace(shared, served=served) if len(served) < self.readers else None
             return shared.y
-        y = self._pass(x)
+        y = self._compute(x)
         self._shared = _Shared(x, y, state, frozenset([reader]))
         return y
 
     def _state_of(self, x: Tensor) -> tuple[object, ...]:
-        """What a result depends on besides the identity of ``x``."""
+        """Return what a result depends on besides the identity of ``x``: versions of tensors, and modes."""
         extra = () if self.transform is None else self.transform._buffers.values()
         tensors = [x, *self._buffers.values(), *self._parameters.values(), *extra]
         versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors if tensor is not None]
         return (*versions, torch.is_grad_enabled(), self.mode)
 
     def look_up(self, table: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
-        """``self(table)[ids]`` in mode QUANTIZE, for the cost of the ``rows`` that are ``table[ids]`` alone.
+        """Return ``self(table)[ids]`` in mode QUANTIZE, but quantize only the rows that are looked up.
 
         Args:
             table: ``(entries, hidden)``.
             ids: ``(batch, seq)``.
-            rows: ``(batch, seq, hidden)``.
+            rows: ``table[ids]``, ``(batch, seq, hidden)``.
         """
         spec = self.spec
         assert spec is not None, "a slot without spec has nothing to look up"
-        if spec.axis is not None and spec.axis % 2:  # one scale for each column: the same for all rows
-            return self._fake_quantize(rows, *self._state(table), axis=-1)
+        if spec.axis is not None and spec.axis % 2:  # one scale for each column, the same for all rows
+            return self._fake_quantize(rows, *self._parameters_for(table), axis=-1)
+        # Scales of rows or of groups in rows are looked up like the rows themselves.
         by_row = spec.axis is not None or spec.group is not None
-        state = [part[ids] for part in self._state(table)] if by_row else self._state(table)
+        state = [part[ids] for part in self._parameters_for(table)] if by_row else self._parameters_for(table)
         if spec.axis is not None:
             state = [part.unsqueeze(-1) for part in state]
         return self._fake_quantize(rows, *state, axis=None)
 
-    def _pass(self, x: Tensor) -> Tensor:
+    def _compute(self, x: Tensor) -> Tensor:
         x = self.prepared(x)
         if self.mode is Mode.OFF:
             return x
@@ -276,48 +293,49 @@ class Quantizer(nn.Module):
         assert self.spec is not None, "mode QUANTIZE needs a spec"
         if self.recorder is not None:
             self.recorder(x.detach(), self.quantize(x.detach()))
+        # As one node it can be exported as a whole, for example as DynamicQuantizeLinear of ONNX.
         if self.spec.dynamic and self.spec.axis is None and torch.compiler.is_exporting():
-            return functional.dynamic_fake_quantize(
+            return operators.dynamic_fake_quantize(
                 x,
                 qmin=self.spec.qmin,
                 qmax=self.spec.qmax,
                 symmetric=self.spec.symmetric and not self.spec.starts_at_zero,
                 per_token=isinstance(self.spec.granularity, PerToken),
             )
-        return self._fake_quantize(x, *self._state(x), axis=self.spec.axis)
+        return self._fake_quantize(x, *self._parameters_for(x), axis=self.spec.axis)
 
     @property
     def _by_amax(self) -> bool:
-        """Whether to compute as pytorch-quantization does; ONNX knows its own arithmetic alone."""
+        """Whether to compute as pytorch-quantization does. Exported graphs always use the arithmetic of ONNX."""
         return self.spec is not None and self.spec.arithmetic != "onnx" and not torch.compiler.is_exporting()
 
-    def _state(self, x: Tensor) -> Sequence[Tensor]:
-        """Scale and zero point, or amax, for ``x``."""
+    def _parameters_for(self, x: Tensor) -> Sequence[Tensor]:
+        """Return the scale and zero point for ``x``, or the amax."""
         assert self.spec is not None
         if self._by_amax:
             return [functional.value_range(x.abs(), self.spec)[1].to(x.dtype) if self.spec.dynamic else self.amax]
         scale, zero_point = self.grid(x)
         if scale.requires_grad and torch.is_grad_enabled():
-            scale = functional.scale_gradient(scale, count=self._count(x), qmax=self.spec.qmax)
+            scale = operators.scale_gradient(scale, count=self._count(x), qmax=self.spec.qmax)
         return [scale, zero_point]
 
     def _fake_quantize(self, x: Tensor, *state: Tensor, axis: int | None) -> Tensor:
         assert self.spec is not None
         if self._by_amax:
-            return functional.fake_quantize_by_amax(x, *state, qmin=self.spec.qmin, qmax=self.spec.qmax, axis=axis)
+            return operators.fake_quantize_by_amax(x, *state, qmin=self.spec.qmin, qmax=self.spec.qmax, axis=axis)
         scale, zero_point = state
-        return functional.rounded(x, scale, zero_point, self.spec, axis=axis)
+        return operators.fake_quantize_by_spec(x, scale, zero_point, self.spec, axis=axis)
 
     def _count(self, x: Tensor) -> int:
-        """How many values one scale is for: those of a weight or of its channel, or those of one sample."""
+        """Return how many values one scale serves: those of a weight or of its channel, or those of one sample."""
         return x.numel() // (self.scale.numel() if isinstance(x, nn.Parameter) else x.shape[0])
 
     def extra_repr(self) -> str:
-        """Spec and mode, for ``print(model)``."""
+        """Return the spec and the mode, for ``print(model)``."""
         return f"{self.spec or 'float'}, {self.mode.value}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
-        """Move with the model, but keep the ranges in float32: half precision would move every grid point."""
+        """Move with the model, but keep scales in float32: in half precision every quantized value would change."""
         self._shared = None
         before = {name: getattr(self, name).detach() for name in ("scale", "amax") if hasattr(self, name)}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -332,12 +350,19 @@ class Quantizer(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.range = None  # whatever was collected belongs to the state that was replaced
+        self.range = None  # the range belongs to the state that was replaced
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """A result that further readers of the same tensor are about to ask for."""
+    """A result for further readers of the same tensor.
+
+    Args:
+        x: The tensor.
+        y: The result.
+        state: What else the result depends on.
+        served: The readers that have it.
+    """
 
     x: Tensor
     y: Tensor
@@ -350,17 +375,21 @@ def _is_scale(scale: Tensor) -> bool:
 
 
 def quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
-    """Every quantizer once, with the dotted name of its slot; one that is shared stands under its first name."""
+    """Yield every quantizer once, with the dotted name of its slot; for a shared quantizer, of its first slot."""
     for name, module in model.named_modules():
         if isinstance(module, Quantizer):
             yield name, module
 
 
 def set_mode(model: nn.Module, mode: Mode) -> None:
-    """Switch every quantizer of ``model``; QUANTIZE reaches the slots that have a spec, the others are off.
+    """Set the mode of every quantizer of a model. With QUANTIZE, slots without a spec are off.
+
+    Args:
+        model: A wrapped model.
+        mode: The mode.
 
     Raises:
-        CalibrationError: when QUANTIZE is asked for and slots are uncalibrated; all of them are named.
+        CalibrationError: The mode is QUANTIZE and slots are not calibrated; all of them are named.
     """
     slots = list(quantizers(model))
     if mode is Mode.QUANTIZE:

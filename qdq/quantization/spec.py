@@ -1,27 +1,44 @@
-"""How a tensor is quantized: to integers of some bits or to float8, and what shares a scale.
+"""How a tensor is quantized: to integers of some bits or to float8, and which values share a scale.
 
-A :class:`QuantSpec` says nothing about values; scale and zero_point belong to a
+A :class:`QuantSpec` says nothing about values. Scale and zero point belong to a
 :class:`qdq.quantization.quantizer.Quantizer`.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import RecipeError, describe_problems
+from qdq.settings import Rule, choice, documented, flag, problems_in, setting, settings_of, whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["ARITHMETICS", "FORMATS", "Granularity", "PerAxis", "PerGroup", "PerTensor", "PerToken", "QuantSpec"]
+__all__ = [
+    "ARITHMETICS",
+    "FLOAT8_MAX",
+    "FORMATS",
+    "PER_AXIS_PATTERN",
+    "PER_GROUP_PATTERN",
+    "Granularity",
+    "PerAxis",
+    "PerGroup",
+    "PerTensor",
+    "PerToken",
+    "QuantSpec",
+]
 
 ARITHMETICS = ("onnx", "pytorch-quantization")
 FORMATS = ("int", "float8e4m3fn")
 
 FLOAT8_MAX = 448
-"""The largest number of float8e4m3fn: 4 bits of exponent, 3 of mantissa, no infinity."""
+"""The largest number of float8e4m3fn, which has 4 bits of exponent, 3 of mantissa, and no infinity."""
+
+PER_AXIS_PATTERN = r"^per-axis\(-?[0-9]{1,9}\)$"
+PER_GROUP_PATTERN = r"^per-group\((?!0+\))[0-9]{1,9}\)$"
+"""Regular expressions for the granularities with a number, as recipes spell them; a group has at least one member."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +51,10 @@ class PerTensor:
 
 @dataclass(frozen=True)
 class PerAxis:
-    """One scale for each index of ``axis``, the axis that keeps its own scales.
+    """One scale for each index of an axis: linear weight ``(out, in)`` with ``PerAxis(0)`` -> scale ``(out,)``.
 
-    A linear weight ``(out, in)`` with ``PerAxis(0)`` -> scale ``(out,)``.
+    Args:
+        axis: The axis that keeps its own scales.
     """
 
     axis: int
@@ -47,9 +65,12 @@ class PerAxis:
 
 @dataclass(frozen=True)
 class PerGroup:
-    """One scale for every ``size`` neighbours on the last axis, for weights; the last group may be shorter.
+    """One scale for every group of neighbours on the last axis, for weights.
 
     A linear weight ``(out, in)`` -> scale ``(out, ceil(in / size))``.
+
+    Args:
+        size: The number of neighbours in a group. The last group of a row may be shorter.
     """
 
     size: int
@@ -60,9 +81,9 @@ class PerGroup:
 
 @dataclass(frozen=True)
 class PerToken:
-    """One scale for every vector on the last axis: ``(batch, seq, hidden)`` -> scale ``(batch, seq, 1)``.
+    """One scale for every vector on the last axis, for activations whose range is dynamic.
 
-    For activations whose range is dynamic.
+    An activation ``(batch, seq, hidden)`` -> scale ``(batch, seq, 1)``.
     """
 
     def __str__(self) -> str:
@@ -72,47 +93,84 @@ class PerToken:
 Granularity = PerTensor | PerAxis | PerGroup | PerToken
 
 
+def _is_granularity(value: Any) -> bool:
+    return isinstance(value, Granularity) and not (isinstance(value, PerGroup) and value.size < 1)
+
+
+_GRANULARITY = Rule(
+    _is_granularity,
+    "per-tensor, per-axis(N), per-group(SIZE) with at least one member, or per-token",
+    {
+        "anyOf": [
+            {"enum": ["per-tensor", "per-token"]},
+            {"pattern": PER_AXIS_PATTERN},
+            {"pattern": PER_GROUP_PATTERN},
+        ],
+        "type": "string",
+    },
+)
+
+
+@documented
 @dataclass(frozen=True, kw_only=True)
 class QuantSpec:
     """The frozen description of one quantizer.
 
-    Args:
-        bits: width of the integers, 2 to 8.
-        signed: integers from ``-2**(bits-1)``, else from 0.
-        symmetric: the zero point is fixed (0 when signed, the middle when unsigned) and the range is ``[-amax, amax]``;
-            else (affine) the range is ``[min, max]`` widened to hold 0, with a zero point of its own.
-        narrow_range: leave out the lowest integer, so that the integers are symmetric too (int8: -127 to 127).
-        granularity: :class:`PerTensor`, :class:`PerAxis`, :class:`PerGroup` or :class:`PerToken`.
-        overflow_safe: for the weights of a linear layer. CPUs without VNNI instructions add the products of *pairs* of
-            uint8 activations and int8 weights in 16 bits, which saturates when two neighbouring weights are large and
-            of the same sign. With this set the scale of an output channel is large enough that no pair can: integer
-            kernels are then exact on every CPU. Costs less than half a bit of the weights' resolution on average (0.44
-            in all-MiniLM-L6-v2), where 7-bit weights cost a whole one.
-        dynamic: the range is that of the tensor at hand, found anew in every call: nothing to calibrate.
-        learned_scale: the scale is a Parameter, trained as in LSQ (Esser et al. 2020, arXiv 1902.08153) from where
-            calibration put it; the zero point stays.
-        format: ``int``, or ``float8e4m3fn`` (ONNX's name): floats of 8 bits with 448 as the largest, for GPUs that
-            multiply them. The scale maps the range onto those 448; steps are fine near 0 and coarse far from it.
-            Symmetric, per tensor or per axis, with a range that is calibrated; the settings of integers stay at their
-            defaults.
-        arithmetic: ``onnx`` (a division by the scale), or ``pytorch-quantization``: that package's own (a product with
-            ``bound / amax``, then a division by it), to the bit, for checkpoints that come from there. Symmetric; when
-            unsigned, the integers start at the zero point 0.
+    ``overflow_safe`` is for CPUs without VNNI instructions. These add the products of *pairs* of uint8 activations and
+    int8 weights in 16 bits, which saturates if two neighbouring weights are large and of the same sign. With this
+    setting the scale of each output channel is large enough that no pair saturates, so that integer kernels are exact
+    on every CPU. It costs less than half a bit of the weights' resolution on average (0.44 in all-MiniLM-L6-v2), where
+    7-bit weights cost a whole bit.
+
+    ``float8e4m3fn`` (ONNX's name) are floats of 8 bits with 448 as the largest number, for GPUs that multiply them.
+    The scale maps the range to those 448. Steps are fine near 0 and coarse far from it. Float8 is symmetric, per tensor
+    or per axis, with a calibrated range; the settings of integers stay at their defaults.
+
+    The arithmetic ``pytorch-quantization`` is that package's own: a product with ``bound / amax``, then a division by
+    it. It is symmetric, and the unsigned integers start at the zero point 0.
 
     Raises:
-        RecipeError: for a combination that does not exist, all problems at once.
+        RecipeError: Settings break their rules or contradict each other; all problems are named.
     """
 
-    bits: int = 8
-    signed: bool = True
-    symmetric: bool = True
-    narrow_range: bool = False
-    granularity: Granularity = PerTensor()
-    overflow_safe: bool = False
-    dynamic: bool = False
-    learned_scale: bool = False
-    format: str = "int"
-    arithmetic: str = "onnx"
+    bits: int = setting(8, "The width of the integers, from 2 to 8.", whole(2, 8))
+    signed: bool = setting(True, "Use integers from -2**(bits-1); if false, from 0.", flag())
+    symmetric: bool = setting(
+        True,
+        "Fix the zero point (0, or the middle of unsigned integers) and use the range [-amax, amax]; if false "
+        "(affine), use the range [min, max], widened to include 0, with a zero point that fits it.",
+        flag(),
+    )
+    narrow_range: bool = setting(
+        False, "Leave out the lowest signed integer, so that the integers are symmetric (int8: -127 to 127).", flag()
+    )
+    granularity: Granularity = setting(  # noqa: RUF009 (frozen)
+        PerTensor(),
+        "Which values share a scale: per-tensor, per-axis(N), per-group(SIZE), or with dynamic per-token.",
+        _GRANULARITY,
+    )
+    overflow_safe: bool = setting(
+        False,
+        "For weights of linear layers with per-axis(0): choose scales with which integer kernels never saturate.",
+        flag(),
+    )
+    dynamic: bool = setting(
+        False, "Use the range of the tensor in each call, so that there is nothing to calibrate.", flag()
+    )
+    learned_scale: bool = setting(
+        False,
+        "Train the scale as a Parameter, as in LSQ (Esser et al. 2020, arXiv 1902.08153), starting from the calibrated "
+        "one; the zero point stays.",
+        flag(),
+    )
+    format: str = setting(
+        "int", "Integers, or floats of 8 bits whose largest number is 448 (float8e4m3fn).", choice(*FORMATS)
+    )
+    arithmetic: str = setting(
+        "onnx",
+        "Divide by the scale (onnx), or compute as pytorch-quantization does, to the bit, for its checkpoints.",
+        choice(*ARITHMETICS),
+    )
 
     def __post_init__(self) -> None:
         if problems := _problems(vars(self)):
@@ -120,19 +178,19 @@ class QuantSpec:
 
     @property
     def is_float8(self) -> bool:
-        """Whether values are rounded to floats of 8 bits, not to integers."""
+        """Whether values are rounded to floats of 8 bits instead of integers."""
         return self.format != "int"
 
     @property
     def qmin(self) -> int:
-        """The lowest integer; of float8 its least number."""
+        """The lowest integer; for float8 the lowest number."""
         if self.is_float8:
             return -FLOAT8_MAX
         return int(self.narrow_range) - (1 << (self.bits - 1)) if self.signed else 0
 
     @property
     def qmax(self) -> int:
-        """The highest integer; of float8 its largest number."""
+        """The highest integer; for float8 the largest number."""
         if self.is_float8:
             return FLOAT8_MAX
         return (1 << (self.bits - self.signed)) - 1
@@ -144,21 +202,21 @@ class QuantSpec:
 
     @property
     def starts_at_zero(self) -> bool:
-        """Whether ``[0, amax]`` lies on ``[0, qmax]``: unsigned, as pytorch-quantization has it."""
+        """Whether the range ``[0, amax]`` maps to ``[0, qmax]``: unsigned integers of pytorch-quantization."""
         return self.symmetric and not self.signed and self.middle == 0
 
     @property
     def axis(self) -> int | None:
-        """The axis that keeps its own scales; None when it is not one axis."""
+        """The axis that keeps its own scales; None for another granularity."""
         return self.granularity.axis if isinstance(self.granularity, PerAxis) else None
 
     @property
     def group(self) -> int | None:
-        """How many neighbours on the last axis share a scale; None when it is not so."""
+        """The number of neighbours on the last axis that share a scale; None for another granularity."""
         return self.granularity.size if isinstance(self.granularity, PerGroup) else None
 
     def scale_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape that the scale of a tensor of ``shape`` has."""
+        """Return the shape of the scale for a tensor of this shape."""
         match self.granularity:
             case PerAxis(axis):
                 return (shape[axis],)
@@ -177,30 +235,28 @@ class QuantSpec:
         return " ".join(words)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON and YAML; :meth:`from_dict` reads them back."""
+        """Return plain values for JSON and YAML; :meth:`from_dict` reads them."""
         return asdict(self) | {"granularity": str(self.granularity)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantSpec:
-        """Read what :meth:`to_dict` wrote; missing keys take their defaults.
+        """Read the values that :meth:`to_dict` returns. Missing keys take their defaults.
 
         Raises:
-            RecipeError: for unknown keys, values of the wrong kind and combinations that do not exist, all at once.
+            RecipeError: Keys are unknown, settings break their rules or contradict each other; all problems are named.
         """
         if problems := cls.problems_in(values):
             raise RecipeError(describe_problems("quantization spec", problems))
-        return cls(**_settings(values))
+        return cls(**_parse(values))
 
     @classmethod
     def problems_in(cls, values: Mapping[str, Any]) -> list[str]:
-        """What keeps :meth:`from_dict` from reading ``values``; nothing when it can."""
-        defaults = {field.name: field.default for field in fields(cls)}
-        unknown = [f"unknown key {key!r} (known: {', '.join(defaults)})" for key in values if key not in defaults]
-        return unknown + _problems(defaults | _settings(values))
+        """Return what keeps :meth:`from_dict` from reading ``values``, one line each that begins with the setting."""
+        return _problems(_parse(values))
 
 
-def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` with the granularity as an object where it can be read."""
+def _parse(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``values`` with the granularity as an object, if its text can be read."""
     settings = dict(values)
     if "granularity" in values:
         settings["granularity"] = _parse_granularity(values["granularity"])
@@ -208,75 +264,65 @@ def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parse_granularity(text: object) -> object:
-    """What ``str(granularity)`` wrote; anything else comes back as it is."""
+    """Return the granularity with this name; anything else is returned unchanged."""
     if text == "per-tensor":
         return PerTensor()
     if text == "per-token":
         return PerToken()
-    match = re.fullmatch(r"per-(axis|group)\((-?[0-9]{1,9})\)", text) if isinstance(text, str) else None
-    if match is None:
-        return text
-    return (PerAxis if match[1] == "axis" else PerGroup)(int(match[2]))
+    for kind, pattern in ((PerAxis, PER_AXIS_PATTERN), (PerGroup, PER_GROUP_PATTERN)):
+        if isinstance(text, str) and re.fullmatch(pattern, text):
+            return kind(int(text[text.index("(") + 1 : -1]))
+    return text
 
 
 _FLAGS = ("signed", "symmetric", "narrow_range", "overflow_safe", "dynamic", "learned_scale")
 
 
-def _problems(settings: Mapping[str, Any]) -> list[str]:
-    problems = []
-    bits, granularity, arithmetic = settings["bits"], settings["granularity"], settings["arithmetic"]
-    if not isinstance(bits, int) or isinstance(bits, bool) or not 2 <= bits <= 8:
-        problems.append(f"bits is {bits!r}, must be a whole number from 2 to 8")
-    wrong = [key for key in _FLAGS if not isinstance(settings[key], bool)]
-    problems += [f"{key} is {settings[key]!r}, must be true or false" for key in wrong]
-    if not isinstance(granularity, Granularity):
-        problems.append(
-            f"granularity is {granularity!r}, must be per-tensor, per-axis(N), per-group(SIZE) or per-token"
-        )
-    elif isinstance(granularity, PerGroup) and granularity.size < 1:
-        problems.append(f"granularity is {granularity}, a group has at least one member")
-    if settings["format"] not in FORMATS:
-        problems.append(f"format is {settings['format']!r}, must be one of {', '.join(FORMATS)}")
-    if arithmetic not in ARITHMETICS:
-        problems.append(f"arithmetic is {arithmetic!r}, must be one of {', '.join(ARITHMETICS)}")
-    return problems if wrong else problems + _conflicts(settings)
+def _problems(values: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the settings, each by itself and with each other."""
+    problems = problems_in(QuantSpec, values)
+    # Contradictions may involve settings that are left to their defaults.
+    settings = {name: default for name, default, _ in settings_of(QuantSpec)} | dict(values)
+    # A contradiction can be found as soon as the flags are true or false, whatever else is wrong.
+    is_clear = all(isinstance(settings[name], bool) for name in _FLAGS)
+    return problems + _contradictions(settings) if is_clear else problems
 
 
-def _conflicts(settings: Mapping[str, Any]) -> list[str]:
-    """Settings that are fine by themselves and not together."""
-    signed, symmetric, narrow_range, overflow_safe, dynamic, learned_scale = (settings[key] for key in _FLAGS)
+def _contradictions(settings: Mapping[str, Any]) -> list[str]:
+    """Return the problems of settings that are valid by themselves but not together."""
+    signed, symmetric, narrow_range, overflow_safe, dynamic, learned_scale = (settings[name] for name in _FLAGS)
     granularity, problems = settings["granularity"], []
     if narrow_range and not signed:
         problems.append("narrow_range is for signed integers")
     if overflow_safe and not (signed and symmetric and granularity == PerAxis(0)):
         problems.append("overflow_safe is for linear weights: signed, symmetric, granularity per-axis(0)")
     if isinstance(granularity, PerToken) and not dynamic:
-        problems.append("granularity per-token needs dynamic: true, its ranges cannot be known beforehand")
+        problems.append("granularity per-token needs dynamic: true, because its ranges cannot be known beforehand")
     if learned_scale and dynamic:
         problems.append("learned_scale and dynamic exclude each other: a scale is trained or found in every call")
     if learned_scale and isinstance(granularity, PerGroup):
         problems.append("learned_scale is for scales per tensor or per axis, not per group")
     if settings["format"] == "float8e4m3fn":
-        problems += _float8_conflicts(settings)
+        problems += _float8_contradictions(settings)
     if settings["arithmetic"] == "pytorch-quantization":
         if not symmetric:
             problems.append("arithmetic pytorch-quantization is symmetric")
         if isinstance(granularity, PerGroup | PerToken):
             problems.append(f"arithmetic pytorch-quantization has no granularity {granularity}")
         if overflow_safe or learned_scale:
-            problems.append("arithmetic pytorch-quantization knows neither overflow_safe nor learned_scale")
+            problems.append("arithmetic pytorch-quantization has neither overflow_safe nor learned_scale")
     return problems
 
 
-def _float8_conflicts(settings: Mapping[str, Any]) -> list[str]:
+def _float8_contradictions(settings: Mapping[str, Any]) -> list[str]:
     problems = []
     if settings["bits"] != 8 or not settings["signed"] or not settings["symmetric"] or settings["narrow_range"]:
         problems.append("format float8e4m3fn has 8 bits, is signed and symmetric, and has no narrow_range")
     wrong = [name for name in ("overflow_safe", "dynamic", "learned_scale") if settings[name]]
     if wrong:
-        problems.append(f"format float8e4m3fn knows no {', '.join(wrong)}: these are for integers")
+        problems.append(f"format float8e4m3fn does not support {', '.join(wrong)}: these are for integers")
     if isinstance(settings["granularity"], PerGroup | PerToken):
         problems.append(f"format float8e4m3fn has no granularity {settings['granularity']}")
     if settings["arithmetic"] != "onnx":
-        problems.append("format float8e4m3fn has the arithmetic onnx alone")
+        problems.append("format float8e4m3fn supports only the arithmetic onnx")
     return problems

@@ -1,4 +1,4 @@
-"""What is done to a tensor before it is quantized, so that it loses less; the module around it undoes it exactly."""
+"""Channel-wise shifts and scales in front of a quantizer, which the module around it undoes exactly."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ __all__ = ["Transform"]
 
 
 class Transform(nn.Module):
-    """``y = (x - shift) * factor * rows``: channel-wise, neutral for the model in real arithmetic.
+    """``y = (x - shift) * smoothing_scale * row_scale``; in real arithmetic the model computes the same.
 
-    Of an activation ``(..., channels)``: ``shift`` moves each channel's values around zero, ``factor`` brings channels
-    of very different size closer together. Of a weight ``(out, in)``: ``factor`` undoes along its inputs what was done
-    to the activation, ``rows`` does along its outputs what the reader of the result undoes.
+    1. An activation ``(..., channels)``: ``shift`` centres the values of each channel around zero, ``smoothing_scale``
+       brings channels of different magnitude closer together.
+    2. A weight ``(out, in)``: ``smoothing_scale`` undoes along its inputs the scale of the activation that it reads.
+       ``row_scale`` scales its outputs by the inverse of what their reader multiplies with.
+
+    On disk, and in the state dict, the scales have the names ``factor`` and ``rows``.
 
     Args:
         shift: float32 ``(channels,)``, subtracted.
-        factor: float32, positive, one for each index of the last axis.
-        rows: float32, positive, one for each index of the first axis.
+        smoothing_scale: float32, positive, one for each index of the last axis.
+        row_scale: float32, positive, one for each index of the first axis.
 
     Source: SmoothQuant (Xiao et al. 2022, arXiv 2211.10438); Outlier Suppression+ (Wei et al. 2023, arXiv 2304.09145).
     """
@@ -33,36 +36,53 @@ class Transform(nn.Module):
     rows: Tensor | None
 
     def __init__(
-        self, *, shift: Tensor | None = None, factor: Tensor | None = None, rows: Tensor | None = None
+        self, *, shift: Tensor | None = None, smoothing_scale: Tensor | None = None, row_scale: Tensor | None = None
     ) -> None:
         super().__init__()
-        for name, value in (("shift", shift), ("factor", factor), ("rows", rows)):
+        # Checkpoints and digests of older versions contain these names of buffers.
+        for name, value in (("shift", shift), ("factor", smoothing_scale), ("rows", row_scale)):
             self.register_buffer(name, None if value is None else value.detach().to(torch.float32))
 
+    @property
+    def smoothing_scale(self) -> Tensor | None:
+        """The scale of each index of the last axis; None for 1."""
+        return self.factor
+
+    @property
+    def row_scale(self) -> Tensor | None:
+        """The scale of each index of the first axis; None for 1."""
+        return self.rows
+
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` in its own type and shape."""
+        """Return ``x`` transformed, in its own type and shape."""
         if self.shift is not None:
             x = x - self.shift.to(x.dtype)
-        if self.factor is not None:
-            x = x * self.factor.to(x.dtype)
-        if self.rows is not None:
-            x = x * self.rows.to(x.dtype)[:, None]
+        if self.smoothing_scale is not None:
+            x = x * self.smoothing_scale.to(x.dtype)
+        if self.row_scale is not None:
+            x = x * self.row_scale.to(x.dtype)[:, None]
         return x
 
     @property
     def is_neutral(self) -> bool:
-        """Whether nothing is done."""
-        return self.shift is None and self.factor is None and self.rows is None
+        """Whether the transform changes nothing."""
+        return self.shift is None and self.smoothing_scale is None and self.row_scale is None
 
     def problems(self, channels: int | None, rows: int | None) -> list[str]:
-        """What is wrong with its values, for a tensor of so many channels and rows; None: it cannot have that part."""
+        """Return what is wrong with the values, under their names on disk.
+
+        Args:
+            channels: The length of the tensor's last axis; None if it cannot be scaled along that axis.
+            rows: The length of its first axis; None if it cannot be scaled along that axis. A tensor that can is a
+                weight, which is never shifted.
+        """
         found = []
         for name, size in (("shift", channels if rows is None else None), ("factor", channels), ("rows", rows)):
             value: Tensor | None = getattr(self, name)
             if value is None:
                 continue
             if size is None:
-                found.append(f"{name} has no place here")
+                found.append(f"{name} is not possible for this slot")
             elif value.shape != (size,) or not bool(torch.isfinite(value).all()):
                 found.append(f"{name} must be {size} finite numbers, is of shape {tuple(value.shape)}")
             elif name != "shift" and not bool((value > 0).all()):
@@ -70,7 +90,7 @@ class Transform(nn.Module):
         return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Transform:
-        """Move with the model, but stay in float32: half precision would undo something else than was done."""
+        """Move with the model but stay in float32, because in half precision the inverse would not be exact."""
         before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in before.items():

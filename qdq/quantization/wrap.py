@@ -1,4 +1,4 @@
-"""Wrap the modules of a float model, and give the slots of a wrapped one their specs."""
+"""Wrap the modules of a float model, and give the slots of a wrapped model their specs."""
 
 from __future__ import annotations
 
@@ -36,9 +36,12 @@ _KINDS = dict(zip(WRAPPED.values(), KINDS, strict=True))
 
 
 def wrap(model: nn.Module) -> dict[str, nn.Module]:
-    """Replace the modules that ``qdq.quantization.modules.WRAPPED`` knows by their wrapped twins, every slot empty.
+    """Replace the modules in ``qdq.quantization.modules.WRAPPED`` by their wrapped versions, with empty slots.
 
-    What a checkpoint carries along and no call reaches stays as it is: nobody could calibrate it.
+    Modules that no call of the model reaches stay float, because they could not be calibrated.
+
+    Args:
+        model: A float model, changed in place.
 
     Returns:
         The float modules that were replaced, by name.
@@ -53,7 +56,12 @@ def wrap(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def unwrap(model: nn.Module, replaced: Mapping[str, nn.Module]) -> None:
-    """Put the float modules back that :func:`wrap` replaced and returned."""
+    """Put back the float modules that :func:`wrap` replaced.
+
+    Args:
+        model: The wrapped model.
+        replaced: What :func:`wrap` returned.
+    """
     for name, module in replaced.items():
         _replace(model, name, module)
 
@@ -64,7 +72,7 @@ def _replace(model: nn.Module, name: str, module: object) -> None:
 
 
 def slots(model: nn.Module) -> list[Slot]:
-    """The address of every slot of a wrapped model, in the order of its modules."""
+    """Return the address of every slot of a wrapped model, in the order of its modules."""
     return [
         Slot(name, _KINDS[type(module)], slot)
         for name, module in model.named_modules()
@@ -74,27 +82,33 @@ def slots(model: nn.Module) -> list[Slot]:
 
 
 def named_slots(model: nn.Module) -> Iterator[tuple[Slot, Quantizer]]:
-    """Every slot with its quantizer; a shared quantizer comes once for each slot it serves."""
+    """Yield every slot with its quantizer; a shared quantizer once for each slot that it serves."""
     for slot in slots(model):
         yield slot, _quantizer(model, slot)
 
 
 def apply_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], *, unshared: Collection[Slot] = ()) -> None:
-    """Give each slot its spec: a fresh quantizer for each tensor and spec, its scale set where the range is known.
+    """Give each slot a new quantizer with its spec, and set its scale if the range is known.
 
-    Slots that read the same tensor share one quantizer when their specs are equal: query, key and value; a weight that
-    several modules share. Those in ``unshared`` have one of their own all the same, with a range of their own.
-    Transforms stay, they belong to the tensors; a chosen rounding and a bias correction only where the spec stays, too.
+    Slots that read the same tensor share one quantizer if their specs are equal: query, key and value, or a weight that
+    several modules share. Transforms are kept, because they belong to the tensors. A chosen rounding and a bias
+    correction are kept only if the spec stays the same.
+
+    Args:
+        model: A wrapped model.
+        specs: The spec of each slot; None to stay float.
+        unshared: Slots that get a quantizer of their own, with a range of their own.
 
     Raises:
-        RecipeError: for specs that their slots cannot have, all of them at once. The model is then as it was.
-        CalibrationError: for weights that are NaN or infinite; likewise.
+        RecipeError: Slots cannot have their specs; all of them are named. The model is then unchanged.
+        CalibrationError: Weights are NaN or infinite. The model is then unchanged.
     """
     check_specs(model, specs)
     problems: list[str] = []
     fresh: dict[Slot, Quantizer] = {}
     readers: dict[Slot, int] = {}
     for group in same_tensor(model, list(specs)):
+        # Slots that were unshared before may have different ranges of the same tensor.
         known = _union([q.range for q in dict.fromkeys(_quantizer(model, slot) for slot in group) if q.range])
         made: dict[object, Quantizer] = {}
         for slot in group:
@@ -102,7 +116,7 @@ def apply_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], *, uns
             key = (spec, slot if slot in unshared else None)
             if key not in made:
                 try:
-                    made[key] = _make(model, slot, spec, known)
+                    made[key] = _new_quantizer(model, slot, spec, known)
                 except CalibrationError as error:
                     made[key] = Quantizer()
                     problems.append(f"{slot}: {error}")
@@ -112,6 +126,7 @@ def apply_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], *, uns
             readers[slot] = made[key].readers - 1
     if problems:
         raise CalibrationError(describe_problems("scales", problems))
+    # Nothing was changed so far, so that an error leaves the model as it was.
     for slot, quantizer in fresh.items():
         module = model.get_submodule(slot.module)
         if isinstance(module, QuantLinear) and _quantizer(model, slot).spec != quantizer.spec:
@@ -122,17 +137,17 @@ def apply_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], *, uns
 
 
 def check_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None]) -> None:
-    """Refuse specs that their slots cannot have; nothing is computed, the weights may be on the meta device.
+    """Raise if slots cannot have their specs. Nothing is computed, so that weights may be on the meta device.
 
     Raises:
-        RecipeError: with all of them.
+        RecipeError: With all of these slots.
     """
-    if problems := [problem for slot, spec in specs.items() if spec and (problem := _misfit(model, slot, spec))]:
+    if problems := [problem for slot, spec in specs.items() if spec and (problem := _spec_problem(model, slot, spec))]:
         raise RecipeError(describe_problems("quantization specs", problems))
 
 
 def unshared_slots(model: nn.Module) -> list[Slot]:
-    """The slots that have a quantizer of their own although another one of the same tensor and spec exists."""
+    """Return the slots that have a quantizer of their own although another one has the same tensor and spec."""
     found = []
     for group in same_tensor(model, slots(model)):
         by_spec: dict[QuantSpec | None, list[Slot]] = {}
@@ -145,19 +160,19 @@ def unshared_slots(model: nn.Module) -> list[Slot]:
 
 
 def _union(ranges: list[Range]) -> Range | None:
-    """What covers all of several ranges of one tensor."""
+    """Return the range that covers all ranges of one tensor; None if there is none."""
     if len(ranges) < 2:
         return ranges[0] if ranges else None
     lower, upper, amax = (torch.stack([getattr(r, name) for r in ranges]) for name in ("lower", "upper", "amax"))
     return Range(lower.amin(0), upper.amax(0), amax.amax(0))
 
 
-def _misfit(model: nn.Module, slot: Slot, spec: QuantSpec) -> str | None:
-    """Why ``spec`` is none for ``slot``."""
+def _spec_problem(model: nn.Module, slot: Slot, spec: QuantSpec) -> str | None:
+    """Return why a slot cannot have a spec, or None if it can."""
     if slot.name != "weight":
         parent = model.get_submodule(slot.module.rpartition(".")[0])
         if slot.kind == "matmul" and getattr(parent, "implementation", "eager") != "eager":
-            return f"{slot}: attention is fused there, its products are not modules: build it with eager attention"
+            return f"{slot}: fused attention has no modules for its products; build the model with eager attention"
         if spec.axis is None and spec.group is None:
             return None
         return f"{slot}: {spec.granularity} is for weights; activations are quantized per tensor or per token"
@@ -169,7 +184,7 @@ def _misfit(model: nn.Module, slot: Slot, spec: QuantSpec) -> str | None:
     return None
 
 
-def _make(model: nn.Module, slot: Slot, spec: QuantSpec | None, known: Range | None) -> Quantizer:
+def _new_quantizer(model: nn.Module, slot: Slot, spec: QuantSpec | None, known: Range | None) -> Quantizer:
     before = _quantizer(model, slot)
     if slot.name != "weight":
         quantizer = Quantizer(spec).to(next(model.parameters()).device)
@@ -181,6 +196,7 @@ def _make(model: nn.Module, slot: Slot, spec: QuantSpec | None, known: Range | N
     quantizer = Quantizer(spec, shape=() if spec is None else spec.scale_shape(weight.shape)).to(weight.device)
     quantizer.transform = before.transform
     set_weight_scale(quantizer, weight)
+    # The rounding counts in steps of the scale, which is the same only for the same spec.
     if spec == before.spec:
         quantizer.rounding = before.rounding
     return quantizer
@@ -193,7 +209,7 @@ def _weight(model: nn.Module, slot: Slot) -> nn.Parameter:
 
 
 def same_tensor(model: nn.Module, addresses: Sequence[Slot]) -> list[list[Slot]]:
-    """Slots of a wrapped model in groups by the tensor they quantize; most groups have one member."""
+    """Return the slots of a wrapped model in groups that quantize the same tensor; most groups have one member."""
     groups: dict[object, list[Slot]] = {}
     for slot in addresses:
         groups.setdefault(_tensor_key(model, slot), []).append(slot)

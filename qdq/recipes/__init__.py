@@ -1,1 +1,1 @@
-"""Recipes: which slots of a model are quantized and how, as rules that can be read from YAML, edited and explained."""
+"""Recipes: rules that say which slots of a model are quantized and how; read from YAML, edited and planned."""

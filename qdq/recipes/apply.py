@@ -1,4 +1,4 @@
-"""Apply a recipe to a model: to a float one, whose modules are wrapped, or to one that is wrapped already."""
+"""Apply a recipe to a float model, whose modules are wrapped, or to a model that is wrapped already."""
 
 from __future__ import annotations
 
@@ -18,36 +18,47 @@ __all__ = ["apply_recipe", "quantize"]
 
 
 def quantize(model: nn.Module, recipe: Recipe | str | Path) -> nn.Module:
-    """Wrap every quantizable module of a float model, in place, and give the slots the specs of ``recipe``.
+    """Wrap every quantizable module of a float model, in place, and give the slots the specs of a recipe.
 
-    Weights get their scales at once; activations wait for ``qdq.calibrate``. All quantizers are off.
+    Weights get their scales at once; activations get theirs from ``qdq.calibrate``. All quantizers are off.
+
+    Args:
+        model: A float model.
+        recipe: A recipe, the name of a preset, or the path of a YAML file.
+
+    Returns:
+        The same model.
 
     Raises:
-        RecipeError: for a recipe with mistakes, one that names slots this model does not have, or a model that is
-            wrapped already. The model is then as it was.
-        CalibrationError: when weights are NaN or infinite; likewise.
+        RecipeError: The recipe has mistakes or names slots that this model does not have, or the model is wrapped
+            already. The model is then unchanged.
+        CalibrationError: Weights are NaN or infinite. The model is then unchanged.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     if any(quantizers(model)):
-        raise RecipeError("the model is quantized already; apply_recipe(model, recipe) gives it another recipe")
+        raise RecipeError("the model is quantized already; use apply_recipe(model, recipe) to give it another recipe")
     replaced = wrap(model)
     try:
         apply_recipe(model, recipe)
-    except BaseException:
+    except BaseException:  # also KeyboardInterrupt, because wrapping a large model takes a while
         unwrap(model, replaced)
         raise
     return model
 
 
 def apply_recipe(model: nn.Module, recipe: Recipe) -> None:
-    """Give the slots of a wrapped model the specs of ``recipe``; ranges found by calibration are kept and used.
+    """Give the slots of a wrapped model the specs of another recipe. Ranges that calibration found are kept and used.
 
-    All quantizers are off afterwards; ``qdq.quantization.quantizer.set_mode`` switches them on.
+    All quantizers are off afterwards. ``qdq.quantization.quantizer.set_mode`` switches them on.
+
+    Args:
+        model: A wrapped model.
+        recipe: The recipe.
 
     Raises:
-        RecipeError: for a recipe that names slots this model does not have, or gives a slot a spec it cannot have. The
-            model is then as it was.
-        CalibrationError: when weights are NaN or infinite; likewise.
+        RecipeError: The recipe names slots that this model does not have, or gives a slot a spec that it cannot have.
+            The model is then unchanged.
+        CalibrationError: Weights are NaN or infinite. The model is then unchanged.
     """
     apply_specs(model, recipe.assign(slots(model)))

@@ -1,7 +1,7 @@
-"""Recipes from recipes: what the options of NVIDIA's quantization trainer say, as rules.
+"""Change recipes as the options of NVIDIA's quantization trainer for BERT do.
 
-Names are ours (``encoder.layers.0.attention.query``), a slot's with the ending ``_quantizer``
-(``encoder.layers.0.attention.query.input_quantizer``), and a layer may also be spelled ``layer.0``.
+Expressions match the names of slots in this package, with the ending ``_quantizer``
+(``encoder.layers.0.attention.query.input_quantizer``). A layer may also be spelled ``layer.0``.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _LAYER = re.compile(r"\blayers\.(\d+)\.(.*)")
 
 
 def per_tensor_weights(recipe: Recipe) -> Recipe:
-    """One scale for each weight, where ``recipe`` has one for each channel or group.
+    """Return ``recipe`` with one scale for each weight, where it has one for each channel or group.
 
-    ``overflow_safe`` goes with them: it is a promise about the scales of channels.
+    ``overflow_safe`` is switched off, because it only exists for scales of channels.
     """
     rules = []
     for rule in recipe.rules:
@@ -47,29 +47,24 @@ def switch_slots(
     disable_layer_modules: Sequence[str] = (),
     enable_layer_modules: Sequence[str] = (),
 ) -> Recipe:
-    r"""Switch slots of ``recipe`` off, and some of them on again with the specs they had.
+    r"""Return ``recipe`` with some slots switched off, and some of those on again with the specs they had.
 
-    In this order:
-
-    1. ``disable``: all off.
-    2. ``disable_keywords``: off where the name matches one of these (regular expressions, most often plain words).
-    3. ``disable_layer_modules``: off where the name below a layer begins like this; ``attention\.\S+`` means
-       ``layers.N.attention.query`` and all the others.
-    4. ``enable_layer_modules``: on again, likewise.
+    The options apply in this order. All expressions are regular expressions.
 
     Args:
-        recipe: to begin with.
-        slots: of the model that it is for.
-        disable: case 1.
-        disable_keywords: case 2.
-        disable_layer_modules: case 3.
-        enable_layer_modules: case 4.
+        recipe: The recipe to change.
+        slots: All slots of the model that it is for.
+        disable: Switch all slots off.
+        disable_keywords: Switch off the slots whose names contain a match of one of these, often plain words.
+        disable_layer_modules: Switch off the slots whose names inside a layer begin with a match of one of these:
+            ``attention\.\S+`` matches ``layers.N.attention.query`` and all other slots of attention.
+        enable_layer_modules: Switch on again the slots whose names inside a layer begin with a match of one of these.
 
     Returns:
-        ``recipe`` with rules at its end that say the same.
+        The recipe with further rules at its end.
 
     Raises:
-        RecipeError: for expressions that match nothing or are none, all of them at once, and as ``Recipe.assign``.
+        RecipeError: Expressions are invalid or match nothing; all of them are named. Also as for ``Recipe.assign``.
     """
     slots = list(slots)
     before = recipe.assign(slots)
@@ -81,7 +76,7 @@ def switch_slots(
             try:
                 pattern = re.compile(text)
             except re.error as error:
-                problems.append(f"{option} {text!r} is no regular expression: {error}")
+                problems.append(f"{option} {text!r} is not a regular expression: {error}")
                 continue
             matched = {slot for slot in slots if match(pattern, slot)}
             if not matched:
@@ -89,10 +84,11 @@ def switch_slots(
             result |= matched
         return result
 
+    # All expressions are evaluated before the first error, so that all mistakes are reported.
     off = set(slots) if disable else set()
     off |= found("disable keyword", disable_keywords, lambda pattern, slot: bool(pattern.search(_name(slot))))
-    off |= found("disable layer module", disable_layer_modules, _is_below_layer)
-    on = found("enable layer module", enable_layer_modules, _is_below_layer)
+    off |= found("disable layer module", disable_layer_modules, _is_in_layer)
+    on = found("enable layer module", enable_layer_modules, _is_in_layer)
     if problems:
         raise RecipeError(describe_problems(f"recipe {recipe.name!r}", problems))
     switched = {slot: before[slot] if slot in on or slot not in off else None for slot in slots}
@@ -103,7 +99,10 @@ def switch_slots(
         now = dict.fromkeys(slots)
     for slot in slots:
         if now[slot] != switched[slot]:
-            rule = _widest(slot, Rule(module=slot.module, kind=slot.kind, slot=slot.name, spec=switched[slot]), slots)
+            rule = _for_all_layers(
+                slot, Rule(module=slot.module, kind=slot.kind, slot=slot.name, spec=switched[slot]), slots
+            )
+            # Keep the rule to this layer if other layers want something else.
             wrong = [other for other in slots if rule.matches(other) and switched[other] != rule.spec]
             rule = replace(rule, module=slot.module) if wrong else rule
             rules.append(rule)
@@ -115,7 +114,7 @@ def _name(slot: Slot) -> str:
     return f"{slot}_quantizer"
 
 
-def _is_below_layer(pattern: re.Pattern[str], slot: Slot) -> bool:
+def _is_in_layer(pattern: re.Pattern[str], slot: Slot) -> bool:
     layer = _LAYER.search(_name(slot))
     if layer is None:
         return False
@@ -123,8 +122,8 @@ def _is_below_layer(pattern: re.Pattern[str], slot: Slot) -> bool:
     return any(pattern.match(name) for name in (below, f"layers.{number}.{below}", f"layer.{number}.{below}"))
 
 
-def _widest(slot: Slot, rule: Rule, slots: Sequence[Slot]) -> Rule:
-    """The rule for the same module of every layer, if there are several."""
+def _for_all_layers(slot: Slot, rule: Rule, slots: Sequence[Slot]) -> Rule:
+    """Return the rule for the same module of every layer, if there are several layers."""
     every = replace(rule, module=re.sub(r"\blayers\.\d+\.", "layers.*.", slot.module))
     return every if sum(map(every.matches, slots)) > 1 else rule
 

@@ -1,4 +1,4 @@
-"""What a recipe means for a model, before anything is loaded or computed."""
+"""Tell what a recipe does to a model before weights are loaded or anything is computed."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = ["Plan", "needing_data", "plan", "skeleton"]
 
 @dataclass(frozen=True)
 class Plan:
-    """Which slots get which spec.
+    """Which slots of a model get which spec.
 
     Args:
-        recipe: that was planned.
-        specs: of every slot of the model in the order of its modules, None for those that stay float.
-        quantizers: how many there will be for each spec: slots that read one tensor share one.
+        recipe: The recipe.
+        specs: The spec of every slot, in the order of the model's modules; None for slots that stay float.
+        quantizers: The number of quantizers for each spec. Slots that read the same tensor share one.
     """
 
     recipe: Recipe
@@ -38,26 +38,30 @@ class Plan:
     quantizers: Mapping[QuantSpec, int]
 
     @property
-    def places(self) -> Counter[QuantSpec]:
-        """How many slots get each spec."""
+    def slot_counts(self) -> Counter[QuantSpec]:
+        """The number of slots that get each spec."""
         return Counter(spec for spec in self.specs.values() if spec is not None)
 
     @property
     def needing_data(self) -> list[Slot]:
-        """The slots that calibration has to find a range for; none, and no data is needed."""
+        """The slots whose ranges calibration has to find. If there are none, no data is needed."""
         return needing_data(self.specs)
 
 
 def needing_data(specs: Mapping[Slot, QuantSpec | None]) -> list[Slot]:
-    """The slots whose ranges only data can tell: neither weights nor dynamic nor float."""
+    """Return the slots whose ranges depend on data: quantized activations whose ranges are not dynamic."""
     return [slot for slot, spec in specs.items() if spec is not None and slot.name != "weight" and not spec.dynamic]
 
 
 def skeleton(config: ModelConfig, task: str | None = None) -> Model:
-    """The wrapped model of ``config`` on the meta device, every slot empty: names and shapes, and no weights.
+    """Return the wrapped model of a configuration on the meta device, with empty slots: names and shapes, no weights.
+
+    Args:
+        config: The configuration.
+        task: The task; None for the one that the configuration names.
 
     Raises:
-        ConfigError: for a task that the family does not have.
+        ConfigError: The family has no such task.
     """
     model = construct(config, task)
     wrap(model)
@@ -65,13 +69,18 @@ def skeleton(config: ModelConfig, task: str | None = None) -> Model:
 
 
 def plan(model: nn.Module, recipe: Recipe) -> Plan:
-    """What ``recipe`` gives to the slots of a wrapped model, on the meta device or any other; nothing is changed.
+    """Return the specs that a recipe gives to the slots of a wrapped model, without changing the model.
+
+    Args:
+        model: A wrapped model, on the meta device or any other.
+        recipe: The recipe.
 
     Raises:
-        RecipeError: for a recipe that names slots this model does not have, or gives a slot a spec it cannot have.
+        RecipeError: The recipe names slots that this model does not have, or gives a slot a spec that it cannot have.
     """
     specs = recipe.assign(slots(model))
     check_specs(model, specs)
+    # Slots of one tensor share a quantizer for each distinct spec.
     shared = (dict.fromkeys(specs[slot] for slot in group) for group in same_tensor(model, list(specs)))
     return Plan(recipe, specs, Counter(_given(spec for group in shared for spec in group)))
 

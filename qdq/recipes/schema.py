@@ -1,8 +1,8 @@
-"""The JSON schema of a recipe, for editors: what completes and checks a YAML file while it is written.
+"""The JSON schema of a recipe, with which editors complete and check a YAML file.
 
-It says what a schema can say, and refuses nothing that :func:`qdq.recipes.recipe.load_recipe` reads. Whether a rule's
-spec is one of ``specs``, and whether patterns match a model, only the reader knows. The file that ships is what this
-writes:
+The schema accepts everything that ``load_recipe`` accepts. It cannot check whether the spec of a rule is one of
+``specs``, or whether patterns match a model. To write the file that ships with the package, run
+
 
     python -m qdq.recipes.schema
 """
@@ -10,54 +10,21 @@ writes:
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from qdq.quantization.slot import KINDS, SLOTS
-from qdq.quantization.spec import ARITHMETICS, FORMATS, QuantSpec
-from qdq.recipes.refinement import CLIPPINGS, ROUNDINGS
+from qdq.quantization.spec import PER_AXIS_PATTERN, PER_GROUP_PATTERN, QuantSpec
+from qdq.recipes.refinement import Refinement
+from qdq.settings import json_schema
 
 __all__ = ["SCHEMA_FILE", "recipe_schema"]
 
 SCHEMA_FILE = Path(__file__).parent / "presets" / "recipe.schema.json"
 
-_PER_AXIS, _PER_GROUP = r"^per-axis\(-?[0-9]{1,9}\)$", r"^per-group\((?!0+\))[0-9]{1,9}\)$"
-
-_SETTINGS: dict[str, dict[str, Any]] = {
-    "bits": {"type": "integer", "minimum": 2, "maximum": 8, "description": "Width of the integers."},
-    "signed": {"type": "boolean", "description": "Integers on both sides of 0, else from 0."},
-    "symmetric": {"type": "boolean", "description": "A fixed zero point, else (affine) one that fits the range."},
-    "narrow_range": {"type": "boolean", "description": "Leave out the lowest integer; for signed ones."},
-    "granularity": {
-        "anyOf": [{"enum": ["per-tensor", "per-token"]}, {"pattern": _PER_AXIS}, {"pattern": _PER_GROUP}],
-        "type": "string",
-        "description": "What shares a scale: per-tensor, per-axis(N), per-group(SIZE), or with dynamic per-token.",
-    },
-    "overflow_safe": {
-        "type": "boolean",
-        "description": "Linear weights, per-axis(0): scales with which integer kernels never saturate.",
-    },
-    "dynamic": {"type": "boolean", "description": "The range of the tensor at hand: nothing to calibrate."},
-    "learned_scale": {"type": "boolean", "description": "The scale is trained."},
-    "format": {"enum": list(FORMATS), "description": "Integers, or floats of 8 bits with a largest number of 448."},
-    "arithmetic": {"enum": list(ARITHMETICS), "description": "onnx, or to the bit that of pytorch-quantization."},
-}
-
-_REFINEMENT: dict[str, dict[str, Any]] = {
-    "shift": {"type": "boolean", "description": "Centre the channels of LayerNorm outputs."},
-    "smoothing": {
-        "anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "null"}],
-        "description": "How much of the difference between channels moves from activations to weights; null: none.",
-    },
-    "bias_correction": {"type": "boolean", "description": "Make good the mean error of every linear layer."},
-    "clipping": {"enum": list(CLIPPINGS), "description": "Of what linear layers read: none, or token-wise."},
-    "rounding": {"enum": list(ROUNDINGS), "description": "Of weights: nearest, or gptq: errors cancel."},
-}
-
 
 def recipe_schema() -> dict[str, Any]:
-    """The schema, draft 7, which editors know best."""
+    """Return the schema, in draft 7, which editors support best."""
     patterns = {"type": "array", "items": {"type": "string"}}
     kind = {"enum": list(KINDS)}
     return {
@@ -70,24 +37,24 @@ def recipe_schema() -> dict[str, Any]:
         "properties": {
             "name": {"type": "string", "minLength": 1},
             "specs": {
-                "description": "Specs by name, for the rules.",
+                "description": "Named specs, for use in rules.",
                 "type": "object",
                 "propertyNames": {"not": {"const": "off"}},
                 "additionalProperties": {"$ref": "#/definitions/spec"},
             },
             "rules": {
-                "description": "The last rule that matches a slot decides; without one it stays float.",
+                "description": "The last rule that matches a slot decides. A slot without a rule stays float.",
                 "type": "array",
                 "minItems": 1,
                 "items": {"$ref": "#/definitions/rule"},
             },
-            "include": {**patterns, "description": "If any: quantize only what one of these patterns matches."},
-            "exclude": {**patterns, "description": "Keep what one of these patterns matches in float."},
+            "include": {**patterns, "description": "Quantize only slots or modules that match one of these patterns."},
+            "exclude": {**patterns, "description": "Keep slots and modules that match one of these patterns in float."},
             "refinement": {
-                "description": "What calibration does beyond finding ranges.",
+                "description": "What calibration does besides finding ranges.",
                 "type": "object",
                 "additionalProperties": False,
-                "properties": _REFINEMENT,
+                "properties": _settings_schema(Refinement),
             },
         },
         "definitions": {
@@ -96,40 +63,46 @@ def recipe_schema() -> dict[str, Any]:
                 "additionalProperties": False,
                 "required": ["module", "slot", "spec"],
                 "properties": {
-                    "module": {"type": "string", "description": "A shell pattern of module names."},
+                    "module": {"type": "string", "description": "A shell pattern that module names must match."},
                     "kind": {
-                        "description": "Modules of this kind, or of these.",
+                        "description": "The kind of module, or a list of kinds.",
                         "anyOf": [kind, {"type": "array", "minItems": 1, "items": kind}],
                     },
-                    "slot": {"enum": [*SLOTS, "*"]},
+                    "slot": {"enum": [*SLOTS, "*"], "description": "The slot of the module, or * for all of them."},
                     "spec": {
-                        "description": "The name of a spec, off, or a spec.",
+                        "description": "The name of a spec, off to stay float, or a spec.",
                         "anyOf": [{"type": "string"}, {"$ref": "#/definitions/spec"}],
                     },
-                    "optional": {"type": "boolean", "default": False, "description": "May match nothing."},
+                    "optional": {
+                        "type": "boolean",
+                        "default": False,
+                        "description": "Allow the rule to match no slot.",
+                    },
                 },
             },
             "spec": {
                 "type": "object",
                 "additionalProperties": False,
-                "properties": {
-                    field.name: {**_SETTINGS[field.name], "default": _plain(field.default)}
-                    for field in fields(QuantSpec)
-                },
-                "allOf": _conflicts(),
+                "properties": _settings_schema(QuantSpec),
+                "allOf": _contradictions(),
             },
         },
     }
 
 
-def _plain(default: object) -> object:
-    return default if isinstance(default, bool | int | str) else str(default)
+def _settings_schema(group: type) -> dict[str, dict[str, Any]]:
+    """Return the properties of a settings dataclass, with defaults as recipes spell them."""
+    properties = json_schema(group)
+    for entry in properties.values():
+        if not isinstance(entry["default"], bool | int | str | None):
+            entry["default"] = str(entry["default"])  # a granularity
+    return properties
 
 
-def _conflicts() -> list[dict[str, Any]]:
-    """Settings that exclude each other."""
+def _contradictions() -> list[dict[str, Any]]:
+    """Return conditions for settings that exclude each other, as :class:`QuantSpec` checks them."""
     on, off = {"const": True}, {"const": False}
-    axis, token, group = {"pattern": _PER_AXIS}, {"const": "per-token"}, {"pattern": _PER_GROUP}
+    axis, token, group = {"pattern": PER_AXIS_PATTERN}, {"const": "per-token"}, {"pattern": PER_GROUP_PATTERN}
     return [
         _when({"narrow_range": on}, then={"signed": on}),
         _when(
@@ -164,7 +137,7 @@ def _conflicts() -> list[dict[str, Any]]:
 def _when(
     condition: dict[str, Any], *, then: dict[str, Any], needs: list[str] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Where ``condition`` holds, ``then`` must, and ``needs`` may not be left to their defaults."""
+    """Return a condition: where ``condition`` holds, ``then`` must hold too, and ``needs`` must be given."""
     return {
         "if": {"properties": condition, "required": list(condition)},
         "then": {"properties": then, **({"required": needs} if needs else {})},

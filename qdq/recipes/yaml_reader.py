@@ -1,7 +1,8 @@
-"""A recipe's YAML as plain values that know their lines, with all its mistakes at once.
+"""Read the YAML of a recipe as plain values that know their lines, and report all mistakes at once.
 
-YAML 1.2's core types and no others: text, whole numbers, numbers, ``true`` and ``false``, null, lists, mappings; so
-``off`` is a word, ``010`` is ten and a date is text. Anchors, aliases and merge keys (``<<``) work as usual.
+Only the core types of YAML 1.2 are read: text, whole numbers, numbers, ``true`` and ``false``, null, lists and
+mappings. PyYAML reads YAML 1.1, in which ``off`` is false and ``010`` is eight; here ``off`` is a word, ``010`` is ten
+and a date is text. Anchors, aliases and merge keys (``<<``) work as usual.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
 __all__ = ["UNREADABLE", "Items", "Lines", "read_yaml"]
 
 MAX_BYTES = 250_000
-"""Recipes are some hundred bytes, one with a rule for every slot of a large model 100,000; others are other files."""
+"""A recipe with a rule for every slot of a large model has 100,000 bytes, so a larger file is not a recipe."""
 
 _MERGE = "tag:yaml.org,2002:merge"
 
 
 class Lines(dict[Any, Any]):
-    """A mapping with its own line and those of its keys."""
+    """A mapping that knows its own line and those of its keys.
+
+    Args:
+        own: The line of the mapping.
+    """
 
     def __init__(self, own: int) -> None:
         super().__init__()
@@ -35,7 +40,7 @@ class Lines(dict[Any, Any]):
 
 
 class Items(list[Any]):
-    """A list with the lines of its items."""
+    """A list that knows the lines of its items."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,19 +53,19 @@ class _Unreadable:
 
 
 UNREADABLE = _Unreadable()
-"""Stands where the file has something without a meaning, whose problem is noted."""
+"""Stands for a value that cannot be read and whose problem has been noted."""
 
 
 def read_yaml(path: Path) -> tuple[Any, list[tuple[int, str]]]:
-    """The values in the file ``path``, and the mistakes by their lines.
+    """Return the values in a YAML file, and the mistakes with their lines.
 
     Raises:
-        RecipeError: for a file that is not YAML at all.
-        StorageError: when the file cannot be read.
+        RecipeError: The file is not YAML.
+        StorageError: The file cannot be read.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise RecipeError(f"{path}: not a YAML file: more than {MAX_BYTES:,} bytes are no recipe")
+            raise RecipeError(f"{path}: not a YAML file of a recipe: it has more than {MAX_BYTES:,} bytes")
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
         reader = _Values()
         values = None if root is None else reader.of(root)
@@ -72,7 +77,7 @@ def read_yaml(path: Path) -> tuple[Any, list[tuple[int, str]]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes the nodes of a document, whose plain scalars have YAML 1.2's core types."""
+    """Composes the nodes of a document, and gives plain scalars the core types of YAML 1.2."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -87,7 +92,7 @@ for _name, _pattern, _first in (
 
 _SCALARS: dict[str, Callable[[str], Any]] = {
     "tag:yaml.org,2002:str": str,
-    "tag:yaml.org,2002:null": lambda text: None,  # noqa: ARG005 (every spelling of it)
+    "tag:yaml.org,2002:null": lambda text: None,  # noqa: ARG005 (every spelling is None)
     "tag:yaml.org,2002:bool": lambda text: {"true": True, "false": False}[text],
     "tag:yaml.org,2002:int": lambda text: int(text, 10),
     "tag:yaml.org,2002:float": lambda text: float(text.replace(".inf", "inf").replace(".nan", "nan")),
@@ -95,7 +100,7 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 
 
 class _Values:
-    """Turns nodes into values; one that several aliases name becomes one value, however often it is named."""
+    """Turns nodes into values. Aliases of a node share one value, so that a short file cannot expand to a huge one."""
 
     def __init__(self) -> None:
         self.problems: list[tuple[int, str]] = []
@@ -104,7 +109,7 @@ class _Values:
 
     def of(self, node: yaml.Node) -> Any:
         if id(node) in self._open:
-            self._problem(node, "an alias stands inside of what it refers to")
+            self._problem(node, "an alias stands inside what it refers to")
             return UNREADABLE
         if id(node) not in self._done:
             self._open.add(id(node))
@@ -126,9 +131,9 @@ class _Values:
             try:
                 return _SCALARS[tag](node.value)
             except (ValueError, KeyError):
-                self._problem(node, f"{node.value[:60]!r} is no {tag.rpartition(':')[2]}")
+                self._problem(node, f"{node.value[:60]!r} is not a valid {tag.rpartition(':')[2]}")
                 return UNREADABLE
-        self._problem(node, f"the type {tag.replace('tag:yaml.org,2002:', '!!')} has no place in a recipe")
+        self._problem(node, f"the type {tag.replace('tag:yaml.org,2002:', '!!')} is not allowed in a recipe")
         return UNREADABLE
 
     def _mapping(self, node: yaml.MappingNode) -> Lines:
@@ -136,7 +141,7 @@ class _Values:
         for key_node, value_node in node.value:
             if key_node.tag == _MERGE:
                 for other in self._merged(value_node):
-                    _fill(merged, other)  # the first of several to merge counts
+                    _fill(merged, other)  # of several mappings to merge, the first one counts
                 continue
             value = self.of(value_node)
             if not isinstance(key_node, yaml.ScalarNode):
@@ -144,7 +149,7 @@ class _Values:
                 continue
             key = self.of(key_node)
             if key in own:
-                self._problem(key_node, f"the key {key!r} stands here more than once, first in line {own.of[key]}")
+                self._problem(key_node, f"the key {key!r} is given more than once, first in line {own.of[key]}")
             else:
                 own[key], own.of[key] = value, _line(key_node)
         _fill(own, merged)
@@ -163,7 +168,7 @@ class _Values:
 
 
 def _fill(target: Lines, source: Lines) -> None:
-    """Take over the keys that ``target`` does not have."""
+    """Copy the keys that ``target`` does not have."""
     for key in source:
         if key not in target:
             target[key], target.of[key] = source[key], source.of[key]

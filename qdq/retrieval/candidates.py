@@ -1,4 +1,4 @@
-"""A question with each of its blocks, as the reader takes them, and where the answers are in them."""
+"""Pair a question with blocks for the reader, and find the answers in them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qdq.data.padding import padded
+from qdq.data.batches import padded
 from qdq.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,9 +21,13 @@ __all__ = ["Candidates", "Targets", "find_answers", "pair_with_blocks"]
 
 @dataclass(frozen=True)
 class Candidates:
-    """Rows ``[CLS] question [SEP] block [SEP]`` and padding, one for each block ``(k, seq)``.
+    """Rows ``[CLS] question [SEP] block [SEP]`` with padding, one for each of ``k`` blocks.
 
-    ``block_mask`` is true where a token belongs to the block itself.
+    Args:
+        input_ids: Token ids ``(k, seq)``.
+        attention_mask: 1 for tokens that are not padding ``(k, seq)``.
+        token_type_ids: 1 for the tokens of the block ``(k, seq)``.
+        block_mask: Whether a token is of the text of the block ``(k, seq)``.
     """
 
     input_ids: Tensor
@@ -34,7 +38,13 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Targets:
-    """First and last tokens of the answers ``(k, matches)``, padded with -1, and whether there are any ``(k,)``."""
+    """Where the answers are in the rows of ``k`` blocks.
+
+    Args:
+        has_answers: Whether a row has an answer ``(k,)``.
+        start_positions: The first tokens of the answers ``(k, matches)``, padded with -1.
+        end_positions: The last tokens of the answers ``(k, matches)``, padded with -1.
+    """
 
     has_answers: Tensor
     start_positions: Tensor
@@ -44,10 +54,17 @@ class Targets:
 def pair_with_blocks(
     question: str, blocks: Sequence[str], tokenizer: Tokenizer, *, max_length: int, pad_token_id: int = 0
 ) -> Candidates:
-    """The question with each of ``blocks``; the longer of the two is cut where they exceed ``max_length`` together.
+    """Pair the question with each block.
+
+    Args:
+        question: The question.
+        blocks: The texts of the blocks.
+        tokenizer: The tokenizer of the reader.
+        max_length: The largest number of tokens in a row; the longer of the two texts is cut.
+        pad_token_id: The padding token.
 
     Raises:
-        DataError: nothing is left of a block beside the question.
+        DataError: The question leaves no room for any block.
     """
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length, strategy="longest_first")
@@ -59,30 +76,38 @@ def pair_with_blocks(
         return torch.from_numpy(padded([getattr(encoding, name) for encoding in encodings], longest, fill))
 
     types = rows("type_ids", 0)
+    # The last separator has the token type of the block, but is not of its text.
     mask = (types == 1) & (rows("special_tokens_mask", 1) == 0)
     if not bool(mask.any()):
-        raise DataError(f"nothing is left of the blocks beside the question in {max_length} tokens: ask it shorter")
+        raise DataError(f"the question leaves no room for a block in {max_length} tokens: shorten it")
     return Candidates(rows("ids", pad_token_id), rows("attention_mask", 0), types, mask)
 
 
 def find_answers(candidates: Candidates, answers: Sequence[Sequence[int]], sep_token_id: int) -> Targets:
-    """Every place between the first and the second separator of a row at which the tokens of an answer stand.
+    """Find all occurrences of answers between the first and the second separator of each row.
 
-    Answer by answer, each from left to right; matches may overlap.
+    Args:
+        candidates: The rows.
+        answers: The token ids of the answers.
+        sep_token_id: The separator.
+
+    Returns:
+        The occurrences, answer by answer and from left to right; they may overlap.
     """
     found: list[list[tuple[int, int]]] = []
     for row in candidates.input_ids.tolist():
-        separators = [place for place, token in enumerate(row) if token == sep_token_id]
+        separators = [position for position, token in enumerate(row) if token == sep_token_id]
         begin, end = separators[0] + 1, separators[1] if len(separators) > 1 else len(row)
         matches = []
         for answer in map(list, answers):
             size = len(answer)
             matches += [
-                (place, place + size - 1)
-                for place in range(begin, end - size + 1)
-                if size and row[place : place + size] == answer
+                (position, position + size - 1)
+                for position in range(begin, end - size + 1)
+                if size and row[position : position + size] == answer
             ]
         found.append(matches)
+    # Rows have different numbers of matches; one column at least keeps the tensors two-dimensional.
     widest = max(1, *(len(matches) for matches in found)) if found else 1
 
     def column(which: int) -> Tensor:

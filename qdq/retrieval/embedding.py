@@ -1,4 +1,4 @@
-"""Vectors of texts for an index: a tokenizer, and a model or an exported file behind it."""
+"""Compute the vectors of texts for an index, with a model in PyTorch or an exported file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from qdq.data.padding import padded
+from qdq.data.batches import padded
 from qdq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,17 +24,18 @@ _OUTPUTS = ("projected_score", "sentence_embedding")
 
 
 class TextEmbedder:
-    """Vectors of texts, in batches of texts of similar length.
+    """Computes the vectors of texts, in batches of texts of similar length.
 
     Args:
-        run: arrays by name in, arrays by name out: a runner of ``exporters.runners``, or :func:`torch_runner`.
-        tokenizer: of the model.
-        max_length: tokens of a text, special ones included; the rest is cut.
-        batch_size: texts that are computed together.
-        pad_token_id: of the model's tokenizer.
+        run: Takes arrays by name and returns arrays by name: a runner of ``exporters.runners``, or
+            :func:`torch_runner`.
+        tokenizer: The tokenizer of the model.
+        max_length: The largest number of tokens in a text, special ones included; longer texts are cut.
+        batch_size: The number of texts in a batch.
+        pad_token_id: The padding token of the tokenizer.
 
     Raises:
-        ConfigError: ``run`` gives no vector per text.
+        ConfigError: ``run`` returns no vector for each text.
     """
 
     def __init__(
@@ -52,13 +53,15 @@ class TextEmbedder:
         self._pad = pad_token_id
         tokenizer.no_padding()
         self._max_length = max_length
+        # The width is known only from a result.
         self.width = int(self(["a"]).shape[1])
 
     def __call__(self, texts: Sequence[str]) -> NDArray[Any]:
-        """``(texts, width)`` in float32."""
+        """Return the vectors ``(texts, width)`` in float32."""
         self._tokenizer.enable_truncation(self._max_length)
         encodings = self._tokenizer.encode_batch(list(texts))
         self._tokenizer.no_truncation()
+        # Similar lengths go together, so that batches have little padding.
         order = sorted(range(len(encodings)), key=lambda index: len(encodings[index]))
         found: dict[int, NDArray[Any]] = {}
         for begin in range(0, len(order), self._batch_size):
@@ -80,7 +83,7 @@ class TextEmbedder:
 
 
 def torch_runner(model: Model) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]:
-    """A model of ours as something that takes arrays and gives arrays."""
+    """Return a function that runs a PyTorch model on arrays and returns arrays."""
 
     def run(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         device = next(model.parameters()).device

@@ -1,12 +1,12 @@
-"""The directory of an index: what was asked for, the texts, their embeddings, and indexes of FAISS.
+"""Build and open the directory of an index: the texts, their embeddings, and optional FAISS indexes.
 
-    index.json                        format, blocks, width, what they were made with
-    texts.bin  offsets.bin            the texts
-    block_embeddings.safetensors      ``block_emb`` ``(blocks, width)`` in float32
-    faiss-flat.index  faiss-int8.index
+    index.json                            format, number of blocks, width, and how the embeddings were made
+    texts.bin  offsets.bin                the texts
+    block_embeddings.safetensors          ``block_emb`` ``(blocks, width)`` in float32
+    faiss-flat.index  faiss-int8.index    optional
 
-It is made in a directory beside it, ``.NAME.qdq-index``, where every process writes its own rows of one file and notes
-after each batch how far it is. What was interrupted goes on from there if it is asked for the same thing.
+An index is built in the directory ``.NAME.qdq-index`` beside it. Every process writes its own rows of one file, and
+records after each batch how many are done. An interrupted build is resumed if the next request is the same.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from qdq.errors import CheckpointError, ConfigError, DataError, StorageError, describe_problems
+from qdq.processes import Process
 from qdq.retrieval.records import OFFSETS_FILE, TEXTS_FILE, Records, write_records
 from qdq.retrieval.search import ExactSearcher, FaissSearcher
 from qdq.storage import atomic_directory, read_json, write_json
@@ -33,63 +34,76 @@ if TYPE_CHECKING:
 
     from qdq.retrieval.search import Searcher
 
-__all__ = ["EMBEDDINGS_FILE", "INDEX_FILE", "Embed", "Index", "Shard", "build_index", "digest_of", "open_embeddings"]
+__all__ = [
+    "EMBEDDINGS_FILE",
+    "INDEX_FILE",
+    "Embedder",
+    "Index",
+    "Shard",
+    "build_index",
+    "open_embeddings",
+    "weights_digest",
+]
 
 FORMAT = 1
 INDEX_FILE = "index.json"
 EMBEDDINGS_FILE = "block_embeddings.safetensors"
 TENSOR = "block_emb"
 _READY = "ready.json"
-_WAIT = 0.2  # seconds between two looks at what other processes have done
+_POLL_SECONDS = 0.2  # between two looks at the progress of other processes
 
 
-class Embed(Protocol):
-    """Makes vectors of texts."""
+class Embedder(Protocol):
+    """Computes the vectors of texts."""
 
     @property
     def width(self) -> int:
-        """How many numbers a vector has."""
+        """The length of a vector."""
 
     def __call__(self, texts: Sequence[str]) -> NDArray[Any]:
-        """``(texts, width)`` in float32."""
+        """Return the vectors ``(texts, width)`` in float32."""
 
 
 class Shard:
-    """Which part of the work is this process's: ``rank`` of ``world``.
+    """The rows that one of several processes embeds.
 
     Args:
-        rank: of this process, from 0.
-        world: how many there are.
+        rank: The rank of the process, from 0.
+        world_size: The number of processes.
+
+    Raises:
+        ConfigError: The rank is not below the number of processes.
     """
 
-    def __init__(self, rank: int = 0, world: int = 1) -> None:
-        if not 0 <= rank < world:
-            raise ConfigError(f"rank {rank} of {world} processes: it must be at least 0 and below their number")
-        self.rank, self.world = rank, world
+    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank {rank} of {world_size} processes: it must be at least 0 and below their number")
+        self.rank, self.world_size = rank, world_size
 
     @classmethod
     def of_torchrun(cls) -> Shard:
-        """What ``torchrun`` says in the environment; all the work without it."""
-        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        """Return the shard of a process that ``torchrun`` started, or all rows without it."""
+        process = Process.current()
+        return cls(process.rank, process.world_size)
 
     def rows(self, count: int) -> range:
-        """The rows of this process, of ``count``."""
-        return range(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+        """Return the rows of this process out of ``count``."""
+        return range(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
 
 class Index:
-    """A finished index, mapped from the disk.
+    """A finished index, whose files are memory-mapped.
 
     Args:
-        folder: its directory.
+        folder: The directory of the index.
 
     Raises:
-        CheckpointError: no index, a damaged one, or records and embeddings of different length.
+        CheckpointError: The directory is not an index, or it is damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.about = read_json(
+        self.metadata = read_json(
             self.folder / INDEX_FILE, missing=f"{self.folder} is not an index of qdq: it has no {INDEX_FILE}"
         )
         self.records = Records(self.folder)
@@ -97,22 +111,22 @@ class Index:
         problems = []
         if len(self.records) != len(self.embeddings):
             problems.append(f"{len(self.records):,} records, but {len(self.embeddings):,} embeddings")
-        if self.about.get("format") != FORMAT:
-            problems.append(f"{INDEX_FILE} is of format {self.about.get('format')!r}, this version reads {FORMAT}")
-        if self.about.get("blocks") != len(self.embeddings):
+        if self.metadata.get("format") != FORMAT:
+            problems.append(f"{INDEX_FILE} is of format {self.metadata.get('format')!r}, this version reads {FORMAT}")
+        if self.metadata.get("blocks") != len(self.embeddings):
             problems.append(
-                f"{INDEX_FILE} speaks of {self.about.get('blocks')} blocks, there are {len(self.embeddings)}"
+                f"{INDEX_FILE} names {self.metadata.get('blocks')} blocks, but there are {len(self.embeddings)}"
             )
         if problems:
             raise CheckpointError(describe_problems(f"{folder} is a damaged index", problems))
 
     def searcher(self, kind: str = "exact") -> Searcher:
-        """Who finds blocks: ``exact``, or with FAISS ``flat`` or ``int8``.
+        """Return a searcher: ``exact``, or ``flat`` or ``int8`` with FAISS.
 
         Raises:
-            CheckpointError: there is no such FAISS index, or a damaged one.
-            ConfigError: for another kind.
-            MissingPackageError: faiss is not installed.
+            CheckpointError: The directory has no such FAISS index, or it is damaged.
+            ConfigError: There is no such kind.
+            MissingPackageError: FAISS is not installed.
         """
         if kind == "exact":
             return ExactSearcher(self.embeddings)
@@ -122,53 +136,58 @@ class Index:
 
 
 def build_index(
-    embed: Embed,
+    embed: Embedder,
     texts: Callable[[], Iterable[str]],
     output: str | Path,
     *,
-    about: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     faiss: Sequence[str] = (),
     batch: int = 256,
     shard: Shard | None = None,
     resume: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Embed all texts and write an index; the number of blocks.
+    """Embed all texts and write an index.
 
-    Several processes (``shard``) embed a part each; the first one writes the texts, waits for the others and finishes.
+    Several processes embed one shard each. The first one writes the texts, waits for the others and completes the
+    index.
 
     Args:
-        embed: makes vectors.
-        texts: gives the texts from the beginning.
-        output: directory to write; an older index there is replaced.
-        about: what decides the vectors, for the record and to recognise an interrupted run.
-        faiss: kinds of FAISS indexes to make beside: ``flat``, ``int8``.
-        batch: texts embedded between two notes of how far it is.
-        shard: this process's part.
-        resume: go on where an interrupted run for the same thing stopped; else begin anew.
-        progress: told how many texts of this process are done, and of how many.
+        embed: Computes the vectors.
+        texts: Returns an iterable of all texts.
+        output: The directory to write; an older index there is replaced.
+        metadata: What the vectors depend on. It is written to ``index.json``, and an interrupted build is only resumed
+            if it is the same.
+        faiss: The kinds of FAISS indexes to add: ``flat``, ``int8``.
+        batch: The number of texts that are embedded between two records of the progress.
+        shard: The rows of this process.
+        resume: Resume an interrupted build of the same index; otherwise begin from the first text.
+        progress: Called with the number of texts of this process that are done and the number of all its texts.
+
+    Returns:
+        The number of blocks.
 
     Raises:
-        ConfigError: an unknown kind of FAISS index, or something that is not ours is in the way.
-        DataError: no texts, or vectors that are not finite.
-        StorageError: when the disk is full, or the like.
+        ConfigError: There is no such kind of FAISS index, or ``output`` holds something other than an index.
+        DataError: There are no texts, or vectors are not finite.
+        StorageError: A file cannot be written, for instance because the disk is full.
     """
     if unknown := [kind for kind in faiss if kind not in ("flat", "int8")]:
         raise ConfigError(f"FAISS index {unknown[0]!r}: it must be flat or int8")
     shard, output = shard or Shard(), Path(output)
     work = output.with_name(f".{output.name}.qdq-index")
-    request = {"format": FORMAT, "width": embed.width, **about}
+    request = {"format": FORMAT, "width": embed.width, **metadata}
     try:
         if shard.rank == 0:
-            _prepare(work, request, texts, shard.world, embed.width, resume=resume)
+            _prepare(work, request, texts, shard.world_size, embed.width, resume=resume)
         else:
             _wait_for(work / _READY, request)
         records = Records(work)
         rows = shard.rows(len(records))
-        _embed_rows(embed, records, work, rows, shard, batch=batch, progress=progress or _silent)
+        _embed_rows(embed, records, work, rows, shard, batch=batch, progress=progress or _no_progress)
         if shard.rank == 0:
-            for rank in range(1, shard.world):
-                _wait_until_done(work, Shard(rank, shard.world), len(records))
+            for rank in range(1, shard.world_size):
+                _wait_until_done(work, Shard(rank, shard.world_size), len(records))
             _finish(work, output, {**request, "blocks": len(records)}, faiss)
         return len(records)
     except OSError as error:
@@ -176,10 +195,10 @@ def build_index(
 
 
 def open_embeddings(path: Path) -> NDArray[Any]:
-    """``block_emb`` of a safetensors file, mapped from the disk.
+    """Open ``block_emb`` of a safetensors file as a memory map.
 
     Raises:
-        CheckpointError: no such file, a damaged one, or one without this tensor in float32.
+        CheckpointError: The file does not exist, is damaged, or has no such tensor in float32.
     """
     try:
         with path.open("rb") as file:
@@ -189,6 +208,7 @@ def open_embeddings(path: Path) -> NDArray[Any]:
                 raise CheckpointError(f"{path}: damaged or incomplete safetensors file")
             header = json.loads(file.read(length))
         entry = header[TENSOR]
+        # The header of safetensors is small JSON, which is read by hand to know where the tensor begins in the file.
         begin, end = entry["data_offsets"]
         rows, width = entry["shape"]
         if entry["dtype"] != "F32" or end - begin != 4 * rows * width or 8 + length + end > size:
@@ -196,19 +216,25 @@ def open_embeddings(path: Path) -> NDArray[Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged safetensors file, or none with {TENSOR}") from error
+        raise CheckpointError(f"{path}: damaged safetensors file, or one without {TENSOR}") from error
     if rows == 0 or width == 0:
         raise CheckpointError(f"{path}: {TENSOR} is empty")
-    # "c": what nobody writes stays shared with the file, and torch takes it without a copy.
+    # Copy-on-write: torch accepts the array without a copy, and pages that are not written stay shared with the file.
     return np.memmap(path, dtype="<f4", mode="c", offset=8 + length + begin, shape=(rows, width))
 
 
 def _prepare(
-    work: Path, request: Mapping[str, Any], texts: Callable[[], Iterable[str]], world: int, width: int, *, resume: bool
+    work: Path,
+    request: Mapping[str, Any],
+    texts: Callable[[], Iterable[str]],
+    world_size: int,
+    width: int,
+    *,
+    resume: bool,
 ) -> None:
-    """The texts and a file of embeddings still to be filled, unless an earlier run left both."""
+    """Write the texts and an empty file of embeddings, unless an interrupted build of the same index left both."""
     ready = work / _READY
-    if resume and ready.is_file() and read_json(ready) == {**request, "processes": world}:
+    if resume and ready.is_file() and read_json(ready) == {**request, "processes": world_size}:
         return
     if work.exists():
         shutil.rmtree(work)
@@ -218,16 +244,18 @@ def _prepare(
         if not count:
             raise DataError("no records: nothing to make an index of")
         _allocate(work / EMBEDDINGS_FILE, count, width)
-    except BaseException:  # nothing that a later run could go on from
+    except BaseException:  # there is nothing that a later build could resume
         shutil.rmtree(work)
         raise
-    write_json(ready, {**request, "processes": world})
+    # Written last: other processes wait for this file, and a later build resumes only with it.
+    write_json(ready, {**request, "processes": world_size})
 
 
 def _allocate(path: Path, rows: int, width: int) -> None:
-    """A safetensors file of zeros, which take no room on the disk yet."""
+    """Create a safetensors file of zeros as a sparse file, which takes no room on the disk yet."""
     size = 4 * rows * width
     header = json.dumps({TENSOR: {"dtype": "F32", "shape": [rows, width], "data_offsets": [0, size]}}).encode()
+    # safetensors pads its header to 8 bytes with blanks.
     header += b" " * (-len(header) % 8)
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
@@ -235,7 +263,7 @@ def _allocate(path: Path, rows: int, width: int) -> None:
 
 
 def _embed_rows(
-    embed: Embed,
+    embed: Embedder,
     records: Records,
     work: Path,
     rows: range,
@@ -248,8 +276,8 @@ def _embed_rows(
     target = np.memmap(
         work / EMBEDDINGS_FILE, dtype="<f4", mode="r+", offset=int(getattr(target, "offset", 0)), shape=target.shape
     )
-    note = _note(work, shard)
-    done = read_json(note)["done"] if note.is_file() else 0
+    done_file = _progress_file(work, shard)
+    done = read_json(done_file)["done"] if done_file.is_file() else 0
     progress(done, len(rows))
     for begin in range(rows.start + done, rows.stop, batch):
         end = min(begin + batch, rows.stop)
@@ -257,45 +285,47 @@ def _embed_rows(
             vectors = embed([records[index] for index in range(begin, end)])
         except KeyboardInterrupt:
             kept = (
-                f"{begin - rows.start:,} of {len(rows):,} blocks are embedded and kept: the same command goes on there"
+                f"{begin - rows.start:,} of {len(rows):,} blocks are embedded and kept: the same command resumes there"
             )
             raise KeyboardInterrupt(f"interrupted; {kept}") from None
         if not np.isfinite(vectors).all():
             row = begin + int(np.nonzero(~np.isfinite(vectors).all(axis=1))[0][0])
-            raise DataError(f"block {row}: its embedding is not finite; is the model whole?")
+            raise DataError(f"block {row}: its embedding is not finite; is the model damaged?")
         target[begin:end] = vectors
+        # The vectors reach the disk before the record that says so.
         target.flush()
-        write_json(note, {"done": end - rows.start})
+        write_json(done_file, {"done": end - rows.start})
         progress(end - rows.start, len(rows))
-    write_json(note, {"done": len(rows)})
+    write_json(done_file, {"done": len(rows)})
 
 
-def _silent(done: int, total: int) -> None:
+def _no_progress(done: int, total: int) -> None:
     del done, total
 
 
-def _note(work: Path, shard: Shard) -> Path:
-    return work / f"done-{shard.rank}-of-{shard.world}.json"
+def _progress_file(work: Path, shard: Shard) -> Path:
+    return work / f"done-{shard.rank}-of-{shard.world_size}.json"
 
 
 def _wait_for(ready: Path, request: Mapping[str, Any]) -> None:
+    # The file also records the number of processes, which the request does not have.
     while not (ready.is_file() and {**read_json(ready), "processes": None} == {**request, "processes": None}):
-        time.sleep(_WAIT)
+        time.sleep(_POLL_SECONDS)
 
 
 def _wait_until_done(work: Path, shard: Shard, count: int) -> None:
-    note = _note(work, shard)
-    while not (note.is_file() and read_json(note)["done"] == len(shard.rows(count))):
-        time.sleep(_WAIT)
+    done_file = _progress_file(work, shard)
+    while not (done_file.is_file() and read_json(done_file)["done"] == len(shard.rows(count))):
+        time.sleep(_POLL_SECONDS)
 
 
-def _finish(work: Path, output: Path, about: Mapping[str, Any], faiss: Sequence[str]) -> None:
+def _finish(work: Path, output: Path, metadata: Mapping[str, Any], faiss: Sequence[str]) -> None:
     embeddings = open_embeddings(work / EMBEDDINGS_FILE)
     for kind in dict.fromkeys(faiss):
         FaissSearcher.build(embeddings, kind).write(work, kind)
     with atomic_directory(output, kind="index") as folder:
-        write_json(folder / INDEX_FILE, dict(about))
-        # Linked, not moved: should this be interrupted, the work is still whole.
+        write_json(folder / INDEX_FILE, dict(metadata))
+        # Linked, not moved: after an interruption here the build can still be resumed.
         for name in (TEXTS_FILE, OFFSETS_FILE, EMBEDDINGS_FILE, *(f"faiss-{kind}.index" for kind in faiss)):
             _link(work / name, folder / name)
     shutil.rmtree(work)
@@ -304,12 +334,12 @@ def _finish(work: Path, output: Path, about: Mapping[str, Any], faiss: Sequence[
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # not every file system can
+    except OSError:  # some file systems have no hard links
         shutil.copyfile(source, target)
 
 
-def digest_of(folder: Path) -> str:
-    """What stands for the weights of a model in a directory: a digest of names, sizes and beginnings of its files."""
+def weights_digest(folder: Path) -> str:
+    """Return a digest of the names, sizes and first megabytes of a model's files, which changes with its weights."""
     found = hashlib.sha256()
     for path in sorted(folder.glob("*")):
         if path.is_file() and path.suffix in (".json", ".safetensors", ".bin", ".onnx", ".data", ".txt"):

@@ -1,25 +1,25 @@
-"""Answers to questions from an index of blocks: embedder, searcher and reader together, as upstream's RealmForOpenQA.
+"""Answer questions from an index: embedder, searcher and reader together, as RealmForOpenQA of transformers.
 
-qa = load("openqa-checkpoint", index)          or OpenQA(embedder, reader, searcher, records, tokenizer)
-qa.answer("Who invented the telephone?")       text, score, block
-qa(question_ids, answer_ids=[...])             the reader's output, with losses in training
+qa = load("openqa-checkpoint", index.records, index.searcher())
+qa.answer("Who invented the telephone?")       # answers with their text, score and block
+qa(question_ids, answer_ids=[...])             # the output of the reader, with losses
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from qdq.data.tokenize import load_tokenizer
 from qdq.errors import CheckpointError, ConfigError, DataError
-from qdq.models.huggingface import config_to_json, load_weights, read_config, read_tensors, upstream_state
+from qdq.models.huggingface import config_to_json, load_weights, read_tensors, upstream_state
 from qdq.models.registry import construct
 from qdq.retrieval.candidates import find_answers, pair_with_blocks
 from qdq.retrieval.search import ExactSearcher
+from qdq.source import ModelDirectory
 from qdq.storage import atomic_directory, write_json
 
 if TYPE_CHECKING:
@@ -27,29 +27,30 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
-    from qdq.models.config import ModelConfig
     from qdq.models.model import Model
+    from qdq.models.realm_config import RealmConfig
     from qdq.models.realm_models import ReaderOutput
     from qdq.retrieval.candidates import Candidates, Targets
     from qdq.retrieval.records import Texts
     from qdq.retrieval.search import Searcher
 
-__all__ = ["ARCHITECTURE", "Answer", "OpenQA", "OpenQAOutput", "load", "load_part", "save"]
+__all__ = ["ARCHITECTURE", "Answer", "OpenQA", "OpenQAOutput", "load", "load_component", "save"]
 
 ARCHITECTURE = "RealmForOpenQA"
-_PARTS = {"retrieval": "embedder", "question-answering": "reader"}
+_COMPONENTS = {"retrieval": "embedder", "question-answering": "reader"}  # by task
+_TARGETS = ("start_positions", "end_positions", "has_answers")  # what the reader takes to compute losses
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, and where it is from.
+    """An answer, and the block that has it.
 
     Args:
-        text: of the answer, as the tokenizer writes it.
-        score: of the span in its block, relevance of the block included; comparable within a question.
-        relevance: of the block for the question.
-        block: its number in the index.
-        context: its text.
+        text: The answer, as the tokenizer decodes it.
+        score: The score of the span plus the relevance of its block; comparable among answers to one question.
+        relevance: The relevance of the block for the question.
+        block: The number of the block in the index.
+        context: The text of the block.
     """
 
     text: str
@@ -61,15 +62,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class OpenQAOutput:
-    """What the reader found, and how it came to that.
+    """The result of the reader, and the blocks that it is based on.
 
     Args:
-        reader_output: losses in case answers were given, and the best span.
-        predicted_answer_ids: tokens of that span.
-        block_ids: of the blocks that were retrieved, best first, ``(k,)``.
-        relevance: of these blocks, ``(k,)``.
-        candidates: the question with each of them.
-        targets: where the answers are in them.
+        reader_output: The best span, and the losses if answers were given.
+        predicted_answer_ids: The token ids of the best span.
+        block_ids: The retrieved blocks, best first ``(k,)``.
+        relevance: The relevance of these blocks ``(k,)``.
+        candidates: The question paired with each of these blocks.
+        targets: Where the answers are in the blocks, if answers were given.
     """
 
     reader_output: ReaderOutput
@@ -81,20 +82,22 @@ class OpenQAOutput:
 
 
 class OpenQA(nn.Module):
-    """Embedder, searcher and reader. In training it retrieves ``searcher_beam_size`` blocks, else ``reader_beam_size``.
+    """A module of embedder, searcher and reader.
+
+    It retrieves ``searcher_beam_size`` blocks in training and ``reader_beam_size`` blocks otherwise.
 
     Args:
-        embedder: of the task ``retrieval``.
-        reader: of the task ``question-answering``.
-        searcher: over the embeddings of the blocks; they get no gradient.
-        records: the text of every block.
-        tokenizer: of both models.
-        sep_token: ends a part of a row.
-        pad_token: fills rows up.
+        embedder: A REALM model of the task ``retrieval``.
+        reader: A REALM model of the task ``question-answering``.
+        searcher: Searches the embeddings of the blocks, which get no gradient.
+        records: The text of every block.
+        tokenizer: The tokenizer of both models.
+        sep_token: The separator after the question and after the block.
+        pad_token: The padding token.
 
     Raises:
-        ConfigError: models of other tasks.
-        DataError: as many texts as embeddings there must be.
+        ConfigError: A model is of another family or task, or the tokenizer has no such token.
+        DataError: There are more or fewer texts than embeddings.
     """
 
     def __init__(
@@ -111,7 +114,9 @@ class OpenQA(nn.Module):
         super().__init__()
         for model, task in ((embedder, "retrieval"), (reader, "question-answering")):
             if model.task != task or model.config.model_type != "realm":
-                raise ConfigError(f"the {_PARTS[task]} must be a realm model of the task '{task}', not '{model.task}'")
+                raise ConfigError(
+                    f"the {_COMPONENTS[task]} must be a realm model of the task '{task}', not '{model.task}'"
+                )
         if len(searcher) != len(records):
             raise DataError(
                 f"{len(records):,} records, but {len(searcher):,} embeddings: they are not of the same blocks"
@@ -121,13 +126,13 @@ class OpenQA(nn.Module):
         self.searcher = searcher
         self.records = records
         self.tokenizer = tokenizer
-        self.config: ModelConfig = reader.config
+        self.config = cast("RealmConfig", reader.config)
         self._sep = _token(tokenizer, sep_token)
         self._pad = _token(tokenizer, pad_token)
 
     @property
     def beam_size(self) -> int:
-        """How many blocks are retrieved."""
+        """The number of blocks that are retrieved."""
         return self.config.searcher_beam_size if self.training else self.config.reader_beam_size
 
     def forward(
@@ -138,10 +143,16 @@ class OpenQA(nn.Module):
         *,
         answer_ids: Sequence[Sequence[int]] | None = None,
     ) -> OpenQAOutput:
-        """Retrieve blocks for one question ``(1, seq)`` and read them; with the tokens of answers also the losses.
+        """Retrieve blocks for one question and read them.
+
+        Args:
+            input_ids: The token ids of the question ``(1, seq)``.
+            attention_mask: Its attention mask ``(1, seq)``.
+            token_type_ids: Its token types ``(1, seq)``.
+            answer_ids: The token ids of the true answers, to compute the losses.
 
         Raises:
-            DataError: more than one question, or fewer blocks than the reader reads.
+            DataError: There is more than one question, or there are fewer blocks than the reader reads.
         """
         if input_ids.dim() != 2 or input_ids.shape[0] != 1:
             raise DataError(f"input_ids has shape {list(input_ids.shape)}, must be [1, seq]: one question at a time")
@@ -154,7 +165,7 @@ class OpenQA(nn.Module):
         ids = found[0]
         device = next(self.reader.parameters()).device
         blocks = self.searcher.embeddings_of(ids).to(device)
-        # Computed once more: the searcher may be approximate, and this is what the embedder learns from.
+        # Computed again, because the searcher may be approximate and gives no gradient to the embedder.
         relevance = blocks @ query[0].to(device)
 
         question = self.tokenizer.decode(input_ids[0].tolist(), skip_special_tokens=True)
@@ -168,7 +179,7 @@ class OpenQA(nn.Module):
         targets = None if answer_ids is None else find_answers(candidates, answer_ids, self._sep)
         gold: dict[str, Tensor] = {}
         if targets is not None:
-            gold = {name: getattr(targets, name).to(device) for name in _GOLD}
+            gold = {name: getattr(targets, name).to(device) for name in _TARGETS}
         output: Any = self.reader(
             candidates.input_ids[:count].to(device),
             candidates.attention_mask[:count].to(device),
@@ -183,10 +194,14 @@ class OpenQA(nn.Module):
         return OpenQAOutput(output, predicted, ids, relevance, candidates, targets)
 
     def answer(self, question: str, *, top_k: int = 1) -> list[Answer]:
-        """The best answers to ``question``, one from each of the best blocks, best first.
+        """Return the best answers to a question, one from each block, best first.
+
+        Args:
+            question: The question.
+            top_k: The number of answers.
 
         Raises:
-            DataError: an empty question, or one longer than the model takes.
+            DataError: The question is empty, or longer than the model takes.
         """
         if not question.strip():
             raise DataError("the question is empty")
@@ -204,7 +219,7 @@ class OpenQA(nn.Module):
         return [self._answer(found, int(row), float(best[row]), starts, ends, int(candidate[row])) for row in rows]
 
     def _span_scores(self, found: OpenQAOutput) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores of all spans ``(blocks, spans)``, and their first and last tokens."""
+        """Return the scores of all spans ``(blocks, spans)`` and their first and last tokens."""
         count = self.config.reader_beam_size
         reader: Any = self.reader
         candidates = found.candidates
@@ -226,76 +241,80 @@ class OpenQA(nn.Module):
         return Answer(text, score, float(found.relevance[row]), block, self.records[block])
 
 
-_GOLD = ("start_positions", "end_positions", "has_answers")
+def load_component(path: str | Path | ModelDirectory, task: str) -> Model:
+    """Load the embedder (``retrieval``) or the reader (``question-answering``) of a directory.
 
-
-def load_part(path: str | Path, task: str) -> Model:
-    """The embedder (``retrieval``) or the reader (``question-answering``) of a directory.
-
-    The directory is a checkpoint of this task, float or quantized; one with ``embedder`` and ``reader`` in it; or one
-    of upstream's ``RealmForOpenQA``.
+    Args:
+        path: A float or quantized checkpoint of this task, a directory with the checkpoints ``embedder`` and
+            ``reader``, or a checkpoint of ``RealmForOpenQA`` of transformers.
+        task: ``retrieval`` or ``question-answering``.
 
     Raises:
-        CheckpointError: files that are missing or damaged, tensors that do not fit.
-        ConfigError: a configuration that cannot be followed, or of another family.
+        CheckpointError: Files are missing or damaged, or tensors do not fit.
+        ConfigError: The configuration is not supported, or is not of the family REALM.
     """
     from qdq.checkpoint import load as load_checkpoint
 
-    path, part = Path(path), _PARTS[task]
-    if (path / part / "config.json").is_file():
-        return load_checkpoint(path / part, task)
-    config = read_config(path)
+    directory, component = ModelDirectory.of(path), _COMPONENTS[task]
+    path = directory.path
+    if (path / component / "config.json").is_file():
+        return load_checkpoint(path / component, task)
+    config = directory.config
     if config.model_type != "realm":
         raise ConfigError(f"{path}: model_type is '{config.model_type}', open question answering needs realm")
     if ARCHITECTURE not in config.architectures:
-        return load_checkpoint(path, task)
+        return load_checkpoint(directory, task)
     model = construct(config, task)
-    prefix = f"{part}."
+    prefix = f"{component}."
     tensors = {key.removeprefix(prefix): t for key, t in read_tensors(path).items() if key.startswith(prefix)}
-    load_weights(model, tensors, source=f"{path} ({part})")
+    load_weights(model, tensors, source=f"{path} ({component})")
     return model.eval()
 
 
 def load(
-    path: str | Path, records: Texts, searcher: Searcher | None = None, *, reader: str | Path | None = None
+    path: str | Path | ModelDirectory,
+    records: Texts,
+    searcher: Searcher | None = None,
+    *,
+    reader: str | Path | ModelDirectory | None = None,
 ) -> OpenQA:
-    """Embedder and reader of a directory, with an index.
+    """Load the embedder and the reader of a directory and join them with an index.
 
     Args:
-        path: see :func:`load_part`; its tokenizer serves both.
-        records: text of every block.
-        searcher: over their embeddings; None takes ``block_emb`` of the checkpoint, exactly.
-        reader: another directory for the reader.
+        path: See :func:`load_component`. Both models use its tokenizer.
+        records: The text of every block.
+        searcher: Searches the embeddings of the blocks; by default an exact search in ``block_emb`` of the checkpoint.
+        reader: Another directory for the reader.
 
     Raises:
-        CheckpointError: files that are missing or damaged, tensors that do not fit.
-        ConfigError: a configuration that cannot be followed.
-        DataError: records and embeddings of different length.
+        CheckpointError: Files are missing or damaged, or tensors do not fit.
+        ConfigError: The configuration is not supported.
+        DataError: There are more or fewer texts than embeddings.
     """
-    path = Path(path)
+    path = ModelDirectory.of(path).path
     if searcher is None:
         blocks = read_tensors(path).get("block_emb")
         if blocks is None:
             raise CheckpointError(f"{path} has no block_emb: give an index (qdq realm index)")
         searcher = ExactSearcher(blocks)
-    part = path / "embedder" if (path / "embedder" / "config.json").is_file() else path
-    tokenizer = load_tokenizer(part)
-    models = load_part(path, "retrieval"), load_part(reader or path, "question-answering")
+    tokenizer_folder = path / "embedder" if (path / "embedder" / "config.json").is_file() else path
+    tokenizer = ModelDirectory.of(tokenizer_folder).tokenizer
+    models = load_component(path, "retrieval"), load_component(reader or path, "question-answering")
     return OpenQA(*models, searcher, records, tokenizer).eval()
 
 
 def save(model: OpenQA, path: str | Path) -> None:
-    """Write embedder and reader as upstream's ``RealmForOpenQA`` has them, without the embeddings of the blocks.
+    """Write embedder and reader as a checkpoint of ``RealmForOpenQA``, without the embeddings of the blocks.
 
     Raises:
-        ConfigError: when something that is not ours is in the way.
-        StorageError: when the disk is full, or the like.
+        ConfigError: ``path`` holds something other than a checkpoint.
+        StorageError: A file cannot be written, for instance because the disk is full.
     """
     from safetensors.torch import save_file
 
     state = {
-        f"{part}.{key}": tensor.contiguous()
-        for part, inner in (("embedder", model.embedder), ("reader", model.reader))
+        f"{component}.{key}": tensor.contiguous()
+        for component, inner in (("embedder", model.embedder), ("reader", model.reader))
         for key, tensor in upstream_state(inner).items()
     }
     with atomic_directory(Path(path), kind="checkpoint") as folder:
@@ -308,5 +327,5 @@ def save(model: OpenQA, path: str | Path) -> None:
 def _token(tokenizer: Tokenizer, name: str) -> int:
     found = tokenizer.token_to_id(name)
     if found is None:
-        raise ConfigError(f"the tokenizer has no {name}, which separates question and block")
+        raise ConfigError(f"the tokenizer has no {name}")
     return int(found)

@@ -1,7 +1,7 @@
-"""Texts of blocks: millions of them, on disk, one looked up at a time.
+"""Store the texts of blocks on disk, millions of them, and look up one at a time.
 
-Two files: ``texts.bin``, UTF-8 one behind the other, and ``offsets.bin``, int64 numbers in little endian: where each
-begins, and where the last one ends.
+There are two files. ``texts.bin`` has the texts one after another in UTF-8. ``offsets.bin`` has little-endian int64
+numbers: where each text begins, and where the last one ends.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from qdq.data.problems import Problems
+from qdq.data.records import Problems
 from qdq.data.source import open_source
 from qdq.errors import CheckpointError, DataError
 
@@ -25,14 +25,14 @@ __all__ = ["COLUMNS", "OFFSETS_FILE", "TEXTS_FILE", "Records", "Texts", "read_te
 
 TEXTS_FILE = "texts.bin"
 OFFSETS_FILE = "offsets.bin"
+#: The column names that the text of a record may have.
 COLUMNS = ("text", "block", "passage", "context", "paragraph", "document", "sentence")
-"""Names that the text of a record may have."""
 
 _OFFSET = np.dtype("<i8")
 
 
 class Texts(Protocol):
-    """Texts by their numbers: a list of them, or :class:`Records`."""
+    """Texts by index: a list of strings, or :class:`Records`."""
 
     def __len__(self) -> int: ...
 
@@ -40,10 +40,13 @@ class Texts(Protocol):
 
 
 class Records:
-    """The texts that :func:`write_records` wrote, mapped from the disk.
+    """The texts that :func:`write_records` wrote, as a memory map.
+
+    Args:
+        folder: The directory with the two files.
 
     Raises:
-        CheckpointError: files that are missing or do not belong together.
+        CheckpointError: A file is missing, or the files do not belong together.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -57,7 +60,7 @@ class Records:
         self._name = str(folder)
         if len(self._offsets) < 1 or self._offsets[-1] != len(self._texts) or self._offsets[0] != 0:
             raise CheckpointError(
-                f"{folder}: {OFFSETS_FILE} and {TEXTS_FILE} do not belong together: make the index anew"
+                f"{folder}: {OFFSETS_FILE} and {TEXTS_FILE} do not belong together: build the index again"
             )
 
     def __len__(self) -> int:
@@ -74,7 +77,7 @@ class Records:
 
 
 def write_records(texts: Iterable[str], folder: Path) -> int:
-    """Write the two files into ``folder`` in one pass; the number of texts."""
+    """Write the two files into ``folder`` in one pass and return the number of texts."""
     count, end = 0, 0
     with (folder / TEXTS_FILE).open("wb") as body, (folder / OFFSETS_FILE).open("wb") as offsets:
         offsets.write(np.zeros(1, dtype=_OFFSET).tobytes())
@@ -86,16 +89,16 @@ def write_records(texts: Iterable[str], folder: Path) -> int:
 
 
 def read_texts(source: SourceLike, *, column: str | None = None, allow_pickle: bool = False) -> Iterator[str]:
-    """The texts of a file: any of rows (``.jsonl``, ``.parquet``, ``.txt``, ...), or upstream's ``block_records.npy``.
+    """Read the texts of a file of rows (``.jsonl``, ``.parquet``, ``.txt``, ...) or of REALM's ``block_records.npy``.
 
     Args:
-        source: the file, or an iterable of rows.
-        column: of the text; one of :data:`COLUMNS` when None.
-        allow_pickle: read a NumPy array of objects, which may run any code that its maker put into it.
+        source: The file, or an iterable of rows.
+        column: The column of the text; by default the first of :data:`COLUMNS` that exists.
+        allow_pickle: Read a NumPy array of objects. Reading it runs any code that its author put into it.
 
     Raises:
-        DataError: a pickle without permission, rows without a text, a file that cannot be read.
-        StorageError: a file exists and cannot be read.
+        DataError: The file needs ``allow_pickle``, cannot be read, or has rows without a text.
+        StorageError: The file exists and cannot be read.
     """
     if isinstance(source, str | Path) and str(source).endswith(".npy"):
         return iter(_from_numpy(Path(source), allow_pickle))
@@ -110,10 +113,11 @@ def _from_rows(source: SourceLike, column: str | None) -> Iterator[str]:
         name = column or next((name for name in COLUMNS if name in values), None)
         text = values.get(name) if name is not None else None
         if isinstance(text, bytes):
+            # Parquet files may store texts as bytes.
             text = text.decode("utf-8", errors="replace")
         if not isinstance(text, str):
             wanted = column or " or ".join(COLUMNS)
-            problems.add(record.place, f"no text called {wanted}; it has {', '.join(values)}")
+            problems.add(record.location, f"no text called {wanted}; it has {', '.join(values)}")
         elif not problems:
             found += 1
             yield text
@@ -130,15 +134,15 @@ def _from_numpy(path: Path, allow_pickle: bool) -> list[str]:
     except ValueError as error:
         if "pickle" in str(error).lower() and not allow_pickle:
             raise DataError(
-                f"{path}: an array of Python objects, which may run code when it is read: where you trust its maker, "
-                "give --allow-pickle (allow_pickle=True); JSONL and Parquet need no trust"
+                f"{path}: an array of Python objects, which can run code when it is read: if you trust its author, "
+                "give --allow-pickle (allow_pickle=True); JSONL and Parquet files cannot run code"
             ) from error
-        raise DataError(f"{path}: no NumPy array, or damaged ({error})") from error
+        raise DataError(f"{path}: not a NumPy array, or damaged ({error})") from error
     except (OSError, EOFError, pickle.UnpicklingError) as error:
-        raise DataError(f"{path}: no NumPy array, or damaged ({error})") from error
+        raise DataError(f"{path}: not a NumPy array, or damaged ({error})") from error
     if not isinstance(array, np.ndarray) or array.ndim != 1 or not len(array):
         raise DataError(f"{path}: holds {getattr(array, 'shape', type(array).__name__)}, must be one row of texts")
     texts = [entry.decode("utf-8", errors="replace") if isinstance(entry, bytes) else entry for entry in array.tolist()]
-    if wrong := [str(place) for place, entry in enumerate(texts) if not isinstance(entry, str)]:
+    if wrong := [str(index) for index, entry in enumerate(texts) if not isinstance(entry, str)]:
         raise DataError(f"{path}: no text at {', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''}")
     return texts

@@ -1,4 +1,4 @@
-"""The blocks nearest to a question, by inner product: exactly, chunk by chunk, or with FAISS."""
+"""Find the blocks with the largest inner product with a question: exactly, chunk by chunk, or with FAISS."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ __all__ = ["KINDS", "ExactSearcher", "FaissSearcher", "Kind", "Searcher", "faiss
 Kind = Literal["exact", "flat", "int8"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
+#: The size of the embeddings that are compared at a time, which is most of the memory of a search.
 CHUNK_BYTES = 64 * 2**20
-"""Of the embeddings that are compared at a time; what a search takes beside them is small."""
 
-_TRAINING = 100_000
-"""Embeddings that FAISS learns the steps of its int8 from."""
+#: The number of embeddings from which FAISS learns the scales of its int8 values.
+_TRAINING_ROWS = 100_000
 
 
 class Searcher(Protocol):
-    """Finds blocks by embeddings."""
+    """Finds blocks by their embeddings."""
 
     def __len__(self) -> int:
-        """How many blocks there are."""
+        """Return the number of blocks."""
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The ``k`` best blocks of every query ``(q, r)``: scores and ids ``(q, k)``, best first."""
+        """Return the scores and ids ``(q, k)`` of the ``k`` best blocks of every query ``(q, r)``, best first."""
 
     def embeddings_of(self, ids: Tensor) -> Tensor:
-        """The embeddings ``(n, r)`` of blocks ``(n,)``, in float32, without gradients."""
+        """Return the embeddings ``(n, r)`` of the blocks ``(n,)`` in float32, without gradients."""
 
 
 class ExactSearcher:
-    """Compares every block, some :data:`CHUNK_BYTES` at a time, so that a memory map may be larger than the memory.
+    """Compares every block, :data:`CHUNK_BYTES` at a time, so that a memory map may be larger than the memory.
 
     Blocks of equal score come in the order of their ids.
 
     Args:
-        embeddings: ``(blocks, r)``, float32; a NumPy memory map is read as it is needed.
-        chunk: blocks that are compared at a time.
+        embeddings: The embeddings ``(blocks, r)`` in float32; a NumPy memory map is read chunk by chunk.
+        chunk: The number of blocks that are compared at a time.
     """
 
     def __init__(self, embeddings: NDArray[Any] | Tensor, *, chunk: int | None = None) -> None:
@@ -66,11 +66,12 @@ class ExactSearcher:
         ids = torch.zeros(len(queries), 0, dtype=torch.long)
         for begin in range(0, len(self), self._chunk):
             found = queries @ _tensor(self._rows[begin : begin + self._chunk]).T
-            best, places = found.topk(min(k, found.shape[1]), dim=1)
-            scores, ids = torch.cat([scores, best], dim=1), torch.cat([ids, places + begin], dim=1)
+            best, indices = found.topk(min(k, found.shape[1]), dim=1)
+            scores, ids = torch.cat([scores, best], dim=1), torch.cat([ids, indices + begin], dim=1)
             if scores.shape[1] > k:
                 scores, kept = scores.topk(k, dim=1)
                 ids = ids.gather(1, kept)
+        # topk leaves the order of equal scores open: sort by id first, then stably by score.
         ids, order = ids.sort(dim=1)
         scores = scores.gather(1, order)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
@@ -82,29 +83,32 @@ class ExactSearcher:
 
 
 class FaissSearcher:
-    """An index of FAISS: ``flat``, exact, or ``int8``, a quarter of the size.
+    """Searches with a FAISS index: ``flat``, which is exact, or ``int8``, which has a quarter of the size.
 
     Args:
-        index: of the package ``faiss``.
-        embeddings: what it was made of, for their values.
+        index: The index, an object of the package ``faiss``.
+        embeddings: The embeddings that the index was made of ``(blocks, r)``.
+
+    Raises:
+        CheckpointError: Index and embeddings have different shapes.
     """
 
     def __init__(self, index: Any, embeddings: NDArray[Any] | Tensor) -> None:
         if index.ntotal != len(embeddings) or index.d != embeddings.shape[1]:
             raise CheckpointError(
                 f"the FAISS index holds {index.ntotal} vectors of {index.d} numbers, the embeddings are "
-                f"{len(embeddings)} of {embeddings.shape[1]}: make it anew"
+                f"{len(embeddings)} of {embeddings.shape[1]}: build it again"
             )
         self._index = index
         self._exact = ExactSearcher(embeddings)
 
     @classmethod
     def build(cls, embeddings: NDArray[Any] | Tensor, kind: str) -> FaissSearcher:
-        """An index of ``kind`` ``flat`` or ``int8``, filled chunk by chunk.
+        """Build an index of the kind ``flat`` or ``int8``, chunk by chunk.
 
         Raises:
-            ConfigError: for another kind.
-            MissingPackageError: faiss is not installed.
+            ConfigError: There is no such kind.
+            MissingPackageError: FAISS is not installed.
         """
         faiss = _faiss()
         width = int(embeddings.shape[1])
@@ -113,7 +117,8 @@ class FaissSearcher:
         elif kind == "int8":
             index = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
             count = len(embeddings)
-            sample = np.unique(np.linspace(0, count - 1, min(count, _TRAINING)).astype(np.int64))
+            # Evenly spaced rows, because neighbours may come from the same document.
+            sample = np.unique(np.linspace(0, count - 1, min(count, _TRAINING_ROWS)).astype(np.int64))
             index.train(_tensor(embeddings[sample]).numpy())
         else:
             raise ConfigError(f"FAISS index {kind!r}: it must be flat or int8")
@@ -123,11 +128,11 @@ class FaissSearcher:
 
     @classmethod
     def read(cls, folder: Path, kind: str, embeddings: NDArray[Any] | Tensor) -> FaissSearcher:
-        """The index of ``kind`` in the directory of an index; its numbers stay on the disk.
+        """Open the FAISS index in the directory of an index; its values stay on the disk.
 
         Raises:
-            CheckpointError: there is none, or a damaged one.
-            MissingPackageError: faiss is not installed.
+            CheckpointError: The directory has no such FAISS index, or it is damaged.
+            MissingPackageError: FAISS is not installed.
         """
         faiss, path = _faiss(), faiss_file(folder, kind)
         if not path.is_file():
@@ -135,10 +140,10 @@ class FaissSearcher:
         try:
             return cls(faiss.read_index(str(path), _mapping(faiss)), embeddings)
         except RuntimeError as error:
-            raise CheckpointError(f"{path}: damaged FAISS index: make it anew") from error
+            raise CheckpointError(f"{path}: damaged FAISS index: build it again") from error
 
     def write(self, folder: Path, kind: str) -> None:
-        """Write it into the directory of an index."""
+        """Write the FAISS index into the directory of an index."""
         _faiss().write_index(self._index, str(faiss_file(folder, kind)))
 
     def __len__(self) -> int:
@@ -156,12 +161,12 @@ class FaissSearcher:
 
 
 def faiss_file(folder: Path, kind: str) -> Path:
-    """Where the FAISS index of a kind lies in the directory of an index."""
+    """Return the path of a FAISS index in the directory of an index."""
     return folder / f"faiss-{kind}.index"
 
 
 def recall(found: Tensor, wanted: Tensor) -> float:
-    """The share of queries for which the block wanted ``(q,)`` is among those found ``(q, k)``."""
+    """Return the share of queries whose wanted block ``(q,)`` is among the blocks found ``(q, k)``."""
     return float((found == wanted[:, None]).any(dim=1).double().mean())
 
 
@@ -180,14 +185,14 @@ def _chunks(embeddings: NDArray[Any] | Tensor) -> Iterator[NDArray[Any]]:
 
 
 def _tensor(rows: NDArray[Any] | Tensor) -> Tensor:
-    """In float32; copied where torch would warn of memory that cannot be written."""
+    """Return the rows in float32; read-only memory, which PyTorch warns of, is copied."""
     if isinstance(rows, Tensor):
         return rows.float()
     return torch.from_numpy(np.require(rows, dtype=np.float32, requirements=["C", "W"]))
 
 
 def _mapping(faiss: Any) -> int:
-    """How to read an index without copying its numbers; only newer releases can for these kinds."""
+    """Return the flag that reads an index as a memory map; older releases copy these kinds."""
     flag = getattr(faiss, "IO_FLAG_MMAP_IFC", None)
     return int(faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if flag is None else flag)
 

@@ -1,4 +1,4 @@
-"""The drop that a user is willing to accept: ``1%`` of the baseline, or ``0.5`` points."""
+"""Judge how far a metric is below a baseline, against the largest drop that a user accepts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Drop", "MaxDrop"]
 
-_ROUNDING = 1e-9  # a drop of exactly the limit holds, however it was rounded
+_ROUNDING = 1e-9  # a drop of exactly the limit holds in spite of rounding errors
 
 
 @dataclass(frozen=True)
 class MaxDrop:
-    """A limit: percent of the baseline's figure, or points.
+    """The largest drop that is accepted.
 
-    A point is a hundredth for what people quote times a hundred (accuracy, F1, correlations), and 1 for perplexity.
+    A point is one hundredth of a metric that is usually quoted as a percentage (accuracy, F1, correlations), and 1 for
+    perplexity.
+
+    Args:
+        limit: The largest drop, in percent or points.
+        is_percent: Whether the limit is in percent of the baseline's figure, and not in points.
     """
 
     limit: float
@@ -31,7 +36,7 @@ class MaxDrop:
         """Read ``"1%"``, ``"0.5"`` or a number of points.
 
         Raises:
-            ConfigError: it is neither, or negative.
+            ConfigError: The text is neither, or negative.
         """
         written = str(text).strip()
         try:
@@ -49,9 +54,10 @@ class MaxDrop:
         return f"{self.limit:g}{'%' if self.is_percent else ' points'}"
 
     def judge(self, metric: Metric, value: float, baseline: float) -> Drop:
-        """How far ``value`` is below ``baseline``, and whether that is within the limit; an undefined value is not."""
+        """Return how far ``value`` is below ``baseline`` and whether that is within the limit; NaN never is."""
         loss = metric.loss(value, baseline)
         if self.is_percent:
+            # If the baseline is 0, any loss is infinitely many percent of it.
             whole = abs(metric.scale * baseline)
             loss = 100 * loss / whole if whole else math.copysign(math.inf, loss) if loss else 0.0
         return Drop(metric.name, loss, self, loss <= self.limit + _ROUNDING)
@@ -59,7 +65,14 @@ class MaxDrop:
 
 @dataclass(frozen=True)
 class Drop:
-    """The outcome: how much ``metric`` got worse, in the limit's unit (negative when it got better)."""
+    """How far a metric is below the baseline.
+
+    Args:
+        metric: The name of the metric.
+        drop: The drop in the unit of the limit; negative if the model is better.
+        limit: The largest drop that is accepted.
+        holds: Whether the drop is within the limit.
+    """
 
     metric: str
     drop: float
@@ -67,7 +80,7 @@ class Drop:
     holds: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; a drop that is not a number is None."""
+        """Return plain values for JSON; NaN becomes None."""
         return {
             "metric": self.metric,
             "drop": self.drop if math.isfinite(self.drop) else None,

@@ -1,4 +1,4 @@
-"""Evaluate a model on a task: its metrics, how sure they are, and what they are against another model's."""
+"""Evaluate a model on a task: its metrics, their confidence intervals, and the comparison with a baseline."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 from qdq.errors import ConfigError, DataError
 from qdq.tasks.bootstrap import CONFIDENCE, compare, intervals
 from qdq.tasks.drop import MaxDrop
-from qdq.tasks.metrics import torchmetrics_functions
-from qdq.tasks.model_under_test import TASKS, open_subject, subject_of
-from qdq.tasks.scoring import Job, silent
+from qdq.tasks.evaluation_settings import EvaluationSettings
+from qdq.tasks.evaluator import Evaluator, silent
+from qdq.tasks.example_table import rows_of
+from qdq.tasks.model_under_test import TASKS, model_under_test_of, open_model_under_test
 from qdq.tasks.sequence_classification import labels_of
-from qdq.tasks.settings import Settings
-from qdq.tasks.table import rows_of
 from qdq.tasks.token_classification import entities_finder
 
 if TYPE_CHECKING:
@@ -27,23 +26,22 @@ if TYPE_CHECKING:
     from exporters.runners import Runner
     from qdq.tasks.bootstrap import Difference, Interval
     from qdq.tasks.drop import Drop
-    from qdq.tasks.model_under_test import Subject
-    from qdq.tasks.scoring import Progress, Scores
+    from qdq.tasks.evaluator import Progress, Scores
+    from qdq.tasks.model_under_test import ModelUnderTest
 
-__all__ = ["Comparison", "Evaluation", "evaluate", "evaluate_subject"]
-
-
-_PACKAGES: dict[str, Callable[[], object]] = {
-    "sts": torchmetrics_functions,
-    "sequence-classification": torchmetrics_functions,
-    "token-classification": entities_finder,
-}
-"""What a task cannot do without."""
+__all__ = ["Comparison", "Evaluation", "evaluate", "score_model"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Another model on the same examples, and the differences: the model minus this one."""
+    """The figures of a baseline on the same examples.
+
+    Args:
+        model: The name of the baseline.
+        runtime: The runtime that computed it.
+        metrics: Its metrics by name.
+        differences: By metric, the model minus the baseline.
+    """
 
     model: str
     runtime: str
@@ -56,18 +54,18 @@ class Evaluation:
     """The result of :func:`evaluate`.
 
     Args:
-        task: that was measured.
-        model: that was evaluated, by name.
-        runtime: that computed it.
-        examples: that counted.
-        skipped: rows without label.
-        metrics: by name; NaN where one is not defined. Shares and correlations, not hundredths.
-        intervals: of each metric, at 95 %.
-        scales: what people multiply a metric with: 100, or 1 for perplexity.
-        settings: what the figures depend on.
-        notes: what a reader should know.
-        against: the other model.
-        drop: whether the loss is within the limit, where one was given.
+        task: The task.
+        model: The name of the model.
+        runtime: The runtime that computed it.
+        examples: The number of examples.
+        skipped: The number of rows without a label.
+        metrics: The metrics by name, as shares and correlations between -1 and 1; NaN for one that is not defined.
+        intervals: The 95 % confidence interval of each metric.
+        scales: The factor with which each metric is usually quoted: 100, or 1 for perplexity.
+        settings: The settings that the figures depend on.
+        notes: What a reader of the figures should know.
+        against: The baseline, if there is one.
+        drop: How far the model is below the baseline, if a limit was given.
     """
 
     task: str
@@ -85,11 +83,11 @@ class Evaluation:
 
     @property
     def holds(self) -> bool:
-        """False where the drop exceeds its limit."""
+        """Whether the drop is within its limit; True without a limit."""
         return self.drop is None or self.drop.holds
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; what is not a number is None."""
+        """Return plain values for JSON; NaN becomes None."""
         document: dict[str, Any] = {
             "task": self.task,
             "model": self.model,
@@ -133,97 +131,103 @@ def evaluate(
     runtime: str | None = None,
     threads: int | None = None,
     resamples: int = 1000,
-    settings: Settings | None = None,
+    settings: EvaluationSettings | None = None,
     progress: Progress = silent,
     **options: Any,
 ) -> Evaluation:
-    """The metrics of a model on labelled data.
+    """Measure the metrics of a model on labelled data.
 
     Args:
-        model: directory of a checkpoint, float or quantized, or of an export; or a model in memory, or any runner.
-        task: ``sts``, ``sequence-classification``, ``token-classification``, ``question-answering``,
+        model: The directory of a float or quantized checkpoint or of an export; or a model in memory, or any runner.
+        task: One of ``sts``, ``sequence-classification``, ``token-classification``, ``question-answering``,
             ``multiple-choice``, ``masked-lm`` or ``retrieval``.
-        data: anything that :func:`qdq.data.examples.read_examples` reads; for retrieval see ``qdq.tasks.retrieval``.
-        against: directory of another model, the baseline, which is run on the same examples.
-        max_drop: the loss against the baseline that is accepted, ``"1%"`` of its figure or ``0.5`` points.
-        metric: that ``max_drop`` is about; the task's first one when None.
-        folder: of a model in memory or a runner: the directory with its config.json and tokenizer.
-        runtime: for exports, ``onnxruntime`` (when None) or ``openvino``.
-        threads: of that runtime.
-        resamples: of the bootstrap; 0 leaves the intervals out.
-        settings: how to run; or its fields by name.
-        progress: told how many examples are done, and of how many.
-        **options: fields of ``Settings``.
+        data: Anything that :func:`qdq.data.examples.read_examples` reads; for retrieval see ``qdq.tasks.retrieval``.
+        against: The directory of a baseline, which is run on the same examples.
+        max_drop: How far the model may be below the baseline: ``"1%"`` of its figure, or ``0.5`` points.
+        metric: The metric that ``max_drop`` applies to; by default the first one of the task.
+        folder: The directory with the config.json and the tokenizer of a model in memory or a runner.
+        runtime: The runtime of exports, ``onnxruntime`` (the default) or ``openvino``.
+        threads: The number of threads of that runtime.
+        resamples: The number of bootstrap resamples; 0 computes no intervals.
+        settings: How to evaluate.
+        progress: Called with the number of examples that are done and the number of all examples.
+        **options: The fields of :class:`EvaluationSettings`, instead of ``settings``.
+
+    Returns:
+        The metrics with their intervals, and the comparison with the baseline.
 
     Raises:
-        CheckpointError: for a model that cannot be read.
-        ConfigError: for options that do not go together, or a model that has no head for the task.
-        DataError: for data that cannot be read or does not fit the model; all problems at once.
-        VerificationError: for a model that gives NaN.
-        MissingPackageError: for metrics whose package is not installed.
+        CheckpointError: A model cannot be read.
+        ConfigError: The options contradict each other, or a model has no head for the task.
+        DataError: The data cannot be read or does not fit the model; the message lists all problems.
+        VerificationError: A model gives NaN.
+        MissingPackageError: The task needs a package that is not installed.
     """
     if settings is None:
-        settings = Settings(**options)
+        settings = EvaluationSettings(**options)
     elif options:
         raise ConfigError(f"give settings, or {', '.join(options)} by name, not both")
     limit = None if max_drop is None else MaxDrop.parse(max_drop)
     if against is None and limit is not None:
-        raise ConfigError("a largest drop needs a model to drop from: give the baseline (--against), too")
+        raise ConfigError("a largest drop is measured from a baseline: give one (--against), too")
     if against is None and metric is not None:
-        raise ConfigError("a metric is chosen for a comparison: give the baseline (--against), too")
+        raise ConfigError("the metric is chosen for a comparison: give a baseline (--against), too")
     if resamples < 0:
         raise ConfigError(f"resamples is {resamples}, must be at least 0")
     if not isinstance(data, str | Path) and against is not None and iter(data) is data:
-        data = list(data)  # it is read twice
+        data = list(data)  # an iterator could be read only once, and there are two models
 
-    def opened(path: str | Path) -> Subject:
-        return open_subject(path, task, runtime=runtime, threads=threads)
+    def opened(path: str | Path) -> ModelUnderTest:
+        return open_model_under_test(path, task, runtime=runtime, threads=threads)
 
     baseline = None if against is None else opened(against)
     if isinstance(model, str | Path):
-        subject = opened(model)
+        candidate = opened(model)
     elif folder is None:
         raise ConfigError("a model in memory needs folder: the directory with its config.json and tokenizer")
     else:
-        subject = subject_of(model, folder, task)
-    if runtime is not None and subject.runtime != runtime and (baseline is None or baseline.runtime != runtime):
-        raise ConfigError(f"a runtime goes with an exported directory, {subject.name} runs in {subject.runtime}")
+        candidate = model_under_test_of(model, folder, task)
+    if runtime is not None and candidate.runtime != runtime and (baseline is None or baseline.runtime != runtime):
+        raise ConfigError(
+            f"a runtime goes with an exported directory, but {candidate.name} runs in {candidate.runtime}"
+        )
     if baseline is not None:
-        _check_same_labels(subject, baseline, task)
-    if task in _PACKAGES:
-        _PACKAGES[task]()  # before the work, not after it
-    scores = evaluate_subject(subject, task, data, settings, progress=progress)
-    evaluation = _evaluation(subject, task, scores, resamples=resamples, seed=settings.seed)
+        _check_same_labels(candidate, baseline, task)
+    if task == "token-classification":
+        entities_finder()  # a missing package is reported before the work, not after it
+    scores = score_model(candidate, task, data, settings, progress=progress)
+    evaluation = _evaluation(candidate, task, scores, resamples=resamples, seed=settings.seed)
     if baseline is None:
         return evaluation
-    theirs = evaluate_subject(baseline, task, data, settings, progress=progress)
+    theirs = score_model(baseline, task, data, settings, progress=progress)
     return _compared(evaluation, scores, baseline, theirs, limit, metric, resamples=resamples, seed=settings.seed)
 
 
-def evaluate_subject(
-    subject: Subject, task: str, data: Any, settings: Settings, *, progress: Progress = silent
+def score_model(
+    model: ModelUnderTest, task: str, data: Any, settings: EvaluationSettings, *, progress: Progress = silent
 ) -> Scores:
-    """The table and the metrics of one model.
+    """Run one model on the data and return its scores.
 
     Raises:
-        ConfigError: there is no such task.
-        DataError: the data does not serve the task, or holds no labelled example.
+        ConfigError: There is no such task.
+        DataError: The data does not fit the task, or has no labelled example.
     """
     if task not in TASKS:
         raise ConfigError(f"no task {task!r} to evaluate; there are {', '.join(TASKS)}")
-    score: Callable[[Job], Scores] = import_module(f"qdq.tasks.{task.replace('-', '_')}").score
-    scores = score(Job(subject, data, settings, progress))
+    # Each task is a module with a function score(), imported only when it is evaluated.
+    score: Callable[[Evaluator], Scores] = import_module(f"qdq.tasks.{task.replace('-', '_')}").score
+    scores = score(Evaluator(model, data, settings, progress))
     if not rows_of(scores.table):
         name = data if isinstance(data, str | Path) else "the rows given"
         raise DataError(f"{name}: no labelled example for the task {task}")
     return scores
 
 
-def _evaluation(subject: Subject, task: str, scores: Scores, *, resamples: int, seed: int) -> Evaluation:
+def _evaluation(model: ModelUnderTest, task: str, scores: Scores, *, resamples: int, seed: int) -> Evaluation:
     return Evaluation(
         task=task,
-        model=subject.name,
-        runtime=subject.runtime,
+        model=model.name,
+        runtime=model.runtime,
         examples=rows_of(scores.table),
         skipped=scores.skipped,
         metrics={metric.name: metric.value(scores.table) for metric in scores.metrics},
@@ -237,7 +241,7 @@ def _evaluation(subject: Subject, task: str, scores: Scores, *, resamples: int, 
 def _compared(
     evaluation: Evaluation,
     scores: Scores,
-    baseline: Subject,
+    baseline: ModelUnderTest,
     theirs: Scores,
     limit: MaxDrop | None,
     chosen: str | None,
@@ -245,10 +249,11 @@ def _compared(
     resamples: int,
     seed: int,
 ) -> Evaluation:
-    """``evaluation`` with its comparison and its drop."""
+    """Return ``evaluation`` with the comparison and the drop."""
     by_name = {metric.name: metric for metric in scores.metrics}
     names, other = list(by_name), [metric.name for metric in theirs.metrics]
     rows, other_rows = rows_of(scores.table), rows_of(theirs.table)
+    # The bootstrap resamples both tables by the same row numbers.
     if names != other or rows != other_rows:
         raise ConfigError(
             f"{evaluation.model} and {baseline.name} cannot be compared: {', '.join(names)} of {rows} examples here, "
@@ -270,12 +275,12 @@ def _compared(
     return replace(evaluation, against=against, drop=drop, notes=notes)
 
 
-def _check_same_labels(subject: Subject, baseline: Subject, task: str) -> None:
-    """Class numbers of two heads can be compared only when they mean the same."""
-    ours, theirs = (labels_of(one.config).names for one in (subject, baseline))
+def _check_same_labels(model: ModelUnderTest, baseline: ModelUnderTest, task: str) -> None:
+    """Raise if the labels of the heads differ, since equal class numbers would mean different things."""
+    ours, theirs = (labels_of(one.config).names for one in (model, baseline))
     if task in {"sequence-classification", "token-classification"} and ours != theirs:
         raise ConfigError(
-            f"{subject.name} and {baseline.name} cannot be compared: their heads have other labels, "
+            f"{model.name} and {baseline.name} cannot be compared: their heads have other labels, "
             f"{', '.join(ours)} and {', '.join(theirs)}"
         )
 

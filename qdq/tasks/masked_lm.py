@@ -1,4 +1,4 @@
-"""Masked language models: how probable, and how often the first choice, is the token behind the mask?"""
+"""Masked language models: the probability of the masked tokens, and how often they are the first choice."""
 
 from __future__ import annotations
 
@@ -6,36 +6,37 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qdq.data.batches import Masking
+from qdq.data.features import IGNORED, Masking
 from qdq.errors import DataError
+from qdq.tasks.evaluator import Scores
+from qdq.tasks.example_table import TableBuilder
 from qdq.tasks.metrics import perplexity, ratio
-from qdq.tasks.scoring import Scores
-from qdq.tasks.table import TableBuilder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qdq.tasks.scoring import Job
+    from qdq.tasks.evaluator import Evaluator
 
 __all__ = ["score"]
 
-_IGNORED = -100
 
+def score(evaluator: Evaluator) -> Scores:
+    """Score pseudo-perplexity and accuracy of the masked positions, 15 % of the tokens.
 
-def score(job: Job) -> Scores:
-    """Pseudo-perplexity and accuracy over the masked positions, 15 % of the tokens; three numbers are kept per text.
+    Three numbers are kept for each text.
 
     Raises:
-        DataError: no position was masked.
+        DataError: No position was masked.
     """
-    settings = job.settings
-    examples = job.examples("masked-lm", need_labels=False)
+    settings = evaluator.settings
+    examples = evaluator.examples("masked-lm", need_labels=False)
     table = TableBuilder("log_likelihood", "right", "tokens")
     masking = Masking(seed=settings.seed, only_mask=settings.only_mask)
-    for batch, outputs in job.run(job.batches(examples, "masked-lm", masking=masking)):
+    for batch, outputs in evaluator.outputs(evaluator.batches(examples, "masked-lm", masking=masking)):
         logits = outputs.get("logits", outputs.get("prediction_logits"))
-        row, column = np.nonzero(batch["labels"].numpy() != _IGNORED)
+        row, column = np.nonzero(batch["labels"].numpy() != IGNORED)
         target = batch["labels"].numpy()[row, column]
+        # Only the masked positions, since a float64 copy of all logits would be large.
         likelihood, right = _of_tokens(np.asarray(logits)[row, column], target)
         rows = len(batch.index)
         table.put(
@@ -46,7 +47,7 @@ def score(job: Job) -> Scores:
         )
     numbers = table.finish()
     if not numbers["tokens"].sum():
-        raise DataError("no position was masked: the texts are too few and too short, give more of them")
+        raise DataError("no position was masked: there are too few texts, and they are too short; give more texts")
     return Scores(
         numbers,
         (perplexity("log_likelihood", "tokens"), ratio("accuracy", "right", "tokens")),
@@ -56,7 +57,8 @@ def score(job: Job) -> Scores:
 
 
 def _of_tokens(logits: NDArray[Any], target: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Log-likelihood and rightness ``(tokens,)`` of logits ``(tokens, vocab)``."""
+    """Return the log-likelihood and the correctness ``(tokens,)`` of logits ``(tokens, vocab)``."""
+    # The log of the softmax's denominator; without the maximum its exponentials could overflow.
     highest = logits.max(axis=1, keepdims=True)
     normalizer = highest[:, 0] + np.log(np.exp((logits - highest).astype(np.float64)).sum(axis=1))
     chosen = logits[np.arange(len(target)), target].astype(np.float64)

@@ -1,33 +1,21 @@
-"""Metrics of a table of examples: their value, and their values under other weights of the examples.
+"""Metrics of a table of examples, and their values when examples have weights.
 
-The weights are what a bootstrap needs: a resample that holds an example twice gives it the weight 2. Values come from
-torchmetrics where it is right:
-
-1. accuracy, F1 and Pearson are its own;
-2. Spearman is its Pearson of our ranks, since it sums the ranks of equal values in 32 bits, which overflows from some
-   65,000 of them on;
-3. Matthews is ours: its own subtracts large products in float32, and calls a constant prediction of two classes a
-   correlation of 1;
-4. SQuAD's figures are in ``squad``: it takes no question without answer;
-5. recall and reciprocal rank are means of what ``retrieval`` finds per query: it keeps every score of every query, and
-   takes a passage at a negative cosine for one that was not found.
+A bootstrap needs the weights: an example that a resample holds twice has the weight 2. All sums are taken in float64.
+The figures equal those of torchmetrics, scikit-learn and scipy where these are right.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from qdq.errors import MissingPackageError
-
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import ModuleType
 
-    from qdq.tasks.table import Numbers, Table
+    from qdq.tasks.example_table import Numbers, Table
 
 __all__ = [
     "Metric",
@@ -39,7 +27,6 @@ __all__ = [
     "perplexity",
     "ranks",
     "ratio",
-    "torchmetrics_functions",
 ]
 
 
@@ -48,11 +35,12 @@ class Metric:
     """One figure of a table.
 
     Args:
-        name: in reports.
-        value: of the table; NaN where it is not defined.
-        weighted: of the table under weights ``(resamples, rows)``, values ``(resamples,)``.
-        better: the direction of progress.
-        scale: what people multiply it with: 100 for shares and correlations, 1 for perplexity. A point is 1 after that.
+        name: The name in reports.
+        value: Computes the metric of a table; NaN where it is not defined.
+        weighted: Computes the metric of a table for weights ``(resamples, rows)`` and returns values ``(resamples,)``.
+        better: Whether higher or lower is better.
+        scale: The factor with which the metric is usually quoted: 100 for shares and correlations, 1 for perplexity.
+            One point is 1 after this factor.
     """
 
     name: str
@@ -62,17 +50,17 @@ class Metric:
     scale: float = 100.0
 
     def loss(self, value: float, baseline: float) -> float:
-        """How much worse ``value`` is than ``baseline``, in points; negative when it is better."""
+        """Return by how many points ``value`` is worse than ``baseline``; negative if it is better."""
         return self.scale * (baseline - value if self.better == "higher" else value - baseline)
 
 
 def mean(name: str, column: str | None = None) -> Metric:
-    """The mean of a column."""
+    """Return the metric that is the mean of a column, by default the one of the same name."""
     return Metric(name, partial(_mean, column=column or name), partial(_weighted_mean, column=column or name))
 
 
 def mean_squared_error(prediction: str, label: str) -> Metric:
-    """The mean of the squared differences of two columns, in the labels' own unit."""
+    """Return the mean of the squared differences of two columns, in the squared unit of the labels."""
 
     def squares(table: Table) -> Table:
         return {"square": (table[prediction] - table[label]) ** 2}
@@ -87,7 +75,7 @@ def mean_squared_error(prediction: str, label: str) -> Metric:
 
 
 def ratio(name: str, over: str, under: str) -> Metric:
-    """The sum of a column over the sum of another."""
+    """Return the sum of one column divided by the sum of another."""
 
     def weighted(table: Table, weights: Numbers) -> Numbers:
         return _divide(weights @ table[over], weights @ table[under])
@@ -96,10 +84,10 @@ def ratio(name: str, over: str, under: str) -> Metric:
 
 
 def perplexity(log_likelihood: str, tokens: str) -> Metric:
-    """The exponential of minus the mean log-likelihood (natural logarithm) of a token."""
+    """Return the exponential of the negative mean log-likelihood (natural logarithm) of a token."""
 
     def weighted(table: Table, weights: Numbers) -> Numbers:
-        with np.errstate(over="ignore"):  # infinite is a fair word for it
+        with np.errstate(over="ignore"):  # an overflow to infinity is the right result
             result: Numbers = np.exp(-_divide(weights @ table[log_likelihood], weights @ table[tokens]))
         return result
 
@@ -107,7 +95,14 @@ def perplexity(log_likelihood: str, tokens: str) -> Metric:
 
 
 def overlap(hits: str, predicted: str, true: str, *, suffix: str = "") -> tuple[Metric, Metric, Metric]:
-    """F1, precision and recall of things found, summed over all examples; 0 where nothing is found, as is usual."""
+    """Return F1, precision and recall of counts that are summed over all examples; 0 where nothing is found.
+
+    Args:
+        hits: The column with the number of right predictions.
+        predicted: The column with the number of predictions.
+        true: The column with the number of true items.
+        suffix: Added to the names of the metrics.
+    """
 
     def share(name: str, under: Callable[[Table, Numbers], Numbers]) -> Metric:
         def weighted(table: Table, weights: Numbers) -> Numbers:
@@ -126,55 +121,40 @@ def overlap(hits: str, predicted: str, true: str, *, suffix: str = "") -> tuple[
 
 
 def classification(classes: int, *, prediction: str = "prediction", label: str = "label") -> tuple[Metric, ...]:
-    """Accuracy, F1 and Matthews' correlation of class numbers 0 .. ``classes`` - 1.
+    """Return accuracy, F1 and Matthews' correlation of class numbers 0 .. ``classes`` - 1.
 
-    F1 is that of class 1 when there are two, as GLUE has it, and else ``f1_macro``, the mean over the classes that
+    With two classes F1 is that of class 1, as in GLUE. With more it is ``f1_macro``, the mean over the classes that
     occur. Matthews' correlation (Gorodkin's for more than two classes) is 0 for constant predictions or labels.
     """
 
-    def tensors(table: Table) -> tuple[Any, Any]:
-        import torch
-
-        return tuple(torch.from_numpy(table[name].astype(np.int64)) for name in (prediction, label))  # type: ignore[return-value]
-
-    def accuracy(table: Table) -> float:
-        found = torchmetrics_functions().classification.multiclass_accuracy(
-            *tensors(table), num_classes=max(classes, 2), average="micro"
-        )
-        return float(found)
-
-    def f1(table: Table) -> float:
-        functions = torchmetrics_functions().classification
-        if classes == 2:
-            return float(functions.binary_f1_score(*tensors(table)))
-        return float(functions.multiclass_f1_score(*tensors(table), num_classes=classes, average="macro"))
-
     def counts(table: Table, weights: Numbers) -> tuple[Numbers, Numbers, Numbers]:
-        """How often each class is right, predicted and true: ``(resamples, classes)`` each."""
+        """Count how often each class is right, predicted and true: ``(resamples, classes)`` each."""
         predicted, true = (_one_hot(table[name], classes) for name in (prediction, label))
         return weights @ (predicted * true), weights @ predicted, weights @ true
 
-    def weighted_accuracy(table: Table, weights: Numbers) -> Numbers:
+    def accuracy(table: Table, weights: Numbers) -> Numbers:
         return _divide(weights @ (table[prediction] == table[label]).astype(np.float64), weights.sum(axis=1))
 
-    def weighted_f1(table: Table, weights: Numbers) -> Numbers:
+    def f1(table: Table, weights: Numbers) -> Numbers:
         right, predicted, true = counts(table, weights)
         score = _divide(2 * right, predicted + true, empty=0.0)
         if classes == 2:
             return score[:, 1]
+        # The mean over the classes that occur, as labels or as predictions.
         return _divide(score.sum(axis=1), (predicted + true > 0).sum(axis=1).astype(np.float64))
 
-    def weighted_matthews(table: Table, weights: Numbers) -> Numbers:
+    def matthews(table: Table, weights: Numbers) -> Numbers:
         right, predicted, true = counts(table, weights)
         total = weights.sum(axis=1)
+        # Gorodkin's formula, from counts; in float64 the large products keep their digits.
         covariance = right.sum(axis=1) * total - (predicted * true).sum(axis=1)
         spread = (total**2 - (predicted**2).sum(axis=1)) * (total**2 - (true**2).sum(axis=1))
         return _divide(covariance, np.sqrt(spread), empty=0.0)
 
     return (
-        Metric("accuracy", accuracy, weighted_accuracy),
-        Metric("f1" if classes == 2 else "f1_macro", f1, weighted_f1),
-        Metric("matthews", _of_all(weighted_matthews), weighted_matthews),
+        Metric("accuracy", _of_all(accuracy), accuracy),
+        Metric("f1" if classes == 2 else "f1_macro", _of_all(f1), f1),
+        Metric("matthews", _of_all(matthews), matthews),
     )
 
 
@@ -182,17 +162,19 @@ def classification(classes: int, *, prediction: str = "prediction", label: str =
 
 
 def correlations(first: str, second: str) -> tuple[Metric, Metric]:
-    """Spearman's and Pearson's correlation of two columns; NaN where one of them is constant."""
+    """Return Spearman's and Pearson's correlation of two columns; NaN where one of them is constant."""
 
     def pearson(table: Table) -> float:
         return _pearson(table[first], table[second])
 
     def spearman(table: Table) -> float:
+        # Spearman's correlation is Pearson's of the ranks.
         one = np.ones((1, len(table[first])))
         return _pearson(ranks(table[first], one)[0], ranks(table[second], one)[0])
 
     def weighted_pearson(table: Table, weights: Numbers) -> Numbers:
-        x, y = (table[name] - table[name].mean() for name in (first, second))  # centred: sums of squares cancel less
+        # Centred, because the differences of sums below would otherwise cancel most of their digits.
+        x, y = (table[name] - table[name].mean() for name in (first, second))
         total, sum_x, sum_y, xx, yy, xy = (weights @ v for v in (np.ones_like(x), x, y, x * x, y * y, x * y))
         spread = _spread(total, sum_x, xx) * _spread(total, sum_y, yy)
         return _divide(total * xy - sum_x * sum_y, np.sqrt(spread))
@@ -207,9 +189,16 @@ def correlations(first: str, second: str) -> tuple[Metric, Metric]:
 
 
 def ranks(values: Numbers, weights: Numbers) -> Numbers:
-    """Ranks ``(resamples, rows)``, from 1, of values ``(rows,)`` of which each is there ``weights`` times.
+    """Return the ranks, from 1, of values that occur as often as their weights say.
 
-    Equal values, and the copies of one, have the mean of their ranks.
+    Equal values, and the copies of one value, have the mean of their ranks.
+
+    Args:
+        values: The values ``(rows,)``.
+        weights: How often each value occurs ``(resamples, rows)``.
+
+    Returns:
+        The ranks ``(resamples, rows)``.
     """
     order = np.argsort(values, kind="stable")
     ordered = values[order]
@@ -217,29 +206,18 @@ def ranks(values: Numbers, weights: Numbers) -> Numbers:
     group = np.empty(len(values), dtype=np.int64)
     group[order] = np.cumsum(is_new) - 1
     sizes = np.add.reduceat(weights[:, order], np.flatnonzero(is_new), axis=1)
+    # The last rank of a group is the sum of the sizes so far; its mean rank is (size - 1) / 2 below that.
     result: Numbers = (np.cumsum(sizes, axis=1) - (sizes - 1) / 2)[:, group]
     return result
 
 
-def torchmetrics_functions() -> ModuleType:
-    """The functions of torchmetrics.
-
-    Raises:
-        MissingPackageError: it is not installed.
-    """
-    try:
-        import torchmetrics.functional as functions
-    except ModuleNotFoundError as error:
-        raise MissingPackageError("torchmetrics", extra="evaluate", purpose="evaluating a model") from error
-    return functions
-
-
 def _pearson(x: Numbers, y: Numbers) -> float:
-    import torch
-
+    # A constant has no correlation; rounding errors would otherwise give it one.
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
-    return float(torchmetrics_functions().pearson_corrcoef(torch.from_numpy(x), torch.from_numpy(y)))
+    x, y = x - x.mean(), y - y.mean()
+    correlation = (x @ y) / (np.sqrt(x @ x) * np.sqrt(y @ y))
+    return float(np.clip(correlation, -1.0, 1.0))
 
 
 def _mean(table: Table, *, column: str) -> float:
@@ -251,12 +229,12 @@ def _weighted_mean(table: Table, weights: Numbers, *, column: str) -> Numbers:
 
 
 def _of_all(weighted: Callable[[Table, Numbers], Numbers]) -> Callable[[Table], float]:
-    """The value under the weight 1 for every example."""
+    """Return the value of a weighted metric when every example has the weight 1."""
     return lambda table: float(weighted(table, np.ones((1, len(next(iter(table.values()))))))[0])
 
 
 def _spread(total: Numbers, sums: Numbers, squares: Numbers) -> Numbers:
-    """``total**2`` times the variance, and exactly 0 where it is only what rounding left."""
+    """Return ``total**2`` times the variance, and exactly 0 where only rounding errors are left."""
     spread: Numbers = total * squares - sums**2
     kept: Numbers = np.where(spread > 1e-12 * total * squares, spread, 0.0)
     return kept
@@ -268,6 +246,6 @@ def _one_hot(numbers: Numbers, classes: int) -> Numbers:
 
 
 def _divide(over: Numbers, under: Numbers, *, empty: float = float("nan")) -> Numbers:
-    """``over / under``, and ``empty`` where that is nothing by nothing."""
+    """Return ``over / under``, and ``empty`` where ``under`` is 0."""
     quotient: Numbers = np.divide(over, under, out=np.full(np.shape(over), empty), where=under > 0)
     return quotient

@@ -1,30 +1,37 @@
-"""What is evaluated: a runner, with the configuration and the tokenizer that belong to it."""
+"""Open the model to evaluate: a runner with its configuration and tokenizer."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import CheckpointError, ConfigError
-from qdq.models.huggingface import read_config
 from qdq.models.registry import task_of
-from qdq.storage import no_directory
+from qdq.source import ModelDirectory
 
 if TYPE_CHECKING:
     from torch import nn
 
     from exporters.runners import Runner
+    from qdq.models.attention import AttentionImplementation
     from qdq.models.config import ModelConfig
 
-__all__ = ["EMBEDDING_TASKS", "RUNTIMES", "TASKS", "Subject", "is_export", "open_subject", "subject_of"]
+__all__ = [
+    "EMBEDDING_TASKS",
+    "RUNTIMES",
+    "TASKS",
+    "ModelUnderTest",
+    "model_under_test_of",
+    "open_model_under_test",
+]
 
 RUNTIMES = ("onnxruntime", "openvino")
 
+#: The tasks that compare embeddings of texts and need no head.
 EMBEDDING_TASKS = ("sts", "retrieval")
-"""Tasks that compare embeddings of texts and need no head."""
 
+#: The outputs that each task reads. Where a task has several choices, the first that the model has is read.
 OUTPUTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "sts": (("sentence_embedding",), ("last_hidden_state",)),
     "retrieval": (("sentence_embedding",), ("last_hidden_state",)),
@@ -34,28 +41,27 @@ OUTPUTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "question-answering": (("start_logits", "end_logits"),),
     "masked-lm": (("logits",), ("prediction_logits",)),
 }
-"""For every task the outputs that it reads; where there are several choices, the first that the model has."""
 
 TASKS = tuple(OUTPUTS)
 
-# Heads under another name that give the same logits.
+# Heads of other tasks that give the same logits.
 _ALSO_SERVES = {"masked-lm": ("pre-training",), "sequence-classification": ("next-sentence",)}
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelUnderTest:
     """A model that can be run for a task.
 
     Args:
-        name: for reports.
-        folder: with config.json, the tokenizer, and what sentence-transformers keeps beside them.
-        config: the model's configuration.
-        runner: arrays in, arrays out.
-        runtime: what computes: ``torch``, ``onnxruntime``, ``openvino``, ``tensorrt``, or ``runner`` for a foreign one.
+        name: The name in reports.
+        directory: The directory that configuration and tokenizer come from.
+        config: The configuration of the model.
+        runner: Takes arrays and returns arrays.
+        runtime: ``torch``, ``onnxruntime``, ``openvino`` or ``tensorrt``, or ``runner`` for a runner of the user.
     """
 
     name: str
-    folder: Path
+    directory: ModelDirectory
     config: ModelConfig
     runner: Runner
     runtime: str
@@ -66,136 +72,117 @@ class Subject:
         return self.config.max_length
 
 
-def open_subject(path: str | Path, task: str, *, runtime: str | None = None, threads: int | None = None) -> Subject:
-    """A checkpoint, float or quantized, an exported directory, or an engine built from one, ready for ``task``.
+def open_model_under_test(
+    path: str | Path | ModelDirectory, task: str, *, runtime: str | None = None, threads: int | None = None
+) -> ModelUnderTest:
+    """Open a float or quantized checkpoint, an exported directory, or an engine built from one, for a task.
 
     Args:
-        path: the directory, or the engine's file.
-        task: one of :data:`TASKS`.
-        runtime: that runs an exported directory, ``onnxruntime`` when None.
-        threads: of the runtime; None leaves the choice to it. torch has its own setting for the whole process.
+        path: The directory, or the file of the engine.
+        task: One of :data:`TASKS`.
+        runtime: The runtime of an exported directory, by default ``onnxruntime``.
+        threads: The number of threads of the runtime; None leaves the choice to it. PyTorch has its own setting for the
+            whole process.
 
     Raises:
-        BuildError: there is no GPU for an engine, or it cannot be loaded.
-        CheckpointError: there is no such model, or it is damaged.
-        ConfigError: the model has no head for the task, or ``runtime`` is unknown.
+        BuildError: There is no GPU for an engine, or it cannot be loaded.
+        CheckpointError: There is no such model, or it is damaged.
+        ConfigError: The model has no head for the task, or the runtime is unknown.
     """
     from exporters.tensorrt.plan_metadata import is_plan
 
-    path = Path(path)
-    if is_plan(path):
-        return _open_engine(path, task)
-    if not path.is_dir():
-        raise CheckpointError(no_directory(path, "give a checkpoint or an exported directory"))
+    if not isinstance(path, ModelDirectory) and is_plan(Path(path)):
+        return _open_engine(Path(path), task)
+    directory = ModelDirectory.of(path)
     if runtime is not None and runtime not in RUNTIMES:
         raise ConfigError(f"no runtime {runtime!r}: it must be {' or '.join(RUNTIMES)}")
-    config = read_config(path)
-    _check_head(str(path), config, task)
-    if is_export(path):
-        return _open_export(path, task, config, runtime or RUNTIMES[0], threads)
-    return _open_checkpoint(path, task)
+    _check_head(str(directory), directory.config, task)
+    if directory.is_export:
+        return _open_export(directory, task, runtime or RUNTIMES[0], threads)
+    return _open_checkpoint(directory, task)
 
 
-def subject_of(model: nn.Module | Runner, folder: str | Path, task: str) -> Subject:
-    """A model in memory, or any runner, with the directory that its configuration and tokenizer come from.
+def model_under_test_of(model: nn.Module | Runner, folder: str | Path | ModelDirectory, task: str) -> ModelUnderTest:
+    """Take a model in memory or any runner, with the directory of its configuration and tokenizer.
 
     Raises:
-        CheckpointError: the directory has no configuration.
-        ConfigError: the model has no head for the task.
+        CheckpointError: The directory has no configuration.
+        ConfigError: The model has no head for the task.
     """
     from torch import nn
 
     from exporters.runners import TorchRunner
 
-    folder = Path(folder)
+    directory = ModelDirectory.of(folder)
     if isinstance(model, nn.Module):
-        config: Any = getattr(model, "config", None) or read_config(folder)
+        config: Any = getattr(model, "config", None) or directory.config
         name = type(model).__name__
         runner: Runner = TorchRunner(model)
+        # A module of the user has no task; its outputs are checked when it runs.
         if hasattr(model, "task") and task not in EMBEDDING_TASKS:
             _check_head(name, config, task, head=model.task)  # type: ignore[arg-type]
-        return Subject(name, folder, config, runner, "torch")
-    config, name = read_config(folder), type(model).__name__
+        return ModelUnderTest(name, directory, config, runner, "torch")
+    name = type(model).__name__
     if model.output_names:
         _check_outputs(name, model.output_names, task, "the runner")
-    return Subject(name, folder, config, model, "runner")
+    return ModelUnderTest(name, directory, directory.config, model, "runner")
 
 
-def is_export(path: Path) -> bool:
-    """Whether a directory holds an exported model."""
-    from exporters.directory import EXPORT_FILE, MODEL_FILE
-
-    return (path / EXPORT_FILE).is_file() or (path / MODEL_FILE).is_file()
-
-
-def _open_checkpoint(path: Path, task: str) -> Subject:
+def _open_checkpoint(directory: ModelDirectory, task: str) -> ModelUnderTest:
     from exporters.runners import TorchRunner
-    from qdq.checkpoint import is_quantized, load
+    from qdq.checkpoint import load
 
-    if task in EMBEDDING_TASKS:  # the pooler is not read
-        model = load(path, "feature-extraction", allow_missing=("pooler",), **_attention(path))
+    # Fused attention is faster, but quantizers need the operations of eager attention.
+    attention: AttentionImplementation = "eager" if directory.is_quantized else "sdpa"
+    if task in EMBEDDING_TASKS:  # embeddings are made of token vectors, without the pooler
+        model = load(directory, "feature-extraction", allow_missing=("pooler",), attn_implementation=attention)
     else:
-        config = read_config(path)
-        head = task_of(config)[0] if config.architectures else task
-        model = load(path, head if head in _ALSO_SERVES.get(task, ()) else task, **_attention(path))
-    kind = "quantized" if is_quantized(path) else "float"
+        # A checkpoint that does not name its task is tried with the one that is asked for.
+        head = directory.head or task
+        head = head if head in _ALSO_SERVES.get(task, ()) else task
+        model = load(directory, head, attn_implementation=attention)
     names = next((n for n in OUTPUTS[task] if n != ("sentence_embedding",) and _gives(model, n)), OUTPUTS[task][-1])
-    return Subject(f"{path} ({kind} checkpoint)", path, model.config, TorchRunner(model, output_names=names), "torch")
-
-
-def _attention(path: Path) -> dict[str, Any]:
-    """Fused attention where there is nothing to quantize in it."""
-    from qdq.checkpoint import is_quantized
-
-    return {"attn_implementation": "eager" if is_quantized(path) else "sdpa"}
+    name = f"{directory} ({directory.kind} checkpoint)"
+    return ModelUnderTest(name, directory, model.config, TorchRunner(model, output_names=names), "torch")
 
 
 def _gives(model: Any, names: tuple[str, ...]) -> bool:
-    return set(names) <= set(getattr(model, "returns", ("last_hidden_state",)))
+    return set(names) <= set(getattr(model, "logits_fields", ("last_hidden_state",)))
 
 
-def _open_export(path: Path, task: str, config: ModelConfig, runtime: str, threads: int | None) -> Subject:
-    from exporters.directory import MODEL_FILE
+def _open_export(directory: ModelDirectory, task: str, runtime: str, threads: int | None) -> ModelUnderTest:
     from exporters.runners import OnnxRuntimeRunner, OpenVINORunner
 
     runners = {"onnxruntime": OnnxRuntimeRunner, "openvino": OpenVINORunner}
-    runner: Any = runners[runtime](path / MODEL_FILE, threads=threads)
-    _check_outputs(str(path / MODEL_FILE), runner.output_names, task, "the file")
-    return Subject(f"{path} ({_target(path)} export)", path, config, runner, runtime)
+    runner: Any = runners[runtime](directory.model_file, threads=threads)
+    _check_outputs(str(directory.model_file), runner.output_names, task, "the file")
+    name = f"{directory} ({directory.target or 'foreign'} export)"
+    return ModelUnderTest(name, directory, directory.config, runner, runtime)
 
 
-def _open_engine(path: Path, task: str) -> Subject:
-    """An engine; configuration and tokenizer are those of the export that it lies in, or was built from."""
+def _open_engine(path: Path, task: str) -> ModelUnderTest:
+    """Open an engine with the configuration and tokenizer of the export beside it or that it was built from."""
     from exporters.tensorrt.plan_metadata import read_metadata
     from exporters.tensorrt.runner import TensorRTRunner
 
     folder = path.parent
     if not (folder / "config.json").is_file():
+        # An engine that was moved records the export that it was built from.
         folder = Path(read_metadata(path)["source"])
     if not (folder / "config.json").is_file():
         raise CheckpointError(
-            f"{path}: its configuration and tokenizer are in {folder}, which is not there: put the engine into the "
+            f"{path}: its configuration and tokenizer are in {folder}, which does not exist: put the engine into the "
             "directory that it was built from"
         )
-    config = read_config(folder)
-    _check_head(str(path), config, task)
+    directory = ModelDirectory.of(folder)
+    _check_head(str(path), directory.config, task)
     runner = TensorRTRunner(path)
     _check_outputs(str(path), runner.output_names, task, "the engine")
-    return Subject(f"{path} (engine)", folder, config, runner, "tensorrt")
-
-
-def _target(path: Path) -> str:
-    from exporters.directory import EXPORT_FILE
-
-    try:
-        document = json.loads((path / EXPORT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "foreign"
-    return str(document.get("target")) if isinstance(document, dict) else "foreign"
+    return ModelUnderTest(f"{path} (engine)", directory, directory.config, runner, "tensorrt")
 
 
 def _check_head(name: str, config: ModelConfig, task: str, *, head: str | None = None) -> None:
-    """Refuse a model that was made for another task; one that does not say its task is tried."""
+    """Raise if the model was made for another task; a model that does not name its task is tried."""
     if task not in OUTPUTS:
         raise ConfigError(f"no task {task!r} to evaluate; there are {', '.join(TASKS)}")
     if task in EMBEDDING_TASKS or (head is None and not config.architectures):

@@ -1,4 +1,4 @@
-"""Extractive question answering: the best span over all windows of a context, or no answer (SQuAD 1.1 and 2.0)."""
+"""Extractive question answering: find the best span of a context, or no answer (SQuAD 1.1 and 2.0)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 
 from qdq.data.examples import QuestionExample
 from qdq.errors import DataError
+from qdq.tasks.evaluator import Scores
+from qdq.tasks.example_table import TableBuilder
 from qdq.tasks.metrics import mean, ratio
-from qdq.tasks.scoring import Scores
 from qdq.tasks.squad import answer_scores
-from qdq.tasks.table import TableBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qdq.data.batches import Batch
-    from qdq.tasks.scoring import Job
-    from qdq.tasks.settings import Settings
+    from qdq.tasks.evaluation_settings import EvaluationSettings
+    from qdq.tasks.evaluator import Evaluator
 
 __all__ = ["Answer", "answers", "score"]
 
 
-_ALL_ANSWERABLE = 'every question has an answer, so "no answer" is not considered; --null-threshold would consider it'
+_ALL_ANSWERABLE = 'every question has an answer, so "no answer" is not considered; set --null-threshold to consider it'
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answers.
+    """The answer of a model.
 
     Args:
-        text: a piece of the context, empty where the model says that there is no answer.
-        best: the best piece of the context, whatever the score of "no answer".
-        null_difference: how much higher the score of "no answer" is than that of the best span.
+        text: The best span of the context, or an empty text for "no answer".
+        best: The best span of the context, also where the model gives no answer.
+        null_difference: By how much the score of "no answer" exceeds that of the best span.
     """
 
     text: str
@@ -46,7 +46,7 @@ class Answer:
 
 @dataclass
 class _Best:
-    """The best of the windows seen so far: characters of the context, and the scores."""
+    """The best span of the windows that have been computed: its characters in the context, and the scores."""
 
     windows: int = 0
     score: float = -np.inf
@@ -54,13 +54,17 @@ class _Best:
     null: float = np.inf
 
 
-def score(job: Job) -> Scores:
-    """Exact match and F1 over all questions, and over those with and those without an answer; five numbers each."""
-    settings = job.settings
-    examples = job.examples("question-answering")
+def score(evaluator: Evaluator) -> Scores:
+    """Score exact match and F1 of all questions, and of those with and without an answer.
+
+    Five numbers are kept for each question.
+    """
+    settings = evaluator.settings
+    examples = evaluator.examples("question-answering")
     table = TableBuilder("exact", "f1", "exact_of_best", "f1_of_best", "answerable")
-    for question, answer in answers(job, examples):
+    for question, answer in answers(evaluator, examples):
         exact, f1 = answer_scores(answer.text, question.answers or ())
+        # Scored as well, because only the end of the data shows whether every question has an answer.
         exact_of_best, f1_of_best = answer_scores(answer.best, question.answers or ())
         table.put(
             [question.index],
@@ -78,6 +82,7 @@ def score(job: Job) -> Scores:
         notes = (_ALL_ANSWERABLE,)
     metrics = [mean("f1"), mean("exact_match", "exact")]
     if 0 < answerable.sum() < len(answerable):
+        # Figures of a subset are ratios of two columns, so that the bootstrap can resample them.
         numbers["unanswerable"] = 1 - answerable
         numbers["exact_of_answerable"] = numbers["exact"] * answerable
         numbers["f1_of_answerable"] = numbers["f1"] * answerable
@@ -91,28 +96,31 @@ def score(job: Job) -> Scores:
     return Scores(numbers, tuple(metrics), skipped=examples.skipped, settings=settings.to_dict(*names), notes=notes)
 
 
-def answers(job: Job, examples: Iterable[Any]) -> Iterator[tuple[QuestionExample, Answer]]:
-    """Every question with the model's answer, in the order in which their last windows are computed."""
-    settings = job.settings
+def answers(evaluator: Evaluator, examples: Iterable[Any]) -> Iterator[tuple[QuestionExample, Answer]]:
+    """Yield every question with the model's answer, in the order in which their last windows are computed."""
+    settings = evaluator.settings
     pending: dict[int, _Best] = {}
-    for batch, outputs in job.run(job.batches(examples, "question-answering", stride=settings.stride)):
-        if batch.part is None or batch.parts is None or batch.offsets is None:
-            raise DataError(f"{batch.examples[0].place}: no question with its context")
+    for batch, outputs in evaluator.outputs(evaluator.batches(examples, "question-answering", stride=settings.stride)):
+        if batch.window_index is None or batch.window_count is None or batch.offsets is None:
+            raise DataError(f"{batch.examples[0].location}: no question with its context")
         windows = _best_spans(batch, outputs["start_logits"], outputs["end_logits"], settings)
-        for row, (index, parts) in enumerate(zip(batch.index.tolist(), batch.parts.tolist(), strict=True)):
+        for row, (index, window_count) in enumerate(
+            zip(batch.index.tolist(), batch.window_count.tolist(), strict=True)
+        ):
             best = pending.setdefault(index, _Best())
             span_score, begin, end, null = (values[row] for values in windows)
             best.windows += 1
+            # As in SQuAD's script, the window that is surest of an answer decides about "no answer".
             best.null = min(best.null, float(null))
             if span_score > best.score:
                 best.score, best.span = float(span_score), (int(begin), int(end))
-            if best.windows == parts:
+            if best.windows == window_count:
                 question = batch.examples[row]
                 assert isinstance(question, QuestionExample)
                 yield question, _answer(question, pending.pop(index), settings)
 
 
-def _answer(question: QuestionExample, best: _Best, settings: Settings) -> Answer:
+def _answer(question: QuestionExample, best: _Best, settings: EvaluationSettings) -> Answer:
     difference = best.null - best.score
     text = question.context[slice(*best.span)]
     is_none = not settings.always_answer and difference > (settings.null_threshold or 0.0)
@@ -120,12 +128,12 @@ def _answer(question: QuestionExample, best: _Best, settings: Settings) -> Answe
 
 
 def _best_spans(
-    batch: Batch, start: NDArray[Any], end: NDArray[Any], settings: Settings
+    batch: Batch, start: NDArray[Any], end: NDArray[Any], settings: EvaluationSettings
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """For every row the score of the best span, its characters (begin, end), and the score of no answer.
+    """Return for every row the score of the best span, its characters (begin, end), and the score of "no answer".
 
-    Spans run over tokens of the context, from one of the ``n_best`` starts to one of the ``n_best`` ends. The score of
-    "no answer" is that of the first token, where the families put theirs for it.
+    A span goes from one of the ``n_best`` starts to one of the ``n_best`` ends and has tokens of the context only. The
+    score of "no answer" is that of the first token, at which models are trained to point then.
     """
     assert batch.offsets is not None
     offsets = batch.offsets.numpy()
@@ -134,6 +142,7 @@ def _best_spans(
     starts, ends = (_highest(np.where(inside, logits, -np.inf), settings.n_best) for logits in (start, end))
     length = ends[:, np.newaxis, :] - starts[:, :, np.newaxis] + 1
     rows = np.arange(len(start))[:, np.newaxis]
+    # All pairs of the best starts and the best ends: (batch, n_best, n_best).
     score = start[rows, starts][:, :, np.newaxis] + end[rows, ends][:, np.newaxis, :]
     possible = inside[rows, starts][:, :, np.newaxis] & inside[rows, ends][:, np.newaxis, :]
     possible &= (length >= 1) & (length <= settings.max_answer_length)
@@ -145,6 +154,6 @@ def _best_spans(
 
 
 def _highest(logits: NDArray[Any], count: int) -> NDArray[Any]:
-    """Positions ``(batch, count)`` of the highest logits ``(batch, seq)``, the highest first."""
+    """Return the positions ``(batch, count)`` of the highest logits ``(batch, seq)``, highest first."""
     order: NDArray[Any] = np.argsort(-logits, axis=1, kind="stable")[:, :count]
     return order

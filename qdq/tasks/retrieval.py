@@ -1,12 +1,13 @@
-"""Retrieval: is the passage that answers a query among the nearest ones?
+"""Retrieval: whether the passages that answer a query are among the nearest ones.
 
-Rows are ``{"query": ..., "positive": ..., "negatives": [...]}``: a text, one passage or several that answer it, and any
-number of others that do not. Every passage of the whole file is ranked for every query. Other names that do:
+A row is ``{"query": ..., "positive": ..., "negatives": [...]}``: a text, one or more passages that answer it, and any
+number of passages that do not. Every passage of the file is ranked for every query. Other column names are possible:
 
-1. query: ``question``, ``anchor``; 2. positive: ``positives``, ``passage``, ``context``, ``document``;
-3. negatives: ``negative``, ``hard_negatives``.
+1. For the query: ``question``, ``anchor``.
+2. For the positive: ``positives``, ``passage``, ``context``, ``document``.
+3. For the negatives: ``negative``, ``hard_negatives``.
 
-So SQuAD's JSON is a retrieval set as well: to each question its paragraph among all paragraphs.
+SQuAD's JSON is therefore a retrieval set, too: each question has to find its paragraph among all paragraphs.
 """
 
 from __future__ import annotations
@@ -19,22 +20,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qdq.data.examples import TextExample
-from qdq.data.problems import Problems
-from qdq.data.sampling import draw
-from qdq.data.source import open_source
+from qdq.data.records import Problems
+from qdq.data.source import draw, open_source
 from qdq.errors import DataError
 from qdq.tasks.embeddings import embed, embed_in_batches, embedding_settings
+from qdq.tasks.evaluator import Scores
+from qdq.tasks.example_table import TableBuilder
 from qdq.tasks.metrics import mean
-from qdq.tasks.scoring import Scores
-from qdq.tasks.table import TableBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from qdq.tasks.scoring import Job
-    from qdq.tasks.table import Numbers
+    from qdq.tasks.evaluator import Evaluator
+    from qdq.tasks.example_table import Numbers
 
 __all__ = ["RECALLS", "score"]
 
@@ -48,31 +48,33 @@ _NEGATIVE = ("negative", "negatives", "hard_negatives")
 
 @dataclass(frozen=True)
 class _Row:
-    place: str
+    location: str
     query: str
     positives: tuple[str, ...]
     negatives: tuple[str, ...]
 
 
-def score(job: Job) -> Scores:
-    """Recall at 1, 5 and 10 and the mean reciprocal rank within 10, by the cosine of embeddings.
+def score(evaluator: Evaluator) -> Scores:
+    """Score recall at 1, 5 and 10 and the mean reciprocal rank within 10, by the cosine of embeddings.
 
-    Recall is the share of a query's positives among the nearest passages. Passages at the same cosine as a positive
-    count as nearer, so that a model that tells nothing apart gets nothing. Four numbers are kept per query, an
-    embedding per passage.
+    Recall is the share of a query's positives among the nearest passages. Passages with the same cosine as a positive
+    count as nearer, so that a model with equal embeddings for all texts scores 0. Four numbers are kept for each query,
+    and the embedding of each passage.
 
     Raises:
-        DataError: rows without query or positive, all of them.
+        DataError: Rows have no query or no positive; the message lists all of them.
     """
-    rows = _Rows(job)
+    rows = _Rows(evaluator)
     ids: dict[bytes, int] = {}
-    passages = np.stack(list(embed(job, _passages(rows, ids))) or [np.zeros(0, dtype=np.float32)])
+    # The data is read twice: first for all passages, whose embeddings stay in memory, then for the queries.
+    passages = np.stack(list(embed(evaluator, _passages(rows, ids))) or [np.zeros(0, dtype=np.float32)])
     if not ids:
         raise DataError(f"{rows.name}: no row with a query and a passage that answers it")
     relevant: dict[int, NDArray[Any]] = {}
     table = TableBuilder(*(f"recall@{k}" for k in RECALLS), f"mrr@{MRR}")
-    asked = rows if job.settings.num_samples is None else draw(rows, job.settings.num_samples, job.settings.seed)
-    for batch, queries in embed_in_batches(job, _queries(asked, ids, relevant)):
+    count, seed = evaluator.settings.num_samples, evaluator.settings.seed
+    chosen = rows if count is None else draw(rows, count, seed)
+    for batch, queries in embed_in_batches(evaluator, _queries(chosen, ids, relevant)):
         found = [
             _of_query(cosines, relevant.pop(index))
             for index, cosines in zip(batch.index.tolist(), queries @ passages.T, strict=True)
@@ -81,49 +83,49 @@ def score(job: Job) -> Scores:
     return Scores(
         table.finish(),
         tuple(mean(name) for name in (f"mrr@{MRR}", *(f"recall@{k}" for k in RECALLS))),
-        settings={**embedding_settings(job), "passages": len(passages)},
+        settings={**embedding_settings(evaluator), "passages": len(passages)},
     )
 
 
 def _of_query(cosines: Numbers, positives: NDArray[Any]) -> dict[str, float]:
-    """The metrics of one query from its cosine to every passage."""
-    # At equal cosine a positive comes behind every other passage, and positives in any order.
+    """Return the metrics of one query from its cosine to every passage."""
+    # A positive ranks after all other passages of the same cosine; the order among positives does not matter.
     others = np.delete(cosines, positives)
     own = -np.sort(-cosines[positives])
-    place = np.array([int((others >= value).sum()) for value in own]) + np.arange(1, len(own) + 1)
-    recalls = {f"recall@{k}": float((place <= k).mean()) for k in RECALLS}
-    return {**recalls, f"mrr@{MRR}": 1 / place[0] if place[0] <= MRR else 0.0}
+    ranks = np.array([int((others >= value).sum()) for value in own]) + np.arange(1, len(own) + 1)
+    recalls = {f"recall@{k}": float((ranks <= k).mean()) for k in RECALLS}
+    return {**recalls, f"mrr@{MRR}": 1 / ranks[0] if ranks[0] <= MRR else 0.0}
 
 
 def _passages(rows: Iterable[_Row], ids: dict[bytes, int]) -> Iterator[TextExample]:
-    """Every passage once; ``ids`` gets its number."""
+    """Yield every passage once and put its number into ``ids``."""
     for row in rows:
         for text in (*row.positives, *row.negatives):
             digest = _digest(text)
             if digest not in ids:
                 ids[digest] = len(ids)
-                yield TextExample(ids[digest], row.place, text, None, None)
+                yield TextExample(ids[digest], row.location, text, None, None)
 
 
 def _queries(
     rows: Iterable[_Row], ids: Mapping[bytes, int], relevant: dict[int, NDArray[Any]]
 ) -> Iterator[TextExample]:
-    """Every query; ``relevant`` gets the numbers of its positives."""
+    """Yield every query and put the numbers of its positives into ``relevant``."""
     for index, row in enumerate(rows):
         relevant[index] = np.unique([ids[_digest(text)] for text in row.positives])
-        yield TextExample(index, row.place, row.query, None, None)
+        yield TextExample(index, row.location, row.query, None, None)
 
 
 def _digest(text: str) -> bytes:
-    """What stands for a text, so that a million passages need not be kept."""
+    """Return a short digest of a text, so that millions of passages need not be in memory."""
     return blake2b(text.encode(), digest_size=16).digest()
 
 
 class _Rows:
-    """The rows of the data, as often as they are asked for."""
+    """The rows of the data, which can be read more than once."""
 
-    def __init__(self, job: Job) -> None:
-        settings, data = job.settings, job.data
+    def __init__(self, evaluator: Evaluator) -> None:
+        settings, data = evaluator.settings, evaluator.data
         self._columns = settings.columns
         source = open_source(list(data) if isinstance(data, Iterator) else data, split=settings.split)
         self.name = source.name
@@ -132,37 +134,38 @@ class _Rows:
     def __iter__(self) -> Iterator[_Row]:
         problems = Problems(self.name)
         for record in self._source:
-            row = self._row(record.place, record.values, problems)
+            row = self._row(record.location, record.values, problems)
             if row is not None and not problems:
                 yield row
         problems.raise_if_any()
 
-    def _row(self, place: str, values: Mapping[str, Any], problems: Problems) -> _Row | None:
+    def _row(self, location: str, values: Mapping[str, Any], problems: Problems) -> _Row | None:
         columns = self._columns
         query = _first(values, [columns.text or columns.question] if columns else [], _QUERY)
         positives = _texts(_first(values, [columns.text_pair or columns.context] if columns else [], _POSITIVE))
         negatives = _texts(_first(values, [], _NEGATIVE))
         if not isinstance(query, str) or not query.strip():
-            problems.add(place, f"no query: a text called {' or '.join(_QUERY)}; it has {', '.join(values)}")
+            problems.add(location, f"no query: a text called {' or '.join(_QUERY)}; it has {', '.join(values)}")
         elif not positives:
             problems.add(
-                place, f"no passage that answers it: texts called {' or '.join(_POSITIVE)}; it has {', '.join(values)}"
+                location,
+                f"no passage that answers it: texts called {' or '.join(_POSITIVE)}; it has {', '.join(values)}",
             )
         elif negatives is None:
-            problems.add(place, f"{' or '.join(_NEGATIVE)} must be a text or a list of texts")
+            problems.add(location, f"{' or '.join(_NEGATIVE)} must be a text or a list of texts")
         else:
-            return _Row(place, query, positives, negatives)
+            return _Row(location, query, positives, negatives)
         return None
 
 
 def _first(values: Mapping[str, Any], asked: Sequence[str | None], usual: Sequence[str]) -> Any:
-    """The value asked for by name, or under the first of the usual names."""
+    """Return the value under the name that was asked for, or under the first usual name."""
     names = [name for name in asked if name is not None] or usual
     return next((values[name] for name in names if name in values), None)
 
 
 def _texts(value: Any) -> tuple[str, ...] | None:
-    """One text or several, none for nothing; None for what is no text."""
+    """Return one or several texts as a tuple, empty for None; return None for values that are not text."""
     texts = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text.strip() for text in texts):
         return None

@@ -1,4 +1,4 @@
-"""Sequence classification: one label of several, any number of labels, or a score."""
+"""Sequence classification: one class, any number of labels, or a score for each text."""
 
 from __future__ import annotations
 
@@ -7,46 +7,50 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qdq.data.labels import Labels
+from qdq.tasks.evaluator import Scores
+from qdq.tasks.example_table import TableBuilder
 from qdq.tasks.metrics import classification, correlations, mean, mean_squared_error, overlap
-from qdq.tasks.scoring import Scores
-from qdq.tasks.table import TableBuilder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qdq.models.config import ModelConfig
+    from qdq.tasks.evaluator import Evaluator
+    from qdq.tasks.example_table import Numbers
     from qdq.tasks.metrics import Metric
-    from qdq.tasks.scoring import Job
-    from qdq.tasks.table import Numbers
 
 __all__ = ["labels_of", "score"]
 
 
-def score(job: Job) -> Scores:
-    """The metrics of the head's kind; per row two numbers are kept, four with several labels.
+def score(evaluator: Evaluator) -> Scores:
+    """Score the metrics that fit the head.
 
-    1. one label: accuracy, F1, Matthews;
-    2. a score (a head with a single output): Spearman, Pearson, mean squared error;
-    3. several labels, each of them there when its logit is above 0: F1, precision and recall over all, exact match.
+    1. One class: accuracy, F1 and Matthews' correlation.
+    2. A score (a head with a single output): Spearman's and Pearson's correlation and the mean squared error.
+    3. Several labels, which are predicted where their logits are above 0: F1, precision and recall over all labels, and
+       exact match.
+
+    Two numbers are kept for each row, and four with several labels.
     """
-    labels = labels_of(job.subject.config)
+    labels = labels_of(evaluator.model.config)
     kind, metrics = _kind(labels)
     table = TableBuilder(*kind)
-    examples = job.examples("sequence-classification", labels)
-    for batch, outputs in job.run(job.batches(examples, "sequence-classification")):
+    examples = evaluator.examples("sequence-classification", labels)
+    for batch, outputs in evaluator.outputs(evaluator.batches(examples, "sequence-classification")):
         target = batch["labels"].numpy()
         table.put(batch.index, **_numbers(outputs["logits"], target, labels))
     return Scores(table.finish(), metrics, skipped=examples.skipped)
 
 
 def labels_of(config: ModelConfig) -> Labels:
-    """The labels of a head."""
+    """Return the labels of a head."""
+    # Some configurations have only one of the two maps.
     ids = config.label2id or {name: index for index, name in (config.id2label or {}).items()}
     return Labels.of(config.num_labels, ids, multi_label=config.problem_type == "multi_label_classification")
 
 
 def _kind(labels: Labels) -> tuple[tuple[str, ...], tuple[Metric, ...]]:
-    """Columns and metrics."""
+    """Return the columns of the table and the metrics."""
     if labels.is_regression:
         return ("prediction", "label"), (
             *correlations("prediction", "label"),

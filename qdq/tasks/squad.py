@@ -1,4 +1,4 @@
-"""How SQuAD 2.0 scores an answer (Rajpurkar et al. 2018): exact match and token F1, also for no answer at all."""
+"""Score an answer as SQuAD 2.0 does (Rajpurkar et al. 2018): exact match and F1 of the words."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ _PUNCTUATION = dict.fromkeys(map(ord, string.punctuation))
 
 
 def normalized(text: str) -> str:
-    """Lower case, without ASCII punctuation and English articles, words one space apart."""
+    """Return the text in lower case, without ASCII punctuation and English articles, with single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def answer_scores(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
-    """Exact match and F1 of a prediction, each against the true answer that suits it best.
+    """Return exact match and F1 of a prediction, each for the true answer that gives the highest value.
 
     Args:
-        prediction: empty for "there is no answer".
-        answers: of the annotators; none for a question without answer. One of which nothing is left when normalized
-            does not count.
+        prediction: The answer; empty for "no answer".
+        answers: The true answers, none for a question without an answer. An answer that normalizing leaves empty does
+            not count.
     """
     ours = normalized(prediction)
+    # Answers are unique after normalizing; a question without an answer has the empty one.
     true = list(dict.fromkeys(filter(None, map(normalized, answers)))) or [""]
     return float(ours in true), max(_f1(ours.split(), answer.split()) for answer in true)
 

@@ -1,4 +1,4 @@
-"""Semantic textual similarity: does the cosine of two embeddings follow the people who scored the pair?"""
+"""Semantic textual similarity: how the cosine of two embeddings correlates with the scores of people."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ import numpy as np
 from qdq.data.examples import TextExample
 from qdq.errors import DataError
 from qdq.tasks.embeddings import embed, embedding_settings
+from qdq.tasks.evaluator import Scores
+from qdq.tasks.example_table import TableBuilder
 from qdq.tasks.metrics import correlations
-from qdq.tasks.scoring import Scores
-from qdq.tasks.table import TableBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from qdq.data.examples import Examples
-    from qdq.tasks.scoring import Job
+    from qdq.tasks.evaluator import Evaluator
 
 __all__ = ["score"]
 
 _CHUNK = 512  # vectors whose cosines are computed at once
 
 
-def score(job: Job) -> Scores:
-    """Spearman's and Pearson's correlation of cosine and score; per pair the two numbers are kept.
+def score(evaluator: Evaluator) -> Scores:
+    """Score Spearman's and Pearson's correlation of cosine and score. Two numbers are kept for each pair.
 
     Raises:
-        DataError: the data holds no pairs of texts with scores.
+        DataError: The data has no pairs of texts with scores.
     """
-    examples = job.examples("sts")
+    examples = evaluator.examples("sts")
     table = TableBuilder("similarity", "score")
-    vectors = embed(job, _texts(examples, table), rows_per_example=2)
+    # While embed() consumes the texts, _texts() stores the scores of their pairs in the table.
+    vectors = embed(evaluator, _texts(examples, table), rows_per_example=2)
     done = 0
     while chunk := list(islice(vectors, _CHUNK)):
         pairs = np.stack(chunk).reshape(len(chunk) // 2, 2, -1)
@@ -44,15 +45,17 @@ def score(job: Job) -> Scores:
         table.finish(),
         correlations("similarity", "score"),
         skipped=examples.skipped,
-        settings=embedding_settings(job),
+        settings=embedding_settings(evaluator),
     )
 
 
 def _texts(examples: Examples, table: TableBuilder) -> Iterator[TextExample]:
-    """Both texts of every pair, one after the other; the scores go to the table."""
+    """Yield both texts of every pair, one after the other, and store the scores in the table."""
     for example in examples:
         if not isinstance(example, TextExample) or example.text_pair is None:
-            raise DataError(f"{examples.name}, {example.place}: no second text; the task sts needs pairs with a score")
+            raise DataError(
+                f"{examples.name}, {example.location}: no second text; the task sts needs pairs with a score"
+            )
         table.put([example.index], score=[float(example.label)])  # type: ignore[arg-type]
-        for place, text in enumerate((example.text, example.text_pair)):
-            yield TextExample(2 * example.index + place, example.place, text, None, None)
+        for half, text in enumerate((example.text, example.text_pair)):
+            yield TextExample(2 * example.index + half, example.location, text, None, None)

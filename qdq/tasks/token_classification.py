@@ -1,4 +1,4 @@
-"""Token classification: a label for every word, and the entities that the labels spell."""
+"""Token classification: a label for every word, and the entities that the labels describe."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 
 from qdq.data.examples import TokenExample
 from qdq.errors import DataError, MissingPackageError
+from qdq.tasks.evaluator import Scores
+from qdq.tasks.example_table import TableBuilder
 from qdq.tasks.metrics import overlap, ratio
-from qdq.tasks.scoring import Scores
 from qdq.tasks.sequence_classification import labels_of
-from qdq.tasks.table import TableBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qdq.data.batches import Batch
-    from qdq.tasks.scoring import Job
+    from qdq.tasks.evaluator import Evaluator
 
 __all__ = ["OUTSIDE", "entities_finder", "score"]
 
@@ -27,26 +27,27 @@ OUTSIDE = "O"
 _PREFIXES = ("B-", "I-", "E-", "S-")
 
 
-def score(job: Job) -> Scores:
-    """F1, precision and recall of entities by seqeval, and the accuracy of words; five numbers are kept per sentence.
+def score(evaluator: Evaluator) -> Scores:
+    """Score F1, precision and recall of entities by seqeval, and the accuracy of words.
 
-    A word's label is that of its first piece. A word that the model does not see, because the sentence is cut before
-    it, is outside of every entity, and its label is wrong unless it says so too. Labels that spell no entities (parts
-    of speech, say) give the accuracy alone.
+    The label of a word is that of its first token. A word that the model does not see, because the sentence was cut
+    before it, counts as outside of every entity. Labels that describe no entities, such as parts of speech, give the
+    accuracy alone. Five numbers are kept for each sentence.
 
     Raises:
-        DataError: sentences come without words and tags.
+        DataError: An example has no words or no tags.
         MissingPackageError: seqeval is not installed.
     """
-    labels = labels_of(job.subject.config)
-    has_entities = _spell_entities(labels.names)
+    labels = labels_of(evaluator.model.config)
+    has_entities = _describe_entities(labels.names)
     table = TableBuilder("right", "words", "hits", "predicted", "true")
     count = _EntityCounter(labels.names) if has_entities else None
     unseen = 0
-    examples = job.examples("token-classification", labels)
-    for batch, outputs in job.run(job.batches(examples, "token-classification")):
+    examples = evaluator.examples("token-classification", labels)
+    for batch, outputs in evaluator.outputs(evaluator.batches(examples, "token-classification")):
         predictions = _of_words(batch, outputs["logits"].argmax(axis=-1), _outside(labels.names))
         truths = [_tags(example) for example in batch.examples]
+        # A word that has no first token in its row was cut off, or is empty for the tokenizer.
         unseen += sum(map(len, truths)) - int((batch.word_ids.numpy() >= 0).sum())  # type: ignore[union-attr]
         pairs = list(zip(predictions, truths, strict=True))
         entities = np.array([count(*pair) if count else (0, 0, 0) for pair in pairs], dtype=np.float64).reshape(-1, 3)
@@ -59,10 +60,10 @@ def score(job: Job) -> Scores:
             true=entities[:, 2],
         )
     accuracy = ratio("accuracy", "right", "words")
-    notes = [] if has_entities else ["the labels of the head spell no entities (B-, I-, E-, S-, O): accuracy only"]
+    notes = [] if has_entities else ["the labels of the head describe no entities (B-, I-, E-, S-, O): accuracy only"]
     if unseen:
         notes.append(
-            f"{unseen} words lie behind the longest sequence or are nothing to the tokenizer, and count as unlabelled"
+            f"{unseen} words are beyond the longest sequence or have no token, and count as outside of entities"
         )
     return Scores(
         table.finish(),
@@ -73,7 +74,7 @@ def score(job: Job) -> Scores:
 
 
 def entities_finder() -> Callable[[list[str]], list[tuple[str, int, int]]]:
-    """What finds the entities (type, first word, last word) of a sentence's tags, as CoNLL's own script does.
+    """Return the function that finds entities (type, first word, last word) in tags, as the script of CoNLL does.
 
     Raises:
         MissingPackageError: seqeval is not installed.
@@ -86,10 +87,10 @@ def entities_finder() -> Callable[[list[str]], list[tuple[str, int, int]]]:
 
 
 class _EntityCounter:
-    """How many entities are right, predicted and true."""
+    """Count how many entities are right, predicted and true."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._names = (*names, OUTSIDE)  # -1 is a word without prediction
+        self._names = (*names, OUTSIDE)  # index -1, a word without prediction, takes the last entry
         self._outside = [index for index, name in enumerate(names) if name == OUTSIDE]
         self._entities = entities_finder()
 
@@ -98,17 +99,19 @@ class _EntityCounter:
         return len(found & true), len(found), len(true)
 
     def _of(self, tags: NDArray[Any]) -> set[tuple[str, int, int]]:
+        # Sentences without entities are the most frequent ones, and need no call of seqeval.
         if np.isin(tags, [*self._outside, -1]).all():
             return set()
         return set(self._entities([self._names[tag] for tag in tags.tolist()]))
 
 
 def _of_words(batch: Batch, tags: NDArray[Any], outside: int) -> list[NDArray[Any]]:
-    """The predicted label of every word of every row: that at its first piece, ``outside`` where it has none."""
+    """Return the predicted label of every word of every row; ``outside`` for words that have no token."""
     assert batch.word_ids is not None
     words = batch.word_ids.numpy()
     lengths = np.array([len(_tags(example)) for example in batch.examples])
     begins = np.concatenate(([0], np.cumsum(lengths)))
+    # The words of all sentences one after another, to fill them with one assignment.
     flat = np.full(begins[-1], outside, dtype=np.int64)
     row, column = np.nonzero(words >= 0)
     flat[begins[row] + words[row, column]] = tags[row, column]
@@ -117,14 +120,14 @@ def _of_words(batch: Batch, tags: NDArray[Any], outside: int) -> list[NDArray[An
 
 def _tags(example: Any) -> NDArray[Any]:
     if not isinstance(example, TokenExample) or example.tags is None:
-        raise DataError(f"{example.place}: no words with tags; the task token-classification needs them")
+        raise DataError(f"{example.location}: no words with tags; the task token-classification needs them")
     return np.asarray(example.tags, dtype=np.int64)
 
 
 def _outside(names: Sequence[str]) -> int:
-    """The id of the label for no entity, -1 if there is none."""
+    """Return the id of the label for no entity, or -1 if there is none."""
     return names.index(OUTSIDE) if OUTSIDE in names else -1
 
 
-def _spell_entities(names: Sequence[str]) -> bool:
+def _describe_entities(names: Sequence[str]) -> bool:
     return all(name == OUTSIDE or name.startswith(_PREFIXES) for name in names) and len(names) > 1

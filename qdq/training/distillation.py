@@ -1,8 +1,7 @@
-"""Learning from another model: its logits, hidden states and attention (Hinton et al. 2015, arXiv 1503.02531)."""
+"""Learn from a teacher's logits, hidden states and attention (Hinton et al. 2015, arXiv 1503.02531)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,85 +9,61 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from qdq.data.features import IGNORED
-from qdq.errors import ConfigError, describe_problems
-from qdq.training.embeddings import embed, embedding_loss, pairs_loss, texts_of
+from qdq.errors import ConfigError
+from qdq.training.embedding_loss import embed, embedding_loss, pairs_loss, texts_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Distillation", "DistilledLoss", "attention_loss", "hidden_loss", "logits_loss", "misfits"]
+    from qdq.models.config import ModelConfig
+    from qdq.training.settings import Distillation
 
+__all__ = ["DistillationLoss", "attention_loss", "hidden_loss", "logits_loss", "teacher_problems"]
+
+# All outputs that are logits, in every family and task.
 _LOGITS = ("logits", "start_logits", "end_logits", "prediction_logits", "seq_relationship_logits", "sop_logits")
 _LABELS = {"labels", "start_positions", "end_positions"}
-_SPAN = ("start_logits", "end_logits")  # over positions, padding among them
+_SPAN = ("start_logits", "end_logits")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Distillation:
-    """How much each part of the loss counts; the loss is their weighted sum.
+def teacher_problems(
+    student: ModelConfig, teacher: ModelConfig, weights: Distillation, *, embeds: bool = False
+) -> list[str]:
+    """Return why one model cannot teach another, a line each; an empty list if it can.
 
     Args:
-        task: the loss of the labels.
-        logits: the divergence of the two distributions of answers, of each label by itself where a text can have
-            several; of scores their mean squared difference; of models that embed the distance of the embeddings.
-        hidden: the mean squared difference of hidden states, embeddings included.
-        attention: the mean squared difference of attention weights.
-        temperature: that softens the distributions of answers.
-
-    Raises:
-        ConfigError: values out of range, all of them.
-    """
-
-    task: float = 1.0
-    logits: float = 1.0
-    hidden: float = 0.0
-    attention: float = 0.0
-    temperature: float = 2.0
-
-    def __post_init__(self) -> None:
-        weights = {name: getattr(self, name) for name in ("task", "logits", "hidden", "attention")}
-        problems = [f"the weight of {name} is {weight!r}, must be at least 0" for name, weight in weights.items()
-                  if not weight >= 0]  # fmt: skip
-        if not problems and not any(weights.values()):
-            problems.append("all weights are 0: there is nothing to learn")
-        if not self.temperature > 0:
-            problems.append(f"temperature is {self.temperature!r}, must be above 0")
-        if problems:
-            raise ConfigError(describe_problems("distillation", problems))
-
-
-def misfits(student: Any, teacher: Any, wanted: Distillation, *, embeds: bool = False) -> list[str]:
-    """Why the model with the configuration ``teacher`` cannot teach that with ``student``; nothing when it can.
-
-    Models that embed have no labels, but embeddings as wide as their hidden states.
+        student: Configuration of the model that learns.
+        teacher: Configuration of the model to learn from.
+        weights: Weights of the terms of the loss; what has the weight 0 need not fit.
+        embeds: Whether the models embed texts: their embeddings must then be equally wide, labels do not matter.
     """
     problems = []
     if student.vocab_size != teacher.vocab_size:
         problems.append(f"it has a vocabulary of {teacher.vocab_size}, the model one of {student.vocab_size}")
-    if wanted.logits and not embeds:
-        problems += _other_labels(student, teacher)
-    elif wanted.logits and student.hidden_size != teacher.hidden_size:
+    if weights.logits and not embeds:
+        problems += _label_problems(student, teacher)
+    elif weights.logits and student.hidden_size != teacher.hidden_size:
         problems.append(f"its embeddings are {teacher.hidden_size} wide, the model's {student.hidden_size}")
-    if wanted.hidden and student.hidden_size != teacher.hidden_size:
+    if weights.hidden and student.hidden_size != teacher.hidden_size:
         problems.append(
             f"its hidden states are {teacher.hidden_size} wide, the model's {student.hidden_size}: they cannot be "
-            "compared, give hidden states the weight 0"
+            "compared; give hidden states the weight 0"
         )
-    if wanted.attention and student.num_attention_heads != teacher.num_attention_heads:
+    if weights.attention and student.num_attention_heads != teacher.num_attention_heads:
         problems.append(
             f"it has {teacher.num_attention_heads} attention heads, the model {student.num_attention_heads}: give "
             "attention the weight 0"
         )
-    depths = student.num_hidden_layers, teacher.num_hidden_layers
-    if (wanted.hidden or wanted.attention) and depths[1] % depths[0]:
+    layers, teacher_layers = student.num_hidden_layers, teacher.num_hidden_layers
+    if (weights.hidden or weights.attention) and teacher_layers % layers:
         problems.append(
-            f"it has {depths[1]} layers, which is no multiple of the model's {depths[0]}: give hidden states and "
+            f"it has {teacher_layers} layers, which is no multiple of the model's {layers}: give hidden states and "
             "attention the weight 0"
         )
     return problems
 
 
-def _other_labels(student: Any, teacher: Any) -> list[str]:
+def _label_problems(student: ModelConfig, teacher: ModelConfig) -> list[str]:
     problems = []
     if student.num_labels != teacher.num_labels:
         problems.append(f"its head has {teacher.num_labels} labels, the model's {student.num_labels}")
@@ -102,35 +77,43 @@ def _other_labels(student: Any, teacher: Any) -> list[str]:
 def logits_loss(
     student: Tensor, teacher: Tensor, temperature: float, counts: Tensor | None = None, *, independent: bool = False
 ) -> Tensor:
-    """``T**2`` times the divergence of softmax(teacher / T) and softmax(student / T), a mean over the rows.
+    """Return the divergence of the student's answers from the teacher's, a mean over the rows.
 
-    With a single output, a score, the mean squared difference.
+    1. Several classes: ``T**2`` times the KL divergence of softmax(student / T) from softmax(teacher / T).
+    2. One class, which is a score: the squared difference.
+    3. With ``independent``: ``T**2`` times the KL divergence of the sigmoids of each class, a mean over the classes.
 
     Args:
         student: ``(..., classes)``.
-        teacher: the same shape.
+        teacher: ``(..., classes)``.
         temperature: T.
-        counts: ``(...)``, which rows count; all when None.
-        independent: every class is there or not: the divergences of their sigmoids, a mean over the classes.
+        counts: Which rows count, ``(...)``; None for all.
+        independent: Whether a row can have any number of classes.
     """
     student, teacher = student.to(torch.float32), teacher.to(torch.float32)
     if independent:
         softened = [logits / temperature for logits in (teacher, student)]
         present, absent = ([logsigmoid(sign * logits) for logits in softened] for sign in (1, -1))
-        parts = [of_teacher.exp() * (of_teacher - of_student) for of_teacher, of_student in (present, absent)]
-        each = (parts[0] + parts[1]).mean(-1) * temperature**2
+        terms = [of_teacher.exp() * (of_teacher - of_student) for of_teacher, of_student in (present, absent)]
+        each = (terms[0] + terms[1]).mean(-1) * temperature**2
     elif student.shape[-1] == 1:
         each = (student - teacher).square().squeeze(-1)
     else:
         log_p, log_q = ((logits / temperature).log_softmax(-1) for logits in (teacher, student))
+        # Softening divides gradients by about T**2; multiplying by it keeps the weights of the terms comparable.
         each = (log_p.exp() * (log_p - log_q)).sum(-1) * temperature**2
     return each.mean() if counts is None else _mean(each, counts)
 
 
 def hidden_loss(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], mask: Tensor) -> Tensor:
-    """The mean squared difference of hidden states ``(batch, seq, hidden)`` at tokens; a mean over the layers.
+    """Return the mean squared difference of hidden states, a mean over the layers, padding left out.
 
-    A deeper teacher's are taken at even steps, the first and the last among them.
+    Of a deeper teacher every second (third, ...) hidden state is taken, the first and the last among them.
+
+    Args:
+        student: ``(batch, seq, hidden)`` of the embeddings and of each layer.
+        teacher: ``(batch, seq, hidden)`` of the embeddings and of each layer.
+        mask: ``(batch, seq)``, True at tokens.
     """
     step = (len(teacher) - 1) // (len(student) - 1)
     pairs = zip(student, teacher[::step], strict=True)
@@ -138,85 +121,98 @@ def hidden_loss(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], mask: 
 
 
 def attention_loss(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], mask: Tensor) -> Tensor:
-    """The squared difference of attention weights ``(batch, heads, seq, keys)``: a sum over keys, a mean over the rest.
+    """Return the squared difference of attention weights: a sum over keys, a mean over everything else.
 
-    Padding asks nothing. Of a deeper teacher the last layer of each group is taken.
+    Rows of padding are left out. Of a deeper teacher the last layer of each group is taken.
+
+    Args:
+        student: ``(batch, heads, seq, keys)`` of each layer.
+        teacher: ``(batch, heads, seq, keys)`` of each layer.
+        mask: ``(batch, seq)``, True at tokens.
     """
     step = len(teacher) // len(student)
     pairs = zip(student, teacher[step - 1 :: step], strict=True)
     return torch.stack([_mean((a.float() - b.float()).square().sum(-1).mean(1), mask) for a, b in pairs]).mean()
 
 
-class DistilledLoss:
-    """The loss of a model that also learns from a teacher.
+class DistillationLoss:
+    """The loss of a model that learns from labels and from a teacher.
 
     Args:
-        teacher: on the model's device; it is never trained.
-        wanted: weights and temperature.
-        pooling: of models that embed, which learn from pairs of texts (:mod:`qdq.training.embeddings`); None: of models
-            with a head.
+        teacher: The model to learn from; it is never trained.
+        weights: Weights of the terms, and the temperature.
+        pooling: How token vectors become one vector, for models that embed pairs of texts
+            (:mod:`qdq.training.embedding_loss`); None for models with a head.
     """
 
-    def __init__(self, teacher: nn.Module, wanted: Distillation, *, pooling: str | None = None) -> None:
+    def __init__(self, teacher: nn.Module, weights: Distillation, *, pooling: str | None = None) -> None:
         self.teacher = teacher.eval().requires_grad_(requires_grad=False)
-        self.wanted = wanted
+        self.weights = weights
         self._pooling = pooling
         kind = getattr(getattr(teacher, "config", None), "problem_type", None)
         self._independent = kind == "multi_label_classification"
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Their weighted sum, ``()``."""
-        wanted = self.wanted
-        more = {"output_hidden_states": bool(wanted.hidden), "output_attentions": bool(wanted.attention)}
+        """Return the weighted sum of the terms, ``()``.
+
+        Raises:
+            ConfigError: If the labels have a weight and the batch has no labels.
+        """
+        weights = self.weights
+        more = {"output_hidden_states": bool(weights.hidden), "output_attentions": bool(weights.attention)}
         given = batch if self._pooling is None else texts_of(batch)
         inputs = {name: tensor for name, tensor in given.items() if name not in _LABELS}
+        # accelerate moves the model, but knows nothing of its teacher.
         device = next(iter(inputs.values())).device
         if next(self.teacher.parameters()).device != device:
             self.teacher.to(device)
         with torch.no_grad():
-            theirs = self.teacher(**inputs, **more)
-        ours = model(**given, **more)
+            teacher = self.teacher(**inputs, **more)
+        student = model(**given, **more)
+        # Pairs and choices have an axis more than (batch, seq), which the model sees as rows.
         mask = batch["attention_mask"].flatten(0, -2) != 0
-        parts: list[tuple[float, Tensor]] = []
-        if wanted.task:
-            parts.append((wanted.task, self._of_task(ours, batch)))
-        if wanted.logits:
-            parts.append((wanted.logits, self._of_logits(ours, theirs, batch, mask)))
-        if wanted.hidden:
-            parts.append((wanted.hidden, hidden_loss(ours.hidden_states, theirs.hidden_states, mask)))
-        if wanted.attention:
-            parts.append((wanted.attention, attention_loss(ours.attentions, theirs.attentions, mask)))
-        return torch.stack([weight * part for weight, part in parts]).sum()
+        terms: list[tuple[float, Tensor]] = []
+        if weights.task:
+            terms.append((weights.task, self._task_loss(student, batch)))
+        if weights.logits:
+            terms.append((weights.logits, self._logits_loss(student, teacher, batch, mask)))
+        if weights.hidden:
+            terms.append((weights.hidden, hidden_loss(student.hidden_states, teacher.hidden_states, mask)))
+        if weights.attention:
+            terms.append((weights.attention, attention_loss(student.attentions, teacher.attentions, mask)))
+        return torch.stack([weight * term for weight, term in terms]).sum()
 
-    def _of_task(self, ours: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    def _task_loss(self, student: Any, batch: Mapping[str, Tensor]) -> Tensor:
         if self._pooling is not None:
-            return pairs_loss(self._embedded(ours, batch), batch["labels"])
-        if ours.loss is None:
+            return pairs_loss(self._embed(student, batch), batch["labels"])
+        if student.loss is None:
             raise ConfigError("batches have no labels: give the task the weight 0 to learn from the teacher alone")
-        loss: Tensor = ours.loss
+        loss: Tensor = student.loss
         return loss
 
-    def _of_logits(self, ours: Any, theirs: Any, batch: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+    def _logits_loss(self, student: Any, teacher: Any, batch: Mapping[str, Tensor], mask: Tensor) -> Tensor:
         if self._pooling is not None:
-            return embedding_loss(self._embedded(ours, batch), self._embedded(theirs, batch))
-        names = [name for name in _LOGITS if getattr(ours, name, None) is not None]
+            return embedding_loss(self._embed(student, batch), self._embed(teacher, batch))
+        names = [name for name in _LOGITS if getattr(student, name, None) is not None]
         losses = []
         for name in names:
-            a, b = getattr(ours, name), getattr(theirs, name)
+            a, b = getattr(student, name), getattr(teacher, name)
             counts = None
-            if name in _SPAN:  # what no text has is no place for an answer
+            if name in _SPAN:
+                # The classes are the tokens of the row: no answer begins or ends at padding.
                 a, b = (logits.masked_fill(~mask, torch.finfo(logits.dtype).min) for logits in (a, b))
             elif a.dim() == 3:
+                # Logits of tokens: where tokens have labels, the same ones count as in the loss of the task.
                 labels = batch.get("labels")
                 counts = mask if labels is None or labels.shape != mask.shape else labels != IGNORED
-            losses.append(logits_loss(a, b, self.wanted.temperature, counts, independent=self._independent))
+            losses.append(logits_loss(a, b, self.weights.temperature, counts, independent=self._independent))
         return torch.stack(losses).mean()
 
-    def _embedded(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    def _embed(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
         return embed(output.last_hidden_state, batch["attention_mask"].flatten(0, 1), str(self._pooling))
 
 
 def _mean(each: Tensor, counts: Tensor) -> Tensor:
-    """The mean of those values that count, 0 where none does."""
+    """Return the mean of the values that count, 0 if none does."""
     weights = counts.to(each.dtype)
     return (each * weights).sum() / weights.sum().clamp_min(1)

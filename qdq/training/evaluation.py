@@ -1,4 +1,4 @@
-"""Evaluations between steps: the figures, which of them was the best, and whether there is progress."""
+"""Evaluations between steps: measure the model, keep the best one, and tell whether there is progress."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qdq.training.quantization import keep_ranges
-from qdq.training.resume_file import get_random, ranges_of, set_random, set_ranges
+from qdq.training.quantization import get_ranges, set_ranges, update_ranges
+from qdq.training.random_state import get_random_state, set_random_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qdq.training.components import Components
-    from qdq.training.log import Log
-    from qdq.training.resume_file import Position
+    from qdq.training.progress import TrainingProgress
+    from qdq.training.training_log import TrainingLog
 
-__all__ = ["Evaluate", "Evaluation"]
+__all__ = ["Evaluate", "Evaluator"]
 
 Evaluate = Callable[[Any], Mapping[str, float] | float]
-"""The figures of a model that is in eval mode and quantizes as it will when deployed; the first one counts.
+"""Returns the metrics of a model by name, the deciding one first.
 
-It is called without gradients."""
+The model is in eval mode and quantizes as it will when it is deployed; gradients are off."""
 
 
-class Evaluation:
-    """Measures the model, and keeps the best.
+class Evaluator:
+    """Measures the model between steps, and keeps the best.
 
     Args:
-        components: what is trained.
-        evaluate: see :data:`Evaluate`.
-        better: ``higher`` or ``lower``, which way the first figure gets better.
-        patience: evaluations without a better one that end the training; None: it never ends so.
-        keep_best: hold the weights of the best evaluation in memory.
-        on_best: called in the first process with the model and how far it is, when it was the best so far.
-        log: that takes the figures.
+        components: The components of the training.
+        evaluate: Measures a model; see :data:`Evaluate`.
+        better: Whether a ``higher`` or a ``lower`` first metric is better.
+        patience: Stop after this many evaluations in a row without a better one; None never stops.
+        keep_best: Whether to hold the weights of the best evaluation in memory.
+        on_best: Called in the first process with the model and the progress, after an evaluation that is the best yet.
+        log: Log that takes the metrics.
 
     Attributes:
-        best: weights and ranges of the best evaluation; None where they are not kept.
+        best: Weights and ranges of the best evaluation; None where they are not kept.
     """
 
     def __init__(
@@ -53,65 +53,70 @@ class Evaluation:
         better: str,
         patience: int | None,
         keep_best: bool,
-        on_best: Callable[[Any, Position], None] | None,
-        log: Log,
+        on_best: Callable[[Any, TrainingProgress], None] | None,
+        log: TrainingLog,
     ) -> None:
         self.best: dict[str, Any] | None = None
-        self._equipment, self._evaluate, self._log = components, evaluate, log
+        self._components, self._evaluate, self._log = components, evaluate, log
         self._better, self._patience = better, patience
         self._keep_best, self._on_best = keep_best, on_best
 
-    def __call__(self, here: Position) -> None:
-        """Measure the model as it would be deployed; ``here`` learns what came of it."""
-        figures = self._measure()
-        metric = float(next(iter(figures.values())))
-        here.history.append({"step": here.step, **{name: float(value) for name, value in figures.items()}})
-        self._log.add(here.step, figures)
-        is_better = here.best is None or (metric > here.best if self._better == "higher" else metric < here.best)
+    def __call__(self, progress: TrainingProgress) -> None:
+        """Measure the model as it would be deployed, and record the outcome in ``progress``."""
+        metrics = self._measure()
+        metric = float(next(iter(metrics.values())))
+        progress.history.append({"step": progress.step, **{name: float(value) for name, value in metrics.items()}})
+        self._log.add(progress.step, metrics)
+        best = progress.best
+        is_better = best is None or (metric > best if self._better == "higher" else metric < best)
         if math.isfinite(metric) and is_better:
-            here.best, here.best_step, here.waited = metric, here.step, 0
-            self._take_best(here)
+            progress.best, progress.best_step, progress.waited = metric, progress.step, 0
+            self._keep(progress)
         else:
-            here.waited += 1
-            here.stopped = self._patience is not None and here.waited >= self._patience
+            progress.waited += 1
+            progress.stopped = self._patience is not None and progress.waited >= self._patience
 
     def load_best(self) -> None:
-        """Give the model the weights of the best evaluation, where they were kept."""
+        """Load the weights of the best evaluation into the model, if they were kept."""
         if self.best is not None:
-            self._equipment.model.load_state_dict(self.best["model"])
-            set_ranges(self._equipment.model, self.best["ranges"])
+            self._components.model.load_state_dict(self.best["model"])
+            set_ranges(self._components.model, self.best["ranges"])
 
     def _measure(self) -> dict[str, Any]:
-        """The figures; random numbers that the evaluation draws leave the training as it is."""
-        components = self._equipment
-        random = get_random(components.launch.device)
-        components.quantization.deployed()
+        components, device = self._components, self._components.accelerator.device
+        # Random numbers that the evaluation draws must not change the training.
+        random = get_random_state(device)
+        components.quantizers.quantize_all()
         components.wrapped.eval()
-        with _plain_forward(components.model), torch.no_grad():
-            found = self._evaluate(components.wrapped if components.launch.is_sharded else components.model)
-        set_random(random, components.launch.device)
+        is_sharded = components.accelerator.is_sharded
+        # The deployed model computes in float32 between its quantizers, so it is measured without mixed precision.
+        # Sharded weights can be used through the wrapper only.
+        with _without_mixed_precision(components.model), torch.no_grad():
+            found = self._evaluate(components.wrapped if is_sharded else components.model)
+        set_random_state(random, device)
         return dict(found) if isinstance(found, Mapping) else {"metric": float(found)}
 
-    def _take_best(self, here: Position) -> None:
-        launch, model = self._equipment.launch, self._equipment.model
-        if launch.is_sharded:
-            weights = launch.get_state_dict(self._equipment.wrapped)
-            if self._equipment.twin is not None:
-                model = self._equipment.twin
+    def _keep(self, progress: TrainingProgress) -> None:
+        accelerator, model = self._components.accelerator, self._components.model
+        if accelerator.is_sharded:
+            # All processes take part in gathering the weights; the first one has a model to put them into.
+            weights = accelerator.get_state_dict(self._components.wrapped)
+            if self._components.whole_model is not None:
+                model = self._components.whole_model
                 model.load_state_dict(weights)
-        if launch.is_main_process and self._on_best is not None:
-            keep_ranges(model)
-            self._on_best(model, here)
-        if self._keep_best and not launch.is_sharded:
-            keep_ranges(model)
+        if accelerator.is_main_process and self._on_best is not None:
+            update_ranges(model)
+            self._on_best(model, progress)
+        if self._keep_best and not accelerator.is_sharded:
+            update_ranges(model)
             weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-            self.best = {"model": weights, "ranges": ranges_of(model)}
-        launch.wait_for_everyone()
+            self.best = {"model": weights, "ranges": get_ranges(model)}
+        accelerator.wait_for_everyone()
 
 
 @contextmanager
-def _plain_forward(model: nn.Module) -> Iterator[None]:
-    """For as long as it lasts, without the mixed precision that accelerate puts around ``forward``."""
+def _without_mixed_precision(model: nn.Module) -> Iterator[None]:
+    # accelerate puts an instance attribute ``forward`` over the method of the class, and keeps the original beside it.
     patched = model.__dict__.get("forward")
     with suppress(AttributeError):
         if patched is not None:

@@ -1,32 +1,33 @@
-"""From a checkpoint to a trained checkpoint: data, head, calibration, teacher, loop, and what is written."""
+"""Train a checkpoint: from its directory and labelled data to the directory of the best trained checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq.data.encoder import load_encoder
 from qdq.data.examples import read_examples
 from qdq.errors import ConfigError, TrainingError, describe_problems
-from qdq.models.huggingface import read_config
-from qdq.tasks.pooling import read_pooling
-from qdq.training.calibrated import calibrate_on, recorded
-from qdq.training.data import EpochLoader
-from qdq.training.distillation import Distillation, DistilledLoss, misfits
-from qdq.training.embeddings import sts_loss
-from qdq.training.initial_model import load_for, look
-from qdq.training.launch import launched
-from qdq.training.log import Log
+from qdq.source import ModelDirectory
+from qdq.training.accelerator import open_accelerator
+from qdq.training.checkpoint_writer import CheckpointWriter, check_output
+from qdq.training.distillation import DistillationLoss, teacher_problems
+from qdq.training.embedding_loss import sts_loss
+from qdq.training.epoch_loader import EpochLoader
+from qdq.training.initial_calibration import calibrate_on_training_data, read_calibration
+from qdq.training.initial_model import choose_initial_model, load_for_task
 from qdq.training.loop import finetune
-from qdq.training.measurement import Measurement
-from qdq.training.objective import model_loss
-from qdq.training.quantization import keep_ranges, ready_for_training
-from qdq.training.resume_file import Position, Store
-from qdq.training.settings import TrainingSettings
-from qdq.training.writer import Writer, check_target
+from qdq.training.loss import model_loss
+from qdq.training.progress import TrainingProgress
+from qdq.training.quantization import ready_for_training, update_ranges
+from qdq.training.random_state import seed_generators
+from qdq.training.request import FinetuneRequest
+from qdq.training.resume_file import ResumeFile
+from qdq.training.settings import QAT_LR, Distillation, InitialCalibration, TaskSettings, TrainingSettings
+from qdq.training.task_metrics import TaskMetrics
+from qdq.training.training_log import TrainingLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,275 +35,280 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qdq.data.columns import Columns
-    from qdq.data.encoder import TextEncoder
     from qdq.models.model import Model
     from qdq.recipes.recipe import Recipe
-    from qdq.training.initial_model import Start
-    from qdq.training.objective import Loss
-    from qdq.training.result import TrainingResult
+    from qdq.training.accelerator import TrainingAccelerator
+    from qdq.training.initial_model import InitialModel
+    from qdq.training.loss import Loss
+    from qdq.training.progress import TrainingResult
 
-__all__ = ["Job", "state_folder"]
+__all__ = ["finetune_checkpoint"]
 
 _LONG_EPOCH = 40  # steps
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One training of a checkpoint.
+def finetune_checkpoint(
+    model: str | Path | ModelDirectory,
+    output: str | Path,
+    train_data: Any,
+    *,
+    eval_data: Any = None,
+    task: TaskSettings | None = None,
+    settings: TrainingSettings | None = None,
+    columns: Columns | None = None,
+    recipe: Recipe | None = None,
+    calibration: InitialCalibration | None = None,
+    teacher: str | Path | ModelDirectory | None = None,
+    distillation: Distillation | None = None,
+    tensorboard: str | Path | None = None,
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """Train a checkpoint on labelled data and write the best one; that of ``qdq finetune``.
+
+    Nothing is written before data, models and output are checked. The resume file lies in ``<output>.training`` until
+    the training is finished, the log then in ``<output>.training.csv``.
 
     Args:
-        model: directory to begin with, float or quantized.
-        output: directory for the best checkpoint.
-        train_data: labelled examples, see :func:`qdq.data.examples.read_examples`.
-        eval_data: likewise; None: nothing is measured, and the last step is what counts.
-        task: None: that of the head.
-        settings: of the loop.
-        batch_size: rows that a process takes at a time.
-        seq_len: longest row in tokens; None: what the model takes.
-        columns: of the data, where they are not the usual ones.
-        split: of a saved dataset with several, to train on.
-        eval_split: likewise, to measure on.
-        recipe: to quantize a float model with before training.
-        calibration_samples: to find ranges on, when that is done here.
-        refine: whether ranges are found with the recipe's transforms.
-        metric: that decides which checkpoint is the best; the task's first one when None.
-        teacher: directory of a float model to learn from.
-        distillation: how.
-        new_head: begin with a new head although there is one.
-        multi_label: a text can have any number of labels.
-        tensorboard: folder for TensorBoard's files.
-        resume: go on with what was interrupted.
-        say: told what people should know.
-        progress: told steps done, steps in all, how it goes.
+        model: Directory of the checkpoint, float or quantized.
+        output: Directory to write the best checkpoint to.
+        train_data: Labelled examples, see :func:`qdq.data.examples.read_examples`.
+        eval_data: Labelled examples to evaluate on; without them the last step gives the checkpoint.
+        task: The task and its head, batches, and the metric that decides.
+        settings: How to train. A quantized model has the learning rate 5e-6 if none is set, and is evaluated four times
+            in a long epoch if ``eval_steps`` is not set.
+        columns: Names of the columns where they are not the usual ones.
+        recipe: Recipe to quantize a float model with before training.
+        calibration: How the model is calibrated for ``recipe``, on training data.
+        teacher: Directory of a float model to learn from.
+        distillation: Weights of the labels and of the teacher in the loss.
+        tensorboard: Folder for TensorBoard's files; None writes none.
+        resume: Whether to go on from the resume file, if there is one.
+        say: Called with lines for people.
+        progress: Called with the steps done, all steps, and a text about loss and metric.
+
+    Returns:
+        What ``qdq finetune --json`` prints: checkpoint, steps, metrics and their history.
+
+    Raises:
+        ConfigError: If settings, model, teacher and output do not fit each other.
+        DataError: If the data does not fit the task.
+        QDQError: As :func:`qdq.training.loop.finetune` and the readers of data and models raise it.
     """
+    directory = ModelDirectory.of(model)
+    settings = settings or TrainingSettings()
+    if settings.lr is None and (recipe is not None or directory.is_quantized):
+        settings = replace(settings, lr=QAT_LR)
+    request = FinetuneRequest(
+        model=directory,
+        output=Path(output),
+        train_data=train_data,
+        eval_data=eval_data,
+        task=task or TaskSettings(),
+        settings=settings,
+        columns=columns,
+        recipe=recipe,
+        calibration=calibration or InitialCalibration(),
+        teacher=None if teacher is None else ModelDirectory.of(teacher),
+        distillation=distillation or Distillation(),
+        tensorboard=None if tensorboard is None else Path(tensorboard),
+        resume=resume,
+        say=say,
+        progress=progress,
+    )
+    initial = choose_initial_model(directory, train_data, request.task, columns=columns)
+    _check_request(request, initial)
+    metrics = _task_metrics(request, initial)
+    log = TrainingLog(request.tensorboard)
+    check_output(request.output)
+    with open_accelerator(settings) as accelerator:
+        loader = _read_training_data(request, initial, accelerator)
+        return _train(request, initial, loader, metrics, log, accelerator)
 
-    model: Path
-    output: Path
-    train_data: Any
-    eval_data: Any = None
-    task: str | None = None
-    settings: TrainingSettings = field(default_factory=TrainingSettings)
-    batch_size: int = 32
-    seq_len: int | None = None
-    columns: Columns | None = None
-    split: str | None = None
-    eval_split: str | None = None
-    recipe: Recipe | None = None
-    calibration_samples: int = 512
-    refine: bool = False
-    metric: str | None = None
-    teacher: Path | None = None
-    distillation: Distillation = field(default_factory=Distillation)
-    new_head: bool = False
-    multi_label: bool = False
-    tensorboard: Path | None = None
-    resume: bool = False
-    say: Callable[[str], None] = print
-    progress: Callable[[int, int, str], None] | None = None
 
-    def run(self) -> dict[str, Any]:
-        """Train, and write the best checkpoint; what came of it, as plain values.
+def _check_request(request: FinetuneRequest, initial: InitialModel) -> None:
+    """Raise if model, recipe and teacher do not fit each other, before weights are read."""
+    problems = []
+    if initial.is_quantized and request.recipe is not None:
+        problems.append(f"{request.model} is quantized already: leave the recipe out, or give the float model")
+    if request.teacher is not None:
+        found = _teacher_problems(request, initial)
+        problems += [f"the teacher {request.teacher}: {problem}" for problem in found]
+    if problems:
+        raise ConfigError(describe_problems("training", problems))
 
-        Raises:
-            QDQError: as the parts say; nothing is written before the data, the models and the output are looked at.
-        """
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size is {self.batch_size}, must be at least 1")
-        start = look(
-            self.model,
-            self.task,
-            self.train_data,
-            columns=self.columns,
-            split=self.split,
-            new_head=self.new_head,
-            multi_label=self.multi_label,
-        )
-        self._check(start)
-        measurement = self._measurement(start)
-        log = Log(self.tensorboard)
-        check_target(self.output)
-        encoder = _encoder(start)
-        examples = read_examples(
-            self.train_data,
-            start.task,
-            columns=self.columns,
-            labels=start.labels,
-            need_labels=start.task != "masked-lm",
-            split=self.split,
-        )
-        with launched(self.settings) as launch:
-            loader = EpochLoader(
-                list(examples),
-                encoder,
-                start.task,
-                batch_size=self.batch_size * launch.num_processes,
-                seq_len=self.seq_len,
-                seed=self.settings.seed,
-            )
-            if examples.skipped and launch.is_main_process:
-                self.say(f"{examples.skipped} rows without label are left out")
-            return self._train(start, loader, measurement, log, launch)
 
-    def _train(
-        self, start: Start, loader: EpochLoader, measurement: Measurement | None, log: Log, launch: Any
-    ) -> dict[str, Any]:
-        say = self.say if launch.is_main_process else _silent
-        _seed(self.settings.seed + launch.process_index)
-        model = start.load(seed=self.settings.seed)
-        if start.has_new_head:
-            names = "" if start.labels is None else f" for {', '.join(start.labels.names[:10])}"
-            say(f"a new head{names}")
-        if measurement is not None and self.metric is not None:
-            measurement(model.to(launch.device).eval())  # a metric that the task has not is better told now
-            model.cpu()
-        recipe, record = self._quantized(model, start, loader, say)
-        if recipe is not None:
-            for note in ready_for_training(model, learned=self.settings.ranges == "learned"):
-                say(note)
-        loss = self._loss(start, launch)
-        _seed(self.settings.seed + launch.process_index)
-        writer = Writer(self, start, recipe, record)
-        result = self._finetuned(
-            writer,
+def _teacher_problems(request: FinetuneRequest, initial: InitialModel) -> list[str]:
+    teacher, model = request.teacher, request.model
+    assert teacher is not None
+    embeds = initial.task == "sts"
+    problems = teacher_problems(initial.config, teacher.config, request.distillation, embeds=embeds)
+    if embeds and (theirs := teacher.pooling) != (ours := model.pooling):
+        problems.append(f"its pooling is {theirs}, the model's {ours}")
+    if not problems and teacher.tokenizer.get_vocab() != model.tokenizer.get_vocab():
+        problems.append("its tokenizer has another vocabulary")
+    return problems
+
+
+def _task_metrics(request: FinetuneRequest, initial: InitialModel) -> TaskMetrics | None:
+    """Return what measures the model, its data checked; None without data to evaluate on."""
+    if request.eval_data is None:
+        if request.task.metric is not None:
+            raise ConfigError(f"the metric {request.task.metric} needs data to evaluate on")
+        return None
+    metrics = TaskMetrics(
+        initial=initial,
+        data=request.eval_data,
+        settings=request.task,
+        columns=request.columns,
+        seed=request.settings.seed,
+    )
+    metrics.check_data()
+    return metrics
+
+
+def _read_training_data(
+    request: FinetuneRequest, initial: InitialModel, accelerator: TrainingAccelerator
+) -> EpochLoader:
+    examples = read_examples(
+        request.train_data,
+        initial.task,
+        columns=request.columns,
+        labels=initial.labels,
+        need_labels=initial.task != "masked-lm",
+        split=request.task.split,
+    )
+    loader = EpochLoader(
+        list(examples),
+        request.model.encoder,
+        initial.task,
+        batch_size=request.task.batch_size * accelerator.num_processes,
+        seq_len=request.task.seq_len,
+        seed=request.settings.seed,
+    )
+    if examples.skipped and accelerator.is_main_process:
+        request.say(f"{examples.skipped} rows without label are left out")
+    return loader
+
+
+def _train(
+    request: FinetuneRequest,
+    initial: InitialModel,
+    loader: EpochLoader,
+    metrics: TaskMetrics | None,
+    log: TrainingLog,
+    accelerator: TrainingAccelerator,
+) -> dict[str, Any]:
+    say = request.say if accelerator.is_main_process else _say_nothing
+    process_seed = request.settings.seed + accelerator.process_index
+    seed_generators(process_seed)
+    model = initial.load(seed=request.settings.seed)
+    if initial.has_new_head:
+        names = "" if initial.labels is None else f" for {', '.join(initial.labels.names[:10])}"
+        say(f"a new head{names}")
+    if metrics is not None and request.task.metric is not None:
+        # Only an evaluation shows whether the task has the metric: do one now, not after the first epoch.
+        metrics(model.to(accelerator.device).eval())
+        model.cpu()
+    recipe, calibration = _quantize(request, initial, model, loader, say)
+    if recipe is not None:
+        for note in ready_for_training(model, learned=request.settings.ranges == "learned"):
+            say(note)
+    loss = _make_loss(request, initial, accelerator)
+    # Calibration and teacher drew random numbers; a resumed training has to begin with the same ones.
+    seed_generators(process_seed)
+    writer = CheckpointWriter(request, initial.task, recipe=recipe, calibration=calibration)
+    try:
+        result = finetune(
             model,
             loader,
             loss=loss,
-            evaluate=measurement,
-            better="higher" if measurement is None else measurement.better,
-            settings=self._evaluated_often(loader) if recipe is not None else self.settings,
-            state=state_folder(self.output),
-            identity=self._identity(start, loader, model),
-            resume=self.resume,
-            keep_best=False,
+            evaluate=metrics,
+            better="higher" if metrics is None else metrics.better,
+            settings=_with_eval_steps(request, loader) if recipe is not None else request.settings,
+            resume_folder=request.resume_folder,
+            identity=_identity(request, initial, loader, model),
+            resume=request.resume,
+            keep_best=False,  # the best checkpoint is on disk
             on_best=writer.write,
-            evaluate_first=recipe is not None and not start.has_new_head,
+            # No step may improve a calibrated model: then the checkpoint is the model as it was calibrated.
+            evaluate_first=recipe is not None and not initial.has_new_head,
             log=log,
-            progress=self.progress,
-            accelerator=launch.accelerator,
+            progress=request.progress,
+            accelerator=accelerator.plain,
         )
-        if launch.is_main_process:
-            if measurement is None:
-                keep_ranges(model)
-                writer.write(model, Position(step=result.steps))
-            writer.finish(result)
-            Store(state_folder(self.output), {}).remove()
-        launch.wait_for_everyone()
-        return {"checkpoint": str(self.output), "quantized": recipe is not None, **writer.record(result)}
-
-    def _evaluated_often(self, loader: EpochLoader) -> TrainingSettings:
-        """Settings with four evaluations an epoch, where nothing is said and an epoch is long.
-
-        The weights of a trained model hardly change in QAT, but go to and fro across the borders of its grids: how good
-        it is differs from one moment to the next, and the best one is kept.
-        """
-        per_epoch = -(-len(loader) // self.settings.accumulation)
-        if self.settings.eval_steps is not None or self.eval_data is None or per_epoch < _LONG_EPOCH:
-            return self.settings
-        return replace(self.settings, eval_steps=-(-per_epoch // 4))
-
-    def _finetuned(self, writer: Writer, *arguments: Any, **options: Any) -> TrainingResult:
-        """The loop; where it cannot go on, the error says what there is to go back to."""
-        try:
-            return finetune(*arguments, **options)
-        except TrainingError as error:
-            if writer.has_written:
-                error.args = (f"{error}. The last good checkpoint is {self.output}",)
-            raise
-
-    def _check(self, start: Start) -> None:
-        """What does not go together, before anything is loaded."""
-        problems = []
-        if start.is_quantized and self.recipe is not None:
-            problems.append(f"{self.model} is quantized already: leave the recipe out, or give the float model")
-        if self.teacher is not None:
-            embeds = start.task == "sts"
-            wrong = misfits(start.config, read_config(self.teacher), self.distillation, embeds=embeds)
-            if embeds and (theirs := read_pooling(self.teacher)) != (ours := read_pooling(self.model)):
-                wrong.append(f"its pooling is {theirs}, the model's {ours}")
-            if not wrong and _vocabulary(self.teacher) != _vocabulary(self.model):
-                wrong.append("its tokenizer has another vocabulary")
-            problems += [f"the teacher {self.teacher}: {problem}" for problem in wrong]
-        if problems:
-            raise ConfigError(describe_problems("training", problems))
-
-    def _quantized(
-        self, model: Model, start: Start, loader: EpochLoader, say: Callable[[str], None]
-    ) -> tuple[Recipe | None, dict[str, Any]]:
-        """The recipe of the model, which quantizes from here on, and the record of its calibration; None: float."""
-        if start.is_quantized:
-            return recorded(self.model)
-        if self.recipe is None:
-            return None, {}
-        return calibrate_on(loader, model, self.recipe, samples=self.calibration_samples, refine=self.refine, say=say)
-
-    def _loss(self, start: Start, launch: Any) -> Loss:
-        pooling = read_pooling(self.model) if start.task == "sts" else None
-        if self.teacher is None:
-            return model_loss if pooling is None else partial(sts_loss, pooling=pooling)
-        teacher = load_for(self.teacher, start.task)
-        return DistilledLoss(teacher.to(launch.device), self.distillation, pooling=pooling)
-
-    def _measurement(self, start: Start) -> Measurement | None:
-        """What measures the model; None: nothing does."""
-        if self.eval_data is None:
-            if self.metric is not None:
-                raise ConfigError(f"the metric {self.metric} needs data to be measured on")
-            return None
-        measurement = Measurement(
-            start=start,
-            data=self.eval_data,
-            metric=self.metric,
-            batch_size=self.batch_size,
-            seq_len=self.seq_len,
-            columns=self.columns,
-            split=self.eval_split,
-            seed=self.settings.seed,
-        )
-        measurement.check()
-        return measurement
-
-    def _identity(self, start: Start, loader: EpochLoader, model: nn.Module) -> dict[str, str]:
-        from calibration.digests import model_digest
-
-        recipe = "none" if self.recipe is None else repr(self.recipe.to_dict())
-        teacher = "none" if self.teacher is None else f"{self.teacher} {asdict(self.distillation)}"
-        return {
-            "task": start.task,
-            "data": loader.digest(),
-            "model": model_digest(model),
-            "recipe": hashlib.sha256(recipe.encode()).hexdigest()[:16] if recipe != "none" else recipe,
-            "teacher": teacher,
-            "metric": str(self.metric),
-            "evaluated": str(self.eval_data is not None),
-        }
+    except TrainingError as error:
+        if writer.has_written:
+            error.args = (f"{error}. The last good checkpoint is {request.output}",)
+        raise
+    if accelerator.is_main_process:
+        _write_result(request, writer, model, result, has_metrics=metrics is not None)
+    accelerator.wait_for_everyone()
+    return {"checkpoint": str(request.output), "quantized": recipe is not None, **writer.to_dict(result)}
 
 
-def state_folder(output: Path) -> Path:
-    """Where the state of a training lies, beside its output."""
-    output = Path(output).absolute()
-    return output.with_name(f"{output.name}.training")
+def _quantize(
+    request: FinetuneRequest, initial: InitialModel, model: Model, loader: EpochLoader, say: Callable[[str], None]
+) -> tuple[Recipe | None, dict[str, Any]]:
+    """Quantize the model if that is asked for; return its recipe and calibration, or None and {} for a float model."""
+    if initial.is_quantized:
+        return read_calibration(request.model)
+    if request.recipe is None:
+        return None, {}
+    return calibrate_on_training_data(model, request.recipe, loader, request.calibration, say=say)
 
 
-def _encoder(start: Start) -> TextEncoder:
-    return load_encoder(start.path, max_length=start.config.max_length, pad_id=start.config.pad_token_id)
+def _make_loss(request: FinetuneRequest, initial: InitialModel, accelerator: TrainingAccelerator) -> Loss:
+    pooling = request.model.pooling if initial.task == "sts" else None
+    if request.teacher is None:
+        return model_loss if pooling is None else partial(sts_loss, pooling=pooling)
+    teacher = load_for_task(request.teacher, initial.task)
+    return DistillationLoss(teacher.to(accelerator.device), request.distillation, pooling=pooling)
 
 
-def _vocabulary(path: Path) -> dict[str, int]:
-    from qdq.data.tokenize import load_tokenizer
+def _with_eval_steps(request: FinetuneRequest, loader: EpochLoader) -> TrainingSettings:
+    """Return settings with four evaluations per epoch, where none are set and an epoch is long.
 
-    return dict(load_tokenizer(path).get_vocab())
-
-
-def _seed(seed: int) -> None:
-    import random
-
-    import numpy as np
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    In QAT the weights of a trained model hardly change, but they cross rounding borders back and forth: the metric
+    varies from step to step, and more evaluations find a better checkpoint.
+    """
+    settings = request.settings
+    per_epoch = -(-len(loader) // settings.accumulation)
+    if settings.eval_steps is not None or request.eval_data is None or per_epoch < _LONG_EPOCH:
+        return settings
+    return replace(settings, eval_steps=-(-per_epoch // 4))
 
 
-def _silent(text: str) -> None:
-    """Say nothing."""
+def _write_result(
+    request: FinetuneRequest, writer: CheckpointWriter, model: Any, result: TrainingResult, *, has_metrics: bool
+) -> None:
+    """Write the log, and the checkpoint of the last step if no evaluation wrote one; remove the resume file."""
+    if not has_metrics:
+        update_ranges(model)
+        writer.write(model, TrainingProgress(step=result.steps))
+    writer.write_log(result)
+    ResumeFile(request.resume_folder, {}).remove()
+
+
+def _identity(request: FinetuneRequest, initial: InitialModel, loader: EpochLoader, model: nn.Module) -> dict[str, str]:
+    """Return what has to be the same for a training to be resumed, besides its settings."""
+    from calibration.digests import model_digest
+
+    recipe = "none"
+    if request.recipe is not None:
+        recipe = hashlib.sha256(repr(request.recipe.to_dict()).encode()).hexdigest()[:16]
+    teacher = "none" if request.teacher is None else f"{request.teacher} {asdict(request.distillation)}"
+    return {
+        "task": initial.task,
+        "data": loader.digest(),
+        "model": model_digest(model),
+        "recipe": recipe,
+        "teacher": teacher,
+        "metric": str(request.task.metric),
+        "evaluated": str(request.eval_data is not None),
+    }
+
+
+def _say_nothing(text: str) -> None:
+    """Take the place of ``say`` in all processes but the first."""

@@ -1,6 +1,7 @@
-"""The loop as a function: batches in, steps of the optimizer, evaluations, states to resume from.
+"""Train a model on the batches of any loader.
 
-What concerns devices, processes and precision is accelerate's: ``accelerate launch`` and ``torchrun`` start it as is.
+accelerate does devices, processes and precision: scripts that call :func:`finetune` work with ``accelerate launch`` and
+``torchrun`` as they are.
 """
 
 from __future__ import annotations
@@ -9,33 +10,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import ConfigError
-from qdq.training.batches import EpochBatches, lengths
+from qdq.training.accelerator import open_accelerator
 from qdq.training.components import make_components
-from qdq.training.epochs import Run
-from qdq.training.evaluation import Evaluation
-from qdq.training.launch import launched
-from qdq.training.log import Log
-from qdq.training.objective import model_loss
-from qdq.training.resume_file import Store
+from qdq.training.epochs import EpochLoop
+from qdq.training.evaluation import Evaluator
+from qdq.training.loss import model_loss
+from qdq.training.process_batches import ProcessBatches, count_steps
+from qdq.training.resume_file import ResumableTraining, ResumeFile
 from qdq.training.settings import TrainingSettings
-from qdq.training.step import Step
-from qdq.training.training_state import Snapshots
+from qdq.training.step import TrainingStep
+from qdq.training.training_log import TrainingLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torch import nn
 
-    from qdq.training.batches import Loader
     from qdq.training.components import Components
     from qdq.training.evaluation import Evaluate
-    from qdq.training.objective import Loss
-    from qdq.training.result import TrainingResult
-    from qdq.training.resume_file import Position
+    from qdq.training.loss import Loss
+    from qdq.training.process_batches import Loader
+    from qdq.training.progress import TrainingProgress, TrainingResult
 
 __all__ = ["finetune"]
 
-_FREE = ("save_steps", "patience")  # do not change what a step does
+#: Settings that may differ when a training is resumed: they do not change what a step does.
+_FREE_SETTINGS = ("save_steps", "patience")
 
 
 def finetune(
@@ -46,70 +46,76 @@ def finetune(
     evaluate: Evaluate | None = None,
     better: str = "higher",
     settings: TrainingSettings | None = None,
-    state: str | Path | None = None,
+    resume_folder: str | Path | None = None,
     identity: Mapping[str, str] | None = None,
     resume: bool = False,
     keep_best: bool = True,
-    on_best: Callable[[Any, Position], None] | None = None,
+    on_best: Callable[[Any, TrainingProgress], None] | None = None,
     evaluate_first: bool = False,
-    log: Log | None = None,
+    log: TrainingLog | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     accelerator: Any = None,
     **options: Any,
 ) -> TrainingResult:
-    """Train a model in place: a float one, or one that quantizes, with the gradient straight through.
+    """Train a model in place: in float, or with fake quantization and straight-through gradients (QAT).
 
-    A quantizing model is to be made ready with :func:`qdq.training.quantization.ready_for_training` if it was refined
-    or if its scales are to be trained.
+    Prepare a model that quantizes with :func:`qdq.training.quantization.ready_for_training` if its calibration refined
+    it, or if its scales are to be trained.
 
     Args:
-        model: any module; if it has quantizers, calibrated ones. It ends on the device it was trained on, quantizing.
-        loader: mappings of tensors that have the batch as first axis. A DataLoader is shared out to several processes
-            by accelerate, anything else by rows.
-        loss: of the model and a batch, a mean; the one that the model returns itself when None.
-        evaluate: see :data:`qdq.training.evaluation.Evaluate`; called after every epoch, or as ``eval_steps`` says.
-        better: ``higher`` or ``lower``, which way the first figure gets better.
-        settings: how to train; or its fields by name.
-        state: folder for what an interrupted training goes on from; None: nothing is kept.
-        identity: what ``state`` belongs to besides the settings: model, data, ...
-        resume: go on from ``state`` where there is one.
-        keep_best: end with the weights of the best evaluation, not with the last ones.
-        on_best: called in the first process with the model and how far it is, when an evaluation was the best so far.
-        evaluate_first: count the model as it comes as the first evaluation.
-        log: that takes the figures.
-        progress: told steps done, steps in all, and how it goes.
-        accelerator: of yours; one is made when None.
-        **options: fields of :class:`TrainingSettings`.
+        model: Any module; its quantizers, if it has any, must be calibrated. It ends on the device that trained it, and
+            quantizing.
+        loader: A DataLoader, a list of batches, or a function from an epoch to its batches. A batch maps argument names
+            to tensors whose first axis is the batch. With several processes, accelerate distributes the batches of a
+            DataLoader; those of other loaders are split by rows.
+        loss: Function of the model and a batch that returns the mean loss over the labels; None takes the loss that the
+            model returns.
+        evaluate: Function that measures a model, see :data:`qdq.training.evaluation.Evaluate`. It is called after every
+            epoch, or after every ``eval_steps`` steps.
+        better: Whether a ``higher`` or a ``lower`` first metric is better.
+        settings: How to train; instead, its fields can be given by name.
+        resume_folder: Folder of the resume file; None writes none.
+        identity: What the resume file belongs to besides the settings, as text by name: model, data, ...
+        resume: Whether to go on from the resume file, if there is one.
+        keep_best: Whether to end with the weights of the best evaluation instead of the last ones.
+        on_best: Called in the first process with the model and the progress, after an evaluation that is the best yet.
+        evaluate_first: Whether the model before its first step counts as an evaluation.
+        log: Log that takes losses, learning rates and metrics.
+        progress: Called with the steps done, all steps, and a text about loss and metric.
+        accelerator: An ``accelerate.Accelerator``; None makes one.
+        **options: Fields of :class:`TrainingSettings`.
+
+    Returns:
+        Steps, metrics and log of the training.
 
     Raises:
-        CalibrationError: slots are not calibrated.
-        ConfigError: settings that do not go together or with the model.
-        DataError: no batches, or batches that do not fit the model.
-        TrainingError: a loss that is no number, or a state of another training.
-        MissingPackageError: accelerate is not installed.
-        StorageError: the state cannot be written.
-        KeyboardInterrupt: interrupted by Ctrl-C or SIGTERM, at the end of a step, after the state was written.
+        CalibrationError: If slots are not calibrated.
+        ConfigError: If settings do not fit each other or the model.
+        DataError: If there are no batches, or if they do not fit the model.
+        TrainingError: If the loss is not finite, or if the resume file belongs to another training.
+        MissingPackageError: If accelerate is not installed.
+        StorageError: If the resume file cannot be written.
+        KeyboardInterrupt: If Ctrl-C or SIGTERM came; the step was finished and the resume file written.
     """
     if settings is None:
         settings = TrainingSettings(**options)
     elif options:
-        raise ConfigError(f"give settings, or {', '.join(options)} by name, not both")
+        raise ConfigError(f"pass either settings or {', '.join(options)} by name, not both")
     if better not in {"higher", "lower"}:
         raise ConfigError(f"better is {better!r}, must be higher or lower")
     if settings.patience is not None and evaluate is None:
-        raise ConfigError("patience needs evaluations: without them nobody knows whether there is progress")
-    log = log or Log()
-    with launched(settings, accelerator) as launch:
-        batches = EpochBatches(loader, launch)
-        per_epoch, total = lengths(batches.length, settings)
-        components = make_components(
-            model, total, settings, launch, is_own_loss=loss is not None and loss is not model_loss
-        )
+        raise ConfigError("patience counts evaluations: pass evaluate as well")
+    log = log or TrainingLog()
+    with open_accelerator(settings, accelerator) as opened:
+        batches = ProcessBatches(loader, opened)
+        per_epoch, total = count_steps(batches.length, settings)
+        is_own_loss = loss is not None and loss is not model_loss
+        components = make_components(model, total, settings, opened, is_own_loss=is_own_loss)
         try:
-            snapshots = _snapshots(state, identity or {}, components, log, settings, total=total, resume=resume)
-            evaluation = None
+            file = _resume_file(resume_folder, identity or {}, components, settings, total=total, resume=resume)
+            evaluator = None
             if evaluate is not None:
-                evaluation = Evaluation(
+                evaluator = Evaluator(
                     components,
                     evaluate,
                     better=better,
@@ -118,42 +124,41 @@ def finetune(
                     on_best=on_best,
                     log=log,
                 )
-            run = Run(
+            epochs = EpochLoop(
                 components,
                 batches,
                 settings,
                 per_epoch=per_epoch,
                 total=total,
-                step=Step(components, loss or model_loss, max_grad_norm=settings.max_grad_norm),
-                evaluation=evaluation,
-                snapshots=snapshots,
+                step=TrainingStep(components, loss or model_loss, max_grad_norm=settings.max_grad_norm),
+                evaluator=evaluator,
+                resumable=None if file is None else ResumableTraining(file, components, log),
                 log=log,
-                progress=progress,
+                report=progress,
             )
-            return run.all(resume=resume, evaluate_first=evaluate_first)
+            return epochs.train(resume=resume, evaluate_first=evaluate_first)
         finally:
             components.close()
             log.close()
 
 
-def _snapshots(
-    state: str | Path | None,
+def _resume_file(
+    folder: str | Path | None,
     identity: Mapping[str, str],
     components: Components,
-    log: Log,
     settings: TrainingSettings,
     *,
     total: int,
     resume: bool,
-) -> Snapshots | None:
-    """What keeps states in the folder ``state``; None where there is none, or none can be taken."""
-    launch = components.launch
-    if state is None:
+) -> ResumeFile | None:
+    """Return the resume file in ``folder``; None without a folder, or where weights are sharded."""
+    accelerator = components.accelerator
+    if folder is None:
         return None
-    if launch.is_sharded:
+    if accelerator.is_sharded:
         if resume:
-            raise ConfigError("a training with sharded weights (FSDP) cannot be resumed: begin anew")
+            raise ConfigError("a training with sharded weights (FSDP) cannot be resumed: train from the beginning")
         return None
-    plain = {name: str(value) for name, value in settings.to_dict().items() if name not in _FREE}
-    shared = {"processes": str(launch.num_processes), "steps": str(total)}
-    return Snapshots(Store(Path(state).absolute(), {**plain, **shared, **identity}), components, log)
+    own = {name: str(value) for name, value in settings.to_dict().items() if name not in _FREE_SETTINGS}
+    shared = {"processes": str(accelerator.num_processes), "steps": str(total)}
+    return ResumeFile(Path(folder).absolute(), {**own, **shared, **identity})

@@ -1,164 +1,189 @@
-"""All that a training goes on from, on disk: what was killed at any step ends as if nothing had happened.
+"""The resume file of a training: a training that is killed at any step can go on, with the same result.
 
-A state is a directory, ``state.pt`` and a log, that appears whole or not at all. It is read without running code.
+It is a directory, ``state.pt`` and ``log.csv``, that appears whole or not at all, and it is read without running code.
 """
 
 from __future__ import annotations
 
 import pickle
-import random
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from qdq.errors import CheckpointError, StorageError, TrainingError
-from qdq.quantization.quantizer import Range, quantizers
-from qdq.storage import atomic_directory, other_work
+from qdq.storage import atomic_directory, resume_mismatch
+from qdq.training.progress import TrainingProgress
+from qdq.training.quantization import get_ranges, set_ranges
+from qdq.training.random_state import get_random_state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from torch import nn
+    from qdq.training.components import Components
+    from qdq.training.training_log import TrainingLog
 
-__all__ = ["Position", "Store", "get_random", "ranges_of", "set_random", "set_ranges"]
+__all__ = ["RestoredTraining", "ResumableTraining", "ResumeFile"]
 
 FORMAT = 1
 STATE_FILE = "state.pt"
+LOG_FILE = "log.csv"
 KIND = "training"
 
 
-@dataclass
-class Position:
-    """How far a training has come.
-
-    Args:
-        step: steps done.
-        epoch: the one that is being done, 0 the first.
-        batches: of that epoch that were done.
-        best: the metric of the best evaluation; None before the first.
-        best_step: when that was.
-        waited: evaluations since then.
-        stopped: whether it ended before its last step, for want of progress.
-        losses: sum and number of those since the last row of the log.
-        history: the metrics of every evaluation, with its step.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    batches: int = 0
-    best: float | None = None
-    best_step: int = 0
-    waited: int = 0
-    stopped: bool = False
-    losses: tuple[float, int] = (0.0, 0)
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
-class Store:
-    """Where a state lies, and what it belongs to.
+class ResumeFile:
+    """The folder of a resume file, and the training that it belongs to.
 
     Args:
-        folder: of the state; made when it is first written.
-        identity: what has to be the same for a training to go on; all values are text.
+        folder: The folder; it is made by the first write.
+        identity: What has to be the same for a training to go on, as text by name.
     """
 
     folder: Path
     identity: Mapping[str, str]
 
     @property
-    def is_there(self) -> bool:
-        """Whether there is a state."""
+    def exists(self) -> bool:
+        """Whether something was written."""
         return (self.folder / STATE_FILE).is_file()
 
-    def write(self, state: Mapping[str, Any], log: str) -> None:
-        """Put a state in the place of the one before.
+    def write(self, content: Mapping[str, Any], log: str) -> None:
+        """Write the state of a training and its log, in place of what was written before.
 
         Raises:
-            ConfigError: something that is not ours is in the way.
-            StorageError: it cannot be written.
+            ConfigError: If the folder holds something that was not written here.
+            StorageError: If writing fails.
         """
         with atomic_directory(self.folder, kind=KIND) as folder:
-            torch.save({"format": FORMAT, "identity": dict(self.identity), **state}, folder / STATE_FILE)
-            (folder / "log.csv").write_text(log, encoding="utf-8")
+            torch.save({"format": FORMAT, "identity": dict(self.identity), **content}, folder / STATE_FILE)
+            (folder / LOG_FILE).write_text(log, encoding="utf-8")
 
     def read(self) -> dict[str, Any]:
-        """What :meth:`write` wrote last; tensors on the CPU.
+        """Return what :meth:`write` wrote last; tensors are on the CPU.
 
         Raises:
-            CheckpointError: it is damaged.
-            TrainingError: it belongs to another training; all that differs is named.
+            CheckpointError: If the file is damaged.
+            StorageError: If reading fails.
+            TrainingError: If it belongs to another training; all differences are named.
         """
         path = self.folder / STATE_FILE
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            theirs = dict(state["identity"])
-            if state["format"] != FORMAT:
-                raise ValueError(f"format {state['format']}, where this version knows {FORMAT}")
+            # weights_only: a file that somebody else made must not be able to run code.
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            theirs = dict(content["identity"])
+            if content["format"] != FORMAT:
+                raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
         except OSError as error:
             raise StorageError(f"{path}: {error.strerror or error}") from error
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: damaged or of another version ({error}); train without resuming") from error
-        if problem := other_work(self.folder, theirs, self.identity, what="training"):
+            raise CheckpointError(
+                f"{path}: damaged or of another version ({error}); train from the beginning, without resuming"
+            ) from error
+        if problem := resume_mismatch(self.folder, theirs, self.identity, what="training"):
             raise TrainingError(problem)
-        return dict(state)
+        return dict(content)
 
     def read_log(self) -> str:
-        """The log that lies beside the state."""
+        """Return the log that was written last.
+
+        Raises:
+            StorageError: If reading fails.
+        """
+        path = self.folder / LOG_FILE
         try:
-            return (self.folder / "log.csv").read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8")
         except OSError as error:
-            raise StorageError(f"{self.folder / 'log.csv'}: {error.strerror or error}") from error
+            raise StorageError(f"{path}: {error.strerror or error}") from error
 
     def remove(self) -> None:
-        """Remove the state, once it is needed no more."""
-        for name in (STATE_FILE, "log.csv", ".qdq.json"):
+        """Remove the files that were written, and the folder if nothing else is in it."""
+        for name in (STATE_FILE, LOG_FILE, ".qdq.json"):
             (self.folder / name).unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
 
-def get_random(device: torch.device) -> dict[str, Any]:
-    """The states of all generators that a training draws from, as plain values and tensors."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
-    version, numbers, following = random.getstate()
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": [
-            str(name),
-            torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            int(position),
-            int(has_gauss),
-            float(gauss),
-        ],
-        "python": [version, list(numbers), following],
-    }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+@dataclass(frozen=True)
+class RestoredTraining:
+    """What :meth:`ResumableTraining.restore` leaves to its caller.
+
+    Args:
+        progress: How far the training had come.
+        best: Weights and ranges of the best evaluation, if they were kept.
+        epoch_random: States of the random generators at the beginning of the epoch.
+        step_random: States of the random generators when the file was written.
+    """
+
+    progress: TrainingProgress
+    best: dict[str, Any] | None
+    epoch_random: Any
+    step_random: Any
 
 
-def set_random(state: Mapping[str, Any], device: torch.device) -> None:
-    """Put the generators into the states that :func:`get_random` found."""
-    torch.set_rng_state(state["torch"])
-    name, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    version, numbers, following = state["python"]
-    random.setstate((version, tuple(numbers), following))
-    if "cuda" in state and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
+@dataclass(frozen=True)
+class ResumableTraining:
+    """A training whose state is written to a resume file between two steps, and read back.
 
+    Args:
+        file: The resume file.
+        components: Model, optimizer and scheduler of the training.
+        log: Log of the training.
+    """
 
-def ranges_of(model: nn.Module) -> dict[str, list[torch.Tensor]]:
-    """The ranges of all quantizers by name; a state dict does not hold them."""
-    return {name: [q.range.lower, q.range.upper, q.range.amax] for name, q in quantizers(model) if q.range is not None}
+    file: ResumeFile
+    components: Components
+    log: TrainingLog
 
+    def save(self, progress: TrainingProgress, *, best: dict[str, Any] | None, epoch_random: Any) -> None:
+        """Write the resume file. Every process has to call this; the first one writes.
 
-def set_ranges(model: nn.Module, ranges: Mapping[str, list[torch.Tensor]]) -> None:
-    """Put back what :func:`ranges_of` found; scales stay as they are."""
-    for name, quantizer in quantizers(model):
-        place = next(iter([*quantizer.parameters(), *quantizer.buffers()]), torch.empty(0)).device
-        quantizer.range = Range(*(part.to(place) for part in ranges[name])) if name in ranges else None
+        Raises:
+            StorageError: If writing fails.
+        """
+        from accelerate.utils import gather_object
+
+        components, accelerator = self.components, self.components.accelerator
+        # Every process draws its own dropout, so the file holds the generators of all processes.
+        own = [{"epoch": epoch_random, "step": get_random_state(accelerator.device)}]
+        random_of_all = gather_object(own) if accelerator.num_processes > 1 else own
+        if accelerator.is_main_process:
+            scaler = getattr(accelerator, "scaler", None)
+            content = {
+                "position": asdict(progress),
+                "model": {name: t.detach() for name, t in components.model.state_dict(keep_vars=True).items()},
+                "ranges": get_ranges(components.model),
+                "optimizer": components.optimizer.state_dict(),
+                "scheduler": components.scheduler.state_dict()["last_epoch"],
+                "random": random_of_all,
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "best": best,
+            }
+            self.file.write(content, self.log.to_csv())
+        accelerator.wait_for_everyone()
+
+    def restore(self) -> RestoredTraining:
+        """Read the resume file into the components and the log; the caller sets the random generators.
+
+        Raises:
+            CheckpointError: If the file is damaged.
+            StorageError: If reading fails.
+            TrainingError: If it belongs to another training.
+        """
+        components, accelerator = self.components, self.components.accelerator
+        content = self.file.read()
+        components.model.load_state_dict(content["model"])
+        set_ranges(components.model, content["ranges"])
+        components.optimizer.load_state_dict(content["optimizer"])
+        # The functions of a scheduler follow from the settings; only its count of steps is restored.
+        scheduler = components.scheduler
+        scheduler.last_epoch = content["scheduler"]
+        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+        if content["scaler"] is not None and getattr(accelerator, "scaler", None) is not None:
+            accelerator.scaler.load_state_dict(content["scaler"])
+        self.log.restore(self.file.read_log())
+        random = content["random"][accelerator.process_index]
+        return RestoredTraining(
+            TrainingProgress(**content["position"]), content["best"], random["epoch"], random["step"]
+        )

@@ -1,132 +1,266 @@
-"""How a training is run."""
+"""Settings of a training: each is declared once, with its help text, its rule and its option of ``qdq finetune``.
+
+This file loads no torch, so that the command can make its options from it.
+"""
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from qdq.errors import ConfigError, describe_problems
+from qdq.settings import check, choice, documented, flag, number, setting, whole
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+__all__ = [
+    "FLOAT_LR",
+    "QAT_LR",
+    "RANGES",
+    "TASKS",
+    "Distillation",
+    "InitialCalibration",
+    "TaskSettings",
+    "TrainingSettings",
+]
 
-__all__ = ["PRECISIONS", "RANGES", "SCHEDULES", "TrainingSettings"]
+FLOAT_LR = 5e-5
+#: A trained model is close to where it should be: in QAT, large steps lose more than they gain.
+QAT_LR = 5e-6
 
-SCHEDULES = ("linear", "cosine", "constant")
 RANGES = ("fixed", "moving", "learned")
-PRECISIONS = ("no", "bf16", "fp16")
+TASKS = (
+    "sequence-classification",
+    "token-classification",
+    "question-answering",
+    "multiple-choice",
+    "masked-lm",
+    "sts",
+)
+
+_EVALUATION = "Evaluation"
+_QUANTIZERS = "Quantizers in training"
+_RESUMING = "Resuming"
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """Options of a training. Shares are of all its steps, 0 to 1.
+    """How the steps of a training are done. Shares are shares of all its steps, from 0 to 1.
 
-    Args:
-        epochs: passes over the data.
-        max_steps: end after so many steps, whatever ``epochs`` says.
-        lr: the highest learning rate of the weights.
-        weight_decay: of AdamW, for matrices; biases and norms have none.
-        schedule: ``linear`` and ``cosine`` fall to 0, ``constant`` stays.
-        warmup: the share of the steps in which the learning rate rises from 0.
-        max_grad_norm: longest gradient of the weights; 0 for no limit.
-        accumulation: batches whose gradients make one step.
-        mixed_precision: ``no``, ``bf16`` or ``fp16``; None: what ``accelerate launch`` says.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
-        seed: of dropout, of the order of the data, and of new heads.
-        eval_steps: steps between two evaluations; None: one after every epoch (``qdq finetune``: in QAT four an epoch).
-        patience: stop after so many evaluations without a better one; None: never.
-        save_steps: steps between two states to resume from, besides one at each evaluation.
-        ranges: of quantizers, until they are frozen. ``fixed``: activations keep what calibration found, the scales of
-            weights follow the weights. ``moving``: those of activations are moving averages of what passes.
-            ``learned``: all scales are trained (LSQ).
-        scale_lr: with ``learned``, the learning rate of scales relative to their own size.
-        momentum: with ``moving``, the share of a batch in the average.
-        freeze_ranges: the share of the steps after which ranges and scales stay as they are.
-        activations_from: the share of the steps in float, before activations are quantized.
-        weights_from: the share of the steps before weights are quantized.
+    The special defaults of ``lr`` and ``eval_steps`` for QAT are those of ``finetune_checkpoint`` and ``qdq finetune``;
+    :func:`qdq.finetune` does not ask whether the model quantizes.
 
     Raises:
-        ConfigError: values out of range, all of them.
+        ConfigError: If values are out of range; all of them are named.
     """
 
-    epochs: int = 3
-    max_steps: int | None = None
-    lr: float = 5e-5
-    weight_decay: float = 0.01
-    schedule: str = "linear"
-    warmup: float = 0.1
-    max_grad_norm: float = 1.0
-    accumulation: int = 1
-    mixed_precision: str | None = None
-    gradient_checkpointing: bool = False
-    seed: int = 0
-    eval_steps: int | None = None
-    patience: int | None = None
-    save_steps: int | None = None
-    ranges: str = "fixed"
-    scale_lr: float = 1e-3
-    momentum: float = 0.01
-    freeze_ranges: float = 0.8
-    activations_from: float = 0.0
-    weights_from: float = 0.0
+    epochs: int = setting(3, "Passes over the training data.", whole(1), metavar="N")
+    max_steps: int | None = setting(
+        None, "Stop after this many steps, even within an epoch.", whole(1).or_none(), metavar="N"
+    )
+    lr: float | None = setting(
+        None,
+        f"Highest learning rate; by default {FLOAT_LR:g}, and {QAT_LR:g} for a model that quantizes.",
+        number(0, above=True).or_none(),
+        metavar="X",
+    )
+    weight_decay: float = setting(
+        0.01, "Weight decay of AdamW; biases and norms are not decayed.", number(0), metavar="X"
+    )
+    schedule: str = setting(
+        "linear",
+        "Learning rate after the warm-up: linear and cosine fall to 0, constant stays.",
+        choice("linear", "cosine", "constant"),
+        metavar="linear|cosine|constant",
+    )
+    warmup: float = setting(
+        0.1, "Share of the steps in which the learning rate rises from 0.", number(0, 1), metavar="SHARE"
+    )
+    max_grad_norm: float = setting(
+        1.0, "Clip the gradient of the weights to this norm; 0 switches clipping off.", number(0), metavar="X"
+    )
+    accumulation: int = setting(1, "Batches whose gradients are combined into one step.", whole(1), metavar="N")
+    mixed_precision: str | None = setting(
+        None,
+        "Precision of forward and backward pass; by default the one that accelerate launch sets.",
+        choice("no", "bf16", "fp16").or_none(),
+        metavar="no|bf16|fp16",
+    )
+    gradient_checkpointing: bool = setting(
+        False, "Save memory: compute activations again in the backward pass, which takes a third more time.", flag()
+    )
+    seed: int = setting(
+        0,
+        "Seed of dropout, of the order of the data, and of new heads.",
+        whole(0),
+        option=None,  # every command has a --seed
+    )
+    eval_steps: int | None = setting(
+        None,
+        "Evaluate after every N steps; by default after every epoch, in QAT four times in a long epoch.",
+        whole(1).or_none(),
+        metavar="N",
+        panel=_EVALUATION,
+    )
+    patience: int | None = setting(
+        None,
+        "Stop after this many evaluations in a row without a better one; by default never.",
+        whole(1).or_none(),
+        metavar="N",
+        panel=_EVALUATION,
+    )
+    save_steps: int | None = setting(
+        None,
+        "Write the resume file after every N steps; it is also written at each evaluation.",
+        whole(1).or_none(),
+        metavar="N",
+        panel=_RESUMING,
+    )
+    ranges: str = setting(
+        "fixed",
+        "fixed keeps the calibrated ranges of activations, moving averages them over the batches; both compute scales "
+        "of weights anew in every step. learned trains all scales (LSQ).",
+        choice(*RANGES),
+        metavar="fixed|moving|learned",
+        panel=_QUANTIZERS,
+    )
+    scale_lr: float = setting(
+        1e-3,
+        "Learning rate of scales, relative to the size of each; for learned ranges.",
+        number(0),
+        metavar="X",
+        panel=_QUANTIZERS,
+    )
+    momentum: float = setting(
+        0.01, "Weight of a batch in the average; for moving ranges.", number(0, 1, above=True), option=None
+    )
+    freeze_ranges: float = setting(
+        0.8,
+        "Share of the steps after which ranges and scales no longer change.",
+        number(0, 1),
+        metavar="SHARE",
+        panel=_QUANTIZERS,
+    )
+    activations_from: float = setting(
+        0.0,
+        "Share of the steps in which everything is still in float.",
+        number(0, 1),
+        metavar="SHARE",
+        panel=_QUANTIZERS,
+    )
+    weights_from: float = setting(
+        0.0,
+        "Share of the steps in which weights are still in float; 0 quantizes them together with activations.",
+        number(0, 1),
+        metavar="SHARE",
+        panel=_QUANTIZERS,
+    )
 
     def __post_init__(self) -> None:
-        problems = [f"{name} is {getattr(self, name)!r}, must be {rule}" for name, (holds, rule) in _RULES.items()
-                  if not holds(getattr(self, name))]  # fmt: skip
-        if not problems and self.activations_from > self.weights_from > 0:
-            problems.append(
-                f"weights_from is {self.weights_from:g}, activations_from {self.activations_from:g}: activations are "
-                "quantized first; 0 for weights that are quantized from the beginning"
-            )
-        if problems:
-            raise ConfigError(describe_problems("settings of the training", problems))
+        check(self, "settings of the training", self._conflicts)
+
+    def _conflicts(self) -> list[str]:
+        if self.activations_from > self.weights_from > 0:
+            return [
+                f"weights_from is {self.weights_from:g}, activations_from is {self.activations_from:g}: activations "
+                "must be quantized first; 0 quantizes weights together with activations"
+            ]
+        return []
+
+    @property
+    def highest_lr(self) -> float:
+        """The learning rate after the warm-up: ``lr``, or its default."""
+        return FLOAT_LR if self.lr is None else self.lr
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Return plain values; ``lr`` is the one that is used."""
+        return {**asdict(self), "lr": self.highest_lr}
 
 
-def _whole(low: int, *, optional: bool = False) -> tuple[Callable[[Any], bool], str]:
-    def holds(value: Any) -> bool:
-        if value is None:
-            return optional
-        return isinstance(value, int) and not isinstance(value, bool) and value >= low
+@documented
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings:
+    """What is trained: the task and its head, the rows, and the metric that decides.
 
-    return holds, f"a whole number of at least {low}"
+    Raises:
+        ConfigError: If values are out of range; all of them are named.
+    """
+
+    task: str | None = setting(
+        None, f"Task to train: {', '.join(TASKS)}; by default that of the model's head.", metavar="TASK"
+    )
+    new_head: bool = setting(False, "Replace the head of the model by a new one.", flag())
+    multi_label: bool = setting(False, "Allow any number of labels for a text.", flag())
+    batch_size: int = setting(32, "Rows in a batch of each process.", whole(1), metavar="B")
+    seq_len: int | None = setting(
+        None, "Longest row in tokens; by default the longest that the model takes.", whole(3).or_none(), metavar="L"
+    )
+    split: str | None = setting(None, "Split of a saved dataset to train on.", metavar="NAME")
+    eval_split: str | None = setting(None, "Split of a saved dataset to evaluate on.", metavar="NAME")
+    metric: str | None = setting(
+        None,
+        "Metric by which the best checkpoint is chosen; by default the first one of qdq evaluate.",
+        metavar="NAME",
+        panel=_EVALUATION,
+    )
+
+    def __post_init__(self) -> None:
+        check(self, "settings of the task")
 
 
-def _number(low: float, high: float = math.inf, *, above: bool = False) -> tuple[Callable[[Any], bool], str]:
-    def holds(value: Any) -> bool:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return is_number and (low < value if above else low <= value) and value <= high
+@documented
+@dataclass(frozen=True, kw_only=True)
+class InitialCalibration:
+    """How a float model that a recipe quantizes is calibrated before its first step.
 
-    rule = f"a number {'above' if above else 'of at least'} {low:g}"
-    return holds, rule if math.isinf(high) else f"{rule} and at most {high:g}"
+    Raises:
+        ConfigError: If values are out of range; all of them are named.
+    """
+
+    samples: int = setting(
+        512,
+        "With --recipe: training rows to calibrate on.",
+        whole(1),
+        option="--calibration-samples",
+        metavar="N",
+    )
+    refine: bool = setting(False, "With --recipe: also find its smoothing and shifts, which make steps slower.", flag())
+
+    def __post_init__(self) -> None:
+        check(self, "settings of the calibration")
 
 
-def _choice(*names: str, optional: bool = False) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: value in names or (optional and value is None), f"one of {', '.join(names)}"
+@documented
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """How much the terms of the loss count when a model learns from a teacher; the loss is their weighted sum.
 
+    1. ``task``: the loss of the labels.
+    2. ``logits``: the divergence of the two distributions of answers, label by label where a text can have several
+       labels. For scores it is their mean squared difference, for models that embed the distance of the embeddings.
+    3. ``hidden``: the mean squared difference of hidden states, the output of the embeddings included.
+    4. ``attention``: the squared difference of attention weights.
 
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "epochs": _whole(1),
-    "max_steps": _whole(1, optional=True),
-    "lr": _number(0, above=True),
-    "weight_decay": _number(0),
-    "schedule": _choice(*SCHEDULES),
-    "warmup": _number(0, 1),
-    "max_grad_norm": _number(0),
-    "accumulation": _whole(1),
-    "mixed_precision": _choice(*PRECISIONS, optional=True),
-    "seed": _whole(0),
-    "eval_steps": _whole(1, optional=True),
-    "patience": _whole(1, optional=True),
-    "save_steps": _whole(1, optional=True),
-    "ranges": _choice(*RANGES),
-    "scale_lr": _number(0),
-    "momentum": _number(0, 1, above=True),
-    "freeze_ranges": _number(0, 1),
-    "activations_from": _number(0, 1),
-    "weights_from": _number(0, 1),
-}
+    Raises:
+        ConfigError: If values are out of range; all of them are named.
+    """
+
+    task: float = setting(1.0, "Weight of the labels in the loss.", number(0), option="--task-weight", metavar="X")
+    logits: float = setting(
+        1.0, "Weight of the teacher's logits or embeddings.", number(0), option="--logits-weight", metavar="X"
+    )
+    hidden: float = setting(
+        0.0, "Weight of the teacher's hidden states.", number(0), option="--hidden-weight", metavar="X"
+    )
+    attention: float = setting(
+        0.0, "Weight of the teacher's attention.", number(0), option="--attention-weight", metavar="X"
+    )
+    temperature: float = setting(
+        2.0, "Temperature that softens the logits of both models.", number(0, above=True), metavar="T"
+    )
+
+    def __post_init__(self) -> None:
+        check(self, "distillation", self._conflicts)
+
+    def _conflicts(self) -> list[str]:
+        if any((self.task, self.logits, self.hidden, self.attention)):
+            return []
+        return ["all weights are 0: there is nothing to learn"]

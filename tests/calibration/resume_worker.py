@@ -1,8 +1,8 @@
-"""Calibrates a small model with a resume_file, in a process that may be killed in the middle.
+"""Calibrate a small model with a resume file, in a process that may be killed in the middle.
 
-    python journal_worker.py FOLDER OUTPUT [RANK BATCH]
+    python resume_worker.py FOLDER OUTPUT [RANK BATCH]
 
-Of the processes, RANK ends itself without notice before BATCH; otherwise the ranges go to OUTPUT.
+The process RANK kills itself before BATCH. Without these two arguments the ranges are written to OUTPUT.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from calibration import Percentile, calibrate
-from calibration.distributed import part_of_process
+from calibration.distributed import torchrun_process
 from calibration.resume_file import ResumeFile
 from qdq.models.registry import build, configure
 from qdq.quantization.wrap import named_slots
@@ -26,16 +26,16 @@ from qdq.recipes.apply import quantize
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from calibration.distributed import Part
+    from calibration.distributed import ProcessRank
     from qdq.models.model import Model
 
 BATCHES = 9
 
 
-def data(part: Part, doomed: tuple[int, int] | None) -> Iterator[dict[str, torch.Tensor]]:
+def data(process: ProcessRank, doomed: tuple[int, int] | None) -> Iterator[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
     for index in range(BATCHES):
-        if doomed == (part.rank, index):
+        if doomed == (process.rank, index):
             os.kill(os.getpid(), signal.SIGKILL)
         yield {"input_ids": torch.randint(5, 97, (2, 7), generator=generator)}
 
@@ -57,10 +57,10 @@ def main() -> None:
     doomed = (int(rest[0]), int(rest[1])) if rest else None
     torch.set_num_threads(1)
     model = tiny()
-    with part_of_process() as part:
-        resume_file = ResumeFile(Path(folder), resume=True, part=part, every=0.0)
-        calibrate(model, data(part, doomed), method=Percentile(99.0), part=part, resume_file=resume_file)
-        if part.rank == 0:
+    with torchrun_process() as process:
+        resume_file = ResumeFile(Path(folder), resume=True, process=process, interval=0.0)
+        calibrate(model, data(process, doomed), method=Percentile(99.0), process=process, resume_file=resume_file)
+        if process.rank == 0:
             resume_file.remove()
             save_file(found(model), output)
 

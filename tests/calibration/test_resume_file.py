@@ -1,4 +1,4 @@
-"""Interrupted calibrations: what they leave behind, who may go on from it, and that nobody can tell afterwards."""
+"""Interrupted calibrations: what they write, what can be resumed from it, and that the result is the same."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from calibration import Max, Percentile, calibrate, calibrate_and_refine
-from calibration.distributed import Part
-from calibration.resume_file import Entry, ResumeFile
+from calibration.distributed import ProcessRank
+from calibration.resume_file import ResumeFile, StageProgress
 from qdq.errors import CalibrationError, StorageError
 from qdq.models.registry import build, configure
 from qdq.quantization.quantizer import quantizers
@@ -29,10 +29,11 @@ from qdq.recipes.refinement import Refinement
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from calibration import CalibrationSummary
     from calibration.methods.method import Method
     from qdq.models.model import Model
 
-WORKER = Path(__file__).with_name("journal_worker.py")
+WORKER = Path(__file__).with_name("resume_worker.py")
 METHODS = [pytest.param(Max(), id="max"), pytest.param(Percentile(99.0), id="percentile")]
 COUNT = 7
 Batch = dict[str, Tensor]
@@ -133,7 +134,7 @@ def test_an_interrupt_inside_of_a_batch_forgets_that_batch_alone(tmp_path: Path)
     broken.encoder.layers[1].register_forward_pre_hook(stop)  # some slots have seen the batch then, others have not
     with pytest.raises(KeyboardInterrupt):
         calibrate(broken, batches(), resume_file=ResumeFile(tmp_path / "j"))
-    assert Entry.read(tmp_path / "j" / "ranges-0-of-1.safetensors").seen["batches"] == 3
+    assert StageProgress.read(tmp_path / "j" / "ranges-0-of-1.safetensors").data_count["batches"] == 3
     calibrate(model, batches(), resume_file=ResumeFile(tmp_path / "j", resume=True))
     assert state(model) == state(whole)
 
@@ -143,7 +144,7 @@ def test_every_stage_of_a_refined_calibration(stage: str, tmp_path: Path) -> Non
     """``channels`` and ``ranges`` are interrupted in their fourth batch, ``layers`` after its first layer."""
     refinement = Refinement(smoothing=0.8, shift=True, bias_correction=True, rounding="gptq")
 
-    def run(model: Model, resume_file: ResumeFile | None, stop_in: str | None) -> Any:
+    def run(model: Model, resume_file: ResumeFile | None, stop_in: str | None) -> CalibrationSummary:
         def begin(name: str) -> Callable[..., None]:
             def progress(done: int, *_: int) -> None:
                 if name == stop_in and done == (1 if name == "layers" else 4):
@@ -171,21 +172,27 @@ def test_processes_that_came_to_different_batches(
     whole = tiny()
     want = calibrate(whole, batches(), method=method)
     for rank, before in ((0, 2), (1, 5)):
-        data, part = interrupted(batches(), before), Part(rank, 2)
+        data, process = interrupted(batches(), before), ProcessRank(rank, 2)
         with pytest.raises(KeyboardInterrupt):
-            calibrate(tiny(), data, method=method, part=part, resume_file=ResumeFile(tmp_path / "j", part=part))
+            calibrate(
+                tiny(), data, method=method, process=process, resume_file=ResumeFile(tmp_path / "j", process=process)
+            )
     assert {path.name for path in (tmp_path / "j").iterdir()} == {f"ranges-{n}-of-2.safetensors" for n in (0, 1)}
     given: list[Any] = []
 
-    def gather(_: Part, value: Any) -> list[Any]:
+    def gather(_: ProcessRank, value: Any) -> list[Any]:
         given.append(value)
         return given if len(given) == 2 else [value, value]
 
-    monkeypatch.setattr(Part, "gather", gather)
+    monkeypatch.setattr(ProcessRank, "gather", gather)
     for rank in range(2):
-        part, model = Part(rank, 2), tiny()
+        process, model = ProcessRank(rank, 2), tiny()
         got = calibrate(
-            model, batches(), method=method, part=part, resume_file=ResumeFile(tmp_path / "j", resume=True, part=part)
+            model,
+            batches(),
+            method=method,
+            process=process,
+            resume_file=ResumeFile(tmp_path / "j", resume=True, process=process),
         )
     assert state(model) == state(whole)
     assert got == want
@@ -194,17 +201,17 @@ def test_processes_that_came_to_different_batches(
 # --- when it is written ---
 
 
-@pytest.mark.parametrize(("every", "written"), [(0.0, 5), (3600.0, 0)], ids=["always", "never"])
-def test_while_batches_run(every: float, written: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("interval", "written"), [(0.0, 5), (3600.0, 0)], ids=["always", "never"])
+def test_while_batches_run(interval: float, written: int, tmp_path: Path) -> None:
     """What would be there after a loss of power: nothing that an end in good order writes."""
     file = tmp_path / "j" / "ranges-0-of-1.safetensors"
     found: list[int] = []
 
     def look(done: int) -> None:
         if done == 5:
-            found.append(Entry.read(file).seen["batches"] if file.exists() else 0)
+            found.append(StageProgress.read(file).data_count["batches"] if file.exists() else 0)
 
-    calibrate(tiny(), batches(), resume_file=ResumeFile(tmp_path / "j", every=every), progress=look)
+    calibrate(tiny(), batches(), resume_file=ResumeFile(tmp_path / "j", interval=interval), progress=look)
     assert found == [written]
 
 
@@ -212,7 +219,7 @@ def test_while_batches_run(every: float, written: int, tmp_path: Path) -> None:
 def test_whatever_interrupts(error: type[BaseException], tmp_path: Path) -> None:
     with pytest.raises(error):
         calibrate(tiny(), interrupted(batches(), 3, error), resume_file=ResumeFile(tmp_path / "j"))
-    assert ResumeFile(tmp_path / "j").leftovers() == "ranges after batch 3"
+    assert ResumeFile(tmp_path / "j").describe_progress() == "ranges after batch 3"
 
 
 def test_bad_data_is_no_interruption(tmp_path: Path) -> None:
@@ -228,7 +235,7 @@ def test_without_resuming_everything_begins_anew(tmp_path: Path) -> None:
     forwards = count_forwards(model)
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, interrupted(batches(seed=1), 0), resume_file=ResumeFile(tmp_path / "j"))
-    assert ResumeFile(tmp_path / "j").leftovers() is None, "what was there is not taken for this one's"
+    assert ResumeFile(tmp_path / "j").describe_progress() is None, "the old progress does not count as that of this run"
     calibrate(model, batches(), resume_file=ResumeFile(tmp_path / "j"))
     assert len(forwards) == COUNT
 
@@ -240,7 +247,7 @@ def test_nothing_to_resume_is_a_beginning(tmp_path: Path) -> None:
     assert state(model) == state(whole)
 
 
-def test_only_what_is_the_journals_own_is_removed(tmp_path: Path) -> None:
+def test_only_resume_files_are_removed(tmp_path: Path) -> None:
     resume_file = ResumeFile(tmp_path / "j")
     calibrate(tiny(), batches(), resume_file=resume_file)
     (tmp_path / "j" / "notes.txt").write_text("precious")
@@ -289,15 +296,17 @@ def test_another_calibration_is_refused_with_what_differs(
     text = str(caught.value)
     assert [word for word in words if word not in text] == [], text
     assert ("processes" in text, text.count(" there, ")) == (False, len([word for word in words if ":" in word]))
-    assert "begin anew" in text
+    assert "start again without resuming" in text
     assert file.read_bytes() == before
     assert str(state(model)) == str(was)
 
 
 def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
-    part = Part(1, 2)
+    process = ProcessRank(1, 2)
     with pytest.raises(KeyboardInterrupt):
-        calibrate(tiny(), interrupted(batches(), 3), part=part, resume_file=ResumeFile(tmp_path / "j", part=part))
+        calibrate(
+            tiny(), interrupted(batches(), 3), process=process, resume_file=ResumeFile(tmp_path / "j", process=process)
+        )
     with pytest.raises(CalibrationError, match="processes: 2 there, 1 here"):
         calibrate(tiny(), batches(), resume_file=ResumeFile(tmp_path / "j", resume=True))
 
@@ -323,14 +332,16 @@ def cut(content: bytes, path: Path) -> None:
 
 
 def without_a_tensor(_: bytes, path: Path) -> None:
-    entry = Entry.read(path)
-    Entry(entry.stage, entry.identity, entry.seen, dict(list(entry.tensors.items())[1:])).write(path)
+    progress = StageProgress.read(path)
+    StageProgress(
+        progress.stage, progress.identity, progress.data_count, dict(list(progress.tensors.items())[1:])
+    ).write(path)
 
 
 def of_another_shape(_: bytes, path: Path) -> None:
-    entry = Entry.read(path)
-    changed = {name: x[:5].clone() if x.dim() else x for name, x in entry.tensors.items()}
-    Entry(entry.stage, entry.identity, entry.seen, changed).write(path)
+    progress = StageProgress.read(path)
+    changed = {name: x[:5].clone() if x.dim() else x for name, x in progress.tensors.items()}
+    StageProgress(progress.stage, progress.identity, progress.data_count, changed).write(path)
 
 
 @pytest.mark.parametrize("damage", [cut, without_a_tensor, of_another_shape])
@@ -339,7 +350,7 @@ def test_damaged_files_are_refused(damage: Callable[[bytes, Path], None], tmp_pa
         calibrate(tiny(), interrupted(batches(), 3), method=Percentile(99.0), resume_file=ResumeFile(tmp_path / "j"))
     file = tmp_path / "j" / "ranges-0-of-1.safetensors"
     damage(file.read_bytes(), file)
-    with pytest.raises(CalibrationError, match=r"anew"):
+    with pytest.raises(CalibrationError, match=r"again"):
         calibrate(tiny(), batches(), method=Percentile(99.0), resume_file=ResumeFile(tmp_path / "j", resume=True))
     model, whole = tiny(), tiny()
     calibrate(model, batches(), method=Percentile(99.0), resume_file=ResumeFile(tmp_path / "j"))
@@ -347,10 +358,10 @@ def test_damaged_files_are_refused(damage: Callable[[bytes, Path], None], tmp_pa
     assert state(model) == state(whole), "without resuming it does not matter"
 
 
-def test_somebody_elses_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
     (tmp_path / "j").mkdir()
     save_file({"a": torch.ones(1)}, tmp_path / "j" / "ranges-0-of-1.safetensors")
-    with pytest.raises(CalibrationError, match="collect them anew"):
+    with pytest.raises(CalibrationError, match="collect them again"):
         calibrate(tiny(), batches(), resume_file=ResumeFile(tmp_path / "j", resume=True))
 
 
@@ -361,25 +372,25 @@ def test_where_nothing_can_be_written_the_work_goes_on(tmp_path: Path, caplog: p
     (tmp_path / "j").write_text("a file in the way")
     model, whole = tiny(), tiny()
     with caplog.at_level(logging.WARNING, logger="calibration"):
-        calibrate(model, batches(), resume_file=ResumeFile(tmp_path / "j", every=0.0))
+        calibrate(model, batches(), resume_file=ResumeFile(tmp_path / "j", interval=0.0))
     calibrate(whole, batches())
     assert state(model) == state(whole)
     (record,) = caplog.records
-    assert record.getMessage().startswith("progress cannot be kept: ")
+    assert record.getMessage().startswith("progress cannot be saved: ")
 
 
 def test_a_disk_that_fills_up_leaves_the_last_whole_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    entry = Entry("ranges", {"a": "b"}, {"batches": 1}, {"x": torch.zeros(10)})
+    progress = StageProgress("ranges", {"a": "b"}, {"batches": 1}, {"x": torch.zeros(10)})
     path = tmp_path / "ranges-0-of-1.safetensors"
-    entry.write(path)
+    progress.write(path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
     try:
         with pytest.raises(StorageError, match="File too large"):
-            Entry("ranges", {"a": "b"}, {"batches": 2}, {"x": torch.zeros(10**6)}).write(path)
+            StageProgress("ranges", {"a": "b"}, {"batches": 2}, {"x": torch.zeros(10**6)}).write(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert Entry.read(path).seen == {"batches": 1}
+    assert StageProgress.read(path).data_count == {"batches": 1}
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert caplog.records == []
 
@@ -404,15 +415,15 @@ def test_a_process_that_was_killed_is_resumed_to_the_bit(
     processes: int, doomed: int, batch: int, tmp_path: Path
 ) -> None:
     """Without notice: SIGKILL."""
-    kit = runpy.run_path(str(WORKER))
-    model = kit["tiny"]()
-    calibrate(model, kit["data"](Part(), None), method=Percentile(99.0))
-    want = kit["found"](model)
+    worker_code = runpy.run_path(str(WORKER))
+    model = worker_code["tiny"]()
+    calibrate(model, worker_code["data"](ProcessRank(), None), method=Percentile(99.0))
+    want = worker_code["found"](model)
     folder, output = tmp_path / "resume_file", tmp_path / "output"
     killed = worker(folder, output, doomed, batch, processes=processes)
     assert killed.returncode != 0
     assert not output.exists()
-    assert Entry.read(folder / f"ranges-{doomed}-of-{processes}.safetensors").seen["batches"] == batch
+    assert StageProgress.read(folder / f"ranges-{doomed}-of-{processes}.safetensors").data_count["batches"] == batch
     done = worker(folder, output, processes=processes)
     assert done.returncode == 0, done.stderr
     got = load_file(output)

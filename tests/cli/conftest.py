@@ -12,7 +12,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 import torch
@@ -46,6 +46,24 @@ class Ended:
         return document
 
 
+class Run(Protocol):
+    """Runs ``qdq`` with these arguments."""
+
+    def __call__(self, *arguments: object) -> Ended: ...
+
+
+class RunInProcess(Protocol):
+    """Runs ``python -m qdq`` in a process of its own; options are those of ``subprocess.run``."""
+
+    def __call__(self, *arguments: object, **options: Any) -> Ended: ...
+
+
+class Refused(Protocol):
+    """Runs a command that must refuse, and returns its message."""
+
+    def __call__(self, *arguments: object, code: int = 2, kind: str | None = None) -> str: ...
+
+
 @pytest.fixture(autouse=True)
 def _one_thread(_reproducible: None) -> None:
     """These models are too small for two threads, which then only wait for each other."""
@@ -64,7 +82,7 @@ def _logging() -> Iterator[None]:
 
 
 @pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Any:
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
     """Runs ``qdq`` in this process, which has torch loaded already; what libraries in C print is seen too."""
 
     def run(*arguments: object) -> Ended:
@@ -78,7 +96,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Any:
 
 
 @pytest.fixture
-def process() -> Any:
+def process() -> RunInProcess:
     """Runs ``python -m qdq`` as a shell does."""
 
     def run(*arguments: object, **options: Any) -> Ended:
@@ -90,16 +108,16 @@ def process() -> Any:
 
 
 @pytest.fixture
-def refused(run: Any, kit: Any, tmp_path: Path) -> Any:
+def refused(run: Run, model_folders: ModelFolders, tmp_path: Path) -> Refused:
     """Runs a command that must refuse: one message on stderr, the same in JSON, and the test's folder as it was.
 
     Returns the message.
     """
 
     def refused(*arguments: object, code: int = 2, kind: str | None = None) -> str:
-        before = kit.contents(tmp_path)
+        before = model_folders.contents(tmp_path)
         shown = run(*arguments)
-        assert kit.contents(tmp_path) == before
+        assert model_folders.contents(tmp_path) == before
         assert (shown.code, shown.out) == (code, "")
         assert shown.err.startswith("error: "), shown.err
         assert shown.err.count("error: ") == 1
@@ -109,7 +127,7 @@ def refused(run: Any, kit: Any, tmp_path: Path) -> Any:
         assert told.code == code
         assert told.document == {"error": message, "kind": told.document["kind"], "exit_code": code}
         assert kind in (None, told.document["kind"])
-        assert kit.contents(tmp_path) == before
+        assert model_folders.contents(tmp_path) == before
         return message
 
     return refused
@@ -123,8 +141,8 @@ def quietly(*arguments: object) -> None:
 
 
 @dataclass(frozen=True)
-class Kit:
-    """Makes, copies and compares folders."""
+class ModelFolders:
+    """Makes, copies and compares folders with models."""
 
     def model(self, folder: Path, *, task: str = "feature-extraction", **changes: Any) -> Path:
         """A small BERT with a WordPiece vocabulary of the words that the sample text uses most."""
@@ -170,8 +188,8 @@ class Kit:
 
 
 @pytest.fixture(scope="session")
-def kit() -> Kit:
-    return Kit()
+def model_folders() -> ModelFolders:
+    return ModelFolders()
 
 
 @pytest.fixture(scope="session")
@@ -180,9 +198,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model(root: Path, kit: Kit) -> Path:
+def model(root: Path, model_folders: ModelFolders) -> Path:
     """The float checkpoint; read only."""
-    return kit.model(root / "model")
+    return model_folders.model(root / "model")
 
 
 @pytest.fixture(scope="session")

@@ -9,17 +9,20 @@ import pytest
 import torch
 
 import calibration.sensitivity.ranking
-import qdq.cli.analyze
-from calibration.sensitivity.similarity import Similarity, vectors_of
+from calibration.sensitivity.similarity import Similarity, output_vectors
+from qdq.analysis.task_metric import TaskMetric
 from qdq.checkpoint import load
 from qdq.cli.main import main
-from qdq.data.text import draw, read_samples, sample_text
-from qdq.data.tokenize import encode_batches, load_tokenizer
+from qdq.data.source import draw
+from qdq.data.text import encode_batches, read_samples, sample_text
+from qdq.data.tokenizer import load_tokenizer
 from qdq.quantization.quantizer import Mode, set_mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.cli.conftest import Refused, Run
 
 HELDOUT = sample_text("heldout")
 PLAIN = ("--smoothing", "off", "--no-shift", "--no-bias-correction", "--rounding", "nearest")
@@ -53,13 +56,13 @@ def similarity(checkpoint: Path, samples: int = 8) -> Similarity:
     for batch in encode_batches(texts, load_tokenizer(checkpoint), batch_size=1, seq_len=48):
         with torch.inference_mode():
             set_mode(model, Mode.OFF)
-            expected = vectors_of(model(**batch), batch["attention_mask"])
+            expected = output_vectors(model(**batch), batch["attention_mask"])
             set_mode(model, Mode.QUANTIZE)
-            total += Similarity.of(expected, vectors_of(model(**batch), batch["attention_mask"]))
+            total += Similarity.of(expected, output_vectors(model(**batch), batch["attention_mask"]))
     return total
 
 
-def test_the_document(run: Any, checkpoint: Path) -> None:
+def test_the_document(run: Run, checkpoint: Path) -> None:
     ended = run("analyze", checkpoint, *FEW, "--json")
     assert (ended.code, ended.err) == (0, "")
     document = ended.document
@@ -83,7 +86,7 @@ def test_the_document(run: Any, checkpoint: Path) -> None:
     assert run("analyze", checkpoint, *FEW, "--json") == ended
 
 
-def test_what_people_see(run: Any, checkpoint: Path) -> None:
+def test_what_people_see(run: Run, checkpoint: Path) -> None:
     document = run("analyze", checkpoint, *FEW, "--json").document
     ended = run("analyze", checkpoint, *FEW, "--top", 2)
     assert (ended.code, ended.err) == (0, "")
@@ -99,7 +102,7 @@ def test_what_people_see(run: Any, checkpoint: Path) -> None:
     assert advice.endswith(f"--exclude {document['switch_off']['exclude'][0]}")
 
 
-def test_the_patterns_hold_what_they_promise(run: Any, model: Path, text: Path, plain: Path, tmp_path: Path) -> None:
+def test_the_patterns_hold_what_they_promise(run: Run, model: Path, text: Path, plain: Path, tmp_path: Path) -> None:
     """A model calibrated with them is as close to float as was measured."""
     quantized = run("analyze", plain, *FEW, "--json").document["quantized"]["sqnr_db"]
     aim = quantized + 3
@@ -116,7 +119,7 @@ def test_the_patterns_hold_what_they_promise(run: Any, model: Path, text: Path, 
     assert "--exclude " + found["exclude"][0] in shown.splitlines()[-1]
 
 
-def test_a_target_that_is_reached_already(run: Any, checkpoint: Path) -> None:
+def test_a_target_that_is_reached_already(run: Run, checkpoint: Path) -> None:
     ended = run("analyze", checkpoint, *FEW, "--target-cosine", 0.5)
     assert "cosine 0.5 is reached with everything quantized" in ended.out
     found = run("analyze", checkpoint, *FEW, "--target-cosine", 0.5, "--json").document["switch_off"]
@@ -130,12 +133,12 @@ def test_a_target_that_is_reached_already(run: Any, checkpoint: Path) -> None:
         ("layer", {"embeddings", "encoder.layers.0"}),
     ],
 )
-def test_other_groups(run: Any, checkpoint: Path, by: str, names: set[str]) -> None:
+def test_other_groups(run: Run, checkpoint: Path, by: str, names: set[str]) -> None:
     document = run("analyze", checkpoint, *FEW, "--by", by, "--json").document
     assert {group["name"] for group in document["groups"]} == names
 
 
-def test_only_some_and_on_less(run: Any, checkpoint: Path) -> None:
+def test_only_some_and_on_less(run: Run, checkpoint: Path) -> None:
     options = ("--only", "*.up", "--batch-size", 3, "--max-batches", 2, "--by", "slot")
     document = run("analyze", checkpoint, *FEW, *options, "--json").document
     assert {name for group in document["groups"] for name in group["slots"]} == {
@@ -144,7 +147,7 @@ def test_only_some_and_on_less(run: Any, checkpoint: Path) -> None:
     assert (document["batches"], document["samples"]) == (2, 6)
 
 
-def test_the_metric_of_a_task(run: Any, checkpoint: Path, model: Path, pairs: Path) -> None:
+def test_the_metric_of_a_task(run: Run, checkpoint: Path, model: Path, pairs: Path) -> None:
     task = ("--task", "sts", "--data", pairs)
     options = ("--num-samples", 8, "--top", 2, "--metric", "pearson", "--seq-len", 48)
     document = run("analyze", checkpoint, *task, *options, "--json").document
@@ -160,7 +163,7 @@ def test_the_metric_of_a_task(run: Any, checkpoint: Path, model: Path, pairs: Pa
     assert f"pearson: float {document['metric']['float']:.2f}, {document['quantized']['metric']:.2f} quantized" in shown
 
 
-def test_an_interruption_shows_what_there_is(run: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_shows_what_there_is(run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rank = calibration.sensitivity.ranking.rank
 
     def impatient(*arguments: Any, **options: Any) -> Iterator[Any]:
@@ -180,7 +183,7 @@ def test_an_interruption_shows_what_there_is(run: Any, checkpoint: Path, monkeyp
 
 
 def test_an_interruption_before_anything_was_measured(
-    run: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def impatient(*_: Any, **__: Any) -> Iterator[Any]:
         raise KeyboardInterrupt
@@ -192,12 +195,12 @@ def test_an_interruption_before_anything_was_measured(
 
 
 def test_an_interruption_of_the_evaluation_keeps_the_ranking(
-    run: Any, checkpoint: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, checkpoint: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def impatient(*_: Any) -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(qdq.cli.analyze._Evaluator, "__call__", impatient)
+    monkeypatch.setattr(TaskMetric, "__call__", impatient)
     ended = run("analyze", checkpoint, "--task", "sts", "--data", pairs, "--num-samples", 4, "--top", 1)
     assert ended.code == 130
     lines = ended.out.splitlines()
@@ -207,46 +210,46 @@ def test_an_interruption_of_the_evaluation_keeps_the_ranking(
 
 
 class TestRefused:
-    def test_a_float_checkpoint(self, refused: Any, model: Path) -> None:
-        assert "no quantized checkpoint" in refused("analyze", model, *FEW, kind="CheckpointError")
+    def test_a_float_checkpoint(self, refused: Refused, model: Path) -> None:
+        assert "is not a quantized checkpoint" in refused("analyze", model, *FEW, kind="CheckpointError")
 
-    def test_an_export(self, refused: Any, checkpoint: Path, tmp_path: Path) -> None:
+    def test_an_export(self, refused: Refused, checkpoint: Path, tmp_path: Path) -> None:
         export = tmp_path / "export"
         export.mkdir()
         (export / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
         (export / "model.onnx").write_bytes(b"")
-        assert "no quantized checkpoint" in refused("analyze", export, *FEW, kind="CheckpointError")
+        assert "is not a quantized checkpoint" in refused("analyze", export, *FEW, kind="CheckpointError")
 
-    def test_no_such_directory(self, refused: Any, tmp_path: Path) -> None:
+    def test_no_such_directory(self, refused: Refused, tmp_path: Path) -> None:
         assert "no such directory" in refused("analyze", tmp_path / "none", *FEW, kind="CheckpointError")
 
-    def test_no_data(self, refused: Any, checkpoint: Path, tmp_path: Path) -> None:
+    def test_no_data(self, refused: Refused, checkpoint: Path, tmp_path: Path) -> None:
         empty = tmp_path / "empty.txt"
         empty.write_text("\n")
         for data in (empty, tmp_path / "none.txt"):
             assert str(data) in refused("analyze", checkpoint, "--data", data, kind="DataError")
         assert "--data" in refused("analyze", checkpoint, kind="UsageError")
 
-    def test_an_unknown_slot(self, refused: Any, checkpoint: Path) -> None:
+    def test_an_unknown_slot(self, refused: Refused, checkpoint: Path) -> None:
         message = refused("analyze", checkpoint, *FEW, "--only", "encoder.layers.9.*", kind="RecipeError")
         assert "'encoder.layers.9.*'" in message
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (("--by", "colour"), "--by colour: it must be one of slot, module, layer, role, kind"),
+            (("--by", "colour"), "by is 'colour', must be one of slot, module, layer, role, kind"),
             (("--metric", "pearson"), "--metric goes with --task"),
-            (("--target-cosine", "1.5"), "a cosine of 1.5 cannot be aimed at"),
-            (("--target-sqnr", "nan"), "an SQNR of nan dB cannot be aimed at"),
+            (("--target-cosine", "1.5"), "the cosine is 1.5, but must be above 0"),
+            (("--target-sqnr", "nan"), "the SQNR is nan dB, but must be above 0"),
             (("--task", "colouring"), "no task 'colouring' to evaluate"),
             (("--task", "question-answering"), "cannot be evaluated with the task question-answering"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
     )
-    def test_options(self, refused: Any, checkpoint: Path, options: tuple[str, ...], message: str) -> None:
+    def test_options(self, refused: Refused, checkpoint: Path, options: tuple[str, ...], message: str) -> None:
         assert message in refused("analyze", checkpoint, *FEW, *options, kind="ConfigError")
 
-    def test_a_metric_that_the_task_does_not_have(self, refused: Any, checkpoint: Path, pairs: Path) -> None:
+    def test_a_metric_that_the_task_does_not_have(self, refused: Refused, checkpoint: Path, pairs: Path) -> None:
         options = ("--data", pairs, "--task", "sts", "--metric", "f1")
         message = refused("analyze", checkpoint, *options, kind="ConfigError")
         assert "no metric 'f1' for the task sts: it has spearman, pearson" in message

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.cli.conftest import Refused, Run
+
 QUICK = ("--rounds", 1, "--warmup", 0, "--threads", 1, "--batch-size", 1, "--batch_size", 2, "--seq-len", 8)
 
 
-def test_the_document(run: Any, exports: dict[str, Path]) -> None:
+def test_the_document(run: Run, exports: dict[str, Path]) -> None:
     ended = run("benchmark", exports["float"], exports["onnxruntime"] / "model.onnx", *QUICK, "--json")
     assert (ended.code, ended.err) == (0, "")
     document = ended.document
@@ -27,7 +29,7 @@ def test_the_document(run: Any, exports: dict[str, Path]) -> None:
         assert row["rounds"] == 1
 
 
-def test_what_people_see(run: Any, exports: dict[str, Path]) -> None:
+def test_what_people_see(run: Run, exports: dict[str, Path]) -> None:
     ended = run("benchmark", exports["openvino"], *QUICK, "--runtime", "openvino")
     assert (ended.code, ended.err) == (0, "")
     assert "Latency in openvino, 1 threads" in ended.out
@@ -36,7 +38,7 @@ def test_what_people_see(run: Any, exports: dict[str, Path]) -> None:
     assert [row[-1] for row in rows] == ["1.00x", "1.00x"]
 
 
-def test_runtimes_side_by_side_and_the_best_float_file(run: Any, exports: dict[str, Path]) -> None:
+def test_runtimes_side_by_side_and_the_best_float_file(run: Run, exports: dict[str, Path]) -> None:
     quick = ("--rounds", 1, "--warmup", 0, "--threads", 1, "--batch-size", 1, "--seq-len", 8)
     document = run("benchmark", exports["float"], exports["openvino"], *quick, "--best-float", "--json").document
     baseline, best = str(exports["float"]), f"{exports['float']}, optimized"
@@ -49,7 +51,7 @@ def test_runtimes_side_by_side_and_the_best_float_file(run: Any, exports: dict[s
         assert row["speedup"] == pytest.approx(fastest / row["median_s"])
 
 
-def test_one_file_in_both_runtimes(run: Any, exports: dict[str, Path]) -> None:
+def test_one_file_in_both_runtimes(run: Run, exports: dict[str, Path]) -> None:
     quick = ("--rounds", 1, "--threads", 1, "--batch-size", 1, "--seq-len", 8)
     ended = run("benchmark", exports["float"], *quick, "--runtime", "onnxruntime", "--runtime", "openvino")
     assert ended.code == 0, ended.err
@@ -58,31 +60,31 @@ def test_one_file_in_both_runtimes(run: Any, exports: dict[str, Path]) -> None:
         assert f"{exports['float']} in {runtime}" in ended.out
 
 
-def test_files_that_do_not_exist_are_all_named(refused: Any, exports: dict[str, Path], tmp_path: Path) -> None:
+def test_files_that_do_not_exist_are_all_named(refused: Refused, exports: dict[str, Path], tmp_path: Path) -> None:
     message = refused("benchmark", exports["float"], tmp_path, tmp_path / "missing.onnx", kind="CheckpointError")
     assert f"no such model file: {tmp_path / 'model.onnx'}" in message
     assert f"{tmp_path / 'missing.onnx'}: no such model file\n" in f"{message}\n", "a file's name is its path"
 
 
-def test_a_model_twice(refused: Any, exports: dict[str, Path]) -> None:
+def test_a_model_twice(refused: Refused, exports: dict[str, Path]) -> None:
     assert "names must differ" in refused("benchmark", exports["float"], exports["float"])
 
 
-def test_an_unknown_runtime_names_the_known_ones(refused: Any, exports: dict[str, Path]) -> None:
+def test_an_unknown_runtime_names_the_known_ones(refused: Refused, exports: dict[str, Path]) -> None:
     message = refused("benchmark", exports["float"], "--runtime", "tflite")
     assert message == "no runtime 'tflite': it must be onnxruntime or openvino"
 
 
-def test_a_file_that_is_no_model(refused: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_no_model(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"hello")
     assert str(tmp_path / "model.onnx") in refused("benchmark", tmp_path, *QUICK)
 
 
-def test_texts_longer_than_the_model_takes(refused: Any, exports: dict[str, Path]) -> None:
+def test_texts_longer_than_the_model_takes(refused: Refused, exports: dict[str, Path]) -> None:
     message = refused("benchmark", exports["float"], "--rounds", 1, "--seq-len", 64, "--batch-size", 1)
     assert str(exports["float"]) in message
 
 
 @pytest.mark.parametrize("option", ["--batch-size", "--seq-len"])
-def test_shapes_of_nothing(refused: Any, exports: dict[str, Path], option: str) -> None:
+def test_shapes_of_nothing(refused: Refused, exports: dict[str, Path], option: str) -> None:
     assert "at least 1 x 1" in refused("benchmark", exports["float"], option, 0)

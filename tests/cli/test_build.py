@@ -7,9 +7,13 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Refused, Run
+
 
 SHAPES = ["--min-shapes", "1x4", "--opt-shapes", "2x8", "--max-shapes", "4x16"]
 
@@ -26,7 +30,7 @@ def plan(exports: dict[str, Path], root: Path) -> Path:
     return path
 
 
-def test_an_engine_and_its_record(run: Any, exports: dict[str, Path], plan: Path, tmp_path: Path) -> None:
+def test_an_engine_and_its_record(run: Run, exports: dict[str, Path], plan: Path, tmp_path: Path) -> None:
     ended = run("build", "-m", exports["tensorrt"], "-o", tmp_path / "m.plan", *SHAPES, "--json")
     assert (ended.code, ended.err) == (0, "")
     document = ended.document
@@ -39,7 +43,7 @@ def test_an_engine_and_its_record(run: Any, exports: dict[str, Path], plan: Path
     assert {path.name for path in tmp_path.iterdir()} == {"m.plan", "m.plan.json"}
 
 
-def test_inspect_shows_what_was_built(run: Any, plan: Path) -> None:
+def test_inspect_shows_what_was_built(run: Run, plan: Path) -> None:
     ended = run("inspect", plan, "--json")
     assert (ended.code, ended.err) == (0, "")
     document = ended.document
@@ -51,7 +55,7 @@ def test_inspect_shows_what_was_built(run: Any, plan: Path) -> None:
     assert "gemm" in run("inspect", plan, "-v").out
 
 
-def test_a_plan_without_record_or_with_another(refused: Any, plan: Path, tmp_path: Path) -> None:
+def test_a_plan_without_record_or_with_another(refused: Refused, plan: Path, tmp_path: Path) -> None:
     other = tmp_path / "m.plan"
     other.write_bytes(plan.read_bytes())
     assert "m.plan.json, which qdq build writes beside it and which says what it computes, is missing" in refused(
@@ -64,7 +68,7 @@ def test_a_plan_without_record_or_with_another(refused: Any, plan: Path, tmp_pat
     assert "not valid JSON" in refused("inspect", other)
 
 
-def test_the_same_build_for_trtexec(run: Any, exports: dict[str, Path], tmp_path: Path) -> None:
+def test_the_same_build_for_trtexec(run: Run, exports: dict[str, Path], tmp_path: Path) -> None:
     arguments = ["build", "-m", exports["tensorrt"], "-o", tmp_path / "m.plan", *SHAPES, "--workspace", "4096"]
     ended = run(*arguments, "--print-trtexec")
     assert ended.code == 0
@@ -88,7 +92,7 @@ def test_the_same_build_for_trtexec(run: Any, exports: dict[str, Path], tmp_path
 
 
 def test_the_same_build_for_polygraphy_is_taken_by_polygraphy(
-    run: Any, exports: dict[str, Path], tmp_path: Path
+    run: Run, exports: dict[str, Path], tmp_path: Path
 ) -> None:
     pytest.importorskip("polygraphy", reason="needs polygraphy: pip install polygraphy")
     arguments = ["build", "-m", exports["tensorrt"], "-o", tmp_path / "m.plan", *SHAPES, "--optimization-level", "2"]
@@ -106,7 +110,7 @@ def test_the_same_build_for_polygraphy_is_taken_by_polygraphy(
     assert "builder_optimization_level=2" in script
 
 
-def test_problems_are_told_together(refused: Any, exports: dict[str, Path], tmp_path: Path) -> None:
+def test_problems_are_told_together(refused: Refused, exports: dict[str, Path], tmp_path: Path) -> None:
     shapes = ["--min-shapes", "4x8", "--opt-shapes", "2x8", "--max-shapes", "1x900"]
     message = refused("build", "-m", exports["tensorrt"], "-o", tmp_path / "m.plan", *shapes, "--refit")
     assert "input_ids must grow from min to max" in message
@@ -114,7 +118,7 @@ def test_problems_are_told_together(refused: Any, exports: dict[str, Path], tmp_
     assert "cannot be refitted" in message
 
 
-def test_what_cannot_be_built(refused: Any, exports: dict[str, Path], tmp_path: Path) -> None:
+def test_what_cannot_be_built(refused: Refused, exports: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"xx")
     assert "not an ONNX file" in refused("build", "-m", tmp_path / "a.onnx", "-o", tmp_path / "m.plan")
     assert "name a file" in refused("build", "-m", exports["tensorrt"], "-o", tmp_path)
@@ -124,7 +128,7 @@ def test_what_cannot_be_built(refused: Any, exports: dict[str, Path], tmp_path: 
 
 
 def test_what_tensorrt_refuses_comes_with_what_the_lint_finds(
-    refused: Any, exports: dict[str, Path], tmp_path: Path
+    refused: Refused, exports: dict[str, Path], tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install 'qdq[tensorrt-rtx]'")
     message = refused("build", "-m", exports["onnxruntime"], "-o", tmp_path / "m.plan", *SHAPES)
@@ -134,7 +138,7 @@ def test_what_tensorrt_refuses_comes_with_what_the_lint_finds(
 
 
 def test_full_tensorrt_that_is_not_installed_ends_with_3(
-    refused: Any, exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refused: Refused, exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from exporters.tensorrt import backend
 
@@ -147,7 +151,7 @@ def test_full_tensorrt_that_is_not_installed_ends_with_3(
 
 
 def test_without_a_gpu_an_engine_can_neither_be_evaluated_nor_timed_nor_proven(
-    refused: Any, exports: dict[str, Path], checkpoint: Path, plan: Path, tmp_path: Path
+    refused: Refused, exports: dict[str, Path], checkpoint: Path, plan: Path, tmp_path: Path
 ) -> None:
     from exporters.tensorrt.nvidia_driver import driver_problem
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -25,6 +25,10 @@ from qdq.checkpoint import load
 from qdq.models.huggingface import save_model
 from qdq.models.registry import build, configure
 from qdq.quantization.spec import QuantSpec
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import ModelFolders, Refused, Run, RunInProcess
+
 
 FILES = {".qdq.json", "config.json", "model.safetensors", "quantization.json", "quantizers.safetensors", "vocab.txt"}
 
@@ -36,7 +40,7 @@ def quantization(folder: Path) -> dict[str, Any]:
 
 
 class TestResult:
-    def test_a_new_head_on_a_checkpoint_that_has_none(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_a_new_head_on_a_checkpoint_that_has_none(self, run: Run, model: Path, text: Path, tmp_path: Path) -> None:
         request = ("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text)
         refused = run(*request, "--task", "token-classification")
         assert refused.code == 2
@@ -47,7 +51,7 @@ class TestResult:
         written = json.loads((tmp_path / "out" / "config.json").read_text())
         assert written["architectures"] == ["BertForTokenClassification"]
 
-    def test_the_document_and_the_files(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_the_document_and_the_files(self, run: Run, model: Path, text: Path, tmp_path: Path) -> None:
         ended = run("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, "--json")
         assert (ended.code, ended.err) == (0, "")
         document = ended.document
@@ -61,7 +65,7 @@ class TestResult:
         assert document["slots"]["quantized"] == len(record["slots"]) < document["slots"]["total"]
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
-    def test_what_people_see(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_what_people_see(self, run: Run, model: Path, text: Path, tmp_path: Path) -> None:
         options = ["--calibrator", "percentile", "--percentile", "99.9", "--num-samples", "7", "--recipe", "linear"]
         ended = run("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, *options)
         assert ended.code == 0
@@ -73,7 +77,7 @@ class TestResult:
         assert "percentile 99.9" in ended.out
 
     @pytest.mark.parametrize("calibrator", ["max", "percentile", "mse", "entropy", "auto"])
-    def test_every_calibrator(self, run: Any, model: Path, text: Path, tmp_path: Path, calibrator: str) -> None:
+    def test_every_calibrator(self, run: Run, model: Path, text: Path, tmp_path: Path, calibrator: str) -> None:
         options = ["--calibrator", calibrator, "--recipe", "openvino", "--json"]
         ended = run("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, *options)
         assert (ended.code, ended.err) == (0, "")
@@ -94,7 +98,7 @@ class TestResult:
         assert (shown.code, shown.err) == (0, "")
         assert f"method {calibrator}" in shown.out
 
-    def test_two_processes_find_what_one_finds(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_two_processes_find_what_one_finds(self, run: Run, model: Path, text: Path, tmp_path: Path) -> None:
         request = ["calibrate", "-m", str(model), "--calib-data", str(text), "--calibrator", "mse", "--json"]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "qdq"]
         done = subprocess.run(
@@ -112,14 +116,14 @@ class TestResult:
             assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
-    def test_both_spellings_of_an_option(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_both_spellings_of_an_option(self, run: Run, model: Path, text: Path, tmp_path: Path) -> None:
         for name, mark in (("dash", "-"), ("underscore", "_")):
             options = [f"--calib{mark}data", text, f"--num{mark}samples", 4, f"--batch{mark}size", 3]
             assert run("calibrate", "-m", model, "-o", tmp_path / name, *options, "-q").code == 0
         assert quantization(tmp_path / "dash") == quantization(tmp_path / "underscore")
         assert quantization(tmp_path / "dash")["calibration"]["batches"] == 2
 
-    def test_the_seed_chooses_the_samples(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_the_seed_chooses_the_samples(self, run: Run, model: Path, text: Path, tmp_path: Path) -> None:
         for name, seed in (("one", 1), ("again", 1), ("other", 2)):
             options = ["--num-samples", 5, "--seed", seed]
             assert run("calibrate", "-m", model, "-o", tmp_path / name, "--calib-data", text, *options).code == 0
@@ -132,7 +136,7 @@ class TestResult:
         assert len(digests) == 2
         assert one[1] != other[1]
 
-    def test_include_and_exclude(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_include_and_exclude(self, run: Run, model: Path, text: Path, tmp_path: Path) -> None:
         options = ["--include", "encoder.*", "--include", "embeddings.word", "--exclude", "*.feed_forward.*"]
         assert run("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, *options).code == 0
         slots = set(quantization(tmp_path / "out")["slots"])
@@ -141,20 +145,22 @@ class TestResult:
         assert "embeddings.word.weight" in slots
         assert "embeddings.position.weight" not in slots
 
-    def test_columns_by_name(self, run: Any, model: Path, tmp_path: Path) -> None:
+    def test_columns_by_name(self, run: Run, model: Path, tmp_path: Path) -> None:
         (tmp_path / "pairs.csv").write_text("id,premise,claim\n1,a cat sat.,it sat.\n2,the sun is up.,it is day.\n")
         options = ["--text-column", "premise", "--text-pair-column", "claim"]
         arguments = ["-m", model, "-o", tmp_path / "out", "--calib-data", tmp_path / "pairs.csv", *options, "--json"]
         assert run("calibrate", *arguments).document["calibration"]["samples"] == 2
 
-    def test_texts_are_cut_to_what_the_model_takes(self, run: Any, model: Path, tmp_path: Path) -> None:
+    def test_texts_are_cut_to_what_the_model_takes(self, run: Run, model: Path, tmp_path: Path) -> None:
         (tmp_path / "long.txt").write_text("a cat and a dog " * 100)
         arguments = ["-m", model, "-o", tmp_path / "out", "--calib-data", tmp_path / "long.txt", "--seq-len", 500]
         calibration = run("calibrate", *arguments, "--json").document["calibration"]
         assert (calibration["tokens"], calibration["seq_len"]) == (48, 48)
 
-    def test_positions_that_padding_takes_are_not_for_texts(self, run: Any, tmp_path: Path, kit: Any) -> None:
-        vocabulary = (kit.model(tmp_path / "bert") / "vocab.txt").read_bytes()
+    def test_positions_that_padding_takes_are_not_for_texts(
+        self, run: Run, tmp_path: Path, model_folders: ModelFolders
+    ) -> None:
+        vocabulary = (model_folders.model(tmp_path / "bert") / "vocab.txt").read_bytes()
         fields = {"vocab_size": vocabulary.count(b"\n"), "hidden_size": 16, "intermediate_size": 16}
         fields |= {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 20, "pad_token_id": 1}
         save_model(build(configure("roberta-prelayernorm", **fields)), tmp_path / "roberta")
@@ -163,7 +169,7 @@ class TestResult:
         arguments = ["-m", tmp_path / "roberta", "-o", tmp_path / "out", "--calib-data", tmp_path / "long.txt"]
         assert run("calibrate", *arguments, "--json").document["calibration"]["tokens"] == 18
 
-    def test_an_earlier_result_is_replaced(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_an_earlier_result_is_replaced(self, run: Run, model: Path, text: Path, tmp_path: Path) -> None:
         arguments = ["-m", model, "-o", tmp_path / "out", "--calib-data", text]
         assert run("calibrate", *arguments, "--num-samples", 3).code == 0
         (tmp_path / "out" / "quantization.json").write_text("damaged")
@@ -172,14 +178,14 @@ class TestResult:
         assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
 
     def test_a_checkpoint_calibrates_itself_anew(
-        self, run: Any, kit: Any, checkpoint: Path, text: Path, tmp_path: Path
+        self, run: Run, model_folders: ModelFolders, checkpoint: Path, text: Path, tmp_path: Path
     ) -> None:
-        folder = kit.copy(checkpoint, tmp_path / "out")
+        folder = model_folders.copy(checkpoint, tmp_path / "out")
         assert run("calibrate", "-m", folder, "-o", folder, "--calib-data", text, "--num-samples", 4).code == 0
         assert quantization(folder)["calibration"]["samples"] == 4
         assert (folder / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
 
-    def test_text_the_model_does_not_know_is_told(self, run: Any, model: Path, tmp_path: Path) -> None:
+    def test_text_the_model_does_not_know_is_told(self, run: Run, model: Path, tmp_path: Path) -> None:
         (tmp_path / "other.txt").write_text("Кириллица ☃\n")
         ended = run("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", tmp_path / "other.txt")
         assert ended.code == 0
@@ -252,9 +258,11 @@ MODELS: dict[str, tuple[Damage, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", MODELS)
-def test_models_that_cannot_be_used(case: str, refused: Any, kit: Any, model: Path, text: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_be_used(
+    case: str, refused: Refused, model_folders: ModelFolders, model: Path, text: Path, tmp_path: Path
+) -> None:
     damage, phrases = MODELS[case]
-    damaged = kit.copy(model, tmp_path / "damaged")
+    damaged = model_folders.copy(model, tmp_path / "damaged")
     damage(damaged)
     message = refused("calibrate", "-m", damaged, "-o", tmp_path / "new" / "out", "--calib-data", text)
     assert [phrase for phrase in phrases if phrase not in message] == [], message
@@ -267,7 +275,7 @@ DATA: dict[str, tuple[str, bytes | None, list[str], tuple[str, ...]]] = {
     "binary": ("a.txt", bytes(range(256)), [], ("line 1", "binary")),
     "not UTF-8": ("a.txt", "good\nGröße\n".encode("latin-1"), [], ("line 2", "UTF-8")),
     "unsupported extension": ("a.docx", b"PK", [], (".docx", ".jsonl")),
-    "damaged parquet": ("a.parquet", b"PAR1", [], ("a.parquet", "no parquet file")),
+    "damaged parquet": ("a.parquet", b"PAR1", [], ("a.parquet", "not a Parquet file")),
     "no such column": ("a.csv", b"text,label\nx,1\n", ["--text-column", "body"], ("'body'", "'text', 'label'")),
     "no usual column": ("a.csv", b"x,y\n1,2\n", [], ("'x', 'y'", "--text-column")),
     "a column of plain text": ("a.txt", b"x\n", ["--text-column", "text"], ("no columns",)),
@@ -276,7 +284,7 @@ DATA: dict[str, tuple[str, bytes | None, list[str], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", DATA)
-def test_data_that_cannot_be_used(case: str, refused: Any, model: Path, tmp_path: Path) -> None:
+def test_data_that_cannot_be_used(case: str, refused: Refused, model: Path, tmp_path: Path) -> None:
     name, content, options, phrases = DATA[case]
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -285,7 +293,7 @@ def test_data_that_cannot_be_used(case: str, refused: Any, model: Path, tmp_path
     assert [phrase for phrase in phrases if phrase not in message] == [], message
 
 
-def test_a_directory_is_no_data(refused: Any, model: Path, tmp_path: Path) -> None:
+def test_a_directory_is_no_data(refused: Refused, model: Path, tmp_path: Path) -> None:
     assert "is a directory" in refused("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", model)
 
 
@@ -307,7 +315,7 @@ CHOICES: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ("2 problems", "'qery'", "'self'", "encoder.layers.0.attention.query.input_quantizer"),
     ),
     "layer module is no regular expression": (["--quant-disable-layer-module", "("], ("'('", "regular expression")),
-    "bound that is none": (["--clip-gelu", "-1"], ("-1", "positive number")),
+    "bound that is none": (["--clip-gelu", "-1"], ("-1", "a number above 0")),
     "unknown recipe": (["--recipe", "onnx"], ("'onnx'", "onnxruntime", "openvino", "tensorrt", "qdqbert", "linear")),
     "recipe with mistakes": (["--recipe", "mine.yaml"], ("line 3", "bits", "line 5", "'specs'", "line 6", "'w'")),
     "recipe that is no YAML": (["--recipe", "other.yaml"], ("other.yaml", "not a YAML file")),
@@ -330,7 +338,7 @@ CHOICES: dict[str, tuple[list[str], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("case", CHOICES)
 def test_choices_that_do_not_exist(
-    case: str, refused: Any, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, refused: Refused, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options, phrases = CHOICES[case]
     (tmp_path / "mine.yaml").write_bytes(RECIPE)
@@ -346,7 +354,7 @@ class TestWithoutData:
     """Recipes in which nothing static needs a range."""
 
     @pytest.mark.parametrize("recipe", ["dynamic", "weight-only-int8", "weight-only-int4"])
-    def test_a_checkpoint_that_works(self, run: Any, model: Path, tmp_path: Path, recipe: str) -> None:
+    def test_a_checkpoint_that_works(self, run: Run, model: Path, tmp_path: Path, recipe: str) -> None:
         ended = run("calibrate", "-m", model, "-r", recipe, "-o", tmp_path / "out")
         assert ended.code == 0, ended.err
         assert f"recipe {recipe} needs no calibration data" in ended.err
@@ -370,7 +378,7 @@ class TestWithoutData:
         )
 
     def test_a_target_that_would_need_ranges_names_the_cure(
-        self, run: Any, refused: Any, model: Path, tmp_path: Path
+        self, run: Run, refused: Refused, model: Path, tmp_path: Path
     ) -> None:
         assert run("calibrate", "-m", model, "-r", "weight-only-int8", "-o", tmp_path / "out").code == 0
         arguments = ["-m", tmp_path / "out", "-o", tmp_path / "engine", "--target", "tensorrt"]
@@ -378,18 +386,18 @@ class TestWithoutData:
         assert "made without data" in message
         assert "--calib-data" in message
 
-    def test_no_tokenizer_is_needed(self, run: Any, kit: Any, model: Path, tmp_path: Path) -> None:
-        (kit.copy(model, tmp_path / "bare") / "vocab.txt").unlink()
+    def test_no_tokenizer_is_needed(self, run: Run, model_folders: ModelFolders, model: Path, tmp_path: Path) -> None:
+        (model_folders.copy(model, tmp_path / "bare") / "vocab.txt").unlink()
         assert run("calibrate", "-m", tmp_path / "bare", "-r", "dynamic", "-o", tmp_path / "out").code == 0
 
-    def test_data_is_taken_all_the_same(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_data_is_taken_all_the_same(self, run: Run, model: Path, text: Path, tmp_path: Path) -> None:
         arguments = ["-m", model, "-r", "weight-only-int8", "-o", tmp_path / "out", "--calib-data", text]
         assert run("calibrate", *arguments, "--json").document["calibration"]["samples"] == 40
         assert "encoder.layers.0.attention.query.input_quantizer.amax" in load_file(
             tmp_path / "out" / "quantizers.safetensors"
         )
 
-    def test_what_the_options_leave_over_decides(self, run: Any, model: Path, tmp_path: Path) -> None:
+    def test_what_the_options_leave_over_decides(self, run: Run, model: Path, tmp_path: Path) -> None:
         options = ["--quant-disable-keyword", "input_quantizer"]
         ended = run("calibrate", "-m", model, "-o", tmp_path / "out", *options, "--json")
         assert ended.code == 0, ended.err
@@ -402,12 +410,12 @@ class TestTrainerOptions:
     def quantizers(self, folder: Path) -> dict[str, torch.Tensor]:
         return load_file(folder / "quantizers.safetensors")
 
-    def calibrated(self, run: Any, model: Path, text: Path, out: Path, *options: object) -> Any:
+    def calibrated(self, run: Run, model: Path, text: Path, out: Path, *options: object) -> Any:
         ended = run("calibrate", "-m", model, "-o", out, "--calib-data", text, "-r", "qdqbert", *options, "--json")
         assert ended.code == 0, ended.err
         return ended.document
 
-    def test_on_and_off(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_on_and_off(self, run: Run, model: Path, text: Path, tmp_path: Path) -> None:
         options = ["--quant-disable", "--quant-enable-layer-module", r"attention\.(query|key)"]
         options += ["--quant-per-tensor"]
         self.calibrated(run, model, text, tmp_path / "out", *options)
@@ -420,7 +428,7 @@ class TestTrainerOptions:
             slot: str(QuantSpec.from_dict(spec)) for slot, spec in slots.items()
         }
 
-    def test_ranges_after_calibration(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_ranges_after_calibration(self, run: Run, model: Path, text: Path, tmp_path: Path) -> None:
         plain = self.calibrated(run, model, text, tmp_path / "plain", "--quant-per-tensor")
         assert "adjustments" not in plain["calibration"]
         options = ["--quant-per-tensor", "--fuse-qkv", "--clip-gelu", "0.5", "--recalibrate-weights"]
@@ -440,14 +448,14 @@ class TestTrainerOptions:
         assert [(row["name"], row["slots"]) for row in document["calibration"]["adjustments"]] == expected
         assert quantization(tmp_path / "changed")["calibration"] == document["calibration"]
 
-    def test_an_option_without_effect_is_told(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_an_option_without_effect_is_told(self, run: Run, model: Path, text: Path, tmp_path: Path) -> None:
         ended = run("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, "--fuse-qkv")
         assert ended.code == 0
         assert "--fuse-qkv had no effect" in ended.err
 
 
 class TestRefinement:
-    def record(self, run: Any, model: Path, text: Path, folder: Path, *options: str) -> dict[str, Any]:
+    def record(self, run: Run, model: Path, text: Path, folder: Path, *options: str) -> dict[str, Any]:
         ended = run("calibrate", "-m", model, "-o", folder, "--calib-data", text, *options, "--json")
         assert ended.code == 0, ended.err
         found: dict[str, Any] = ended.document["calibration"].get("refinement", {})
@@ -455,7 +463,7 @@ class TestRefinement:
         assert all(recipe[name] == found[name] for name in recipe)
         return found
 
-    def test_as_the_recipe_says(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_as_the_recipe_says(self, run: Run, model: Path, text: Path, tmp_path: Path) -> None:
         found = self.record(run, model, text, tmp_path / "out")
         assert found == {
             "shift": True,
@@ -473,7 +481,7 @@ class TestRefinement:
         floats, quantized = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "out"))
         assert all(torch.equal(floats[name], quantized[name]) for name in floats)
 
-    def test_each_on_its_own_flag(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_each_on_its_own_flag(self, run: Run, model: Path, text: Path, tmp_path: Path) -> None:
         assert self.record(run, model, text, tmp_path / "a", "--no-refinement") == {}
         one = self.record(run, model, text, tmp_path / "b", "--no-refinement", "--bias-correction")
         assert one == {"bias_correction": True, "refined": 6, "samples": 40}
@@ -485,7 +493,7 @@ class TestRefinement:
         assert third == {"smoothing": 0.5, "transformed": 4}
 
     def test_values_that_cannot_be_are_told_together(
-        self, refused: Any, model: Path, text: Path, tmp_path: Path
+        self, refused: Refused, model: Path, text: Path, tmp_path: Path
     ) -> None:
         options = ["--smoothing", "much", "--rounding", "up"]
         message = refused("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, *options)
@@ -494,7 +502,7 @@ class TestRefinement:
 
 
 class TestStatisticsOfSeveralMachines:
-    def test_two_halves_are_the_whole(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_two_halves_are_the_whole(self, run: Run, model: Path, text: Path, tmp_path: Path) -> None:
         lines = text.read_text().splitlines(keepends=True)
         for name, part in (("a", lines[:25]), ("b", lines[25:])):
             (tmp_path / f"{name}.txt").write_text("".join(part))
@@ -513,14 +521,14 @@ class TestStatisticsOfSeveralMachines:
         assert all(torch.allclose(got[name].double(), want[name].double(), rtol=1e-5, atol=1e-7) for name in want)
         assert any(not torch.allclose(part[name].double(), want[name].double(), rtol=1e-3) for name in want)
 
-    def test_of_another_calibrator(self, run: Any, refused: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_of_another_calibrator(self, run: Run, refused: Refused, model: Path, text: Path, tmp_path: Path) -> None:
         common = ["calibrate", "-m", model, "-o", tmp_path / "out", "--no-refinement", "--calib-data", text]
         kept = tmp_path / "kept"
         assert run(*common, "--calibrator", "mse", "--save-statistics", kept).code == 0
         message = refused(*common, "--calibrator", "max", "--add-statistics", kept)
         assert 'method: {"name": "max"} here, {"name": "mse"} there' in message
 
-    def test_with_smoothing_they_are_no_others(self, refused: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_with_smoothing_they_are_no_others(self, refused: Refused, model: Path, text: Path, tmp_path: Path) -> None:
         options = ["--save-statistics", tmp_path / "kept"]
         message = refused("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, *options)
         assert "give --smoothing off --no-shift" in message
@@ -530,32 +538,36 @@ class TestOutputThatIsNotOurs:
     """What is in the way stays as it was; ``refused`` compares the whole folder."""
 
     @pytest.fixture
-    def calibrate(self, refused: Any, model: Path, text: Path, tmp_path: Path) -> Any:
+    def calibrate(self, refused: Refused, model: Path, text: Path, tmp_path: Path) -> Callable[[], str]:
         return lambda: refused("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text)
 
-    def test_a_file(self, calibrate: Any, tmp_path: Path) -> None:
+    def test_a_file(self, calibrate: Callable[[], str], tmp_path: Path) -> None:
         (tmp_path / "out").write_text("precious")
         assert "is a file" in calibrate()
 
-    def test_somebody_elses_folder(self, calibrate: Any, tmp_path: Path) -> None:
+    def test_somebody_elses_folder(self, calibrate: Callable[[], str], tmp_path: Path) -> None:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.tex").write_text("precious")
         assert "was not made by qdq" in calibrate()
 
-    def test_the_model_itself(self, refused: Any, kit: Any, model: Path, text: Path, tmp_path: Path) -> None:
-        folder = kit.copy(model, tmp_path / "model")
+    def test_the_model_itself(
+        self, refused: Refused, model_folders: ModelFolders, model: Path, text: Path, tmp_path: Path
+    ) -> None:
+        folder = model_folders.copy(model, tmp_path / "model")
         assert "was not made by qdq" in refused("calibrate", "-m", folder, "-o", folder, "--calib-data", text)
 
-    def test_a_result_of_another_kind(self, calibrate: Any, kit: Any, exports: Any, tmp_path: Path) -> None:
-        kit.copy(exports["float"], tmp_path / "out")
+    def test_a_result_of_another_kind(
+        self, calibrate: Callable[[], str], model_folders: ModelFolders, exports: dict[str, Path], tmp_path: Path
+    ) -> None:
+        model_folders.copy(exports["float"], tmp_path / "out")
         message = calibrate()
         assert "another kind" in message
         assert "export" in message
 
     def test_a_result_to_which_files_were_added(
-        self, calibrate: Any, kit: Any, checkpoint: Path, tmp_path: Path
+        self, calibrate: Callable[[], str], model_folders: ModelFolders, checkpoint: Path, tmp_path: Path
     ) -> None:
-        folder = kit.copy(checkpoint, tmp_path / "out")
+        folder = model_folders.copy(checkpoint, tmp_path / "out")
         (folder / "notes.md").write_text("precious")
         (folder / "more").mkdir()
         (folder / "more" / "figures.csv").write_text("precious")
@@ -570,7 +582,9 @@ class TestTheWorldOutside:
     def leftovers(self, folder: Path) -> list[str]:
         return sorted(path.name for path in folder.iterdir())
 
-    def test_a_disk_that_fills_up(self, process: Any, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_a_disk_that_fills_up(
+        self, process: RunInProcess, run: Run, model: Path, text: Path, tmp_path: Path
+    ) -> None:
         limit = (model / "model.safetensors").stat().st_size // 2
         ended = process(
             *("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, "--json"),
@@ -589,7 +603,7 @@ class TestTheWorldOutside:
         assert ": resumed after batch 5" in again.err
         assert self.leftovers(tmp_path) == ["out"]
 
-    def test_a_small_disk(self, run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_a_small_disk(self, run: Run, model: Path, text: Path, tmp_path: Path) -> None:
         mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
         if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
             pytest.skip("may not mount a small disk here")
@@ -603,7 +617,9 @@ class TestTheWorldOutside:
         finally:
             subprocess.run(["umount", str(tmp_path)], check=True)
 
-    def test_a_folder_that_may_not_be_written(self, process: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    def test_a_folder_that_may_not_be_written(
+        self, process: RunInProcess, model: Path, text: Path, tmp_path: Path
+    ) -> None:
         plain: list[str] = []
         if os.geteuid() == 0:  # to whom everything is permitted, unless these rights are given up
             if shutil.which("setpriv") is None:

@@ -6,13 +6,17 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from qdq.models.huggingface import load_model
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Refused, Run
+
 
 INTEROP = Path(__file__).resolve().parents[1] / "interop"
 
@@ -32,7 +36,7 @@ def megatron(tmp_path: Path) -> Path:
     return folder / "model_optim_rng.pt"
 
 
-def test_every_tensor_is_told(run: Any, megatron: Path, tmp_path: Path) -> None:
+def test_every_tensor_is_told(run: Run, megatron: Path, tmp_path: Path) -> None:
     ended = run("convert", "--from", "megatron-lm", megatron, "-o", tmp_path / "ours", "--json")
     assert ended.code == 0, ended.err
     document = ended.document
@@ -44,26 +48,26 @@ def test_every_tensor_is_told(run: Any, megatron: Path, tmp_path: Path) -> None:
     ]
     assert fused["how"] == "split, rows of checkpoint_version 3"
     reasons = {entry["name"]: entry["reason"] for entry in document["skipped"]}
-    assert reasons["iteration"] == "state of the training, no weight"
+    assert reasons["iteration"] == "training state, not a weight"
     assert (tmp_path / "ours" / "vocab.txt").is_file()
     assert load_model(tmp_path / "ours").config.model_type == "megatron-bert"
 
 
-def test_people_get_a_line_and_with_v_a_table(run: Any, megatron: Path, tmp_path: Path) -> None:
+def test_people_get_a_line_and_with_v_a_table(run: Run, megatron: Path, tmp_path: Path) -> None:
     shown = run("convert", "--from", "megatron-lm", megatron, "-o", tmp_path / "ours")
     assert shown.out.startswith(f"{tmp_path / 'ours'}: 38 tensors mapped, 3 left out")
     told = run("convert", "--from", "megatron-lm", megatron, "-o", tmp_path / "ours", "-v")
     assert "bert.encoder.layer.1.attention.self.key.bias" in told.out
 
 
-def test_fields_can_be_set(run: Any, megatron: Path, tmp_path: Path) -> None:
+def test_fields_can_be_set(run: Run, megatron: Path, tmp_path: Path) -> None:
     options = ("--set", "layer_norm_eps=1e-5", "--set", "hidden_act=gelu_new", "--task", "masked-lm")
     assert run("convert", "--from", "megatron-lm", megatron, "-o", tmp_path / "ours", *options).code == 0
     model = load_model(tmp_path / "ours")
     assert (model.config.layer_norm_eps, model.config.hidden_act, model.task) == (1e-5, "gelu_new", "masked-lm")
 
 
-def test_what_is_wrong_is_told(refused: Any, megatron: Path, tmp_path: Path) -> None:
+def test_what_is_wrong_is_told(refused: Refused, megatron: Path, tmp_path: Path) -> None:
     output = ("-o", tmp_path / "ours")
     assert "must be one of megatron-lm, tensorflow" in refused("convert", megatron, *output, "--from", "jax")
     assert "no such file" in refused("convert", tmp_path / "none.pt", *output, "--from", "megatron-lm")
@@ -73,7 +77,7 @@ def test_what_is_wrong_is_told(refused: Any, megatron: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed here")
-def test_tensorflow_is_asked_for_with_its_pip_command(refused: Any, tmp_path: Path) -> None:
+def test_tensorflow_is_asked_for_with_its_pip_command(refused: Refused, tmp_path: Path) -> None:
     source = INTEROP / "tensorflow" / "bert"
     message = refused("convert", source, "-o", tmp_path / "ours", "--from", "tensorflow", code=3)
     assert "pip install 'qdq[tensorflow]'" in message

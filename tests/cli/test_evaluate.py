@@ -15,6 +15,8 @@ from qdq.data.text import sample_text
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.cli.conftest import ModelFolders, Refused, Run, RunInProcess
+
 SENTENCES = sample_text("heldout").read_text(encoding="utf-8").splitlines()[:40]
 
 
@@ -35,12 +37,25 @@ def labelled(root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def classifier(root: Path, kit: Any) -> Path:
-    path: Path = kit.model(root / "classifier", task="sequence-classification")
+def classifier(root: Path, model_folders: ModelFolders) -> Path:
+    path: Path = model_folders.model(root / "classifier", task="sequence-classification")
     return path
 
 
-def test_the_document(run: Any, model: Path, pairs: Path) -> None:
+@pytest.fixture(scope="module")
+def tagger(root: Path, model_folders: ModelFolders) -> Path:
+    path: Path = model_folders.model(root / "tagger", task="token-classification")
+    return path
+
+
+@pytest.fixture(scope="module")
+def words(root: Path) -> Path:
+    path = root / "words.conll"
+    path.write_text("birds\tLABEL_0\nfly\tLABEL_1\n")
+    return path
+
+
+def test_the_document(run: Run, model: Path, pairs: Path) -> None:
     ended = run("evaluate", model, "--task", "sts", "--data", pairs, "--resamples", 50, "--seed", 3, "--json")
     assert (ended.code, ended.err) == (0, "")
     document = ended.document
@@ -54,7 +69,7 @@ def test_the_document(run: Any, model: Path, pairs: Path) -> None:
     assert run("evaluate", model, "--task", "sts", "--data", pairs, "--resamples", 50, "--seed", 3, "--json") == ended
 
 
-def test_what_people_see(run: Any, model: Path, exports: dict[str, Path], pairs: Path) -> None:
+def test_what_people_see(run: Run, model: Path, exports: dict[str, Path], pairs: Path) -> None:
     arguments = ("--task", "sts", "--data", pairs, "--resamples", 20)
     alone = run("evaluate", model, *arguments)
     assert (alone.code, alone.err) == (0, "")
@@ -69,7 +84,7 @@ def test_what_people_see(run: Any, model: Path, exports: dict[str, Path], pairs:
 
 
 def test_every_directory_and_runtime(
-    run: Any, model: Path, checkpoint: Path, exports: dict[str, Path], pairs: Path
+    run: Run, model: Path, checkpoint: Path, exports: dict[str, Path], pairs: Path
 ) -> None:
     arguments = ("--task", "sts", "--data", pairs, "--resamples", 0, "--json")
     expected = run("evaluate", model, *arguments).document["metrics"]["spearman"]
@@ -87,8 +102,10 @@ def test_every_directory_and_runtime(
     assert torch.get_num_threads() == 1
 
 
-def test_a_drop_within_and_beyond_the_limit(run: Any, model: Path, pairs: Path, root: Path, kit: Any) -> None:
-    other = kit.model(root / "other", initializer_range=0.9)
+def test_a_drop_within_and_beyond_the_limit(
+    run: Run, model: Path, pairs: Path, root: Path, model_folders: ModelFolders
+) -> None:
+    other = model_folders.model(root / "other", initializer_range=0.9)
     arguments = ("--task", "sts", "--data", pairs, "--resamples", 20, "--json")
     figures = {path: run("evaluate", path, *arguments).document["metrics"]["spearman"] for path in (model, other)}
     worse, better = sorted(figures, key=lambda path: figures[path])
@@ -116,7 +133,7 @@ def test_a_drop_within_and_beyond_the_limit(run: Any, model: Path, pairs: Path, 
     assert run("evaluate", better, *arguments, "--against", worse, "--max-drop", "0%").code == 0
 
 
-def test_columns_by_name(run: Any, classifier: Path, tmp_path: Path) -> None:
+def test_columns_by_name(run: Run, classifier: Path, tmp_path: Path) -> None:
     path = tmp_path / "reviews.csv"
     path.write_text("verdict,words\n1,fine film\n0,bad film\n1,great\n")
     arguments = (
@@ -134,14 +151,11 @@ def test_columns_by_name(run: Any, classifier: Path, tmp_path: Path) -> None:
     assert ended.document["examples"] == 3
 
 
-def test_notes_go_to_stderr(run: Any, root: Path, kit: Any) -> None:
-    tagger = kit.model(root / "tagger", task="token-classification")
-    path = root / "words.conll"
-    path.write_text("birds\tLABEL_0\nfly\tLABEL_1\n")
-    ended = run("evaluate", tagger, "--task", "token-classification", "--data", path, "--resamples", 0)
+def test_notes_go_to_stderr(run: Run, tagger: Path, words: Path) -> None:
+    ended = run("evaluate", tagger, "--task", "token-classification", "--data", words, "--resamples", 0)
     assert ended.code == 0
-    assert "spell no entities" in ended.err
-    assert "spell no entities" not in ended.out
+    assert "describe no entities" in ended.err
+    assert "describe no entities" not in ended.out
 
 
 @pytest.mark.parametrize(
@@ -149,7 +163,7 @@ def test_notes_go_to_stderr(run: Any, root: Path, kit: Any) -> None:
     [
         (("--task", "poetry"), "ConfigError", "no task 'poetry' to evaluate; there are sts, retrieval"),
         (("--task", "masked-lm"), "ConfigError", "has no head, only the encoder"),
-        (("--task", "sts", "--max-drop", "1%"), "ConfigError", "a largest drop needs a model to drop from"),
+        (("--task", "sts", "--max-drop", "1%"), "ConfigError", "a largest drop is measured from a baseline"),
         (("--task", "sts", "--max-drop", "much"), "ConfigError", "1% of the baseline"),
         (("--task", "sts", "--runtime", "tflite"), "ConfigError", "must be onnxruntime or openvino"),
         (("--task", "sts", "--runtime", "openvino"), "ConfigError", "a runtime goes with an exported directory"),
@@ -160,7 +174,7 @@ def test_notes_go_to_stderr(run: Any, root: Path, kit: Any) -> None:
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,
 )
 def test_options_that_do_not_go(
-    refused: Any, model: Path, pairs: Path, arguments: tuple[Any, ...], kind: str, culprit: str
+    refused: Refused, model: Path, pairs: Path, arguments: tuple[Any, ...], kind: str, culprit: str
 ) -> None:
     assert culprit in refused("evaluate", model, "--data", pairs, *arguments, kind=kind)
 
@@ -180,7 +194,7 @@ def test_options_that_do_not_go(
     ],
 )
 def test_data_that_cannot_be_read(
-    refused: Any, classifier: Path, tmp_path: Path, name: str, contents: bytes, culprit: str
+    refused: Refused, classifier: Path, tmp_path: Path, name: str, contents: bytes, culprit: str
 ) -> None:
     path = tmp_path / name
     path.write_bytes(contents)
@@ -189,24 +203,25 @@ def test_data_that_cannot_be_read(
     assert culprit in message
 
 
-def test_paths_that_are_no_models(refused: Any, pairs: Path, tmp_path: Path) -> None:
+def test_paths_that_are_no_models(refused: Refused, pairs: Path, tmp_path: Path) -> None:
     where = ("--task", "sts", "--data", pairs)
     assert "no such directory" in refused("evaluate", tmp_path / "missing", *where, kind="CheckpointError")
     assert "config.json" in refused("evaluate", tmp_path, *where, kind="CheckpointError")
 
 
-def test_a_missing_package(process: Any, model: Path, pairs: Path, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['torchmetrics'] = None\n")
+def test_a_missing_package(process: RunInProcess, tagger: Path, words: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['seqeval.metrics.sequence_labeling'] = None\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    ended = process("evaluate", model, "--task", "sts", "--data", pairs, env=environment)
+    ended = process("evaluate", tagger, "--task", "token-classification", "--data", words, env=environment)
     assert ended.code == 3
     assert ended.err == (
-        "error: evaluating a model needs the package 'torchmetrics', which is not installed: "
-        "pip install 'qdq[evaluate]'\n"
+        "error: counting entities needs the package 'seqeval', which is not installed: pip install 'qdq[evaluate]'\n"
     )
 
 
-def test_nothing_is_written(run: Any, model: Path, pairs: Path, tmp_path: Path, kit: Any, monkeypatch: Any) -> None:
+def test_nothing_is_written(
+    run: Run, model: Path, pairs: Path, tmp_path: Path, model_folders: ModelFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert run("evaluate", model, "--task", "sts", "--data", pairs, "--resamples", 0).code == 0
-    assert kit.contents(tmp_path) == {}
+    assert model_folders.contents(tmp_path) == {}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx
 import pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.cli.conftest import ModelFolders, Refused, Run
 
 FILES = {".qdq.json", "config.json", "export.json", "model.onnx", "vocab.txt"}
 INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
@@ -31,7 +33,7 @@ def test_the_files(exports: dict[str, Path], checkpoint: Path, name: str) -> Non
     assert ("INT8" in stored) == (name != "float")
 
 
-def test_the_document(run: Any, checkpoint: Path, tmp_path: Path) -> None:
+def test_the_document(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     arguments = ["-m", checkpoint, "-o", tmp_path / "out", "--target", "onnxruntime", "--opset", 20, "--json"]
     ended = run("export", *arguments)
     assert (ended.code, ended.err) == (0, "")
@@ -45,7 +47,7 @@ def test_the_document(run: Any, checkpoint: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_people_see_when_the_recipe_changes(run: Any, checkpoint: Path, tmp_path: Path) -> None:
+def test_what_people_see_when_the_recipe_changes(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     ended = run("export", "-m", checkpoint, "-o", tmp_path / "out", "--target", "tensorrt")
     assert ended.code == 0
     assert f"{tmp_path / 'out' / 'model.onnx'}: " in ended.out
@@ -79,13 +81,13 @@ CHOICES: dict[str, tuple[list[object], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", CHOICES)
-def test_choices_that_do_not_exist(case: str, refused: Any, checkpoint: Path, tmp_path: Path) -> None:
+def test_choices_that_do_not_exist(case: str, refused: Refused, checkpoint: Path, tmp_path: Path) -> None:
     options, phrases = CHOICES[case]
     message = refused("export", "-m", checkpoint, "-o", tmp_path / "new" / "out", *options)
     assert [phrase for phrase in phrases if phrase not in message] == [], message
 
 
-def test_a_float_checkpoint_has_nothing_to_quantize_with(refused: Any, model: Path, tmp_path: Path) -> None:
+def test_a_float_checkpoint_has_nothing_to_quantize_with(refused: Refused, model: Path, tmp_path: Path) -> None:
     message = refused("export", "-m", model, "-o", tmp_path / "out", "--target", "onnxruntime", kind="ExportError")
     assert "quantize" in message
     assert "calibrate" in message
@@ -94,9 +96,9 @@ def test_a_float_checkpoint_has_nothing_to_quantize_with(refused: Any, model: Pa
 @pytest.mark.parametrize("name", ["quantization.json", "quantizers.safetensors"])
 @pytest.mark.parametrize("content", [None, b"", b"{}"], ids=["missing", "empty", "braces"])
 def test_damaged_checkpoints(
-    name: str, content: bytes | None, refused: Any, kit: Any, checkpoint: Path, tmp_path: Path
+    name: str, content: bytes | None, refused: Refused, model_folders: ModelFolders, checkpoint: Path, tmp_path: Path
 ) -> None:
-    damaged = kit.copy(checkpoint, tmp_path / "damaged")
+    damaged = model_folders.copy(checkpoint, tmp_path / "damaged")
     (damaged / name).unlink()
     if content is not None:
         (damaged / name).write_bytes(content)
@@ -107,23 +109,25 @@ def test_damaged_checkpoints(
 class TestOutputThatIsNotOurs:
     """What is in the way stays as it was; ``refused`` compares the whole folder."""
 
-    def test_a_file(self, refused: Any, checkpoint: Path, tmp_path: Path) -> None:
+    def test_a_file(self, refused: Refused, checkpoint: Path, tmp_path: Path) -> None:
         (tmp_path / "model.onnx").write_text("precious")
         assert "is a file" in refused("export", "-m", checkpoint, "-o", tmp_path / "model.onnx", "--float")
 
-    def test_the_checkpoint(self, refused: Any, kit: Any, checkpoint: Path, tmp_path: Path) -> None:
-        folder = kit.copy(checkpoint, tmp_path / "checkpoint")
+    def test_the_checkpoint(
+        self, refused: Refused, model_folders: ModelFolders, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        folder = model_folders.copy(checkpoint, tmp_path / "checkpoint")
         assert "another kind" in refused("export", "-m", folder, "-o", folder, "--float")
 
     def test_an_export_to_which_files_were_added(
-        self, refused: Any, kit: Any, checkpoint: Path, exports: dict[str, Path], tmp_path: Path
+        self, refused: Refused, model_folders: ModelFolders, checkpoint: Path, exports: dict[str, Path], tmp_path: Path
     ) -> None:
-        folder = kit.copy(exports["float"], tmp_path / "out")
+        folder = model_folders.copy(exports["float"], tmp_path / "out")
         (folder / "engine.plan").write_text("precious")
         assert "engine.plan" in refused("export", "-m", checkpoint, "-o", folder, "--float")
 
 
-def test_a_form_of_choice_is_exported_and_proven(run: Any, model: Path, tmp_path: Path) -> None:
+def test_a_form_of_choice_is_exported_and_proven(run: Run, model: Path, tmp_path: Path) -> None:
     form = ["--pooling", "auto", "--normalize", "--no-token-type-ids", "--int32-ids", "--dtype", "fp16"]
     ended = run("export", "-m", model, "-o", tmp_path / "out", "--float", *form)
     assert ended.code == 0, ended.err
@@ -140,7 +144,7 @@ def test_a_form_of_choice_is_exported_and_proven(run: Any, model: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_tuned_for_this_machine(run: Any, checkpoint: Path, tmp_path: Path) -> None:
+def test_tuned_for_this_machine(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     """Both forms are timed beside the float file, and the faster one that is close enough is written."""
     arguments = ["-m", checkpoint, "-o", tmp_path / "out", "--target", "onnxruntime", "--isa", "auto"]
     ended = run("export", *arguments, "--tune", "--rounds", 1, "--shape", "1x8", "--min-cosine", 0.5, "--threads", 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,6 +13,8 @@ from exporters.onnx import write
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.cli.conftest import ModelFolders, Refused, Run, RunInProcess
 
 COMBINATIONS: dict[str, tuple[list[object], list[str]]] = {
     "half precision before opset 19": (["--float", "--dtype", "fp16", "--opset", 18], ["fp16 needs opset 19"]),
@@ -32,13 +34,13 @@ COMBINATIONS: dict[str, tuple[list[object], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", COMBINATIONS)
-def test_combinations_that_do_not_exist(case: str, refused: Any, checkpoint: Path, tmp_path: Path) -> None:
+def test_combinations_that_do_not_exist(case: str, refused: Refused, checkpoint: Path, tmp_path: Path) -> None:
     options, phrases = COMBINATIONS[case]
     message = refused("export", "-m", checkpoint, "-o", tmp_path / "new" / "out", *options, kind="ExportError")
     assert [phrase for phrase in phrases if phrase not in message] == [], message
 
 
-def test_slots_without_range_are_all_named(refused: Any, checkpoint: Path, tmp_path: Path) -> None:
+def test_slots_without_range_are_all_named(refused: Refused, checkpoint: Path, tmp_path: Path) -> None:
     """Ranges that the checkpoint's own recipe does not need, but the target's."""
     model, recipe = qdq.load(checkpoint), qdq.load_recipe("onnxruntime")
     attention = model.get_submodule("encoder.layers.0.attention")
@@ -54,7 +56,7 @@ def test_slots_without_range_are_all_named(refused: Any, checkpoint: Path, tmp_p
     ]
 
 
-def test_a_folder_of_somebody_else(refused: Any, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_folder_of_somebody_else(refused: Refused, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     message = refused("export", "-m", checkpoint, "-o", tmp_path / "out", "--float", kind="ConfigError")
@@ -66,26 +68,26 @@ class TestAFullDisk:
     def test_an_older_export_stays_and_nothing_else(
         self,
         external: bool,
-        run: Any,
-        kit: Any,
+        run: Run,
+        model_folders: ModelFolders,
         checkpoint: Path,
         exports: dict[str, Path],
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Of the folder around it, too, in which something hidden could be left."""
-        out = kit.copy(exports["float"], tmp_path / "out")
-        before = kit.contents(tmp_path)
+        out = model_folders.copy(exports["float"], tmp_path / "out")
+        before = model_folders.contents(tmp_path)
         if external:
             monkeypatch.setattr(write, "EXTERNAL_ABOVE", 1000)
-        with kit.files_of_at_most(20_000):
+        with model_folders.files_of_at_most(20_000):
             ended = run("export", "-m", checkpoint, "-o", out, "--target", "onnxruntime", "--json")
-        assert kit.contents(tmp_path) == before
+        assert model_folders.contents(tmp_path) == before
         assert ended.code == 4
         assert ended.document == {"error": f"{out}: File too large", "kind": "StorageError", "exit_code": 4}
 
     @pytest.mark.slow
-    def test_a_small_disk(self, process: Any, checkpoint: Path, tmp_path: Path) -> None:
+    def test_a_small_disk(self, process: RunInProcess, checkpoint: Path, tmp_path: Path) -> None:
         mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
         if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
             pytest.skip("may not mount a small disk here")
@@ -99,12 +101,17 @@ class TestAFullDisk:
 
 
 def test_a_proof_writes_nothing(
-    run: Any, kit: Any, checkpoint: Path, exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    model_folders: ModelFolders,
+    checkpoint: Path,
+    exports: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither into its folders nor into the one that it is called in."""
     folders = (checkpoint, exports["onnxruntime"], tmp_path)
-    before = [kit.contents(folder) for folder in folders]
+    before = [model_folders.contents(folder) for folder in folders]
     monkeypatch.chdir(tmp_path)
     ended = run("verify", "-m", checkpoint, exports["onnxruntime"], "--json")
-    assert [kit.contents(folder) for folder in folders] == before
+    assert [model_folders.contents(folder) for folder in folders] == before
     assert ended.code == 0, ended.err

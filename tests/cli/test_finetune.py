@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from qdq.checkpoint import load, read_quantization
+from qdq.checkpoint import load
 from qdq.cli.main import main
+from qdq.source import read_quantization
+from qdq.training import TaskSettings, TrainingSettings, finetune_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.cli.conftest import ModelFolders, Refused, Run
 
 SLOW = pytest.mark.slow
 QUICK = ("--epochs", "1", "--batch-size", "16", "--seq-len", "16")
@@ -54,7 +58,7 @@ def files(folder: Path) -> set[str]:
 
 
 class TestResult:
-    def test_a_new_head(self, run: Any, model: Path, labelled: Path, tmp_path: Path) -> None:
+    def test_a_new_head(self, run: Run, model: Path, labelled: Path, tmp_path: Path) -> None:
         ended = run(*request(model, tmp_path / "out", labelled, "--json"))
         assert ended.code == 0, ended.err
         document = ended.document
@@ -73,6 +77,7 @@ class TestResult:
             ".qdq.json",
         }
         assert files(tmp_path) == {"out", "out.training.csv"}
+        assert json.loads((tmp_path / "out" / "training.json").read_text())["settings"]["lr"] == 5e-5
         assert (tmp_path / "out.training.csv").read_text().startswith("step,epoch,loss,lr,accuracy")
         record = json.loads((tmp_path / "out" / "training.json").read_text())
         assert record["settings"]["epochs"] == 1
@@ -84,13 +89,14 @@ class TestResult:
         "ranges", ["learned", pytest.param("fixed", marks=SLOW), pytest.param("moving", marks=SLOW)]
     )
     def test_qat_of_a_float_model(
-        self, run: Any, classifier: Path, labelled: Path, tmp_path: Path, ranges: str
+        self, run: Run, classifier: Path, labelled: Path, tmp_path: Path, ranges: str
     ) -> None:
         more = ("--recipe", "linear", "--ranges", ranges, "--json", "--teacher", classifier, "--hidden-weight", "0.5")
         ended = run(*request(classifier, tmp_path / "out", labelled, *more))
         assert ended.code == 0, ended.err
         assert ended.document["quantized"] is True
         assert ended.document["history"][0]["step"] == 0, "the model as it was calibrated counts, too"
+        assert json.loads((tmp_path / "out" / "training.json").read_text())["settings"]["lr"] == 5e-6
         written = read_quantization(tmp_path / "out")
         assert written["recipe"]["name"] == "linear"
         assert {slot["learned_scale"] for slot in written["slots"].values()} == {ranges == "learned"}
@@ -99,8 +105,8 @@ class TestResult:
         with torch.no_grad():
             assert torch.isfinite(load(tmp_path / "out")(ids).logits).all()
 
-    def test_qat_of_a_refined_checkpoint_exports_and_proves(
-        self, run: Any, classifier: Path, labelled: Path, text: Path, tmp_path: Path
+    def test_qat_of_a_refined_checkpoint_exports_and_verifies(
+        self, run: Run, classifier: Path, labelled: Path, text: Path, tmp_path: Path
     ) -> None:
         refined, trained, exported = (tmp_path / name for name in ("refined", "trained", "exported"))
         assert run("calibrate", "-m", classifier, "-o", refined, "--calib-data", text).code == 0
@@ -112,14 +118,14 @@ class TestResult:
         assert run("verify", "-m", trained, exported).code == 0
 
     @pytest.mark.slow
-    def test_interrupted_and_resumed(self, run: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
+    def test_interrupted_and_resumed(self, run: Run, classifier: Path, labelled: Path, tmp_path: Path) -> None:
         long = ("--recipe", "linear", "--epochs", "12", "--save-steps", "2")
         command = [sys.executable, "-m", "qdq", *map(str, request(classifier, tmp_path / "out", labelled, *long))]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         started = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        state = tmp_path / "out.training" / "state.pt"
+        resume_file = tmp_path / "out.training" / "state.pt"
         deadline = time.monotonic() + 120
-        while not state.exists() and time.monotonic() < deadline:
+        while not resume_file.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         started.send_signal(signal.SIGTERM)
         _, errors = started.communicate(timeout=120)
@@ -134,7 +140,27 @@ class TestResult:
         assert files(tmp_path) == {"out", "out.training.csv", "other", "other.training.csv"}
         assert (tmp_path / "out.training.csv").read_text() == (tmp_path / "other.training.csv").read_text()
 
-    def test_tensorboard(self, run: Any, model: Path, labelled: Path, tmp_path: Path) -> None:
+    def test_the_library_does_the_same(self, run: Run, model: Path, labelled: Path, tmp_path: Path) -> None:
+        said: list[str] = []
+        document = finetune_checkpoint(
+            model,
+            tmp_path / "library",
+            labelled,
+            eval_data=labelled,
+            task=TaskSettings(task="sequence-classification", batch_size=16, seq_len=16),
+            settings=TrainingSettings(epochs=1),
+            say=said.append,
+        )
+        assert said == ["a new head for LABEL_0, LABEL_1"]
+        ended = run(*request(model, tmp_path / "command", labelled, "--json"))
+        different = {"checkpoint", "seconds"}
+        assert {k: v for k, v in ended.document.items() if k not in different} == {
+            k: v for k, v in document.items() if k not in different
+        }
+        weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("library", "command")]
+        assert weights[0] == weights[1]
+
+    def test_tensorboard(self, run: Run, model: Path, labelled: Path, tmp_path: Path) -> None:
         assert run(*request(model, tmp_path / "out", labelled, "--tensorboard", tmp_path / "logs")).code == 0
         (events,) = (tmp_path / "logs").iterdir()
         assert events.name.startswith("events.out.tfevents")
@@ -156,7 +182,7 @@ class TestResult:
         ("sts", [{"sentence1": "a", "sentence2": f"{'a ' * n}man", "score": n / 2} for n in range(1, 6)], "spearman"),
     ],
 )  # fmt: skip
-def test_every_task(run: Any, model: Path, tmp_path: Path, task: str, rows: list[Any], metric: str) -> None:
+def test_every_task(run: Run, model: Path, tmp_path: Path, task: str, rows: list[Any], metric: str) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)) + "\n")
     ended = run(
@@ -169,7 +195,7 @@ def test_every_task(run: Any, model: Path, tmp_path: Path, task: str, rows: list
     assert load(tmp_path / "out").task in {task, "feature-extraction"}
 
 
-def test_embeddings_with_a_teacher(run: Any, model: Path, tmp_path: Path) -> None:
+def test_embeddings_with_a_teacher(run: Run, model: Path, tmp_path: Path) -> None:
     def trained(name: str, scores: list[int], *more: object) -> Any:
         data = tmp_path / f"{name}.tsv"
         data.write_text("".join(f"{score}\ta\t{'a ' * n}man\n" for n, score in enumerate(scores)))
@@ -198,7 +224,7 @@ def test_embeddings_with_a_teacher(run: Any, model: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "no").exists()
 
 
-def test_several_labels_a_text(run: Any, model: Path, tmp_path: Path) -> None:
+def test_several_labels_a_text(run: Run, model: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     rows = [{"text": "the good man", "label": ["kind", "male"]}, {"text": "she was there", "label": []}] * 8
     data.write_text("\n".join(map(json.dumps, rows)) + "\n")
@@ -217,14 +243,14 @@ def test_several_labels_a_text(run: Any, model: Path, tmp_path: Path) -> None:
 
 class TestRefusals:
     def test_several_labels_for_a_head_of_one(
-        self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path
+        self, refused: Refused, classifier: Path, labelled: Path, tmp_path: Path
     ) -> None:
         message = refused(*request(classifier, tmp_path / "out", labelled, "--multi-label"))
         assert "has a head for single_label_classification" in message
         assert "new head" in message
 
     def test_a_checkpoint_trained_for_another_recipe(
-        self, refused: Any, run: Any, classifier: Path, labelled: Path, tmp_path: Path
+        self, refused: Refused, run: Run, classifier: Path, labelled: Path, tmp_path: Path
     ) -> None:
         trained = tmp_path / "trained"
         assert run(*request(classifier, trained, labelled, "--recipe", "linear")).code == 0
@@ -232,28 +258,28 @@ class TestRefusals:
                           "tensorrt")  # fmt: skip
         assert "a training for another recipe drops them" in message
 
-    def test_a_head_for_another_task(self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
+    def test_a_head_for_another_task(self, refused: Refused, classifier: Path, labelled: Path, tmp_path: Path) -> None:
         folders = ("-m", classifier, "-o", tmp_path / "out")
         message = refused("finetune", *folders, "--train-data", labelled, "--task", "token-classification")
         assert "has a head for sequence-classification" in message
         assert "does not fit the task token-classification" in message
 
     def test_a_quantized_model_without_head(
-        self, refused: Any, checkpoint: Path, labelled: Path, tmp_path: Path
+        self, refused: Refused, checkpoint: Path, labelled: Path, tmp_path: Path
     ) -> None:
         message = refused(*request(checkpoint, tmp_path / "out", labelled))
         assert "is quantized and has no head" in message
 
     def test_labels_that_the_head_has_not(
-        self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path, root: Path
+        self, refused: Refused, classifier: Path, labelled: Path, tmp_path: Path, root: Path
     ) -> None:
         strange = root / "strange.tsv"
         strange.write_text(labelled.read_text() + "a sentence\t7\nanother\t-3\n")
         message = refused(*request(classifier, tmp_path / "out", strange))
         assert "2 problems" in message
-        assert "'7' is none of the head's 0 'LABEL_0', 1 'LABEL_1'" in message
+        assert "'7' is not one of the head's labels: 0 'LABEL_0', 1 'LABEL_1'" in message
 
-    def test_no_data(self, refused: Any, model: Path, tmp_path: Path, root: Path) -> None:
+    def test_no_data(self, refused: Refused, model: Path, tmp_path: Path, root: Path) -> None:
         empty = root / "empty.tsv"
         empty.write_text("")
         assert "holds no row" in refused(*request(model, tmp_path / "out", empty), kind="DataError")
@@ -262,36 +288,49 @@ class TestRefusals:
         assert "header.tsv" in refused(*request(model, tmp_path / "out", header), kind="DataError")
 
     def test_data_to_measure_on_that_does_not_fit(
-        self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path, root: Path
+        self, refused: Refused, classifier: Path, labelled: Path, tmp_path: Path, root: Path
     ) -> None:
         """Before anything is trained: nothing is written."""
         strange = root / "strange-eval.tsv"
         strange.write_text("a sentence\t0\nanother\t5\n")
         asked = request(classifier, tmp_path / "out", labelled, "--eval-data", strange)
         assert "strange-eval.tsv" in (message := refused(*asked))
-        assert "'5' is none of the head's" in message
+        assert "'5' is not one of the head's labels" in message
 
     def test_a_teacher_of_another_size(
-        self, refused: Any, run: Any, kit: Any, classifier: Path, labelled: Path, tmp_path: Path, root: Path
+        self,
+        refused: Refused,
+        run: Run,
+        model_folders: ModelFolders,
+        classifier: Path,
+        labelled: Path,
+        tmp_path: Path,
+        root: Path,
     ) -> None:
-        teacher = kit.model(root / "wide", task="sequence-classification", hidden_size=64)
+        teacher = model_folders.model(root / "wide", task="sequence-classification", hidden_size=64)
         message = refused(
             *request(classifier, tmp_path / "out", labelled, "--teacher", teacher, "--hidden-weight", "1")
         )
         assert "hidden states are 64 wide, the model's 32" in message
 
     def test_all_that_is_wrong_with_a_teacher(
-        self, refused: Any, kit: Any, classifier: Path, labelled: Path, tmp_path: Path, root: Path
+        self,
+        refused: Refused,
+        model_folders: ModelFolders,
+        classifier: Path,
+        labelled: Path,
+        tmp_path: Path,
+        root: Path,
     ) -> None:
         odd = {"vocab_size": 90, "num_labels": 3, "num_attention_heads": 2}
-        teacher = kit.model(root / "odd", task="sequence-classification", **odd)
+        teacher = model_folders.model(root / "odd", task="sequence-classification", **odd)
         message = refused(
             *request(classifier, tmp_path / "out", labelled, "--teacher", teacher, "--attention-weight", "1")
         )
         for problem in ("a vocabulary of 90", "its head has 3 labels, the model's 2", "2 attention heads, the model 4"):
             assert problem in message
 
-    def test_a_loss_that_is_no_number(self, run: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
+    def test_a_loss_that_is_no_number(self, run: Run, classifier: Path, labelled: Path, tmp_path: Path) -> None:
         wild = ("--lr", "1e30", "--max-grad-norm", "0", "--warmup", "0", "--recipe", "linear")
         ended = run(*request(classifier, tmp_path / "out", labelled, *wild))
         assert ended.code == 2
@@ -302,9 +341,9 @@ class TestRefusals:
         assert "Traceback" not in ended.err
 
     def test_a_disk_without_room_for_the_checkpoint(
-        self, run: Any, kit: Any, classifier: Path, labelled: Path, tmp_path: Path
+        self, run: Run, model_folders: ModelFolders, classifier: Path, labelled: Path, tmp_path: Path
     ) -> None:
-        with kit.files_of_at_most((classifier / "model.safetensors").stat().st_size // 2):
+        with model_folders.files_of_at_most((classifier / "model.safetensors").stat().st_size // 2):
             ended = run(*request(classifier, tmp_path / "out", labelled, "--json"))
         assert ended.code == 4
         assert ended.document["kind"] == "StorageError"
@@ -313,28 +352,28 @@ class TestRefusals:
         assert "Traceback" not in ended.err
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_disk_without_room_for_the_state(
-        self, run: Any, kit: Any, classifier: Path, labelled: Path, tmp_path: Path
+    def test_a_disk_without_room_for_the_resume_file(
+        self, run: Run, model_folders: ModelFolders, classifier: Path, labelled: Path, tmp_path: Path
     ) -> None:
         """Weights fit, weights with their moments do not: the checkpoint that was written before stays."""
-        with kit.files_of_at_most((classifier / "model.safetensors").stat().st_size * 3 // 2):
+        with model_folders.files_of_at_most((classifier / "model.safetensors").stat().st_size * 3 // 2):
             ended = run(*request(classifier, tmp_path / "out", labelled))
         assert ended.code == 4
         assert ended.err.splitlines()[-1] == f"error: {tmp_path / 'out.training'}: writing failed; is the disk full?"
         assert load(tmp_path / "out").task == "sequence-classification"
         assert files(tmp_path) == {"out"}
 
-    def test_settings(self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path) -> None:
+    def test_settings(self, refused: Refused, classifier: Path, labelled: Path, tmp_path: Path) -> None:
         message = refused(*request(classifier, tmp_path / "out", labelled, "--lr", "-1", "--ranges", "loose"))
         assert "2 problems" in message
         assert "--recipe" in refused(*request(classifier, tmp_path / "out", labelled, "--exclude", "*query*"))
         assert "no metric 'bleu'" in refused(*request(classifier, tmp_path / "out", labelled, "--metric", "bleu"))
 
-    def test_an_export(self, refused: Any, exports: dict[str, Path], labelled: Path, tmp_path: Path) -> None:
+    def test_an_export(self, refused: Refused, exports: dict[str, Path], labelled: Path, tmp_path: Path) -> None:
         assert "exported directory" in refused(*request(exports["float"], tmp_path / "out", labelled))
 
-    def test_an_output_that_is_somebody_elses(
-        self, refused: Any, classifier: Path, labelled: Path, tmp_path: Path
+    def test_an_output_that_holds_other_files(
+        self, refused: Refused, classifier: Path, labelled: Path, tmp_path: Path
     ) -> None:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.txt").write_text("years of work")

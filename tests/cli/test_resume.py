@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from calibration import forward
+from calibration import batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from tests.cli.conftest import Ended, ModelFolders, Refused, Run
 
 BATCHES = 5  # of 40 sentences
 
@@ -26,12 +28,12 @@ def deliver(number: signal.Signals) -> None:
 
 
 @pytest.fixture
-def stopped(run: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def stopped(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
     """Runs a command that gets a signal as its ``batch``-th batch comes, counted over all passes."""
 
-    def stopped(*arguments: object, batch: int, by: signal.Signals = signal.SIGINT) -> Any:
+    def stopped(*arguments: object, batch: int, by: signal.Signals = signal.SIGINT) -> Ended:
         seen = []
-        check = forward._check
+        check = batches.check_batch
 
         def check_or_stop(*given: Any) -> None:
             seen.append(given)
@@ -40,7 +42,7 @@ def stopped(run: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
             check(*given)
 
         with monkeypatch.context() as patch:
-            patch.setattr(forward, "_check", check_or_stop)
+            patch.setattr(batches, "check_batch", check_or_stop)
             before = signal.signal(signal.SIGINT, signal.default_int_handler)
             try:
                 return run(*arguments)
@@ -75,13 +77,13 @@ def test_stopped_and_resumed(
     stage: str,
     by: signal.Signals,
     request_: list[object],
-    run: Any,
-    stopped: Any,
-    kit: Any,
+    run: Run,
+    stopped: Callable[..., Ended],
+    model_folders: ModelFolders,
     tmp_path: Path,
 ) -> None:
     assert run(*request_, *recipe).code == 0
-    want = kit.contents(tmp_path / "out")
+    want = model_folders.contents(tmp_path / "out")
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     (tmp_path / "out").rename(tmp_path / "whole")
 
@@ -98,23 +100,27 @@ def test_stopped_and_resumed(
     for line in stage.split(", "):
         assert line.replace(" after", ": resumed after") in again.err
     assert names(tmp_path) == ["out", "whole"]
-    assert kit.contents(tmp_path / "out") == want
+    assert model_folders.contents(tmp_path / "out") == want
 
 
-def test_before_the_first_batch_nothing_is_kept(request_: list[object], stopped: Any, tmp_path: Path) -> None:
+def test_before_the_first_batch_nothing_is_kept(
+    request_: list[object], stopped: Callable[..., Ended], tmp_path: Path
+) -> None:
     ended = stopped(*request_, batch=1)
     assert (ended.code, ended.err) == (130, "error: interrupted; nothing was changed\n")
     assert names(tmp_path) == []
 
 
-def test_nothing_to_resume(request_: list[object], run: Any, tmp_path: Path) -> None:
+def test_nothing_to_resume(request_: list[object], run: Run, tmp_path: Path) -> None:
     ended = run(*request_, "--resume")
     assert ended.code == 0
     assert f"nothing to resume in {tmp_path / 'out.calibration'}: from the beginning" in ended.err
     assert names(tmp_path) == ["out"]
 
 
-def test_leftovers_are_told_and_begun_anew(request_: list[object], run: Any, stopped: Any, tmp_path: Path) -> None:
+def test_leftovers_are_told_and_begun_anew(
+    request_: list[object], run: Run, stopped: Callable[..., Ended], tmp_path: Path
+) -> None:
     stopped(*request_, "--no-refinement", batch=3)
     ended = run(*request_, "--no-refinement", "--seed", 1)
     assert ended.code == 0
@@ -124,7 +130,7 @@ def test_leftovers_are_told_and_begun_anew(request_: list[object], run: Any, sto
 
 
 def test_another_calibration_is_refused_with_all_that_differs(
-    request_: list[object], stopped: Any, refused: Any, tmp_path: Path
+    request_: list[object], stopped: Callable[..., Ended], refused: Refused, tmp_path: Path
 ) -> None:
     stopped(*request_, "--no-refinement", batch=3)
     options = [
@@ -143,7 +149,7 @@ def test_another_calibration_is_refused_with_all_that_differs(
     ]
     message = refused(*request_, "--no-refinement", *options, "--resume", kind="CalibrationError")
     for words in (
-        "out.calibration: what was interrupted there is another calibration: 7 problems",
+        "out.calibration: the interrupted calibration there differs from this one: 7 problems",
         "recipe: onnxruntime ",
         "data: 40 samples ",
         " there, 7 samples ",
@@ -152,16 +158,18 @@ def test_another_calibration_is_refused_with_all_that_differs(
         "batch_size: 8 there, 4 here",
         'method: {"name": "max"} there, {"name": "mse"} here',
         "slots: ",
-        "begin anew without resuming",
+        "start again without resuming",
     ):
         assert words in message
     assert "model" not in message
     assert names(tmp_path) == ["out.calibration"]
 
 
-def test_another_model_is_refused(request_: list[object], stopped: Any, refused: Any, kit: Any, tmp_path: Path) -> None:
+def test_another_model_is_refused(
+    request_: list[object], stopped: Callable[..., Ended], refused: Refused, model_folders: ModelFolders, tmp_path: Path
+) -> None:
     stopped(*request_, "--no-refinement", batch=3)
-    other = kit.model(tmp_path / "other", layer_norm_eps=1e-3)
+    other = model_folders.model(tmp_path / "other", layer_norm_eps=1e-3)
     request_[2] = other
     message = refused(*request_, "--no-refinement", "--resume", kind="CalibrationError")
     assert "model: " in message
@@ -169,7 +177,7 @@ def test_another_model_is_refused(request_: list[object], stopped: Any, refused:
 
 
 def test_damaged_progress_is_refused_and_can_be_begun_anew(
-    request_: list[object], run: Any, stopped: Any, refused: Any, tmp_path: Path
+    request_: list[object], run: Run, stopped: Callable[..., Ended], refused: Refused, tmp_path: Path
 ) -> None:
     stopped(*request_, "--no-refinement", batch=3)
     (file,) = (tmp_path / "out.calibration").iterdir()
@@ -180,7 +188,7 @@ def test_damaged_progress_is_refused_and_can_be_begun_anew(
 
 
 def test_what_a_later_stage_would_refuse_is_refused_and_kept(
-    request_: list[object], run: Any, stopped: Any, refused: Any, tmp_path: Path
+    request_: list[object], run: Run, stopped: Callable[..., Ended], refused: Refused, tmp_path: Path
 ) -> None:
     """The channels of another calibrator are the same, its ranges are not."""
     stopped(*request_, batch=BATCHES + 3)

@@ -49,7 +49,7 @@ class TestResults:
         assert err == ""
 
     @pytest.mark.parametrize("document", [{"a": float("nan")}, {"a": object()}], ids=["NaN", "an object"])
-    def test_what_json_cannot_say_is_a_mistake_of_ours(self, document: dict[str, Any]) -> None:
+    def test_what_json_cannot_say_is_a_defect_of_qdq(self, document: dict[str, Any]) -> None:
         with pytest.raises((ValueError, TypeError)):
             session(json=True).result(document)
 
@@ -125,7 +125,7 @@ class TestErrors:
         assert ended.value.exit_code == 70
         (kept,) = tmp_path.iterdir()
         out, err = capsys.readouterr()
-        message = f"a mistake of qdq itself, please report it with the file {kept}: KeyError: 'a key'"
+        message = f"a defect of qdq, please report it with the file {kept}: KeyError: 'a key'"
         assert err == f"error: {message}\n"
         assert json.loads(out) == {"error": message, "kind": "KeyError", "exit_code": 70}
         report = kept.read_text(encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -13,12 +13,14 @@ from onnx import numpy_helper
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.cli.conftest import ModelFolders, Refused, Run, RunInProcess
+
 NAMES = ["float", "onnxruntime", "openvino", "tensorrt"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_export_is_what_the_checkpoint_computes(
-    run: Any, checkpoint: Path, exports: dict[str, Path], name: str
+    run: Run, checkpoint: Path, exports: dict[str, Path], name: str
 ) -> None:
     ended = run("verify", "-m", checkpoint, exports[name], "--json")
     assert (ended.code, ended.err) == (0, "")
@@ -33,7 +35,7 @@ def test_every_export_is_what_the_checkpoint_computes(
     assert {"last_hidden_state", "pooler_output"} <= slots
 
 
-def test_what_people_see(run: Any, checkpoint: Path, exports: dict[str, Path]) -> None:
+def test_what_people_see(run: Run, checkpoint: Path, exports: dict[str, Path]) -> None:
     ended = run("verify", "-m", checkpoint, exports["onnxruntime"], "-v")
     assert (ended.code, ended.err) == (0, "")
     by_segment, end_to_end = ended.out.split("End to end, in onnxruntime\n")
@@ -53,7 +55,7 @@ def test_what_people_see(run: Any, checkpoint: Path, exports: dict[str, Path]) -
     assert "-v shows all" in run("verify", "-m", checkpoint, exports["onnxruntime"]).out
 
 
-def test_instruction_sets_are_simulated(run: Any, refused: Any, checkpoint: Path, exports: dict[str, Path]) -> None:
+def test_instruction_sets_are_simulated(run: Run, refused: Refused, checkpoint: Path, exports: dict[str, Path]) -> None:
     """These weights are overflow-safe: nothing of them can saturate."""
     ended = run("verify", "-m", checkpoint, exports["onnxruntime"], "--isa", "avx2", "--json")
     assert (ended.code, ended.document["saturation"]) == (0, [])
@@ -62,9 +64,9 @@ def test_instruction_sets_are_simulated(run: Any, refused: Any, checkpoint: Path
 
 class TestWhatDoesNotHold:
     @pytest.fixture
-    def tampered(self, kit: Any, exports: dict[str, Path], tmp_path: Path) -> Path:
+    def tampered(self, model_folders: ModelFolders, exports: dict[str, Path], tmp_path: Path) -> Path:
         """The scale that the last two linear layers' input is quantized with is 20 % off."""
-        folder: Path = kit.copy(exports["openvino"], tmp_path / "tampered")
+        folder: Path = model_folders.copy(exports["openvino"], tmp_path / "tampered")
         model = onnx.load(folder / "model.onnx")
         (node,) = [
             node
@@ -77,7 +79,7 @@ class TestWhatDoesNotHold:
         onnx.save(model, folder / "model.onnx")
         return folder
 
-    def test_for_people(self, run: Any, checkpoint: Path, tampered: Path) -> None:
+    def test_for_people(self, run: Run, checkpoint: Path, tampered: Path) -> None:
         ended = run("verify", "-m", checkpoint, tampered)
         assert ended.code == 1
         assert ended.err.startswith(f"error: {tampered} is not what {checkpoint} computes: ")
@@ -91,7 +93,7 @@ class TestWhatDoesNotHold:
             "pooler_output",
         ]
 
-    def test_in_json(self, run: Any, checkpoint: Path, tampered: Path) -> None:
+    def test_in_json(self, run: Run, checkpoint: Path, tampered: Path) -> None:
         ended = run("verify", "-m", checkpoint, tampered, "--json")
         assert ended.code == 1
         document = ended.document
@@ -102,11 +104,13 @@ class TestWhatDoesNotHold:
         # What follows is fed the right integers, and takes them for other values.
         assert wrong == ["encoder.layers.0.feed_forward.down.input_quantizer", "last_hidden_state", "pooler_output"]
 
-    def test_in_a_process(self, process: Any, checkpoint: Path, tampered: Path) -> None:
+    def test_in_a_process(self, process: RunInProcess, checkpoint: Path, tampered: Path) -> None:
         assert process("verify", "-m", checkpoint, tampered, "-q").code == 1
 
-    def test_another_checkpoint(self, run: Any, exports: dict[str, Path], text: Path, kit: Any, tmp_path: Path) -> None:
-        other = kit.model(tmp_path / "other", initializer_range=0.3)
+    def test_another_checkpoint(
+        self, run: Run, exports: dict[str, Path], text: Path, model_folders: ModelFolders, tmp_path: Path
+    ) -> None:
+        other = model_folders.model(tmp_path / "other", initializer_range=0.3)
         arguments = ["-m", other, "-o", tmp_path / "quantized", "--calib-data", text, "-q"]
         assert run("calibrate", *arguments).code == 0
         ended = run("verify", "-m", tmp_path / "quantized", exports["onnxruntime"], "--json")
@@ -114,7 +118,7 @@ class TestWhatDoesNotHold:
         assert ended.document["faults"]
 
 
-def test_a_float_checkpoint_has_no_int8_export(refused: Any, model: Path, exports: dict[str, Path]) -> None:
+def test_a_float_checkpoint_has_no_int8_export(refused: Refused, model: Path, exports: dict[str, Path]) -> None:
     message = refused("verify", "-m", model, exports["onnxruntime"], kind="ExportError")
     assert "is not quantized" in message
 
@@ -131,10 +135,10 @@ EXPORTS: dict[str, tuple[str, bytes | None, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("case", EXPORTS)
 def test_damaged_exports(
-    case: str, refused: Any, kit: Any, checkpoint: Path, exports: dict[str, Path], tmp_path: Path
+    case: str, refused: Refused, model_folders: ModelFolders, checkpoint: Path, exports: dict[str, Path], tmp_path: Path
 ) -> None:
     name, content, phrases = EXPORTS[case]
-    damaged = kit.copy(exports["openvino"], tmp_path / "damaged")
+    damaged = model_folders.copy(exports["openvino"], tmp_path / "damaged")
     (damaged / name).unlink()
     if content is not None:
         (damaged / name).write_bytes(content)
@@ -143,15 +147,15 @@ def test_damaged_exports(
 
 
 def test_export_json_that_lacks_what_it_should_say(
-    refused: Any, kit: Any, checkpoint: Path, exports: dict[str, Path], tmp_path: Path
+    refused: Refused, model_folders: ModelFolders, checkpoint: Path, exports: dict[str, Path], tmp_path: Path
 ) -> None:
-    damaged = kit.copy(exports["openvino"], tmp_path / "damaged")
+    damaged = model_folders.copy(exports["openvino"], tmp_path / "damaged")
     (damaged / "export.json").write_text(json.dumps({"format": 1}))
     message = refused("verify", "-m", checkpoint, damaged, kind="CheckpointError")
     assert [key for key in ("export.json", "target", "recipe", "inputs") if key not in message] == []
 
 
-def test_a_folder_that_is_none(refused: Any, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_none(refused: Refused, checkpoint: Path, tmp_path: Path) -> None:
     assert "nothing: no such directory" in refused("verify", "-m", checkpoint, tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     assert "is not an export" in refused("verify", "-m", checkpoint, tmp_path / "empty")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 
 from qdq.data.text import read_samples, sample_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
 TEXTS = (
     "The cat sat on the mat.",
@@ -44,7 +49,7 @@ def _corpus() -> list[str]:
     return [sample.text for sample in read_samples(sample_text("calibration"))]
 
 
-def _train_sentencepiece(folder, *, symbols=(), **settings):
+def _train_sentencepiece(folder: Path, *, symbols: Sequence[str] = (), **settings: object) -> Path:
     """``spiece.model`` as ALBERT's makers made theirs, of 1000 pieces."""
     sentencepiece = pytest.importorskip("sentencepiece")
     with (folder / "spiece.model").open("wb") as file:
@@ -68,18 +73,18 @@ def _train_sentencepiece(folder, *, symbols=(), **settings):
 
 
 @pytest.fixture(scope="session")
-def train_sentencepiece():
+def train_sentencepiece() -> Callable[..., Path]:
     """Makes a folder with a ``spiece.model``."""
     return _train_sentencepiece
 
 
 @pytest.fixture(scope="session")
-def albert_dir(tmp_path_factory):
+def albert_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _train_sentencepiece(tmp_path_factory.mktemp("albert"))
 
 
 @pytest.fixture(scope="session")
-def roberta_dir(tmp_path_factory):
+def roberta_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``vocab.json`` and ``merges.txt`` with RoBERTa's special tokens."""
     from tokenizers import ByteLevelBPETokenizer
 

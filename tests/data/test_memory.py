@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LINES = 1_000_000
 
@@ -13,7 +17,7 @@ PROGRAM = """
 import resource, sys
 from pathlib import Path
 from qdq.data.batches import make_batches
-from qdq.data.encoder import load_encoder
+from qdq.data.tokenizer import load_encoder
 from qdq.data.examples import read_examples
 
 def peak():
@@ -31,7 +35,7 @@ print(rows, drawn, early, peak())
 
 
 @pytest.mark.slow
-def test_a_million_lines(tmp_path, minilm_dir):
+def test_a_million_lines(tmp_path: Path, minilm_dir: Path) -> None:
     path = tmp_path / "a.tsv"
     with path.open("w") as file:
         file.writelines(f"a film of {n} scenes\t{n % 2}\n" for n in range(LINES))

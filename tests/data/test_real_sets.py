@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import pytest
 
 from qdq.data.batches import make_batches
-from qdq.data.encoder import load_encoder
 from qdq.data.examples import Columns, read_examples
 from qdq.data.labels import Labels, find_labels
 from qdq.data.text import read_samples
+from qdq.data.tokenizer import load_encoder
 from qdq.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from qdq.data.examples import Example
+    from qdq.data.tokenizer import TextEncoder
 
 STS = ("2014-deft-news", "2014-headlines", "2014-images", "2015-belief", "2015-headlines", "2015-images")
 
 
 @pytest.fixture(scope="module")
-def encoder(request):
+def encoder(request: pytest.FixtureRequest) -> TextEncoder:
     return load_encoder(request.getfixturevalue("minilm_dir"), max_length=512)
 
 
-def lines(path):
+def lines(path: Path) -> list[str]:
     return path.read_text("utf-8").removesuffix("\n").split("\n")
 
 
-def rows_of(examples, encoder, task):
+def rows_of(examples: Iterable[Example], encoder: TextEncoder, task: str) -> int:
     return sum(len(batch.index) for batch in make_batches(examples, encoder, task, batch_size=64))
 
 
 @pytest.mark.parametrize("name", STS)
-def test_sts(data_dir, encoder, name):
+def test_sts(data_dir: Path, encoder: TextEncoder, name: str) -> None:
     path = data_dir / "sts" / f"{name}.tsv"
     expected = [line.split("\t") for line in lines(path)]
     scored = [(one, two, float(score)) for score, one, two in expected if score]
@@ -42,7 +50,7 @@ def test_sts(data_dir, encoder, name):
 
 
 @pytest.mark.parametrize(("name", "count"), [("dev", 872), ("train", 6920)])
-def test_sst2(data_dir, encoder, name, count):
+def test_sst2(data_dir: Path, encoder: TextEncoder, name: str, count: int) -> None:
     path = data_dir / "sst2" / f"{name}.tsv"
     assert find_labels(path, "sequence-classification").names == ("LABEL_0", "LABEL_1")
     examples = read_examples(path, "sequence-classification", labels=Labels(("negative", "positive")), need_labels=True)
@@ -55,7 +63,7 @@ def test_sst2(data_dir, encoder, name, count):
 
 
 @pytest.mark.parametrize("name", ["dev", "train"])
-def test_wnut17(data_dir, encoder, name):
+def test_wnut17(data_dir: Path, encoder: TextEncoder, name: str) -> None:
     path = data_dir / "wnut17" / f"{name}.conll"
     labels = find_labels(path, "token-classification")
     assert labels.names[0] == "O"
@@ -80,7 +88,7 @@ def test_wnut17(data_dir, encoder, name):
         assert first_pieces == len(words) - len(empty)
 
 
-def test_squad(data_dir, encoder):
+def test_squad(data_dir: Path, encoder: TextEncoder) -> None:
     path = data_dir / "squad" / "dev-subset.json"
     articles = json.loads(path.read_text("utf-8"))["data"]
     expected = [
@@ -103,6 +111,6 @@ def test_squad(data_dir, encoder):
     assert held == {e.index for e in examples if e.answers}
 
 
-def test_a_wrong_column_lists_those_there_are(data_dir):
+def test_a_wrong_column_lists_those_there_are(data_dir: Path) -> None:
     with pytest.raises(DataError, match="no column 'body'"):
         read_examples(data_dir / "sst2" / "dev.tsv", "sequence-classification", columns=Columns(text="body"))

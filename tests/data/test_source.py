@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qdq.data.columns import Columns
-from qdq.data.header import headerless
+from qdq.data.columns import Columns, headerless_names
 from qdq.data.source import open_source
 from qdq.errors import DataError, MissingPackageError
+from tests.data.support import write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import datasets
+
+    from qdq.data.source import SourceLike
 
 
-def write(path, content: str | bytes):
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def rows(source, **options):
+def rows(source: SourceLike, **options: Any) -> list[dict[str, Any]]:
     return [record.values for record in open_source(source, **options)]
 
 
-def refusal(source, **options) -> str:
+def refusal(source: SourceLike, **options: Any) -> str:
     with pytest.raises(DataError) as caught:
         rows(source, **options)
     return str(caught.value)
 
 
 class TestConll:
-    def test_sentences_with_tags_and_every_column(self, tmp_path):
+    def test_sentences_with_tags_and_every_column(self, tmp_path: Path) -> None:
         lines = [
             "-DOCSTART- -X- O O",
             "",
@@ -42,21 +45,21 @@ class TestConll:
         ]
         path = write(tmp_path / "a.conll", "\n".join(lines))
         first, second = open_source(path)
-        assert first.place == "line 4"
+        assert first.location == "line 4"
         assert first.values["tokens"] == ["EU", "rejects"]
         assert first.values["ner_tags"] == ["B-ORG", "O"]
         assert first.values["1"] == ["NNP", "VBZ"]
-        assert second.place == "line 8"
+        assert second.location == "line 8"
         assert second.values["tokens"] == ["x"]
 
-    def test_tabs_keep_blanks_inside_tokens_and_sharps_are_tokens(self, tmp_path):
+    def test_tabs_keep_blanks_inside_tokens_and_sharps_are_tokens(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.iob", "New York\tB-LOC\r\n#\tO\r\n\t\r\n# O\tO\n")
         assert [row["tokens"] for row in rows(path)] == [["New York", "#"], ["# O"]]
 
-    def test_words_alone(self, tmp_path):
+    def test_words_alone(self, tmp_path: Path) -> None:
         assert rows(write(tmp_path / "a.bio", "one\ntwo\n")) == [{"tokens": ["one", "two"], "0": ["one", "two"]}]
 
-    def test_lines_of_another_width_come_together(self, tmp_path):
+    def test_lines_of_another_width_come_together(self, tmp_path: Path) -> None:
         message = refusal(write(tmp_path / "a.conll", "a\tO\nb\nc\tX\tO\n\n\tO\n"))
         for problem in (
             "line 2: 1 column, where the first line has 2",
@@ -92,7 +95,7 @@ class TestJson:
         "options", [{}, {"indent": 2}, {"separators": (",", ":")}], ids=["plain", "indented", "tight"]
     )
     @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "bom"])
-    def test_squad_gives_a_row_a_question(self, tmp_path, options, mark):
+    def test_squad_gives_a_row_a_question(self, tmp_path: Path, options: dict[str, Any], mark: str) -> None:
         found = rows(write(tmp_path / "a.json", mark + json.dumps(SQUAD, **options)))
         assert [row["id"] for row in found] == ["a", "b", "c"]
         assert found[0]["answers"] == {"text": ["France"], "answer_start": [15]}
@@ -111,14 +114,14 @@ class TestJson:
         ],
         ids=["array", "data", "lines"],
     )
-    def test_every_form_of_rows(self, tmp_path, text):
+    def test_every_form_of_rows(self, tmp_path: Path, text: str) -> None:
         assert rows(write(tmp_path / "a.json", text)) == [{"text": "a"}, {"text": "b"}]
 
-    def test_items_across_chunks(self, tmp_path):
+    def test_items_across_chunks(self, tmp_path: Path) -> None:
         items = [{"text": 'é\\"{}[]' * n, "n": n} for n in (1, 40_000, 3, 0, 20_000)]
         assert rows(write(tmp_path / "a.json", json.dumps(items))) == items
 
-    def test_a_large_file_streams(self, tmp_path):
+    def test_a_large_file_streams(self, tmp_path: Path) -> None:
         path = tmp_path / "a.json"
         article = {"title": "t", "paragraphs": [{"context": "word " * 2000, "qas": [{"id": "1", "question": "?"}]}]}
         with path.open("w") as file:
@@ -153,7 +156,7 @@ class TestJson:
             (b'[\n"caf\xe9"]', "line 2: byte 0xe9 at character 5"),
         ],
     )
-    def test_damage_is_named(self, tmp_path, text, expected):
+    def test_damage_is_named(self, tmp_path: Path, text: str, expected: str) -> None:
         assert expected in refusal(write(tmp_path / "a.json", text))
 
 
@@ -161,30 +164,30 @@ class TestArrow:
     ROWS = ({"text": "a", "label": 0, "tags": [0, 1]}, {"text": "b", "label": 1, "tags": []})
 
     @pytest.fixture
-    def dataset(self):
+    def dataset(self) -> datasets.Dataset:
         datasets = pytest.importorskip("datasets")
         names = datasets.ClassLabel(names=["bad", "good"])
         features = datasets.Features({"text": datasets.Value("string"), "label": names, "tags": datasets.List(names)})
         return datasets.Dataset.from_list(list(self.ROWS), features=features)
 
-    def test_parquet(self, dataset, tmp_path):
+    def test_parquet(self, dataset: datasets.Dataset, tmp_path: Path) -> None:
         dataset.to_parquet(str(tmp_path / "a.parquet"))
         source = open_source(tmp_path / "a.parquet")
         assert [record.values for record in source] == list(self.ROWS)
         assert source.class_names == {"label": ("bad", "good"), "tags": ("bad", "good")}
 
-    def test_a_saved_dataset(self, dataset, tmp_path):
+    def test_a_saved_dataset(self, dataset: datasets.Dataset, tmp_path: Path) -> None:
         dataset.save_to_disk(str(tmp_path / "set"))
         source = open_source(tmp_path / "set")
         assert [record.values for record in source] == list(self.ROWS)
         assert source.class_names["label"] == ("bad", "good")
 
-    def test_a_dataset_in_memory(self, dataset):
+    def test_a_dataset_in_memory(self, dataset: datasets.Dataset) -> None:
         source = open_source(dataset)
         assert [record.values for record in source] == list(self.ROWS)
         assert source.class_names["label"] == ("bad", "good")
 
-    def test_splits(self, dataset, tmp_path):
+    def test_splits(self, dataset: datasets.Dataset, tmp_path: Path) -> None:
         datasets = pytest.importorskip("datasets")
         folder = tmp_path / "set"
         datasets.DatasetDict({"train": dataset, "validation": dataset.select([1])}).save_to_disk(str(folder))
@@ -193,18 +196,20 @@ class TestArrow:
         assert rows(folder, split="validation") == rows(folder / "validation") == [self.ROWS[1]]
         assert "without splits" in refusal(folder / "train", split="train")
 
-    def test_damage_is_named(self, dataset, tmp_path):
-        assert "is no parquet file, or damaged" in refusal(write(tmp_path / "a.parquet", b"PAR1"))
+    def test_damage_is_named(self, dataset: datasets.Dataset, tmp_path: Path) -> None:
+        assert "is not a Parquet file, or it is damaged" in refusal(write(tmp_path / "a.parquet", b"PAR1"))
         dataset.save_to_disk(str(tmp_path / "set"))
         (arrow,) = (tmp_path / "set").glob("*.arrow")
         arrow.write_bytes(arrow.read_bytes()[:50])
         assert "is a damaged dataset directory" in refusal(tmp_path / "set")
 
-    def test_a_directory_that_is_no_dataset(self, tmp_path):
+    def test_a_directory_that_is_no_dataset(self, tmp_path: Path) -> None:
         assert "is a directory that datasets did not save" in refusal(tmp_path)
 
     @pytest.mark.parametrize("name", ["a.parquet", "set"])
-    def test_without_the_package_the_command_is_told(self, tmp_path, monkeypatch, name):
+    def test_without_the_package_the_command_is_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
         (tmp_path / "set").mkdir()
         write(tmp_path / "set" / "state.json", "{}")
         write(tmp_path / "a.parquet", b"PAR1")
@@ -214,7 +219,7 @@ class TestArrow:
 
 
 class TestIterables:
-    def test_texts_tuples_and_dicts(self):
+    def test_texts_tuples_and_dicts(self) -> None:
         given = ["a", ("b", "c"), ("d", "e", 1), ("f", 2), {"question": "g"}]
         assert rows(given) == [
             {"": "a"},
@@ -224,24 +229,24 @@ class TestIterables:
             {"question": "g"},
         ]
 
-    def test_an_iterator_is_used_up_after_one_pass(self):
+    def test_an_iterator_is_used_up_after_one_pass(self) -> None:
         source = open_source(iter(["a"]))
         assert len(list(source)) == 1
         with pytest.raises(DataError, match="is used up"):
             list(source)
 
-    def test_rows_of_other_kinds_come_together(self):
+    def test_rows_of_other_kinds_come_together(self) -> None:
         message = refusal(["a", 3, ("one",), None])
         for problem in ("row 2: neither text nor a tuple", "row 3: ", "row 4: "):
             assert problem in message
 
     @pytest.mark.parametrize("given", [3, None, b"text", {"text": ["a", "b"]}], ids=repr)
-    def test_what_holds_no_rows_is_refused(self, given):
+    def test_what_holds_no_rows_is_refused(self, given: Any) -> None:
         assert f"rows cannot come from type {type(given).__name__}" in refusal(given)
 
 
 class TestRandom:
-    def test_it_has_to_be_asked_for_by_name(self, caplog, tmp_path):
+    def test_it_has_to_be_asked_for_by_name(self, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
         found = rows("random:5")
         assert len(found) == 5
         assert found == rows("random:5")
@@ -250,8 +255,8 @@ class TestRandom:
         assert "no such file" in refusal(tmp_path / "random.txt")
 
     @pytest.mark.parametrize("count", ["", "0", "-1", "x", "1.5"])
-    def test_the_count_is_checked(self, count):
-        assert "wants the number of rows" in refusal(f"random:{count}")
+    def test_the_count_is_checked(self, count: str) -> None:
+        assert "needs the number of rows" in refusal(f"random:{count}")
 
 
 class TestHeader:
@@ -274,11 +279,11 @@ class TestHeader:
             ("a film|good", None),
         ],
     )
-    def test_by_its_kinds(self, first, expected):
-        assert headerless(Columns(), "sequence-classification", first.split("|")) == expected
+    def test_by_its_kinds(self, first: str, expected: tuple[str, ...] | None) -> None:
+        assert headerless_names(Columns(), "sequence-classification", first.split("|")) == expected
 
-    def test_by_the_columns_asked_for(self):
+    def test_by_the_columns_asked_for(self) -> None:
         first = ["a film", "good"]
-        assert headerless(Columns(text="0", label="1"), "sequence-classification", first) == ("0", "1")
-        assert headerless(Columns(text="a film"), "sequence-classification", first) is None
-        assert headerless(Columns(text="0"), "sequence-classification", ["0", "1"]) is None
+        assert headerless_names(Columns(text="0", label="1"), "sequence-classification", first) == ("0", "1")
+        assert headerless_names(Columns(text="a film"), "sequence-classification", first) is None
+        assert headerless_names(Columns(text="0"), "sequence-classification", ["0", "1"]) is None

@@ -1,4 +1,4 @@
-"""A model of the size of bert-base: memory of its export and verification, beside the size of its float file."""
+"""A model of the size of bert-base: the memory that its export and its verification take."""
 
 from __future__ import annotations
 

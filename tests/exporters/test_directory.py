@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from exporters.directory import EXPORT_FILE, MODEL_FILE, export, read_export, verify
+from exporters.directory import export, verify
 from exporters.export_model import wrap_for_export
 from exporters.interface import ExportInterface
 from exporters.verification.inputs import verification_batches
@@ -18,6 +18,7 @@ from qdq.checkpoint import load, save
 from qdq.errors import CheckpointError, ConfigError, ExportError, QDQError
 from qdq.models.huggingface import read_config, save_model
 from qdq.recipes.recipe import load_recipe
+from qdq.source import EXPORT_FILE, MODEL_FILE, read_export
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,7 +62,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["float", "onnxruntime", "tensorrt"])
-def test_an_export_holds_model_configuration_and_companions(checkpoints: Path, exports: Path, name: str) -> None:
+def test_an_export_holds_model_configuration_and_tokenizer(checkpoints: Path, exports: Path, name: str) -> None:
     found = contents(exports / name)
     assert set(found) == {MODEL_FILE, EXPORT_FILE, "config.json", ".qdq.json", *COPIED_FILES}
     for copied, content in COPIED_FILES.items():
@@ -224,10 +225,10 @@ def test_what_is_no_export_of_ours_is_said(tmp_path: Path, content: str | None, 
 
 
 def test_an_export_that_is_nowhere_or_a_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere: no such directory; give one that qdq export wrote"):
+    with pytest.raises(CheckpointError, match="nowhere: no such directory; give the directory of a"):
         read_export(tmp_path / "nowhere")
     (tmp_path / MODEL_FILE).touch()
-    with pytest.raises(CheckpointError, match=f"{MODEL_FILE}: is a file, no directory"):
+    with pytest.raises(CheckpointError, match=f"{MODEL_FILE}: is a file, not a directory"):
         read_export(tmp_path / MODEL_FILE)
 
 
@@ -235,3 +236,9 @@ def test_an_export_without_its_model_is_incomplete(exports: Path, tmp_path: Path
     shutil.copy(exports / "float" / EXPORT_FILE, tmp_path)
     with pytest.raises(CheckpointError, match=f"{MODEL_FILE} is missing"):
         read_export(tmp_path)
+
+
+def test_the_former_name_of_the_interface_still_works(checkpoints: Path, tmp_path: Path) -> None:
+    with pytest.warns(DeprecationWarning, match="the argument form is named interface now"):
+        export(checkpoints / "float", tmp_path / "out", target=None, form=ExportInterface(int32_ids=True))
+    assert read_export(tmp_path / "out")["form"] == {"int32_ids": True}

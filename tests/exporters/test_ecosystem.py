@@ -20,8 +20,8 @@ from exporters.directory import export
 from exporters.interface import ExportInterface
 from exporters.runners import OnnxRuntimeRunner
 from qdq.checkpoint import load, save
-from qdq.data.text import TextSample
-from qdq.data.tokenize import encode_batches, load_tokenizer
+from qdq.data.text import TextSample, encode_batches
+from qdq.data.tokenizer import load_tokenizer
 from qdq.models.huggingface import save_model
 from qdq.quantization.quantizer import Mode, set_mode
 from qdq.recipes.apply import quantize

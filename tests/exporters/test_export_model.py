@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from exporters.io_signature import PAST_AND_SEQ, example_inputs, token_inputs
 from qdq.tasks.pooling import pool
 
 if TYPE_CHECKING:
+    from exporters.interface import Pooling
     from tests.exporters.conftest import TinyModels
 
 BATCH_SEQ = ("batch", "seq")
@@ -106,7 +107,7 @@ def test_steps_find_what_the_whole_text_gives(tiny_models: TinyModels, cross: bo
 
 
 @pytest.mark.parametrize("how", ["mean", "cls", "max"])
-def test_pooling_is_what_evaluation_does(tiny_models: TinyModels, how: Any) -> None:
+def test_pooling_is_what_evaluation_does(tiny_models: TinyModels, how: Pooling) -> None:
     model = tiny_models.model()
     export_model = wrap_for_export(model, ExportInterface(pooling=how))
     assert export_model.signature.outputs == ("sentence_embedding",)

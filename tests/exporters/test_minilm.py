@@ -26,8 +26,9 @@ from exporters.onnx.export import export_onnx
 from exporters.runners import OnnxRuntimeRunner, OpenVINORunner, Runner, TorchRunner
 from exporters.verification.verify import cosine, verify
 from qdq.checkpoint import load
-from qdq.data.text import draw, read_samples, sample_text
-from qdq.data.tokenize import encode_batches, load_tokenizer
+from qdq.data.source import draw
+from qdq.data.text import encode_batches, read_samples, sample_text
+from qdq.data.tokenizer import load_tokenizer
 from qdq.recipes.apply import quantize
 
 if TYPE_CHECKING:

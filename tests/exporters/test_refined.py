@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from exporters.interface import DType
+
 SMALL: dict[str, Any] = {
     "vocab_size": 83,
     "hidden_size": 32,
@@ -117,7 +119,7 @@ def test_float_export_of_a_refined_checkpoint_is_the_float_model(tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "every"), [("fp16", 1), ("bf16", 4)])
-def test_in_half_precision_a_scale_that_is_off_by_5_percent_is_found(dtype: Any, every: int, tmp_path: Path) -> None:
+def test_in_half_precision_a_scale_that_is_off_by_5_percent_is_found(dtype: DType, every: int, tmp_path: Path) -> None:
     """Also behind a transform, where a single value may be off by more than that."""
     source = checkpoint(tmp_path / "c", "bert", "tensorrt")
     export(source, tmp_path / "out", target="tensorrt", interface=ExportInterface(dtype=dtype))

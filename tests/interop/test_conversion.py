@@ -8,30 +8,28 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from qdq.checkpoint import load
 from qdq.conversion import convert
 from qdq.errors import CheckpointError, ConfigError
+from tests.interop.support import GoldenFile
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
-class Golden:
-    def __init__(self, name: str) -> None:
-        with safe_open(GOLDEN / f"{name}.safetensors", framework="pt") as file:
-            self.config = json.loads(file.metadata()["config"])
-            self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+class Golden(GoldenFile):
+    """A calibrated QDQBERT checkpoint of ``tools/golden_qdqbert.py``."""
 
-    def part(self, kind: str) -> dict[str, torch.Tensor]:
-        return {key.removeprefix(f"{kind}:"): t for key, t in self.tensors.items() if key.startswith(f"{kind}:")}
+    def __init__(self, name: str) -> None:
+        super().__init__(GOLDEN / f"{name}.safetensors")
+        self.config: dict[str, object] = self.about["config"]
 
     def write(self, folder: Path, tensors: dict[str, torch.Tensor] | None = None, **changes: Any) -> Path:
         folder.mkdir()
         config = {**self.config, **changes}
         (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
-        save_file(self.part("weight") if tensors is None else tensors, folder / "model.safetensors")
+        save_file(self.tensors("weight") if tensors is None else tensors, folder / "model.safetensors")
         return folder
 
 
@@ -48,11 +46,11 @@ def test_a_calibrated_qdqbert_computes_the_same(name: str, as_bert: bool, tmp_pa
     (tmp_path / "ours" / "quantization.json").stat()
     model = load(tmp_path / "ours")
     with torch.no_grad():
-        output = model(**golden.part("in"))
-    for field, wanted in golden.part("calibrated").items():
+        output = model(**golden.tensors("in"))
+    for field, wanted in golden.tensors("calibrated").items():
         torch.testing.assert_close(output[field], wanted, atol=1e-5, rtol=1e-5)
     reported = {entry.name for entry in report.mapped} | {entry.name for entry in report.skipped}
-    assert reported == set(golden.part("weight"))
+    assert reported == set(golden.tensors("weight"))
     slots = {entry.name: entry.targets for entry in report.mapped}
     amax = "bert.encoder.layer.0.attention.self.query._input_quantizer._amax"
     assert slots[amax] == ("encoder.layers.0.attention.query.input",)
@@ -60,12 +58,12 @@ def test_a_calibrated_qdqbert_computes_the_same(name: str, as_bert: bool, tmp_pa
 
 def test_ranges_that_are_not_there_are_dynamic(tmp_path: Path) -> None:
     golden = Golden("question-answering")
-    weights = {name: tensor for name, tensor in golden.part("weight").items() if not name.endswith("_amax")}
+    weights = {name: tensor for name, tensor in golden.tensors("weight").items() if not name.endswith("_amax")}
     report = convert(golden.write(tmp_path / "source", weights), tmp_path / "ours", format="pytorch-quantization")
-    assert report.notes == ["40 of 40 quantizers have no range in the file: theirs are dynamic"]
+    assert report.notes == ["40 of 40 quantizers have no range in the file and are dynamic"]
     with torch.no_grad():
-        output = load(tmp_path / "ours")(**golden.part("in"))
-    for field, wanted in golden.part("dynamic").items():
+        output = load(tmp_path / "ours")(**golden.tensors("in"))
+    for field, wanted in golden.tensors("dynamic").items():
         torch.testing.assert_close(output[field], wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -79,7 +77,7 @@ def test_ranges_that_are_not_there_are_dynamic(tmp_path: Path) -> None:
 )
 def test_unknown_tensors_are_refused(change: dict[str, torch.Tensor], message: str, tmp_path: Path) -> None:
     golden = Golden("question-answering")
-    source = golden.write(tmp_path / "source", {**golden.part("weight"), **change})
+    source = golden.write(tmp_path / "source", {**golden.tensors("weight"), **change})
     with pytest.raises(CheckpointError, match=message):
         convert(source, tmp_path / "ours", format="pytorch-quantization")
     assert not (tmp_path / "ours").exists()
@@ -96,5 +94,5 @@ def test_the_report_has_every_tensor_once(tmp_path: Path) -> None:
     report = convert(golden.write(tmp_path / "source"), tmp_path / "ours", format="pytorch-quantization")
     document = report.to_dict()
     names = [entry["name"] for entry in [*document["mapped"], *document["skipped"]]]
-    assert sorted(names) == sorted(golden.part("weight"))
+    assert sorted(names) == sorted(golden.tensors("weight"))
     assert json.loads(json.dumps(document)) == document

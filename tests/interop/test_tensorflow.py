@@ -12,18 +12,21 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 
 from qdq.conversion import convert
 from qdq.errors import CheckpointError, ConfigError, MissingPackageError
 from qdq.interop.tensorflow.convert import convert as convert_tensorflow
 from qdq.interop.tensorflow.convert import from_variables
 from qdq.interop.tensorflow.reader import checkpoint_prefix, read_variables
+from tests.interop.support import GoldenFile
+
+if TYPE_CHECKING:
+    from qdq.models.model import Model
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "tensorflow"
@@ -36,25 +39,24 @@ CASES = [
 ]
 
 
-class Golden:
-    def __init__(self, name: str) -> None:
-        self.folder = GOLDEN / name
-        self.model_type = name.partition("-")[0]
-        config = next(self.folder.glob("*_config.json"))
-        self.config = {key: value for key, value in json.loads(config.read_text()).items() if key != "model_type"}
-        with safe_open(self.folder / "golden.safetensors", framework="pt") as file:
-            self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+class Golden(GoldenFile):
+    """The variables of one checkpoint and its configuration, of ``tools/golden_tensorflow.py``."""
 
-    def part(self, kind: str) -> dict[str, torch.Tensor]:
-        return {key.removeprefix(f"{kind}:"): t for key, t in self.tensors.items() if key.startswith(f"{kind}:")}
+    def __init__(self, name: str) -> None:
+        folder = GOLDEN / name
+        super().__init__(folder / "golden.safetensors")
+        self.folder = folder
+        self.model_type = name.partition("-")[0]
+        config = next(folder.glob("*_config.json"))
+        self.config = {key: value for key, value in json.loads(config.read_text()).items() if key != "model_type"}
 
     @property
     def variables(self) -> dict[str, np.ndarray[Any, Any]]:
-        return {name: tensor.numpy() for name, tensor in self.part("variable").items()}
+        return {name: tensor.numpy() for name, tensor in self.tensors("variable").items()}
 
 
-def compare(model: Any, golden: Golden, task: str) -> None:
-    inputs, wanted = golden.part("in"), golden.part(f"out:{task}")
+def compare(model: Model, golden: Golden, task: str) -> None:
+    inputs, wanted = golden.tensors("in"), golden.tensors(f"out:{task}")
     more: dict[str, torch.Tensor] = {}
     if task == "question-answering":
         more = {"relevance_score": torch.tensor([0.3, 0.7]), "block_mask": inputs["token_type_ids"]}
@@ -79,10 +81,10 @@ def test_outputs_are_those_of_transformers(name: str, task: str) -> None:
     reported = [entry.name for entry in found.report.mapped] + [entry.name for entry in found.report.skipped]
     assert sorted(reported) == sorted(golden.variables)
     reasons = {entry.name: entry.reason for entry in found.report.skipped}
-    assert reasons["global_step"] == "state of the optimizer, no weight"
+    assert reasons["global_step"] == "optimizer state, not a weight"
     if name == "realm-openqa":
         left = "module/module/module/dense/kernel" if task == "question-answering" else "reader/dense/kernel"
-        assert "of another part of the model" in reasons[left]
+        assert "of another component of the model" in reasons[left]
 
 
 def test_a_classifier_at_the_root(tmp_path: Path) -> None:
@@ -102,8 +104,8 @@ def test_a_head_that_the_task_has_not_is_left_out_and_said() -> None:
     golden = Golden("bert")
     found = from_variables(golden.variables, "bert", golden.config, task="masked-lm")
     reasons = {entry.name: entry.reason for entry in found.report.skipped}
-    assert reasons["cls/seq_relationship/output_weights"] == "a model of the task masked-lm has no place for it"
-    assert reasons["bert/pooler/dense/kernel"] == "a model of the task masked-lm has no place for it"
+    assert reasons["cls/seq_relationship/output_weights"] == "a model of the task masked-lm does not have it"
+    assert reasons["bert/pooler/dense/kernel"] == "a model of the task masked-lm does not have it"
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_no_checkpoint_or_several(tmp_path: Path) -> None:
         checkpoint_prefix(tmp_path / "model.ckpt-5")
     for step in (5, 10):
         (tmp_path / f"model.ckpt-{step}.index").touch()
-    with pytest.raises(CheckpointError, match=r"several checkpoints, name one of them: model\.ckpt-10, model\.ckpt-5"):
+    with pytest.raises(CheckpointError, match=r"several checkpoints; name one of them: model\.ckpt-10, model\.ckpt-5"):
         checkpoint_prefix(tmp_path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -17,6 +17,12 @@ from qdq.models.registry import FAMILIES, build, configure
 from qdq.quantization.quantizer import Mode, set_mode
 from qdq.quantization.spec import QuantSpec
 from qdq.recipes.recipe import Recipe, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from qdq.models.attention import AttentionImplementation
 
 transformers.logging.set_verbosity_error()
 
@@ -34,7 +40,7 @@ SMALL: dict[str, Any] = {
 OWN: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 8, "num_hidden_layers": 4, "num_hidden_groups": 2, "classifier_dropout_prob": 0.0}
 }
-LIVE = ("bert", "albert", "megatron-bert", "roberta-prelayernorm")
+LIVE = ("bert", "albert", "megatron-bert", "roberta", "roberta-prelayernorm")
 CASES = [pytest.param(name, task, id=f"{name}/{task}") for name in LIVE for task in FAMILIES[name].tasks]
 GONE = [pytest.param(name, task, id=f"{name}/{task}") for name in ("qdqbert", "realm") for task in FAMILIES[name].tasks]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -124,7 +130,7 @@ def test_there_and_back_is_the_same_to_the_bit(model_type: str, task: str) -> No
             assert torch.equal(got, want)
 
 
-def test_saved_and_loaded_by_transformers(tmp_path: Any) -> None:
+def test_saved_and_loaded_by_transformers(tmp_path: Path) -> None:
     ours = ours_of("bert", "masked-lm")
     qdq.to_transformers(ours).save_pretrained(tmp_path)
     inputs = batch()
@@ -231,7 +237,7 @@ def test_gradient_checkpointing_is_kept() -> None:
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_attention_is_computed_as_asked_for(implementation: Any) -> None:
+def test_attention_is_computed_as_asked_for(implementation: AttentionImplementation) -> None:
     theirs = theirs_of()
     ours = qdq.from_transformers(theirs, attn_implementation=implementation)
     assert ours.encoder.layers[0].attention.implementation == implementation
@@ -372,7 +378,7 @@ BertModel = type("BertModel", (nn.Module,), {})
         pytest.param(BertModel, "BertModel has no counterpart", id="a class of the same name"),
     ],
 )
-def test_class_without_counterpart_is_named_with_those_that_have_one(make: Any, words: str) -> None:
+def test_class_without_counterpart_is_named_with_those_that_have_one(make: Callable[[], nn.Module], words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         qdq.from_transformers(make())
     for name in ("BertModel", "AlbertForPreTraining", "RobertaPreLayerNormForCausalLM"):

@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 
 from qdq.errors import ConfigError
-from qdq.models.config import ModelConfig
+from qdq.models.bert import BertConfig, build
+from qdq.models.config import BertLikeConfig, configuration
+from qdq.models.family import Family, standard_tasks
+from qdq.models.huggingface import config_to_json
+from qdq.models.keymap import BERT_KEYS
 from qdq.models.registry import FAMILIES, configure
 
 
-@pytest.mark.parametrize("model_type", ["bert", "albert", "megatron-bert", "roberta-prelayernorm"])
+@pytest.mark.parametrize("model_type", ["bert", "albert", "megatron-bert", "roberta", "roberta-prelayernorm"])
 def test_defaults_are_upstreams(model_type: str) -> None:
     import transformers
 
@@ -23,8 +27,8 @@ def test_defaults_are_upstreams(model_type: str) -> None:
     assert len(fields) > 20
 
 
-def test_plain_config_is_bert() -> None:
-    assert ModelConfig() == configure("bert", architectures=())
+def test_plain_config_of_a_family_is_its_defaults() -> None:
+    assert BertConfig() == configure("bert", architectures=())
 
 
 @pytest.mark.parametrize(
@@ -86,7 +90,7 @@ def test_rules_of_families() -> None:
     with pytest.raises(ConfigError, match="num_hidden_groups 13 exceeds num_hidden_layers 12"):
         configure("albert", num_hidden_groups=13)
     with pytest.raises(ConfigError, match="id2label has 1 entries, but num_labels is 3"):
-        ModelConfig(id2label={0: "a"}, num_labels=3)
+        BertConfig(id2label={0: "a"}, num_labels=3)
 
 
 def test_classifier_dropout_is_the_familys_own() -> None:
@@ -102,3 +106,49 @@ def test_every_family_has_the_common_tasks() -> None:
     for family in FAMILIES.values():
         assert "feature-extraction" in family.tasks
         assert len({task.name for task in family.tasks.values()}) == len(family.tasks)
+
+
+@configuration
+class RenamedConfig(BertLikeConfig):
+    """A configuration whose files call some fields otherwise, one of them in two ways."""
+
+    names = {"dim": "hidden_size", "n_layers": "num_hidden_layers", "depth": "num_hidden_layers"}  # noqa: RUF012
+
+    model_type: str = "renamed"
+    hidden_size: int = 96
+
+
+class TestOtherNames:
+    @pytest.fixture(autouse=True)
+    def _registered(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        family = Family(
+            config=RenamedConfig, build=build, prefix="renamed", keys=BERT_KEYS, tasks=standard_tasks("Renamed")
+        )
+        monkeypatch.setitem(FAMILIES, "renamed", family)
+
+    @pytest.mark.parametrize("name", ["n_layers", "depth", "num_hidden_layers"])
+    def test_a_field_is_written_back_under_the_name_it_was_read_with(self, name: str) -> None:
+        config = configure("renamed", **{name: 5})
+        assert config.num_hidden_layers == 5
+        assert config.read_as == ({} if name == "num_hidden_layers" else {"num_hidden_layers": name})
+        written = config_to_json(config)
+        # Ours is not upstream's: it would be ignored there, and the default be taken.
+        upstream = "n_layers" if name == "num_hidden_layers" else name
+        assert written[upstream] == 5
+        assert {"n_layers", "depth", "num_hidden_layers"} & set(written) == {upstream}
+
+    def test_fields_that_were_not_read_have_the_familys_defaults_and_upstreams_names(self) -> None:
+        config = configure("renamed", depth=5)
+        written = config_to_json(config)
+        assert (config.hidden_size, written["dim"]) == (96, 96)
+        assert "hidden_size" not in written
+
+    def test_names_do_not_matter_for_equality(self) -> None:
+        assert configure("renamed", dim=48) == configure("renamed", hidden_size=48)
+        assert configure("renamed", dim=48).read_as != configure("renamed", hidden_size=48).read_as
+
+    def test_names_of_other_families_are_unknown_and_written_back(self) -> None:
+        config = configure("bert", dim=48)
+        assert config.hidden_size == 768
+        assert config.extra == {"dim": 48}
+        assert config_to_json(config)["dim"] == 48

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,39 +15,45 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from qdq.models.huggingface import load_model, save_model, upstream_state
+from tests.models.support import assert_same
+
+if TYPE_CHECKING:
+    from qdq.models.outputs import Output
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.safetensors"))
 SHARED = ("decoder.weight", "decoder.bias")
 
 
 class Golden:
-    """One file, taken apart."""
+    """The tensors and the description in one golden file."""
 
     def __init__(self, path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             self.about = {key: json.loads(value) for key, value in file.metadata().items()}
             self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
-    def part(self, kind: str) -> dict[str, torch.Tensor]:
+    def tensors_of(self, kind: str) -> dict[str, torch.Tensor]:
+        """Return the tensors of one kind ("weight", "in", "out", "grad", ...) by name."""
         return {key.partition(":")[2]: value for key, value in self.tensors.items() if key.startswith(f"{kind}:")}
 
     def write(self, folder: Path) -> Path:
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps(self.about["config"]))
-        save_file(self.part("weight"), folder / "model.safetensors")
+        save_file(self.tensors_of("weight"), folder / "model.safetensors")
         return folder
 
 
-def nested(output: Any, name: str) -> Any:
-    """``hidden_states.1`` of an output."""
+def nested(output: Output, name: str) -> torch.Tensor:
+    """Return the tensor of an output that a name such as ``hidden_states.1`` stands for."""
     field, *indices = name.split(".")
-    value = output[field]
+    value: Any = output[field]
     for index in indices:
         value = value[int(index)]
+    assert isinstance(value, torch.Tensor)
     return value
 
 
-def compare(output: Any, expected: dict[str, torch.Tensor], assert_same: Any) -> None:
+def compare(output: Output, expected: dict[str, torch.Tensor]) -> None:
     assert set(output) == {name.partition(".")[0] for name in expected}
     for name, tensor in expected.items():
         assert_same(nested(output, name), tensor, where=name)
@@ -62,23 +68,23 @@ def test_there_are_golden_files() -> None:
     assert len(GOLDEN) > 40
 
 
-def test_outputs_and_gradients_agree(golden: Golden, tmp_path: Path, assert_same: Any) -> None:
+def test_outputs_and_gradients_agree(golden: Golden, tmp_path: Path) -> None:
     model = load_model(golden.write(tmp_path))
     for request in golden.about["prune"]:
         model.prune_heads({int(layer): heads for layer, heads in request.items()})
-    inputs, options = golden.part("in"), golden.about["options"]
-    gradients = golden.part("grad")
+    inputs, options = golden.tensors_of("in"), golden.about["options"]
+    gradients = golden.tensors_of("grad")
     if "input:relevance_score" in gradients:
         inputs["relevance_score"].requires_grad_()
     output = model(**inputs, **options)
-    compare(output, golden.part("out"), assert_same)
+    compare(output, golden.tensors_of("out"))
     assert list(output) == golden.about["fields"]
     assert_same(model(**inputs, **options, return_dict=False), [output[name] for name in output])
 
-    if then := golden.part("then"):
+    if then := golden.tensors_of("then"):
         again = {key: value for key, value in inputs.items() if key.startswith("encoder_")}
-        second = model(**golden.part("next"), **again, **options, past_key_values=output.past_key_values)
-        compare(second, then, assert_same)
+        second = model(**golden.tensors_of("next"), **again, **options, past_key_values=output.past_key_values)
+        compare(second, then)
 
     if gradients:
         output.loss.backward()
@@ -93,7 +99,7 @@ def test_outputs_and_gradients_agree(golden: Golden, tmp_path: Path, assert_same
 
 
 def test_written_checkpoint_has_upstreams_keys_and_values(golden: Golden, tmp_path: Path) -> None:
-    weights = golden.part("weight")
+    weights = golden.tensors_of("weight")
     model = load_model(golden.write(tmp_path / "theirs"))
     save_model(model, tmp_path / "ours")
     written = load_file(tmp_path / "ours" / "model.safetensors")
@@ -107,7 +113,7 @@ def test_written_checkpoint_has_upstreams_keys_and_values(golden: Golden, tmp_pa
     assert {key: value for key, value in before.items() if key in after and after[key] != value} == {}
 
 
-def test_pruned_model_survives_the_disk(tmp_path: Path, assert_same: Any) -> None:
+def test_pruned_model_survives_the_disk(tmp_path: Path) -> None:
     for name in ("bert-pruned", "albert-pruned"):
         golden = Golden(Path(__file__).parent / "golden" / f"{name}.safetensors")
         model = load_model(golden.write(tmp_path / f"{name}-theirs"))
@@ -116,4 +122,4 @@ def test_pruned_model_survives_the_disk(tmp_path: Path, assert_same: Any) -> Non
         again = load_model(tmp_path / f"{name}-ours")
         assert again.config.pruned_heads == {0: (1, 3), 1: (0,)}
         assert again.encoder.layers[0].attention.query.out_features == 8
-        compare(again(**golden.part("in"), **golden.about["options"]), golden.part("out"), assert_same)
+        compare(again(**golden.tensors_of("in"), **golden.about["options"]), golden.tensors_of("out"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -10,6 +10,9 @@ import torch
 from qdq.errors import DataError
 from qdq.models.inputs import InputError
 from qdq.models.registry import build, configure
+
+if TYPE_CHECKING:
+    from tests.models.support import SmallModels
 
 IDS = torch.full((2, 6), 5)
 BERT: dict[str, tuple[dict[str, Any], str]] = {
@@ -61,8 +64,8 @@ BERT: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("inputs", "message"), BERT.values(), ids=BERT.keys())
-def test_wrong_inputs(inputs: dict[str, Any], message: str, kit: Any) -> None:
-    model = build(configure("bert", **kit.fields("bert")))
+def test_wrong_inputs(inputs: dict[str, Any], message: str, small_models: SmallModels) -> None:
+    model = small_models.build("bert")
     with pytest.raises(InputError, match=message):
         model(**inputs)
 
@@ -72,9 +75,9 @@ def test_errors_are_ours_and_pythons() -> None:
     assert issubclass(InputError, ValueError)
 
 
-def test_unknown_argument(kit: Any) -> None:
+def test_unknown_argument(small_models: SmallModels) -> None:
     with pytest.raises(TypeError, match="attention_masks"):
-        build(configure("bert", **kit.fields("bert")))(IDS, attention_masks=IDS)
+        small_models.build("bert")(IDS, attention_masks=IDS)
 
 
 DECODER: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
@@ -107,36 +110,38 @@ DECODER: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("config", "inputs", "message"), DECODER.values(), ids=DECODER.keys())
-def test_wrong_inputs_of_a_decoder(config: dict[str, Any], inputs: dict[str, Any], message: str, kit: Any) -> None:
-    model = build(configure("bert", **kit.fields("bert", is_decoder=True, **config)))
+def test_wrong_inputs_of_a_decoder(
+    config: dict[str, Any], inputs: dict[str, Any], message: str, small_models: SmallModels
+) -> None:
+    model = small_models.build("bert", is_decoder=True, **config)
     with pytest.raises(InputError, match=message):
         model(IDS, **inputs)
 
 
-def test_roberta_takes_fewer_tokens_than_positions(kit: Any) -> None:
-    model = build(configure("roberta-prelayernorm", **kit.fields("roberta-prelayernorm")))
+def test_roberta_takes_fewer_tokens_than_positions(small_models: SmallModels) -> None:
+    model = small_models.build("roberta-prelayernorm")
     assert model(torch.full((1, 38), 5)).last_hidden_state.shape == (1, 38, 32)
     with pytest.raises(InputError, match="39 tokens is too long: the model takes at most 38"):
         model(torch.full((1, 39), 5))
 
 
 @pytest.mark.parametrize("kind", ["relative_key", "relative_key_query"])
-def test_relative_positions_end_at_the_table(kind: str, kit: Any) -> None:
-    model = build(configure("bert", **kit.fields("bert", position_embedding_type=kind)))
+def test_relative_positions_end_at_the_table(kind: str, small_models: SmallModels) -> None:
+    model = small_models.build("bert", position_embedding_type=kind)
     with pytest.raises(InputError, match="relative positions reach 40 tokens, got 41"):
         model(torch.full((1, 41), 5))
 
 
-def test_qdqbert_has_no_relative_positions_with_a_cache(kit: Any) -> None:
-    fields = kit.fields("qdqbert", is_decoder=True, position_embedding_type="relative_key")
+def test_qdqbert_has_no_relative_positions_with_a_cache(small_models: SmallModels) -> None:
+    fields = small_models.fields("qdqbert", is_decoder=True, position_embedding_type="relative_key")
     model = build(configure("qdqbert", **fields)).eval()
     cache = model(IDS).past_key_values
     with pytest.raises(InputError, match="cannot be used together with a cache"):
         model(IDS[:, :1], past_key_values=cache)
 
 
-def test_chunks_must_divide_the_sequence(kit: Any) -> None:
-    model = build(configure("bert", **kit.fields("bert", chunk_size_feed_forward=4)))
+def test_chunks_must_divide_the_sequence(small_models: SmallModels) -> None:
+    model = small_models.build("bert", chunk_size_feed_forward=4)
     with pytest.raises(InputError, match="6 tokens is not a multiple of chunk_size_feed_forward 4"):
         model(IDS)
 
@@ -190,14 +195,16 @@ LABELS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("task", "config", "labels", "message"), LABELS.values(), ids=LABELS.keys())
-def test_wrong_labels(task: str, config: dict[str, Any], labels: dict[str, Any], message: str, kit: Any) -> None:
-    model = build(configure("bert", **kit.fields("bert", **config)), task)
+def test_wrong_labels(
+    task: str, config: dict[str, Any], labels: dict[str, Any], message: str, small_models: SmallModels
+) -> None:
+    model = small_models.build("bert", task, **config)
     with pytest.raises(InputError, match=message):
         model(IDS, **labels)
 
 
-def test_multiple_choice_wants_choices(kit: Any) -> None:
-    model = build(configure("bert", **kit.fields("bert")), "multiple-choice")
+def test_multiple_choice_wants_choices(small_models: SmallModels) -> None:
+    model = small_models.build("bert", "multiple-choice")
     with pytest.raises(InputError, match=r"multiple choice takes inputs \[batch, choices, seq\], got \[2, 6\]"):
         model(IDS)
     with pytest.raises(InputError, match="exactly one of"):
@@ -227,13 +234,13 @@ REALM: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("task", "inputs", "message"), REALM.values(), ids=REALM.keys())
-def test_wrong_inputs_of_realm(task: str, inputs: dict[str, Any], message: str, kit: Any) -> None:
-    model = build(configure("realm", **kit.fields("realm")), task)
+def test_wrong_inputs_of_realm(task: str, inputs: dict[str, Any], message: str, small_models: SmallModels) -> None:
+    model = small_models.build("realm", task)
     with pytest.raises(InputError, match=message):
         model(IDS, **inputs)
 
 
-def test_reader_needs_room_for_the_widest_span(kit: Any) -> None:
-    model = build(configure("realm", **kit.fields("realm", max_span_width=7)), "question-answering")
+def test_reader_needs_room_for_the_widest_span(small_models: SmallModels) -> None:
+    model = small_models.build("realm", "question-answering", max_span_width=7)
     with pytest.raises(InputError, match="6 tokens is shorter than max_span_width 7"):
         model(IDS, relevance_score=torch.zeros(2), block_mask=torch.ones(2, 6))

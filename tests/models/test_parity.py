@@ -10,14 +10,19 @@ import transformers
 
 from qdq.models.huggingface import load_model, save_model, upstream_state
 from qdq.models.registry import FAMILIES, build, configure
+from tests.models.support import assert_same
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from transformers import PreTrainedModel
+
+    from tests.models.support import SmallModels
+
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
-LIVE = ("bert", "albert", "megatron-bert", "roberta-prelayernorm")
+LIVE = ("bert", "albert", "megatron-bert", "roberta", "roberta-prelayernorm")
 CASES = [pytest.param(name, task, id=f"{name}/{task}") for name in LIVE for task in FAMILIES[name].tasks]
 FIELDS = {
     "feature-extraction": ["last_hidden_state", "pooler_output"],
@@ -27,13 +32,14 @@ FIELDS = {
 SECOND = {"bert": "seq_relationship_logits", "megatron-bert": "seq_relationship_logits", "albert": "sop_logits"}
 
 
-def upstream(model_type: str, task: str) -> Any:
-    return getattr(transformers, FAMILIES[model_type].tasks[task].name)
+def upstream_class(model_type: str, task: str) -> type[PreTrainedModel]:
+    cls: type[PreTrainedModel] = getattr(transformers, FAMILIES[model_type].tasks[task].name)
+    return cls
 
 
-def upstream_model(model_type: str, task: str, fields: dict[str, Any]) -> Any:
-    """A random model of transformers in which no parameter is zero or one."""
-    cls = upstream(model_type, task)
+def upstream_model(model_type: str, task: str, fields: dict[str, Any]) -> PreTrainedModel:
+    """Return a random model of transformers in which no parameter is zero or one."""
+    cls = upstream_class(model_type, task)
     config = cls.config_class(**fields)
     config._attn_implementation = "eager"
     model = cls(config)
@@ -43,8 +49,8 @@ def upstream_model(model_type: str, task: str, fields: dict[str, Any]) -> Any:
     return model.eval()
 
 
-def example(kit: Any, model_type: str, task: str, fields: dict[str, Any]) -> dict[str, torch.Tensor]:
-    inputs = kit.inputs(task, fields)
+def example(small_models: SmallModels, model_type: str, task: str, fields: dict[str, Any]) -> dict[str, torch.Tensor]:
+    inputs = small_models.inputs(task, fields)
     if task == "pre-training":
         name = "sentence_order_label" if model_type == "albert" else "next_sentence_label"
         inputs[name] = torch.tensor([0, 1, 1])
@@ -53,15 +59,15 @@ def example(kit: Any, model_type: str, task: str, fields: dict[str, Any]) -> dic
 
 @pytest.mark.parametrize(("model_type", "task"), CASES)
 def test_from_transformers_outputs_and_gradients_agree(
-    model_type: str, task: str, kit: Any, tmp_path: Path, assert_same: Any
+    model_type: str, task: str, small_models: SmallModels, tmp_path: Path
 ) -> None:
-    fields = kit.fields(model_type)
+    fields = small_models.fields(model_type)
     theirs = upstream_model(model_type, task, fields)
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path)
     assert ours.task == task
 
-    inputs = example(kit, model_type, task, fields)
+    inputs = example(small_models, model_type, task, fields)
     options = {"output_hidden_states": True, "output_attentions": True}
     got, want = ours(**inputs, **options), theirs(**inputs, **options)
     names = [*FIELDS.get(task, ["loss", "logits"]), *([SECOND[model_type]] if task == "pre-training" else [])]
@@ -93,39 +99,39 @@ def test_from_transformers_outputs_and_gradients_agree(
 
 @pytest.mark.parametrize(("model_type", "task"), CASES)
 def test_to_transformers_no_key_is_missing_or_unexpected(
-    model_type: str, task: str, kit: Any, tmp_path: Path, assert_same: Any
+    model_type: str, task: str, small_models: SmallModels, tmp_path: Path
 ) -> None:
-    fields = kit.fields(model_type)
+    fields = small_models.fields(model_type)
     ours = build(configure(model_type, **fields), task).eval()
     save_model(ours, tmp_path)
-    theirs, info = upstream(model_type, task).from_pretrained(
+    theirs, info = upstream_class(model_type, task).from_pretrained(
         tmp_path, output_loading_info=True, attn_implementation="eager"
     )
     assert {kind: found for kind, found in info.items() if found} == {}
-    inputs = example(kit, model_type, task, fields)
+    inputs = example(small_models, model_type, task, fields)
     with torch.no_grad():
         assert_same(ours(**inputs).to_tuple()[:2], theirs.eval()(**inputs).to_tuple()[:2])
 
 
 @pytest.mark.parametrize("model_type", LIVE)
-def test_sdpa_agrees(model_type: str, kit: Any, tmp_path: Path, assert_same: Any) -> None:
-    fields = kit.fields(model_type)
+def test_sdpa_agrees(model_type: str, small_models: SmallModels, tmp_path: Path) -> None:
+    fields = small_models.fields(model_type)
     theirs = upstream_model(model_type, "feature-extraction", fields)
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path, attn_implementation="sdpa")
-    inputs = kit.inputs("feature-extraction", fields)
+    inputs = small_models.inputs("feature-extraction", fields)
     with torch.no_grad():
         assert_same(ours(**inputs).to_tuple(), theirs(**inputs).to_tuple())
 
 
 @pytest.mark.parametrize("model_type", LIVE)
 @pytest.mark.parametrize("change", ["inputs_embeds", "position_ids", "no mask", "mask per query"])
-def test_other_inputs_agree(model_type: str, change: str, kit: Any, tmp_path: Path, assert_same: Any) -> None:
-    fields = kit.fields(model_type)
+def test_other_inputs_agree(model_type: str, change: str, small_models: SmallModels, tmp_path: Path) -> None:
+    fields = small_models.fields(model_type)
     theirs = upstream_model(model_type, "feature-extraction", fields)
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path)
-    inputs = kit.inputs("feature-extraction", fields)
+    inputs = small_models.inputs("feature-extraction", fields)
     if change == "inputs_embeds":
         del inputs["input_ids"]
         width = ours.config.embedding_width
@@ -150,7 +156,7 @@ ACTIVATIONS = ["gelu", "gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_t
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activation_agrees(name: str, assert_same: Any) -> None:
+def test_activation_agrees(name: str) -> None:
     from transformers.activations import ACT2FN
 
     from qdq.models.activations import activation
@@ -160,13 +166,13 @@ def test_activation_agrees(name: str, assert_same: Any) -> None:
 
 
 @pytest.mark.parametrize("groups", [(4, 1, 1), (4, 2, 2), (12, 5, 1)], ids=lambda value: "-".join(map(str, value)))
-def test_albert_groups_agree(groups: tuple[int, int, int], kit: Any, tmp_path: Path, assert_same: Any) -> None:
+def test_albert_groups_agree(groups: tuple[int, int, int], small_models: SmallModels, tmp_path: Path) -> None:
     layers, group, inner = groups
-    fields = kit.fields("albert", num_hidden_layers=layers, num_hidden_groups=group, inner_group_num=inner)
+    fields = small_models.fields("albert", num_hidden_layers=layers, num_hidden_groups=group, inner_group_num=inner)
     theirs = upstream_model("albert", "feature-extraction", fields)
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path)
-    inputs = kit.inputs("feature-extraction", fields)
+    inputs = small_models.inputs("feature-extraction", fields)
     with torch.no_grad():
         got = ours(**inputs, output_hidden_states=True, output_attentions=True)
         want = theirs(**inputs)
@@ -175,15 +181,15 @@ def test_albert_groups_agree(groups: tuple[int, int, int], kit: Any, tmp_path: P
 
 
 # not Megatron-BERT, whose cross-attention fails in transformers 5; its golden file is of 4.40
-@pytest.mark.parametrize("model_type", ["bert", "roberta-prelayernorm"])
-def test_decoder_with_cross_attention_agrees(model_type: str, kit: Any, tmp_path: Path, assert_same: Any) -> None:
-    fields = kit.fields(model_type, is_decoder=True, add_cross_attention=True)
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "roberta-prelayernorm"])
+def test_decoder_with_cross_attention_agrees(model_type: str, small_models: SmallModels, tmp_path: Path) -> None:
+    fields = small_models.fields(model_type, is_decoder=True, add_cross_attention=True)
     theirs = upstream_model(model_type, "causal-lm", fields)
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path)
     memory_mask = torch.ones(3, 9, dtype=torch.long)
     memory_mask[0, 5:] = 0
-    inputs = kit.inputs("causal-lm", fields)
+    inputs = small_models.inputs("causal-lm", fields)
     inputs["attention_mask"][2] = 1  # a query that sees nothing is left to chance
     inputs |= {"encoder_hidden_states": torch.randn(3, 9, 32), "encoder_attention_mask": memory_mask}
     with torch.no_grad():
@@ -202,37 +208,39 @@ def test_decoder_with_cross_attention_agrees(model_type: str, kit: Any, tmp_path
     ],
     ids=["regression", "single label", "multi label", "regression of 3"],
 )
-def test_problem_types_agree(problem: dict[str, Any], labels: torch.Tensor, kit: Any, tmp_path: Path) -> None:
-    fields = kit.fields("bert", **problem)
+def test_problem_types_agree(
+    problem: dict[str, Any], labels: torch.Tensor, small_models: SmallModels, tmp_path: Path
+) -> None:
+    fields = small_models.fields("bert", **problem)
     theirs = upstream_model("bert", "sequence-classification", fields)
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path)
-    inputs = kit.inputs("sequence-classification", fields) | {"labels": labels}
+    inputs = small_models.inputs("sequence-classification", fields) | {"labels": labels}
     with torch.no_grad():
         torch.testing.assert_close(ours(**inputs).loss, theirs(**inputs).loss)
     assert ours.config.problem_type == theirs.config.problem_type
 
 
-def test_untied_language_model_agrees(kit: Any, tmp_path: Path, assert_same: Any) -> None:
-    fields = kit.fields("roberta-prelayernorm", tie_word_embeddings=False)
+def test_untied_language_model_agrees(small_models: SmallModels, tmp_path: Path) -> None:
+    fields = small_models.fields("roberta-prelayernorm", tie_word_embeddings=False)
     theirs = upstream_model("roberta-prelayernorm", "masked-lm", fields)
     theirs.save_pretrained(tmp_path / "theirs")
     ours = load_model(tmp_path / "theirs")
     assert ours.head.decoder.weight is not ours.embeddings.word.weight
     save_model(ours, tmp_path / "ours")
-    again, info = upstream("roberta-prelayernorm", "masked-lm").from_pretrained(
+    again, info = upstream_class("roberta-prelayernorm", "masked-lm").from_pretrained(
         tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
     )
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    inputs = kit.inputs("masked-lm", fields)
+    inputs = small_models.inputs("masked-lm", fields)
     with torch.no_grad():
         want = theirs(**inputs)
         assert_same(ours(**inputs).logits, want.logits)
         assert_same(again(**inputs).logits, want.logits)
 
 
-def test_real_checkpoint_agrees(minilm_dir: Path, assert_same: Any) -> None:
+def test_real_checkpoint_agrees(minilm_dir: Path) -> None:
     theirs = transformers.BertModel.from_pretrained(minilm_dir, attn_implementation="eager").eval()
     ids = torch.randint(1000, 20000, (3, 17))
     mask = torch.ones_like(ids)

@@ -1,8 +1,8 @@
-"""Weights that are replaced at once are not drawn before: on the meta device that costs seconds."""
+"""Weights that are replaced at once are not initialised first, which takes seconds on the meta device."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,9 +13,12 @@ from qdq.models.registry import FAMILIES, configure
 from qdq.models.uninitialized import Uninitialized
 from qdq.recipes.plan import skeleton
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class Recorded(TorchDispatchMode):
-    """The names of all operators that are called meanwhile."""
+    """Records the names of all operators that are called in the context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +32,7 @@ class Recorded(TorchDispatchMode):
 @pytest.mark.parametrize(
     "fill", [nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, lambda t: nn.init.normal_(tensor=t)]
 )
-def test_tensors_stay_as_they_are(fill: Any) -> None:
+def test_tensors_stay_as_they_are(fill: Callable[[torch.Tensor], torch.Tensor]) -> None:
     with Uninitialized():
         assert torch.equal(fill(torch.full((3, 3), 7.0)), torch.full((3, 3), 7.0))
     assert not torch.equal(fill(torch.full((3, 3), 7.0)), torch.full((3, 3), 7.0))

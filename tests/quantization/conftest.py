@@ -1,4 +1,4 @@
-"""Whole models that are wrapped, calibrated and quantizing, and inputs for each of their tasks."""
+"""Whole models that are wrapped, calibrated and quantizing, with inputs for each of their tasks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pytest
 import torch
@@ -15,31 +15,58 @@ from torch import Tensor, nn
 import calibration
 from qdq.models.registry import build, configure
 from qdq.quantization.quantizer import Mode, Quantizer, set_mode
+from qdq.quantization.spec import PerAxis, PerGroup, PerToken, QuantSpec
 from qdq.quantization.wrap import named_slots
 from qdq.recipes.apply import quantize
 from qdq.recipes.recipe import Recipe, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from qdq.models.model import Model
-    from qdq.quantization.spec import QuantSpec
+
+    Duplicate = Callable[[nn.Module], Any]
+    """A way to copy a module."""
+
+SpecPair = tuple[QuantSpec, QuantSpec]
+"""The specs of activations and of weights."""
+
+STATIC: SpecPair = (QuantSpec(), QuantSpec(granularity=PerAxis(0)))
+GROUPED: SpecPair = (QuantSpec(signed=False, symmetric=False), QuantSpec(bits=4, granularity=PerGroup(7)))
+DYNAMIC: SpecPair = (QuantSpec(dynamic=True, granularity=PerToken()), QuantSpec(granularity=PerAxis(0)))
+LEARNED: SpecPair = (QuantSpec(learned_scale=True), QuantSpec(learned_scale=True, granularity=PerAxis(0)))
+SPEC_PAIRS: dict[str, SpecPair] = {"static": STATIC, "grouped": GROUPED, "dynamic": DYNAMIC, "learned": LEARNED}
 
 
-def _float_kit() -> Any:
-    """The maker of configurations and inputs that the tests of the float models have."""
+@pytest.fixture(params=SPEC_PAIRS)
+def kind(request: pytest.FixtureRequest) -> SpecPair:
+    """Specs that are calibrated, in groups, dynamic, or trained."""
+    return SPEC_PAIRS[request.param]
+
+
+class FloatModelInputs(Protocol):
+    """Makes configurations and inputs; see ``tests/models/conftest.py``."""
+
+    def fields(self, model_type: str, **changes: Any) -> dict[str, Any]: ...
+
+    def inputs(self, task: str, fields: dict[str, Any]) -> dict[str, Tensor]: ...
+
+
+def _float_model_inputs() -> FloatModelInputs:
+    """Load the maker of configurations and inputs that the tests of the float models use."""
     path = Path(__file__).parents[1] / "models" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("qdq_tests_models_kit", path)
+    spec = importlib.util.spec_from_file_location("qdq_tests_models_conftest", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
-    return module.Kit()
+    found: FloatModelInputs = module.SmallModels()
+    return found
 
 
 class Pass(NamedTuple):
-    """One tensor that went through a quantizer."""
+    """One tensor that went through a quantizer: before, and after."""
 
     name: str
     quantizer: Quantizer
@@ -47,16 +74,16 @@ class Pass(NamedTuple):
     y: Tensor
 
 
-class Workshop:
-    """Makes models and looks into them."""
+class QuantizedModels:
+    """Makes wrapped and quantizing models with inputs for their tasks, and observes what they compute."""
 
     def __init__(self) -> None:
-        self._kit = _float_kit()
+        self._float = _float_model_inputs()
 
     def model(self, model_type: str = "bert", task: str = "feature-extraction", **changes: Any) -> Model:
         """A float model in which no parameter is zero or one, always with the same numbers."""
         torch.manual_seed(0)
-        fields = self._kit.fields(model_type, **{"num_hidden_layers": 2, "initializer_range": 0.2, **changes})
+        fields = self._float.fields(model_type, **{"num_hidden_layers": 2, "initializer_range": 0.2, **changes})
         model = build(configure(model_type, **fields), task).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -66,7 +93,7 @@ class Workshop:
 
     def inputs(self, model_type: str = "bert", task: str = "feature-extraction") -> dict[str, Tensor]:
         """Padded ids, mask and token types, with what the task needs for a loss."""
-        inputs: dict[str, Tensor] = self._kit.inputs(task, self._kit.fields(model_type))
+        inputs: dict[str, Tensor] = self._float.inputs(task, self._float.fields(model_type))
         if task == "pre-training":
             name = "sentence_order_label" if model_type == "albert" else "next_sentence_label"
             inputs[name] = torch.tensor([0, 1, 1])
@@ -99,7 +126,7 @@ class Workshop:
         return {name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
 
     def recipe(self, activation: QuantSpec | None, weight: QuantSpec | None) -> Recipe:
-        """Every place of the encoder, with one spec for activations and one for weights."""
+        """A recipe for every slot of the encoder, with one spec for activations and one for weights."""
         rules = (
             Rule(module="encoder.*", kind="linear", slot="input", spec=activation),
             Rule(module="encoder.*", kind="linear", slot="weight", spec=weight),
@@ -129,7 +156,8 @@ class Workshop:
         for module in model.modules():
             if isinstance(module, Quantizer) and module.spec is not None:
 
-                def take(quantizer: Any, given: tuple[Tensor, ...], result: Tensor) -> None:
+                def take(quantizer: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
+                    assert isinstance(quantizer, Quantizer)
                     passes.append(Pass(names[id(quantizer)], quantizer, given[0].detach(), result.detach()))
 
                 hooks.append(module.register_forward_hook(take))
@@ -165,8 +193,8 @@ class Workshop:
 
 
 @pytest.fixture(scope="session")
-def workshop() -> Workshop:
-    return Workshop()
+def quantized_models() -> QuantizedModels:
+    return QuantizedModels()
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from qdq.models.model import Model
+    from tests.quantization.conftest import QuantizedModels, SpecPair
+
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
@@ -49,12 +52,12 @@ KINDS = {
     "weights alone": (None, QuantSpec(bits=4, granularity=PerGroup(8))),
     "activations alone": (QuantSpec(), None),
 }
-LIVE = ("bert", "albert", "megatron-bert", "roberta-prelayernorm")
+LIVE = ("bert", "albert", "megatron-bert", "roberta", "roberta-prelayernorm")
 
 
-def results(model: Any, inputs: dict[str, Tensor], workshop: Any) -> list[Tensor]:
+def results(model: Model, inputs: dict[str, Tensor], quantized_models: QuantizedModels) -> list[Tensor]:
     with torch.no_grad():
-        found = workshop.leaves(model(**inputs))
+        found = quantized_models.leaves(model(**inputs))
     assert found
     return list(found)
 
@@ -63,12 +66,12 @@ def assert_same_bits(got: list[Tensor], want: list[Tensor]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-def stored(path: Path, workshop: Any, kind: Any, *args: str, **changes: Any) -> Any:
+def stored(path: Path, quantized_models: QuantizedModels, kind: SpecPair | str, *args: str, **changes: Any) -> Model:
     """A quantizing model that was saved to ``path``."""
-    recipe = workshop.recipe(*kind) if isinstance(kind, tuple) else qdq.load_recipe(kind)
-    model = workshop.model(*args, **changes)
+    recipe = quantized_models.recipe(*kind) if isinstance(kind, tuple) else qdq.load_recipe(kind)
+    model = quantized_models.model(*args, **changes)
     quantize(model, recipe)
-    summary = calibration.calibrate(model, [workshop.inputs(*args)])
+    summary = calibration.calibrate(model, [quantized_models.inputs(*args)])
     set_mode(model, Mode.QUANTIZE)
     qdq.save(model, path, recipe=recipe, calibration=summary.to_dict())
     return model
@@ -78,11 +81,11 @@ def stored(path: Path, workshop: Any, kind: Any, *args: str, **changes: Any) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_loaded_to_the_bit(kind: str, workshop: Any, tmp_path: Path) -> None:
-    model = stored(tmp_path / "c", workshop, KINDS[kind], "bert", "masked-lm", num_hidden_layers=1)
+def test_every_kind_is_loaded_to_the_bit(kind: str, quantized_models: QuantizedModels, tmp_path: Path) -> None:
+    model = stored(tmp_path / "c", quantized_models, KINDS[kind], "bert", "masked-lm", num_hidden_layers=1)
     loaded = qdq.load(tmp_path / "c")
-    inputs = workshop.inputs("bert", "masked-lm")
-    assert_same_bits(results(loaded, inputs, workshop), results(model, inputs, workshop))
+    inputs = quantized_models.inputs("bert", "masked-lm")
+    assert_same_bits(results(loaded, inputs, quantized_models), results(model, inputs, quantized_models))
     want, got = model.state_dict(), loaded.state_dict()
     assert list(got) == list(want)
     assert all(torch.equal(got[name], want[name]) and got[name].dtype == want[name].dtype for name in want)
@@ -93,30 +96,34 @@ def test_every_kind_is_loaded_to_the_bit(kind: str, workshop: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["int8", "group", "token", "learned"])
-def test_trained_model_is_loaded_to_the_bit(kind: str, workshop: Any, tmp_path: Path) -> None:
+def test_trained_model_is_loaded_to_the_bit(kind: str, quantized_models: QuantizedModels, tmp_path: Path) -> None:
     """Scales of weights belong to the weights of calibration time, learned ones to training: both are kept."""
-    model = stored(tmp_path / "before", workshop, KINDS[kind], "bert", "masked-lm", num_hidden_layers=1)
-    inputs = workshop.inputs("bert", "masked-lm")
+    model = stored(tmp_path / "before", quantized_models, KINDS[kind], "bert", "masked-lm", num_hidden_layers=1)
+    inputs = quantized_models.inputs("bert", "masked-lm")
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     for _ in range(2):
         optimizer.zero_grad()
         model(**inputs).loss.backward()
         optimizer.step()
-    qdq.save(model, tmp_path / "after", recipe=workshop.recipe(*KINDS[kind]), calibration={})
-    assert_same_bits(results(qdq.load(tmp_path / "after"), inputs, workshop), results(model, inputs, workshop))
+    qdq.save(model, tmp_path / "after", recipe=quantized_models.recipe(*KINDS[kind]), calibration={})
+    assert_same_bits(
+        results(qdq.load(tmp_path / "after"), inputs, quantized_models), results(model, inputs, quantized_models)
+    )
 
 
 @pytest.mark.parametrize(
     ("model_type", "task"),
     [pytest.param(name, task, id=f"{name}/{task}") for name in LIVE for task in FAMILIES[name].tasks],
 )
-def test_transformers_loads_the_float_part(model_type: str, task: str, workshop: Any, tmp_path: Path) -> None:
-    model = stored(tmp_path / "c", workshop, "qdqbert", model_type, task)
+def test_transformers_loads_the_float_part(
+    model_type: str, task: str, quantized_models: QuantizedModels, tmp_path: Path
+) -> None:
+    model = stored(tmp_path / "c", quantized_models, "qdqbert", model_type, task)
     cls = getattr(transformers, FAMILIES[model_type].tasks[task].name)
     theirs, info = cls.from_pretrained(tmp_path / "c", output_loading_info=True, attn_implementation="eager")
     assert {name: keys for name, keys in info.items() if keys} == {}
     set_mode(model, Mode.OFF)
-    inputs = workshop.inputs(model_type, task)
+    inputs = quantized_models.inputs(model_type, task)
     with torch.no_grad():
         for got, want in zip(model(**inputs).to_tuple()[:2], theirs.eval()(**inputs).to_tuple()[:2], strict=True):
             if isinstance(got, torch.Tensor):
@@ -131,21 +138,23 @@ CASES_EACH = 12
 
 
 @pytest.fixture(scope="module", params=["int8", "learned"])
-def whole(request: pytest.FixtureRequest, workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def whole(
+    request: pytest.FixtureRequest, quantized_models: QuantizedModels, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Tensor]]:
     """A sound checkpoint of a very small model, and what it computes."""
     path = tmp_path_factory.mktemp("whole") / "checkpoint"
     small = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
-    stored(path, workshop, KINDS[request.param], "bert", "sequence-classification", **small)
-    inputs = workshop.unlabelled(workshop.inputs())
-    return path, results(qdq.load(path), inputs, workshop)
+    stored(path, quantized_models, KINDS[request.param], "bert", "sequence-classification", **small)
+    inputs = quantized_models.unlabelled(quantized_models.inputs())
+    return path, results(qdq.load(path), inputs, quantized_models)
 
 
 def flip(file: Path, chance: random.Random) -> str:
     content = bytearray(file.read_bytes())
-    place, bit = chance.randrange(len(content)), 1 << chance.randrange(8)
-    content[place] ^= bit
+    offset, bit = chance.randrange(len(content)), 1 << chance.randrange(8)
+    content[offset] ^= bit
     file.write_bytes(content)
-    return f"byte {place} ^ {bit}"
+    return f"byte {offset} ^ {bit}"
 
 
 def cut(file: Path, chance: random.Random) -> str:
@@ -193,7 +202,7 @@ def nodes(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     entries = (
         document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
     )
-    return [place for key, value in entries for place in ((*path, key), *nodes(value, (*path, key)))]
+    return [node for key, value in entries for node in ((*path, key), *nodes(value, (*path, key)))]
 
 
 VALUES: list[Any] = [None, True, False, 0, 1, 2, -1, 4, 1.5, 1e308, "", "per-tensor", "per-axis(0)", "x", [], {}, [1], 10**30]  # fmt: skip  # noqa: E501
@@ -228,12 +237,16 @@ DAMAGE: list[tuple[str, Callable[[Path, random.Random], str]]] = [
     ("name", "damage"), [pytest.param(*case, id=f"{case[0]}-{case[1].__name__}") for case in DAMAGE]
 )
 def test_damage_is_an_error_or_changes_nothing(
-    name: str, damage: Any, whole: Any, workshop: Any, tmp_path: Path
+    name: str,
+    damage: Callable[[Path, random.Random], str],
+    whole: tuple[Path, list[Tensor]],
+    quantized_models: QuantizedModels,
+    tmp_path: Path,
 ) -> None:
     path, want = whole
     folder = tmp_path / "damaged"
     shutil.copytree(path, folder)
-    inputs = workshop.unlabelled(workshop.inputs())
+    inputs = quantized_models.unlabelled(quantized_models.inputs())
     chance = random.Random(f"{name} {damage.__name__}")
     wrong, messages = [], []
     for _ in range(CASES_EACH):
@@ -244,7 +257,7 @@ def test_damage_is_an_error_or_changes_nothing(
         except QDQError as error:
             messages.append(str(error))
             continue
-        got = results(model, inputs, workshop)
+        got = results(model, inputs, quantized_models)
         if not all(torch.equal(a, b) for a, b in zip(got, want, strict=True)):
             wrong.append(what)
     assert wrong == []

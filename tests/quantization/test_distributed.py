@@ -16,6 +16,9 @@ from qdq.quantization.spec import PerAxis, PerGroup, PerToken, QuantSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qdq.models.model import Model
+    from tests.quantization.conftest import QuantizedModels
+
 WORLD = 2
 WORKER = Path(__file__).with_name("ddp_worker.py")
 KINDS = {
@@ -35,7 +38,7 @@ def batch() -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1, 1, 0])}
 
 
-def trained_together(models: dict[str, Any], folder: Path, device: str) -> dict[str, list[Any]]:
+def trained_together(models: dict[str, Model], folder: Path, device: str) -> dict[str, list[Any]]:
     """Gradients and states after one step, for every kind and process."""
     for kind, model in models.items():
         torch.save((model, batch()), folder / f"{kind}.pt")
@@ -55,17 +58,21 @@ def trained_together(models: dict[str, Any], folder: Path, device: str) -> dict[
     }
 
 
-def test_gradients_equal_those_of_one_process(device: torch.device, tmp_path: Path, workshop: Any) -> None:
+def test_gradients_equal_those_of_one_process(
+    device: torch.device, tmp_path: Path, quantized_models: QuantizedModels
+) -> None:
     if device.type == "cuda" and torch.cuda.device_count() < WORLD:
         pytest.skip(f"needs {WORLD} accelerators")
     models = {
-        name: workshop.specified(*kind, "bert", "sequence-classification", problem_type="single_label_classification")
+        name: quantized_models.specified(
+            *kind, "bert", "sequence-classification", problem_type="single_label_classification"
+        )
         for name, kind in KINDS.items()
     }
     found = trained_together(models, tmp_path, device.type)
     for kind, results in found.items():
         model = copy.deepcopy(models[kind]).train()
-        want = workshop.gradients(model, batch())
+        want = quantized_models.gradients(model, batch())
         largest = max(float(gradient.abs().max()) for gradient in want.values())
         for gradients, _ in results:
             assert set(gradients) == set(want), kind

@@ -9,39 +9,30 @@ import pickle
 import threading
 import warnings
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from qdq.quantization.quantizer import Mode, quantizers, set_mode
-from qdq.quantization.spec import PerAxis, PerGroup, PerToken, QuantSpec
 from qdq.recipes.apply import quantize
 
-# Activations and weights: what is stored, what is found in every call, what is trained.
-STATIC = (QuantSpec(), QuantSpec(granularity=PerAxis(0)))
-GROUPED = (QuantSpec(signed=False, symmetric=False), QuantSpec(bits=4, granularity=PerGroup(7)))
-DYNAMIC = (QuantSpec(dynamic=True, granularity=PerToken()), QuantSpec(granularity=PerAxis(0)))
-LEARNED = (QuantSpec(learned_scale=True), QuantSpec(learned_scale=True, granularity=PerAxis(0)))
-KINDS = [
-    pytest.param(STATIC, id="static"),
-    pytest.param(GROUPED, id="grouped"),
-    pytest.param(DYNAMIC, id="dynamic"),
-    pytest.param(LEARNED, id="learned"),
-]
-SLOW_TO_COMPILE = [
-    pytest.param(kind, id=name, marks=pytest.mark.slow)
-    for name, kind in (("static", STATIC), ("grouped", GROUPED), ("dynamic", DYNAMIC))
-]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from qdq.models.model import Model
+    from tests.quantization.conftest import Duplicate, QuantizedModels, SpecPair
+
 MASKED = ("bert", "masked-lm")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("static", "grouped", "dynamic")]
 
 
 def on(device: torch.device, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
-def logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+def logits(model: Model, inputs: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         found = model(**inputs).logits
     assert isinstance(found, Tensor)
@@ -57,32 +48,30 @@ def assert_same_gradients(got: dict[str, Tensor], want: dict[str, Tensor]) -> No
 # --- types ---
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_keeps_scales_and_trains(
-    dtype: torch.dtype, kind: Any, device: torch.device, workshop: Any
+    dtype: torch.dtype, kind: SpecPair, device: torch.device, quantized_models: QuantizedModels
 ) -> None:
-    model = workshop.specified(*kind, *MASKED)
+    model = quantized_models.specified(*kind, *MASKED)
     scales = {name: q.scale.detach().clone() for name, q in quantizers(model) if hasattr(q, "scale")}
     model.to(device, dtype)
-    inputs = on(device, workshop.inputs(*MASKED))
+    inputs = on(device, quantized_models.inputs(*MASKED))
     for name, quantizer in quantizers(model):
         if name in scales:
             assert quantizer.scale.dtype == torch.float32
             assert torch.equal(quantizer.scale.cpu(), scales[name]), name
     output = model(**inputs)
     assert output.logits.dtype == dtype
-    gradients = workshop.gradients(model, inputs)
+    gradients = quantized_models.gradients(model, inputs)
     assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())
     assert {g.dtype for name, g in gradients.items() if name.endswith("_quantizer.scale")} <= {torch.float32}
     assert {g.dtype for name, g in gradients.items() if not name.endswith("_quantizer.scale")} == {dtype}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_autocast(kind: Any, device: torch.device, workshop: Any) -> None:
+def test_autocast(kind: SpecPair, device: torch.device, quantized_models: QuantizedModels) -> None:
     """Products are in bfloat16, as in the float model; grids and gradients of the scales stay float32."""
-    model, inputs = workshop.specified(*kind, *MASKED).to(device), on(device, workshop.inputs(*MASKED))
-    plain = workshop.model(*MASKED).to(device)
+    model, inputs = quantized_models.specified(*kind, *MASKED).to(device), on(device, quantized_models.inputs(*MASKED))
+    plain = quantized_models.model(*MASKED).to(device)
     with torch.autocast(device.type, torch.bfloat16):
         want = plain(**inputs)
         got = model(**inputs)
@@ -91,14 +80,14 @@ def test_autocast(kind: Any, device: torch.device, workshop: Any) -> None:
     error = (got.logits.detach().float() - exact).abs().mean()
     assert float(error) < 0.1 * float(exact.std()), "bfloat16 has 8 bits"
     with torch.autocast(device.type, torch.bfloat16):
-        gradients = workshop.gradients(model, inputs)
-    assert set(gradients) == set(workshop.gradients(model, inputs))
+        gradients = quantized_models.gradients(model, inputs)
+    assert set(gradients) == set(quantized_models.gradients(model, inputs))
     assert {gradient.dtype for gradient in gradients.values()} == {torch.float32}
     assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())
 
 
-def test_float64_model_quantizes_in_float32(workshop: Any) -> None:
-    model, inputs = workshop.quantized("qdqbert", *MASKED), workshop.inputs(*MASKED)
+def test_float64_model_quantizes_in_float32(quantized_models: QuantizedModels) -> None:
+    model, inputs = quantized_models.quantized("qdqbert", *MASKED), quantized_models.inputs(*MASKED)
     want = logits(model, inputs)
     got = logits(model.double(), inputs)
     assert got.dtype == torch.float64
@@ -109,12 +98,15 @@ def test_float64_model_quantizes_in_float32(workshop: Any) -> None:
 # --- compilers ---
 
 
-@pytest.mark.parametrize("kind", [pytest.param(LEARNED, id="learned"), *SLOW_TO_COMPILE])
-def test_compiled_equals_eager(kind: Any, device: torch.device, workshop: Any) -> None:
+@pytest.mark.parametrize("kind", ["learned", *SLOW], indirect=True)
+def test_compiled_equals_eager(kind: SpecPair, device: torch.device, quantized_models: QuantizedModels) -> None:
     """aot_eager takes forward and backward apart and runs the same kernels: the same bits."""
-    model, inputs = workshop.specified(*kind, *MASKED, num_hidden_layers=1).to(device), workshop.inputs(*MASKED)
+    model, inputs = (
+        quantized_models.specified(*kind, *MASKED, num_hidden_layers=1).to(device),
+        quantized_models.inputs(*MASKED),
+    )
     inputs = on(device, inputs)
-    want, gradients = logits(model, inputs), workshop.gradients(model, inputs)
+    want, gradients = logits(model, inputs), quantized_models.gradients(model, inputs)
     torch.compiler.reset()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about itself
@@ -128,12 +120,13 @@ def test_compiled_equals_eager(kind: Any, device: torch.device, workshop: Any) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_compiled_by_inductor_differs_by_flips_alone(kind: Any, device: torch.device, workshop: Any) -> None:
+def test_compiled_by_inductor_differs_by_flips_alone(
+    kind: SpecPair, device: torch.device, quantized_models: QuantizedModels
+) -> None:
     """Fused kernels round in another order: an integer may flip by one step, and no more of them than a few."""
-    model = workshop.specified(*kind, *MASKED, num_hidden_layers=1).to(device)
-    inputs = on(device, workshop.inputs(*MASKED))
-    want, gradients = logits(model, inputs), workshop.gradients(model, inputs)
+    model = quantized_models.specified(*kind, *MASKED, num_hidden_layers=1).to(device)
+    inputs = on(device, quantized_models.inputs(*MASKED))
+    want, gradients = logits(model, inputs), quantized_models.gradients(model, inputs)
     torch.compiler.reset()
     compiled = torch.compile(model)
     with warnings.catch_warnings():
@@ -150,9 +143,11 @@ def test_compiled_by_inductor_differs_by_flips_alone(kind: Any, device: torch.de
             assert difference <= 0.05 * float(gradients[name].norm()) + 1e-6, name
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_exported_equals_eager(kind: Any, workshop: Any) -> None:
-    model, inputs = workshop.specified(*kind, *MASKED), workshop.unlabelled(workshop.inputs(*MASKED))
+def test_exported_equals_eager(kind: SpecPair, quantized_models: QuantizedModels) -> None:
+    model, inputs = (
+        quantized_models.specified(*kind, *MASKED),
+        quantized_models.unlabelled(quantized_models.inputs(*MASKED)),
+    )
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("seq", min=2, max=40)}
     with torch.no_grad():
         program = torch.export.export(model, (), inputs, dynamic_shapes=dict.fromkeys(inputs, axes), strict=False)
@@ -167,11 +162,11 @@ def test_exported_equals_eager(kind: Any, workshop: Any) -> None:
 # --- copies ---
 
 
-def pickled(model: Any) -> Any:
+def pickled(model: nn.Module) -> Any:
     return pickle.loads(pickle.dumps(model))
 
 
-def saved(model: Any) -> Any:
+def saved(model: nn.Module) -> Any:
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
@@ -179,32 +174,32 @@ def saved(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled, saved], ids=["deepcopy", "pickle", "torch.save"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_copy_after_a_training_step_is_equal_and_independent(kind: Any, duplicate: Any, workshop: Any) -> None:
-    model, inputs = workshop.specified(*kind, *MASKED).train(), workshop.inputs(*MASKED)
+def test_copy_after_a_training_step_is_equal_and_independent(
+    kind: SpecPair, duplicate: Duplicate, quantized_models: QuantizedModels
+) -> None:
+    model, inputs = quantized_models.specified(*kind, *MASKED).train(), quantized_models.inputs(*MASKED)
     model(**inputs).loss.backward()
     torch.optim.SGD(model.parameters(), lr=0.01).step()
-    model(**inputs)  # a graph that nobody has used up
-    twin = duplicate(model)
+    model(**inputs)  # a graph whose backward pass has not run
+    copied = duplicate(model)
     want = logits(model, inputs)
-    assert torch.equal(logits(twin, inputs), want)
-    assert twin.training
-    attention = twin.encoder.layers[0].attention
+    assert torch.equal(logits(copied, inputs), want)
+    assert copied.training
+    attention = copied.encoder.layers[0].attention
     assert attention.query.input_quantizer is attention.key.input_quantizer is attention.value.input_quantizer
-    assert twin.head.decoder.weight is twin.embeddings.word.weight
-    assert not {p.data_ptr() for p in twin.parameters()} & {p.data_ptr() for p in model.parameters()}
-    assert_same_gradients(workshop.gradients(twin, inputs), workshop.gradients(model, inputs))
+    assert copied.head.decoder.weight is copied.embeddings.word.weight
+    assert not {p.data_ptr() for p in copied.parameters()} & {p.data_ptr() for p in model.parameters()}
+    assert_same_gradients(quantized_models.gradients(copied, inputs), quantized_models.gradients(model, inputs))
     with torch.no_grad():
-        for parameter in twin.parameters():
+        for parameter in copied.parameters():
             parameter.mul_(1.5)
     assert torch.equal(logits(model, inputs), want)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_state_dict_round_trip(kind: Any, workshop: Any) -> None:
-    model, inputs = workshop.specified(*kind, *MASKED), workshop.inputs(*MASKED)
-    other = workshop.model(*MASKED)
-    quantize(other, workshop.recipe(*kind))
+def test_state_dict_round_trip(kind: SpecPair, quantized_models: QuantizedModels) -> None:
+    model, inputs = quantized_models.specified(*kind, *MASKED), quantized_models.inputs(*MASKED)
+    other = quantized_models.model(*MASKED)
+    quantize(other, quantized_models.recipe(*kind))
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.zero_()
@@ -213,12 +208,12 @@ def test_state_dict_round_trip(kind: Any, workshop: Any) -> None:
     set_mode(other, Mode.QUANTIZE)
     assert torch.equal(logits(other, inputs), logits(model, inputs))
     learned = [name for name, _ in model.named_parameters() if name.endswith(".scale")]
-    assert bool(learned) is (kind is LEARNED)
+    assert bool(learned) is kind[0].learned_scale
     assert set(learned) <= set(state)
 
 
-def test_moved_there_and_back(device: torch.device, workshop: Any) -> None:
-    model, inputs = workshop.quantized("qdqbert", *MASKED), workshop.inputs(*MASKED)
+def test_moved_there_and_back(device: torch.device, quantized_models: QuantizedModels) -> None:
+    model, inputs = quantized_models.quantized("qdqbert", *MASKED), quantized_models.inputs(*MASKED)
     want = logits(model, inputs)
     model.to(device)
     assert {t.device.type for t in model.state_dict().values()} == {device.type}
@@ -231,23 +226,26 @@ def test_moved_there_and_back(device: torch.device, workshop: Any) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["bert", "qdqbert", "megatron-bert", "roberta-prelayernorm"])
-@pytest.mark.parametrize("kind", KINDS)
 def test_gradient_checkpointing_gives_the_same_bits(
-    kind: Any, model_type: str, device: torch.device, workshop: Any
+    kind: SpecPair, model_type: str, device: torch.device, quantized_models: QuantizedModels
 ) -> None:
-    model = workshop.specified(*kind, model_type, "masked-lm", hidden_dropout_prob=0.1).to(device).train()
-    inputs = on(device, workshop.inputs(model_type, "masked-lm"))
+    model = quantized_models.specified(*kind, model_type, "masked-lm", hidden_dropout_prob=0.1).to(device).train()
+    inputs = on(device, quantized_models.inputs(model_type, "masked-lm"))
     torch.manual_seed(3)
-    want = workshop.gradients(model, inputs)
+    want = quantized_models.gradients(model, inputs)
     model.gradient_checkpointing_enable()
     torch.manual_seed(3)
-    assert_same_gradients(workshop.gradients(model, inputs), want)
+    assert_same_gradients(quantized_models.gradients(model, inputs), want)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_accumulate_over_calls(kind: Any, device: torch.device, workshop: Any) -> None:
-    model, inputs = workshop.specified(*kind, *MASKED).to(device).train(), on(device, workshop.inputs(*MASKED))
-    once = workshop.gradients(model, inputs)
+def test_gradients_accumulate_over_calls(
+    kind: SpecPair, device: torch.device, quantized_models: QuantizedModels
+) -> None:
+    model, inputs = (
+        quantized_models.specified(*kind, *MASKED).to(device).train(),
+        on(device, quantized_models.inputs(*MASKED)),
+    )
+    once = quantized_models.gradients(model, inputs)
     for _ in range(2):
         model(**inputs).loss.backward()
     for name, parameter in model.named_parameters():
@@ -261,10 +259,9 @@ def test_gradients_accumulate_over_calls(kind: Any, device: torch.device, worksh
             torch.testing.assert_close(parameter.grad, once[name] * 2, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_results_follow_the_parameters(kind: Any, workshop: Any) -> None:
+def test_results_follow_the_parameters(kind: SpecPair, quantized_models: QuantizedModels) -> None:
     """Nothing that was computed before a step is given out after it."""
-    model, inputs = workshop.specified(*kind, *MASKED).train(), workshop.inputs(*MASKED)
+    model, inputs = quantized_models.specified(*kind, *MASKED).train(), quantized_models.inputs(*MASKED)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     for _ in range(3):
         optimizer.zero_grad()
@@ -276,9 +273,8 @@ def test_results_follow_the_parameters(kind: Any, workshop: Any) -> None:
 # --- threads ---
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_threads_share_one_model(kind: Any, device: torch.device, workshop: Any) -> None:
-    model = workshop.specified(*kind, *MASKED).to(device)
+def test_threads_share_one_model(kind: SpecPair, device: torch.device, quantized_models: QuantizedModels) -> None:
+    model = quantized_models.specified(*kind, *MASKED).to(device)
     batches = []
     for seed in range(6):
         generator = torch.Generator().manual_seed(seed)
@@ -305,11 +301,11 @@ def test_threads_share_one_model(kind: Any, device: torch.device, workshop: Any)
 # --- memory ---
 
 
-def watch_activations(model: Any) -> list[Any]:
+def watch_activations(model: nn.Module) -> list[weakref.ref[Tensor]]:
     """Weak references to the output of every module, filled by the next call."""
-    alive: list[Any] = []
+    alive: list[weakref.ref[Tensor]] = []
 
-    def note(module: Any, given: Any, result: Any) -> None:
+    def note(module: nn.Module, given: tuple[object, ...], result: object) -> None:
         if isinstance(result, Tensor):
             alive.append(weakref.ref(result))
 
@@ -319,9 +315,10 @@ def watch_activations(model: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_training_step_keeps_no_activation_alive(kind: Any, checkpointing: bool, workshop: Any) -> None:
-    model, inputs = workshop.specified(*kind, *MASKED).train(), workshop.inputs(*MASKED)
+def test_training_step_keeps_no_activation_alive(
+    kind: SpecPair, checkpointing: bool, quantized_models: QuantizedModels
+) -> None:
+    model, inputs = quantized_models.specified(*kind, *MASKED).train(), quantized_models.inputs(*MASKED)
     if checkpointing:
         model.gradient_checkpointing_enable()
     alive = watch_activations(model)
@@ -335,9 +332,8 @@ def test_training_step_keeps_no_activation_alive(kind: Any, checkpointing: bool,
     assert left == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_evaluation_keeps_no_activation_alive(kind: Any, workshop: Any) -> None:
-    model, inputs = workshop.specified(*kind, *MASKED), workshop.inputs(*MASKED)
+def test_evaluation_keeps_no_activation_alive(kind: SpecPair, quantized_models: QuantizedModels) -> None:
+    model, inputs = quantized_models.specified(*kind, *MASKED), quantized_models.inputs(*MASKED)
     alive = watch_activations(model)
     for context in (torch.no_grad, torch.inference_mode):
         with context():

@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -13,7 +14,8 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from qdq.errors import RecipeError
-from qdq.quantization.functional import fake_quantize_float8, grid, quantize_float8, rounded
+from qdq.quantization.functional import grid, quantize_float8
+from qdq.quantization.operators import fake_quantize_by_spec, fake_quantize_float8
 from qdq.quantization.quantizer import Mode, Quantizer, Range
 from qdq.quantization.spec import PerAxis, PerGroup, PerToken, QuantSpec
 from qdq.recipes.recipe import load_recipe
@@ -23,7 +25,7 @@ ALL = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
 NUMBERS = ALL[ALL.isfinite()].unique()
 
 
-def pair(axis: int | None) -> Any:
+def pair(axis: int | None) -> onnx.ModelProto:
     """x, scale -> q in float32, y; opset 19, as exports write it."""
     attributes = {} if axis is None else {"axis": axis}
     nodes = [
@@ -124,9 +126,9 @@ def test_relative_error_is_that_of_three_bits_of_mantissa() -> None:
     torch.manual_seed(0)
     x = torch.exp(torch.empty(5000).uniform_(-8, 0))
     scale, zero = grid(torch.tensor(-1.0), torch.tensor(1.0), FLOAT8)
-    assert float(((rounded(x, scale, zero, FLOAT8) - x) / x).abs().max()) <= 2**-4
+    assert float(((fake_quantize_by_spec(x, scale, zero, FLOAT8) - x) / x).abs().max()) <= 2**-4
     scale, zero = grid(torch.tensor(-1.0), torch.tensor(1.0), QuantSpec())
-    assert float(((rounded(x, scale, zero, QuantSpec()) - x) / x).abs().max()) == 1
+    assert float(((fake_quantize_by_spec(x, scale, zero, QuantSpec()) - x) / x).abs().max()) == 1
 
 
 @pytest.mark.parametrize(

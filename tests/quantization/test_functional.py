@@ -14,8 +14,8 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
-from qdq.quantization import functional
-from qdq.quantization.functional import dequantize, fake_quantize, quantize, scale_and_zero_point, value_range
+from qdq.quantization.functional import dequantize, quantize, scale_and_zero_point, value_range
+from qdq.quantization.operators import fake_quantize, scale_gradient
 from qdq.quantization.spec import PerAxis, PerGroup, PerTensor, PerToken, QuantSpec
 
 TINY = torch.finfo(torch.float32).tiny
@@ -414,7 +414,7 @@ def test_learned_scale_has_the_gradient_of_the_paper(axis: int | None) -> None:
     ours, theirs = scale.clone().requires_grad_(), scale.clone().requires_grad_()
     x_ours, x_theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     zero = torch.zeros(scale.shape, dtype=torch.int32)
-    counted = functional.scale_gradient(ours, count=count, qmax=127)
+    counted = scale_gradient(ours, count=count, qmax=127)
     fake_quantize(x_ours, counted, zero, qmin=-128, qmax=127, axis=axis).backward(upstream)
     column = theirs if axis is None else theirs[:, None]
     lsq_in_plain_torch(x_theirs, column, -128, 127, (count * 127) ** -0.5).backward(upstream)
@@ -555,8 +555,3 @@ def test_broken_range_gives_no_scale(bad: float, symmetric: bool) -> None:
         torch.tensor([-1.0, -1.0]), torch.tensor([1.0, bad]), qmin=-128, qmax=127, symmetric=symmetric
     )
     assert torch.isfinite(scale).tolist() == [True, False]
-
-
-def test_public_names() -> None:
-    assert functional.__all__ == sorted(functional.__all__)
-    assert all(callable(getattr(functional, name)) for name in functional.__all__)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import Tensor
 
 from qdq.quantization.spec import PerAxis, QuantSpec
+
+if TYPE_CHECKING:
+    from tests.quantization.conftest import QuantizedModels
 
 LEARNED = QuantSpec(learned_scale=True)
 AFFINE = QuantSpec(learned_scale=True, signed=False, symmetric=False)
@@ -32,10 +35,10 @@ def lsq(v: Tensor, s: Tensor, zero: Tensor, spec: QuantSpec, count: int, upstrea
 
 @pytest.mark.parametrize("shrink", [1.0, 0.6], ids=["as calibrated", "saturating"])
 @pytest.mark.parametrize("spec", [LEARNED, AFFINE], ids=str)
-def test_gradient_of_an_activation_scale(spec: QuantSpec, shrink: float, workshop: Any) -> None:
-    model = workshop.specified(spec, None)
-    with torch.no_grad(), workshop.watched(model) as passes:
-        model(**workshop.inputs())
+def test_gradient_of_an_activation_scale(spec: QuantSpec, shrink: float, quantized_models: QuantizedModels) -> None:
+    model = quantized_models.specified(spec, None)
+    with torch.no_grad(), quantized_models.watched(model) as passes:
+        model(**quantized_models.inputs())
     saturated = 0
     for name, quantizer, x, _ in passes[:14]:
         quantizer.readers = 1
@@ -55,8 +58,8 @@ def test_gradient_of_an_activation_scale(spec: QuantSpec, shrink: float, worksho
 
 @pytest.mark.parametrize("shrink", [1.0, 0.6], ids=["as calibrated", "saturating"])
 @pytest.mark.parametrize("spec", [LEARNED, CHANNELS, FOUR_BITS], ids=str)
-def test_gradient_of_a_weight_scale(spec: QuantSpec, shrink: float, workshop: Any) -> None:
-    model = workshop.specified(None, spec)
+def test_gradient_of_a_weight_scale(spec: QuantSpec, shrink: float, quantized_models: QuantizedModels) -> None:
+    model = quantized_models.specified(None, spec)
     for linear in (model.encoder.layers[0].attention.value, model.encoder.layers[1].feed_forward.down):
         quantizer, weight = linear.weight_quantizer, linear.weight
         with torch.no_grad():
@@ -73,9 +76,9 @@ def test_gradient_of_a_weight_scale(spec: QuantSpec, shrink: float, workshop: An
         assert torch.equal(weight.grad, to_value)
 
 
-def test_learned_scales_are_parameters_and_move_in_training(workshop: Any) -> None:
-    model = workshop.specified(LEARNED, CHANNELS, "bert", "masked-lm")
-    inputs = workshop.inputs("bert", "masked-lm")
+def test_learned_scales_are_parameters_and_move_in_training(quantized_models: QuantizedModels) -> None:
+    model = quantized_models.specified(LEARNED, CHANNELS, "bert", "masked-lm")
+    inputs = quantized_models.inputs("bert", "masked-lm")
     scales = {name: p for name, p in model.named_parameters() if name.endswith("_quantizer.scale")}
     assert len(scales) == 2 * 18
     before = {name: p.detach().clone() for name, p in scales.items()}

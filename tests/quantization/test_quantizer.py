@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import io
 import pickle
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from qdq.errors import CalibrationError
 from qdq.quantization.quantizer import Mode, Quantizer, Range, quantizers, set_mode
 from qdq.quantization.spec import PerAxis, PerTensor, PerToken, QuantSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.quantization.conftest import Duplicate
 
 INT8 = QuantSpec()
 UINT8 = QuantSpec(signed=False, symmetric=False)
@@ -42,8 +47,10 @@ class Three(nn.Module):
 
 
 class Memory:
+    """An observer and a recorder that keeps what it sees."""
+
     def __init__(self) -> None:
-        self.seen: list[Any] = []
+        self.seen: list[Tensor | tuple[Tensor, Tensor]] = []
 
     def update(self, x: Tensor) -> None:
         self.seen.append(x)
@@ -150,7 +157,7 @@ def test_shared_quantizer_comes_once_under_its_first_name() -> None:
     ],
     ids=["half", "bfloat16", "double", "device-and-half", "there-and-back"],
 )
-def test_scale_stays_float32_to_the_last_bit(cast: Any) -> None:
+def test_scale_stays_float32_to_the_last_bit(cast: Callable[[nn.Sequential], nn.Sequential]) -> None:
     model = nn.Sequential(nn.Linear(2, 2), calibrated(scale=0.1))
     model = cast(model)
     assert model[1].scale.dtype == torch.float32
@@ -171,19 +178,19 @@ def test_meta_device_and_back_to_memory() -> None:
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
 )
-def test_duplicate_is_equal_and_independent(duplicate: Any) -> None:
+def test_duplicate_is_equal_and_independent(duplicate: Duplicate) -> None:
     model = Three()
     range_ = Range(torch.tensor(-1.0), torch.tensor(3.0), torch.tensor(3.0))
     model.first.set_range(range_)
     model.first.mode = Mode.QUANTIZE
-    twin = duplicate(model)
+    copied = duplicate(model)
     x = torch.randn(100)
-    assert torch.equal(twin.first(x), model.first(x))
-    assert twin.first is twin.block["again"], "what was shared still is"
-    assert twin.first.mode is Mode.QUANTIZE
-    assert twin.first.spec == model.first.spec
-    assert torch.equal(twin.first.range.amax, range_.amax)
-    twin.first.set_scale(torch.tensor(9.0), torch.tensor(0))
+    assert torch.equal(copied.first(x), model.first(x))
+    assert copied.first is copied.block["again"], "what was shared still is"
+    assert copied.first.mode is Mode.QUANTIZE
+    assert copied.first.spec == model.first.spec
+    assert torch.equal(copied.first.range.amax, range_.amax)
+    copied.first.set_scale(torch.tensor(9.0), torch.tensor(0))
     assert float(model.first.scale) != 9
 
 

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import Tensor
 
-from qdq.quantization.spec import PerAxis, PerGroup, PerToken, QuantSpec
+from qdq.quantization.spec import PerAxis, QuantSpec
+
+if TYPE_CHECKING:
+    from qdq.models.attention import Attention
+    from tests.quantization.conftest import QuantizedModels, SpecPair
 
 STATIC = (QuantSpec(), QuantSpec(granularity=PerAxis(0)))
-GROUPED = (QuantSpec(signed=False, symmetric=False), QuantSpec(bits=4, granularity=PerGroup(7)))
-DYNAMIC = (QuantSpec(dynamic=True, granularity=PerToken()), QuantSpec(granularity=PerAxis(0)))
-LEARNED = (QuantSpec(learned_scale=True), QuantSpec(learned_scale=True, granularity=PerAxis(0)))
-KINDS = [
-    pytest.param(STATIC, id="static"),
-    pytest.param(GROUPED, id="grouped"),
-    pytest.param(DYNAMIC, id="dynamic"),
-    pytest.param(LEARNED, id="learned"),
-]
 MASKED = ("bert", "masked-lm")
 
 
-def attention_of(workshop: Any, kind: Any = STATIC) -> tuple[Any, Tensor]:
-    model = workshop.specified(*kind)
+def attention_of(quantized_models: QuantizedModels, kind: SpecPair = STATIC) -> tuple[Attention, Tensor]:
+    model = quantized_models.specified(*kind)
     return model.encoder.layers[0].attention, torch.randn(2, 5, 32)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_attention_called_twice_with_the_same_tensor(kind: Any, workshop: Any) -> None:
-    attention, x = attention_of(workshop, kind)
+def test_attention_called_twice_with_the_same_tensor(kind: SpecPair, quantized_models: QuantizedModels) -> None:
+    attention, x = attention_of(quantized_models, kind)
     x.requires_grad_()
     grads = []
     for _ in range(3):
@@ -43,9 +37,8 @@ def test_attention_called_twice_with_the_same_tensor(kind: Any, workshop: Any) -
     assert torch.equal(grads[0], grads[2])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_tensor_that_is_changed_in_place_is_quantized_anew(kind: Any, workshop: Any) -> None:
-    attention, x = attention_of(workshop, kind)
+def test_tensor_that_is_changed_in_place_is_quantized_anew(kind: SpecPair, quantized_models: QuantizedModels) -> None:
+    attention, x = attention_of(quantized_models, kind)
     for context in (torch.no_grad, torch.inference_mode):
         with context():
             static = x.clone()
@@ -56,9 +49,8 @@ def test_tensor_that_is_changed_in_place_is_quantized_anew(kind: Any, workshop: 
         assert torch.equal(got, want), context.__name__
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_one_reader_alone_asks_again_and_again(kind: Any, workshop: Any) -> None:
-    attention, x = attention_of(workshop, kind)
+def test_one_reader_alone_asks_again_and_again(kind: SpecPair, quantized_models: QuantizedModels) -> None:
+    attention, x = attention_of(quantized_models, kind)
     x.requires_grad_()
     grads = []
     for _ in range(4):
@@ -69,9 +61,9 @@ def test_one_reader_alone_asks_again_and_again(kind: Any, workshop: Any) -> None
     assert all(torch.equal(grad, grads[0]) for grad in grads)
 
 
-@pytest.mark.parametrize("kind", [pytest.param(STATIC, id="static"), pytest.param(LEARNED, id="learned")])
-def test_reader_sees_a_scale_that_was_set_since(kind: Any, workshop: Any) -> None:
-    attention, x = attention_of(workshop, kind)
+@pytest.mark.parametrize("kind", ["static", "learned"], indirect=True)
+def test_reader_sees_a_scale_that_was_set_since(kind: SpecPair, quantized_models: QuantizedModels) -> None:
+    attention, x = attention_of(quantized_models, kind)
     with torch.no_grad():
         attention.query(x)
         quantizer = attention.query.input_quantizer
@@ -84,8 +76,8 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_exception_between_the_readers_leaves_nothing_behind(training: bool, workshop: Any) -> None:
-    model, inputs = workshop.quantized("qdqbert", *MASKED).train(training), workshop.inputs(*MASKED)
+def test_exception_between_the_readers_leaves_nothing_behind(training: bool, quantized_models: QuantizedModels) -> None:
+    model, inputs = quantized_models.quantized("qdqbert", *MASKED).train(training), quantized_models.inputs(*MASKED)
 
     def outputs() -> Tensor:
         with torch.no_grad():
@@ -93,16 +85,16 @@ def test_exception_between_the_readers_leaves_nothing_behind(training: bool, wor
         assert isinstance(found, Tensor)
         return found
 
-    def interrupt(*_: Any) -> None:
+    def interrupt(*_: object) -> None:
         raise Interrupted
 
-    want, gradients = outputs(), workshop.gradients(model, inputs)
+    want, gradients = outputs(), quantized_models.gradients(model, inputs)
     for name in ("key", "value"):
         hook = model.encoder.layers[1].attention.get_submodule(name).register_forward_pre_hook(interrupt)
         with pytest.raises(Interrupted):
             model(**inputs)
         hook.remove()
         assert torch.equal(outputs(), want)
-        again = workshop.gradients(model, inputs)
+        again = quantized_models.gradients(model, inputs)
         assert list(again) == list(gradients)
         assert all(torch.equal(again[name], gradient) for name, gradient in gradients.items())

@@ -20,6 +20,11 @@ from qdq.quantization.spec import PerAxis, PerGroup, PerTensor, PerToken, QuantS
 if TYPE_CHECKING:
     from torch import nn
 
+    from qdq.models.model import Model
+    from qdq.quantization.modules import QuantAdd, QuantLinear, QuantMatMul
+    from qdq.quantization.quantizer import Quantizer
+    from tests.quantization.conftest import QuantizedModels
+
 UNSIGNED = {"signed": False}
 AFFINE = {"symmetric": False}
 CHANNELS = {"granularity": PerAxis(0)}
@@ -133,7 +138,7 @@ def integers(x: np.ndarray, scale: np.ndarray, zero: np.ndarray, spec: QuantSpec
     return np.clip(np.rint(x / spread(scale, spec, x)) + spread(zero, spec, x), qmin, qmax)
 
 
-def expected(x: Tensor, quantizer: Any) -> Tensor:
+def expected(x: Tensor, quantizer: Quantizer) -> Tensor:
     """What ``quantizer`` has to make of ``x``."""
     spec, values = quantizer.spec, x.float().cpu().numpy()
     if spec.dynamic:
@@ -145,9 +150,9 @@ def expected(x: Tensor, quantizer: Any) -> Tensor:
     return torch.from_numpy(y).to(x.dtype)
 
 
-def check_every_tensor(model: Any, inputs: dict[str, Tensor], workshop: Any) -> None:
+def check_every_tensor(model: Model, inputs: dict[str, Tensor], quantized_models: QuantizedModels) -> None:
     dtype = model.embeddings.word.weight.dtype
-    with torch.no_grad(), workshop.watched(model) as passes:
+    with torch.no_grad(), quantized_models.watched(model) as passes:
         output = model(**inputs).last_hidden_state
     assert output.dtype == dtype
     assert bool(output.isfinite().all())
@@ -161,27 +166,35 @@ def check_every_tensor(model: Any, inputs: dict[str, Tensor], workshop: Any) -> 
 
 @pytest.mark.parametrize(("activation", "weight"), KINDS)
 def test_every_tensor_equals_the_reference_exactly(
-    activation: QuantSpec, weight: QuantSpec, device: torch.device, workshop: Any
+    activation: QuantSpec, weight: QuantSpec, device: torch.device, quantized_models: QuantizedModels
 ) -> None:
-    model = workshop.specified(activation, weight, num_hidden_layers=1).to(device)
-    check_every_tensor(model, {name: tensor.to(device) for name, tensor in workshop.inputs().items()}, workshop)
+    model = quantized_models.specified(activation, weight, num_hidden_layers=1).to(device)
+    check_every_tensor(
+        model, {name: tensor.to(device) for name, tensor in quantized_models.inputs().items()}, quantized_models
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("activation", "weight"), DISTINCT)
 def test_every_tensor_in_half_precision_equals_the_reference_exactly(
-    activation: QuantSpec, weight: QuantSpec, dtype: torch.dtype, device: torch.device, workshop: Any
+    activation: QuantSpec,
+    weight: QuantSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantized_models: QuantizedModels,
 ) -> None:
-    model = workshop.specified(activation, weight, num_hidden_layers=1).to(device, dtype)
-    check_every_tensor(model, {name: tensor.to(device) for name, tensor in workshop.inputs().items()}, workshop)
+    model = quantized_models.specified(activation, weight, num_hidden_layers=1).to(device, dtype)
+    check_every_tensor(
+        model, {name: tensor.to(device) for name, tensor in quantized_models.inputs().items()}, quantized_models
+    )
 
 
 STORED = [pytest.param(s, id=name) for name, s in WEIGHTS.items() if not (s.overflow_safe or s.dynamic)]
 
 
 @pytest.mark.parametrize("spec", STORED)
-def test_grid_of_a_weight_is_that_of_its_range(spec: QuantSpec, workshop: Any) -> None:
-    model = workshop.specified(QuantSpec(), spec)
+def test_grid_of_a_weight_is_that_of_its_range(spec: QuantSpec, quantized_models: QuantizedModels) -> None:
+    model = quantized_models.specified(QuantSpec(), spec)
     for layer in model.encoder.layers:
         for linear in (layer.attention.key, layer.feed_forward.down):
             scale, zero = grid(linear.weight.detach().numpy(), spec)
@@ -244,17 +257,19 @@ def onnx_pair(x: np.ndarray, scale: np.ndarray, zero: np.ndarray, spec: QuantSpe
         ),
     ],
 )
-def test_every_tensor_equals_onnx_exactly(activation: QuantSpec, weight: QuantSpec, workshop: Any) -> None:
-    model = workshop.specified(activation, weight, num_hidden_layers=1)
-    with torch.no_grad(), workshop.watched(model) as passes:
-        model(**workshop.inputs())
+def test_every_tensor_equals_onnx_exactly(
+    activation: QuantSpec, weight: QuantSpec, quantized_models: QuantizedModels
+) -> None:
+    model = quantized_models.specified(activation, weight, num_hidden_layers=1)
+    with torch.no_grad(), quantized_models.watched(model) as passes:
+        model(**quantized_models.inputs())
     assert len(passes) == 20
     for name, quantizer, x, y in passes:
         scale, zero = quantizer.scale.detach().numpy(), quantizer.zero_point.numpy()
         np.testing.assert_array_equal(y.numpy(), onnx_pair(x.numpy(), scale, zero, quantizer.spec), err_msg=name)
 
 
-def test_dynamic_integers_equal_onnx_runtime(workshop: Any) -> None:
+def test_dynamic_integers_equal_onnx_runtime(quantized_models: QuantizedModels) -> None:
     """DynamicQuantizeLinear is uint8, affine and per tensor."""
     node = helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"])
     graph = helper.make_graph(
@@ -265,9 +280,9 @@ def test_dynamic_integers_equal_onnx_runtime(workshop: Any) -> None:
     )  # fmt: skip
     file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     session = onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
-    model = workshop.specified(QuantSpec(dynamic=True, **UNSIGNED, **AFFINE), QuantSpec())
-    with torch.no_grad(), workshop.watched(model) as passes:
-        model(**workshop.inputs())
+    model = quantized_models.specified(QuantSpec(dynamic=True, **UNSIGNED, **AFFINE), QuantSpec())
+    with torch.no_grad(), quantized_models.watched(model) as passes:
+        model(**quantized_models.inputs())
     seen = [each for each in passes if each.quantizer.spec.dynamic]
     assert len(seen) == 2 * 14
     for name, quantizer, x, _ in seen:
@@ -281,7 +296,7 @@ def test_dynamic_integers_equal_onnx_runtime(workshop: Any) -> None:
 # --- gradients: plain torch ---
 
 
-def straight_through(x: Tensor, quantizer: Any) -> Tensor:
+def straight_through(x: Tensor, quantizer: Quantizer) -> Tensor:
     """Fake quantization with a gradient of one where the integer is not saturated: what is detached has none."""
     spec, values = quantizer.spec, x.detach().numpy()
     found = grid(values, spec) if spec.dynamic else (quantizer.scale.detach().numpy(), quantizer.zero_point.numpy())
@@ -295,7 +310,7 @@ def straight_through(x: Tensor, quantizer: Any) -> Tensor:
 class PlainLinear(torch.nn.Module):
     """A wrapped linear written out."""
 
-    def __init__(self, wrapped: Any) -> None:
+    def __init__(self, wrapped: QuantLinear) -> None:
         super().__init__()
         self.wrapped = wrapped
 
@@ -308,7 +323,7 @@ class PlainLinear(torch.nn.Module):
 class PlainPair(torch.nn.Module):
     """A wrapped product or addition written out."""
 
-    def __init__(self, wrapped: Any) -> None:
+    def __init__(self, wrapped: QuantMatMul | QuantAdd) -> None:
         super().__init__()
         self.wrapped = wrapped
 
@@ -336,12 +351,12 @@ def plain(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize(("activation", "weight"), [case for case in KINDS if "learned" not in str(case.id)])
 def test_gradients_equal_straight_through_in_plain_torch(
-    activation: QuantSpec, weight: QuantSpec, workshop: Any
+    activation: QuantSpec, weight: QuantSpec, quantized_models: QuantizedModels
 ) -> None:
-    model = workshop.specified(activation, weight, "bert", "masked-lm", num_hidden_layers=1)
-    inputs = workshop.inputs("bert", "masked-lm")
-    got = workshop.gradients(model, inputs)
-    written_out = workshop.gradients(plain(model), inputs)
+    model = quantized_models.specified(activation, weight, "bert", "masked-lm", num_hidden_layers=1)
+    inputs = quantized_models.inputs("bert", "masked-lm")
+    got = quantized_models.gradients(model, inputs)
+    written_out = quantized_models.gradients(plain(model), inputs)
     want = {name.replace(".wrapped.", "."): gradient for name, gradient in written_out.items()}
     assert set(got) == set(want)
     largest = max(float(gradient.abs().max()) for gradient in want.values())
@@ -356,11 +371,11 @@ def test_gradients_equal_straight_through_in_plain_torch(
 
 @pytest.mark.parametrize(("activation", "weight"), DISTINCT)
 def test_training_lowers_the_loss(
-    activation: QuantSpec, weight: QuantSpec, device: torch.device, workshop: Any
+    activation: QuantSpec, weight: QuantSpec, device: torch.device, quantized_models: QuantizedModels
 ) -> None:
     task = "sequence-classification"
-    model = workshop.specified(activation, weight, "bert", task, num_hidden_layers=1).to(device).train()
-    inputs = {name: tensor.to(device) for name, tensor in workshop.inputs("bert", task).items()}
+    model = quantized_models.specified(activation, weight, "bert", task, num_hidden_layers=1).to(device).train()
+    inputs = {name: tensor.to(device) for name, tensor in quantized_models.inputs("bert", task).items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     losses = []
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""Wrapping whole models: which places get quantizers, which share one, and what a failure leaves behind."""
+"""Wrapping whole models: which slots get quantizers, which share one, and what a failure leaves behind."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def everywhere(spec: QuantSpec | None, **settings: str) -> Recipe:
     return Recipe(name="everywhere", rules=(Rule(**{"module": "*", "slot": "*", **settings}, spec=spec),))
 
 
-def layer_places(model: nn.Module, inside: str = "encoder.layers.0.") -> tuple[int, int]:
-    """Places with a spec in one layer, and the quantizers that serve them; weights apart from activations."""
+def layer_slots(model: nn.Module, inside: str = "encoder.layers.0.") -> tuple[int, int]:
+    """Slots with a spec in one layer, and the quantizers that serve them; weights apart from activations."""
     served = [
         q for slot, q in named_slots(model) if slot.module.startswith(inside) and q.spec and slot.name != "weight"
     ]
@@ -73,9 +73,9 @@ def layer_places(model: nn.Module, inside: str = "encoder.layers.0.") -> tuple[i
 
 
 @pytest.mark.parametrize(
-    ("preset", "places", "quantizers_"),
+    ("preset", "slot_count", "quantizers_"),
     [
-        # six linears with two places each; four operands of products; two operands of two additions
+        # six linears with two slots each; four operands of products; two operands of two additions
         pytest.param("linear", 12, 10, id="linear"),
         pytest.param("onnxruntime", 12, 10, id="onnxruntime"),
         pytest.param("openvino", 12, 10, id="openvino"),
@@ -83,18 +83,18 @@ def layer_places(model: nn.Module, inside: str = "encoder.layers.0.") -> tuple[i
         pytest.param("qdqbert", 20, 18, id="qdqbert"),
     ],
 )
-def test_places_and_quantizers_of_a_layer(preset: str, places: int, quantizers_: int) -> None:
+def test_slots_and_quantizers_of_a_layer(preset: str, slot_count: int, quantizers_: int) -> None:
     model = quantize(tiny(), preset)
     for layer in range(LAYERS):
-        assert layer_places(model, f"encoder.layers.{layer}.") == (places, quantizers_)
+        assert layer_slots(model, f"encoder.layers.{layer}.") == (slot_count, quantizers_)
     outside = {str(slot) for slot, q in named_slots(model) if q.spec and not slot.module.startswith("encoder.")}
     tables = {f"embeddings.{name}.weight" for name in ("word", "position", "token_type")}
     assert outside == (tables if preset in ("onnxruntime", "openvino") else set())
 
 
 @pytest.mark.parametrize("model_type", ENCODERS)
-def test_places_are_the_same_in_every_family(model_type: str) -> None:
-    assert layer_places(quantize(tiny(model_type), "qdqbert")) == (20, 18)
+def test_slots_are_the_same_in_every_family(model_type: str) -> None:
+    assert layer_slots(quantize(tiny(model_type), "qdqbert")) == (20, 18)
 
 
 @pytest.mark.parametrize("preset", list(presets()))
@@ -105,10 +105,10 @@ def test_every_preset_fits_every_family(model_type: str, preset: str) -> None:
     assert sum(q.spec is not None for _, q in named_slots(model)) >= linears * LAYERS
 
 
-def test_cross_attention_has_fourteen_places_and_thirteen_quantizers() -> None:
+def test_cross_attention_has_fourteen_slots_and_thirteen_quantizers() -> None:
     model = quantize(tiny(is_decoder=True, add_cross_attention=True), "qdqbert")
-    assert layer_places(model, "encoder.layers.0.cross_attention.") == (14, 13)
-    assert layer_places(model, "encoder.layers.0.attention.") == (14, 12)
+    assert layer_slots(model, "encoder.layers.0.cross_attention.") == (14, 13)
+    assert layer_slots(model, "encoder.layers.0.attention.") == (14, 12)
     attention = model.encoder.layers[0].cross_attention
     assert attention.key.input_quantizer is attention.value.input_quantizer
     assert attention.key.input_quantizer is not attention.query.input_quantizer
@@ -174,7 +174,7 @@ def test_quantizers_are_off_and_weights_have_their_scales() -> None:
 
 def test_second_quantize_is_refused() -> None:
     model = quantize(tiny(), "linear")
-    with pytest.raises(RecipeError, match="quantized already; apply_recipe"):
+    with pytest.raises(RecipeError, match="quantized already; use apply_recipe"):
         quantize(model, "qdqbert")
 
 
@@ -200,8 +200,8 @@ def test_exclude_of_one_projection_unshares_it_alone() -> None:
     assert attention.query.input_quantizer.spec is not None
     assert attention.key.input_quantizer.spec is None
     assert attention.key.weight_quantizer.spec is None
-    assert layer_places(model) == (18, 17)
-    assert layer_places(model, "encoder.layers.1.") == (20, 18)
+    assert layer_slots(model) == (18, 17)
+    assert layer_slots(model, "encoder.layers.1.") == (20, 18)
     calibration.calibrate(model, [batch()])
     ranges = [getattr(attention, name).input_quantizer.range for name in ("query", "key", "value")]
     assert torch.equal(ranges[0].amax, ranges[1].amax), "both saw the same tensor"
@@ -267,22 +267,22 @@ def test_there_and_back_again_keeps_every_scale() -> None:
 # --- failures leave the model as it was ---
 
 
-def snapshot(model: nn.Module) -> dict[str, tuple[type, int]]:
+def modules_of(model: nn.Module) -> dict[str, tuple[type, int]]:
     return {name: (type(module), id(module)) for name, module in model.named_modules()}
 
 
 def test_recipe_that_does_not_fit_leaves_a_float_model() -> None:
     model = tiny()
-    before = snapshot(model)
+    before = modules_of(model)
     with pytest.raises(RecipeError, match=r"matches nothing"):
         quantize(model, everywhere(QuantSpec(), module="decoder.*"))
-    assert snapshot(model) == before
+    assert modules_of(model) == before
     quantize(model, "linear")
 
 
 def test_specs_that_slots_cannot_have_are_all_named() -> None:
     model = tiny()
-    before = snapshot(model)
+    before = modules_of(model)
     wrong = Recipe(
         name="wrong",
         rules=(
@@ -299,7 +299,7 @@ def test_specs_that_slots_cannot_have_are_all_named() -> None:
     assert "encoder.layers.0.attention.query.input: per-axis(0) is for weights" in text
     assert "encoder.layers.0.attention.key.weight: per-axis(2) does not exist in a weight of shape (16, 16)" in text
     assert "encoder.layers.1.attention.key.weight: per-axis(-3) does not exist" in text
-    assert snapshot(model) == before
+    assert modules_of(model) == before
 
 
 def test_axis_may_be_counted_from_the_end() -> None:
@@ -319,20 +319,20 @@ def test_weights_that_are_not_finite_are_all_named(bad: float) -> None:
         model.encoder.layers[0].attention.query.weight[3, 2] = bad
         model.encoder.layers[1].feed_forward.down.weight[0, 0] = bad
         model.pooler.dense.weight[0, 0] = bad  # stays float
-    before = snapshot(model)
+    before = modules_of(model)
     with pytest.raises(CalibrationError) as caught:
         quantize(model, "linear")
     text = str(caught.value)
     assert "2 problems" in text
     assert "encoder.layers.0.attention.query.weight: NaN or infinite" in text
     assert "encoder.layers.1.feed_forward.down.weight: NaN or infinite" in text
-    assert snapshot(model) == before
+    assert modules_of(model) == before
 
 
 def test_failed_change_of_recipe_keeps_the_quantizers() -> None:
     model = quantize(tiny(), "qdqbert")
     calibration.calibrate(model, [batch()])
-    before, modes = snapshot(model), [q.mode for _, q in quantizers(model)]
+    before, modes = modules_of(model), [q.mode for _, q in quantizers(model)]
     with pytest.raises(RecipeError):
         apply_recipe(model, everywhere(QuantSpec(granularity=PerAxis(0)), slot="input"))
     specs = {slot: q.spec for slot, q in named_slots(model)}
@@ -340,13 +340,13 @@ def test_failed_change_of_recipe_keeps_the_quantizers() -> None:
         model.encoder.layers[0].attention.query.weight.fill_(float("nan"))
     with pytest.raises(CalibrationError, match="NaN"):
         apply_specs(model, specs)
-    assert snapshot(model) == before
+    assert modules_of(model) == before
     assert [q.mode for _, q in quantizers(model)] == modes
 
 
 def test_recipe_by_name_by_path_and_as_an_object() -> None:
     for given in ("linear", presets()["linear"], str(presets()["linear"]), load_recipe("linear")):
-        assert layer_places(quantize(tiny(), given)) == (12, 10)
+        assert layer_slots(quantize(tiny(), given)) == (12, 10)
     with pytest.raises(RecipeError, match="no recipe 'lineal'"):
         quantize(tiny(), "lineal")
 

@@ -114,7 +114,7 @@ def test_all_mistakes_at_once() -> None:
     assert "4 problems" in text
     for part in (
         "keyword 'qery' matches nothing",
-        "keyword '(' is no regular expression",
+        "keyword '(' is not a regular expression",
         "'attention.self'",
         "'pooler'",
     ):

@@ -17,7 +17,10 @@ from qdq.recipes.plan import plan, skeleton
 from qdq.recipes.recipe import Recipe, load_recipe, presets
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from qdq.models.model import Model
 
 SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 9}
 TEXTS = [path.read_text(encoding="utf-8") for path in presets().values()]
@@ -173,17 +176,19 @@ def mutated_text(rng: random.Random) -> str:
 def mutated_values(rng: random.Random) -> Any:
     values = copy.deepcopy(yaml.safe_load(rng.choice(TEXTS)))
     for _ in range(rng.choice([1, 1, 2, 3])):
-        places: list[Any] = [values]
-        for place in places:
-            places += [
-                item for item in (place.values() if isinstance(place, dict) else place) if isinstance(item, dict | list)
+        containers: list[Any] = [values]
+        for container in containers:
+            containers += [
+                item
+                for item in (container.values() if isinstance(container, dict) else container)
+                if isinstance(item, dict | list)
             ]
-        place = rng.choice([place for place in places if place])
-        key = rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
+        container = rng.choice([container for container in containers if container])
+        key = rng.choice(list(container) if isinstance(container, dict) else range(len(container)))
         if rng.random() < 0.2:
-            del place[key]
+            del container[key]
         else:
-            place[key] = copy.deepcopy(
+            container[key] = copy.deepcopy(
                 rng.choice([*VALUES, values["rules"] if isinstance(values.get("rules"), list) else 1])
             )
         if values == {}:
@@ -191,7 +196,7 @@ def mutated_values(rng: random.Random) -> Any:
     return values
 
 
-def settles(read: Any, model: Any) -> str:
+def settles(read: Callable[[], Recipe], model: Model) -> str:
     """How it ends: refused when read, refused for the model, or fine."""
     try:
         recipe = read()
@@ -207,11 +212,11 @@ def settles(read: Any, model: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
+def model() -> Model:
     return skeleton(configure("bert", **SIZES))
 
 
-def test_mutated_text(model: Any, tmp_path: Path) -> None:
+def test_mutated_text(model: Model, tmp_path: Path) -> None:
     rng = random.Random(0)
     ends = []
     for _ in range(400):
@@ -223,7 +228,7 @@ def test_mutated_text(model: Any, tmp_path: Path) -> None:
     assert min(counts["not read"], counts["does not fit"] * 30, counts["fine"]) >= 30, counts
 
 
-def test_mutated_values(model: Any) -> None:
+def test_mutated_values(model: Model) -> None:
     rng = random.Random(0)
     ends = []
     for _ in range(400):

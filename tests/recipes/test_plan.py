@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -17,11 +17,14 @@ from qdq.recipes.apply import quantize
 from qdq.recipes.plan import plan, skeleton
 from qdq.recipes.recipe import Recipe, Rule, load_recipe, presets
 
+if TYPE_CHECKING:
+    from qdq.models.config import ModelConfig
+
 SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3}
 FREE = {"dynamic", "weight-only-int8", "weight-only-int4"}
 
 
-def config(family: str = "bert", **changes: Any) -> Any:
+def config(family: str = "bert", **changes: Any) -> ModelConfig:
     return configure(family, **{**SIZES, "max_position_embeddings": 16, **changes})
 
 
@@ -48,11 +51,11 @@ def test_a_plan_is_what_quantize_does(preset: str, family: str, task: str, chang
 
 
 def test_the_numbers_of_qdqbert() -> None:
-    """Twenty places a layer, of which query, key and value share one."""
+    """Twenty slots in each layer, of which query, key and value share one quantizer."""
     planned = plan(skeleton(configure("bert")), load_recipe("qdqbert"))
-    assert sum(planned.places.values()) == 240
+    assert sum(planned.slot_counts.values()) == 240
     assert sum(planned.quantizers.values()) == 216
-    assert planned.places == {QuantSpec(granularity=PerAxis(0)): 72, QuantSpec(): 168}
+    assert planned.slot_counts == {QuantSpec(granularity=PerAxis(0)): 72, QuantSpec(): 168}
 
 
 def test_nothing_is_loaded_and_nothing_is_changed() -> None:

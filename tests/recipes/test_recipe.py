@@ -327,7 +327,7 @@ rules: [{module: a, slot: input, spec: one}]
         5: ["one: dynamic is 1, must be true or false"],
         6: ["one: learned_scale is 'maybe'"],
         7: ["one: arithmetic is 'numpy', must be one of onnx, pytorch-quantization"],
-        8: ["one: granularity is per-group(0)"],
+        8: ["one: granularity is 'per-group(0)'"],
         12: ["two: learned_scale and dynamic exclude each other"],
         15: ["three: granularity per-token needs dynamic"],
         16: ["symmetric", "has no granularity per-token"],
@@ -359,16 +359,19 @@ def test_more_mistakes_than_a_screen_holds_are_all_listed(tmp_path: Path) -> Non
         ("name: a\n\trules: 1\n", "not a YAML file"),
         ("name: a\n---\nname: b\n", "not a YAML file"),
         ("name: 2020\n", "line 1: name is 2020, must be text"),
-        ("name: !!python/object/apply:os.getcwd []\n", "line 1: the type !!python/object/apply:os.getcwd has no place"),
+        (
+            "name: !!python/object/apply:os.getcwd []\n",
+            "line 1: the type !!python/object/apply:os.getcwd is not allowed",
+        ),
         ("\n? [a, b]\n: c\n", "line 2: a key must be text"),
-        ("&a {name: *a}\n", "line 1: an alias stands inside of what it refers to"),
+        ("&a {name: *a}\n", "line 1: an alias stands inside what it refers to"),
         ("[" * 2000, "not a YAML file"),
         ("\x00\x01\x02", "not a YAML file"),
         (
             "name: a\nrules: [{module: x, slot: input, spec: off}]\nrules: []\n",
-            "line 3: the key 'rules' stands here more",
+            "line 3: the key 'rules' is given more",
         ),
-        ("name: a\nrules:\n  - {module: x, slot: input, spec: off, slot: weight}\n", "line 3: the key 'slot' stands"),
+        ("name: a\nrules:\n  - {module: x, slot: input, spec: off, slot: weight}\n", "line 3: the key 'slot' is given"),
         (
             "name: a\nspecs:\n  x: {bits: 8, bits: 4}\nrules: [{module: a, slot: input, spec: x}]\n",
             "line 3: the key 'bits'",
@@ -428,8 +431,8 @@ def test_refinement_is_read_kept_and_left_out_where_there_is_none(tmp_path: Path
     (tmp_path / "r.yaml").write_text(f"name: r\n{rules}\nrefinement: {{smoothing: 0.5, rounding: gptq}}\n")
     recipe = load_recipe(tmp_path / "r.yaml")
     assert recipe.refinement == Refinement(smoothing=0.5, rounding="gptq")
-    assert recipe.refinement.transforms
-    assert recipe.refinement.walks
+    assert recipe.refinement.has_transforms
+    assert recipe.refinement.is_layerwise
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     (tmp_path / "plain.yaml").write_text(f"name: r\n{rules}\n")
     plain = load_recipe(tmp_path / "plain.yaml")

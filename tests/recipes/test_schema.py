@@ -125,20 +125,20 @@ def mutated(values: Any, rng: random.Random) -> Any:
     """One to three changes anywhere: another value, a key more, a key less."""
     values = copy.deepcopy(values)
     for _ in range(rng.randint(1, 3)):
-        places: list[Any] = [values]
-        for place in places:
-            inner = place.values() if isinstance(place, dict) else place
-            places += [item for item in inner if isinstance(item, dict | list)]
-        place = rng.choice(places)
-        if isinstance(place, list):
-            index = rng.randrange(len(place) + 1)
-            place[index : index + rng.randint(0, 1)] = [copy.deepcopy(rng.choice(WEIRD))] * rng.randint(0, 1)
+        containers: list[Any] = [values]
+        for container in containers:
+            inner = container.values() if isinstance(container, dict) else container
+            containers += [item for item in inner if isinstance(item, dict | list)]
+        container = rng.choice(containers)
+        if isinstance(container, list):
+            index = rng.randrange(len(container) + 1)
+            container[index : index + rng.randint(0, 1)] = [copy.deepcopy(rng.choice(WEIRD))] * rng.randint(0, 1)
             continue
-        key = rng.choice([*place, rng.choice(KEYS)])
+        key = rng.choice([*container, rng.choice(KEYS)])
         if rng.random() < 0.2:
-            place.pop(key, None)
+            container.pop(key, None)
         else:
-            place[key] = copy.deepcopy(rng.choice(WEIRD))
+            container[key] = copy.deepcopy(rng.choice(WEIRD))
     return values
 
 

@@ -66,14 +66,14 @@ def test_mistakes_are_gathered(tmp_path: Path) -> None:
     assert values["h"] == 1, "reading went on"
     assert values["a"] is values["b"] is values["f"] is values["g"] is UNREADABLE
     expected = {
-        1: "'x' is no int",
-        2: "the key 'a' stands here more than once, first in line 1",
-        3: "the type !!timestamp has no place",
+        1: "'x' is not a valid int",
+        2: "the key 'a' is given more than once, first in line 1",
+        3: "the type !!timestamp is not allowed",
         4: "a key must be text",
-        6: "an alias stands inside of what it refers to",
+        6: "an alias stands inside what it refers to",
         7: "what << merges must be a mapping",
-        8: "the type !mine has no place",
-        9: "'' is no float",
+        8: "the type !mine is not allowed",
+        9: "'' is not a valid float",
     }
     assert {line: expected.get(line, "-") in problem for line, problem in problems} == dict.fromkeys(expected, True)
 

@@ -18,7 +18,10 @@ from qdq.retrieval.index import Index, Shard, build_index, open_embeddings
 from qdq.retrieval.records import Records, read_texts, write_records
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from qdq.retrieval.index import Embedder
+    from tests.retrieval.conftest import Golden
 
 TEXTS = [f"text {number} " + "é🙂" * (number % 3) for number in range(50)]
 
@@ -43,8 +46,8 @@ class Letters:
         return np.random.default_rng(list(text.encode())).normal(size=4).astype("float32")
 
 
-def made(folder: Path, embed: Any = None, **options: Any) -> Path:
-    build_index(embed or Letters(), lambda: iter(TEXTS), folder, about={"model": "letters"}, batch=8, **options)
+def made(folder: Path, embed: Embedder | None = None, **options: Any) -> Path:
+    build_index(embed or Letters(), lambda: iter(TEXTS), folder, metadata={"model": "letters"}, batch=8, **options)
     return folder
 
 
@@ -77,7 +80,7 @@ def test_an_interrupted_run_for_something_else_is_no_beginning(how: str, tmp_pat
         made(tmp_path / "index", Letters(fail_at=4))
     embed = Letters()
     about = {"model": "another" if how == "another-model" else "letters"}
-    build_index(embed, lambda: iter(TEXTS), tmp_path / "index", about=about, batch=8, resume=how != "no-resume")
+    build_index(embed, lambda: iter(TEXTS), tmp_path / "index", metadata=about, batch=8, resume=how != "no-resume")
     assert embed.calls == 7
     assert_whole(tmp_path / "index")
 
@@ -102,18 +105,18 @@ def test_shards_cover_every_row_once(world: int) -> None:
     assert [row for rank in range(world) for row in Shard(rank, world).rows(50)] == list(range(50))
 
 
-def test_torchrun_says_which_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_says_which_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "5")
     shard = Shard.of_torchrun()
-    assert (shard.rank, shard.world) == (2, 5)
+    assert (shard.rank, shard.world_size) == (2, 5)
     with pytest.raises(ConfigError, match="rank 5 of 5"):
         Shard(5, 5)
 
 
 def test_nothing_to_index(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no records"):
-        build_index(Letters(), lambda: iter([]), tmp_path / "index", about={})
+        build_index(Letters(), lambda: iter([]), tmp_path / "index", metadata={})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,20 +162,20 @@ def fewer_texts(folder: Path) -> None:
         (lambda f: cut(f / "block_embeddings.safetensors", 5), "damaged"),
         (lambda f: (f / "block_embeddings.safetensors").write_bytes(b"\xff" * 900), "damaged"),
         (lambda f: (f / "block_embeddings.safetensors").unlink(), "no such file"),
-        (lambda f: save_file({"other": torch.ones(3)}, f / "block_embeddings.safetensors"), "none with block_emb"),
+        (lambda f: save_file({"other": torch.ones(3)}, f / "block_embeddings.safetensors"), "one without block_emb"),
         (lambda f: cut(f / "texts.bin", 30), "do not belong together"),
         (lambda f: cut(f / "offsets.bin", 12), "no records, or damaged ones"),
         (lambda f: (f / "index.json").write_text("{"), r"index\.json: not valid JSON"),
         (lambda f: (f / "index.json").unlink(), "is not an index of qdq"),
         (fewer_texts, "20 records, but 50 embeddings"),
-        (another_count, r"(?s)format 9.*speaks of 3 blocks, there are 50"),
+        (another_count, r"(?s)format 9.*names 3 blocks, but there are 50"),
     ],
     ids=[
         *("embeddings-cut", "embeddings-stump", "embeddings-noise", "embeddings-gone", "embeddings-others"),
         *("texts-cut", "offsets-cut", "about-cut", "about-gone", "fewer-texts", "about-wrong"),
     ],
 )
-def test_a_damaged_index_is_told(damage: Any, message: str, tmp_path: Path) -> None:
+def test_a_damaged_index_is_told(damage: Callable[[Path], object], message: str, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(made(tmp_path / "whole"), tmp_path / "damaged"))
     damage(folder)
     with pytest.raises(CheckpointError, match=message):
@@ -212,11 +215,11 @@ def test_a_pickle_needs_permission(tmp_path: Path) -> None:
     [
         (np.zeros((2, 2)), r"holds \(2, 2\), must be one row of texts"),
         (np.arange(3), "no text at 0, 1, 2"),
-        (None, "no NumPy array, or damaged"),
+        (None, "not a NumPy array, or damaged"),
     ],
     ids=["matrix", "numbers", "noise"],
 )
-def test_other_arrays_are_refused(content: Any, message: str, tmp_path: Path) -> None:
+def test_other_arrays_are_refused(content: np.ndarray[Any, Any] | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "block_records.npy"
     if content is None:
         path.write_bytes(b"\x93NUMPY" + b"\x01\x00" + b"v" * 90)
@@ -244,6 +247,6 @@ def test_no_records_at_all(tmp_path: Path) -> None:
         Records(tmp_path)[0]
 
 
-def test_embeddings_of_upstreams_checkpoint_can_be_opened(golden: Any) -> None:
+def test_embeddings_of_upstreams_checkpoint_can_be_opened(golden: Golden) -> None:
     found = open_embeddings(golden.folder / "model.safetensors")
     np.testing.assert_array_equal(found, load_file(golden.folder / "model.safetensors")["block_emb"].numpy())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,22 +11,25 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qdq.checkpoint import save as save_checkpoint
-from qdq.data.tokenize import load_tokenizer
+from qdq.data.tokenizer import load_tokenizer
 from qdq.errors import CheckpointError, ConfigError, DataError
 from qdq.quantization.quantizer import Mode, quantizers, set_mode
 from qdq.recipes.apply import quantize
 from qdq.recipes.recipe import load_recipe
 from qdq.retrieval.candidates import find_answers, pair_with_blocks
-from qdq.retrieval.open_qa import OpenQA, load, load_part, save
+from qdq.retrieval.open_qa import OpenQA, load, load_component, save
 from qdq.retrieval.search import ExactSearcher
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from qdq.retrieval.open_qa import OpenQAOutput
+    from tests.retrieval.conftest import Golden
+
 QUESTIONS = ("invented", "capital", "record", "nothing")
 
 
-def asked(golden: Any, question: str, mode: str, model: OpenQA) -> Any:
+def asked(golden: Golden, question: str, mode: str, model: OpenQA) -> OpenQAOutput:
     about = golden.questions[question]
     ids = torch.tensor([model.tokenizer.encode(about["question"]).ids])
     return model.train(mode == "train")(ids, answer_ids=about["answer_ids"])
@@ -41,7 +44,7 @@ def assert_same_answers(one: OpenQA, other: OpenQA) -> None:
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_everything_equals_transformers(question: str, mode: str, golden: Any) -> None:
+def test_everything_equals_transformers(question: str, mode: str, golden: Golden) -> None:
     model, wanted = golden.model(), golden.part(question, mode)
     output = asked(golden, question, mode, model)
     assert output.block_ids.tolist() == wanted["retrieved"].tolist()
@@ -62,7 +65,7 @@ def test_everything_equals_transformers(question: str, mode: str, golden: Any) -
             torch.testing.assert_close(found, tensor, atol=1e-5, rtol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
 
 
-def test_gradients_reach_embedder_and_reader(golden: Any) -> None:
+def test_gradients_reach_embedder_and_reader(golden: Golden) -> None:
     model, wanted = golden.model(), golden.part("invented", "train")
     asked(golden, "invented", "train", model).reader_output.loss.backward()
     ours = {
@@ -76,7 +79,7 @@ def test_gradients_reach_embedder_and_reader(golden: Any) -> None:
         torch.testing.assert_close(parameter.grad, wanted[name], atol=1e-5, rtol=1e-4)
 
 
-def test_the_golden_questions_show_every_kind_of_loss(golden: Any) -> None:
+def test_the_golden_questions_show_every_kind_of_loss(golden: Golden) -> None:
     losses = {
         (question, mode): float(golden.part(question, mode)["reader:loss"])
         for question in QUESTIONS
@@ -86,7 +89,7 @@ def test_the_golden_questions_show_every_kind_of_loss(golden: Any) -> None:
     assert all(losses["invented", mode] > 0 for mode in ("eval", "train"))
 
 
-def test_a_few_steps_of_training_lower_the_loss(golden: Any) -> None:
+def test_a_few_steps_of_training_lower_the_loss(golden: Golden) -> None:
     model = golden.model()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     losses = []
@@ -99,7 +102,7 @@ def test_a_few_steps_of_training_lower_the_loss(golden: Any) -> None:
     assert losses[-1] < 0.8 * losses[0], losses
 
 
-def test_answers_come_with_block_and_score(golden: Any) -> None:
+def test_answers_come_with_block_and_score(golden: Golden) -> None:
     model = golden.model()
     about, wanted = golden.questions["record"], golden.part("record", "eval")
     answers = model.answer(about["question"], top_k=3)
@@ -118,28 +121,28 @@ def test_answers_come_with_block_and_score(golden: Any) -> None:
     [("", "the question is empty"), (" \n", "the question is empty"), ("a " * 70, "at most 64"), ("\x00", "no token")],
     ids=["empty", "blank", "long", "nothing-left"],
 )
-def test_questions_that_cannot_be_asked(question: str, message: str, golden: Any) -> None:
+def test_questions_that_cannot_be_asked(question: str, message: str, golden: Golden) -> None:
     with pytest.raises(DataError, match=message):
         golden.model().answer(question)
 
 
-def test_more_than_one_question_is_refused(golden: Any) -> None:
+def test_more_than_one_question_is_refused(golden: Golden) -> None:
     with pytest.raises(DataError, match=r"must be \[1, seq\]"):
         golden.model()(torch.ones(2, 5).long())
 
 
-def test_records_and_embeddings_of_different_length_are_refused(golden: Any) -> None:
+def test_records_and_embeddings_of_different_length_are_refused(golden: Golden) -> None:
     with pytest.raises(DataError, match="39 records, but 40 embeddings"):
         load(golden.folder, golden.records[:39])
 
 
-def test_fewer_blocks_than_the_reader_reads_are_refused(golden: Any) -> None:
+def test_fewer_blocks_than_the_reader_reads_are_refused(golden: Golden) -> None:
     model = load(golden.folder, golden.records[:2], ExactSearcher(torch.randn(2, 6)))
     with pytest.raises(DataError, match="2 blocks, the reader reads 3"):
         model.answer("Test question")
 
 
-def test_it_survives_the_disk(golden: Any, tmp_path: Path) -> None:
+def test_it_survives_the_disk(golden: Golden, tmp_path: Path) -> None:
     model = golden.model()
     save(model, tmp_path / "saved")
     state = load_file(tmp_path / "saved" / "model.safetensors")
@@ -150,24 +153,24 @@ def test_it_survives_the_disk(golden: Any, tmp_path: Path) -> None:
     assert_same_answers(again, model)
 
 
-def test_parts_in_folders_of_their_own(golden: Any, tmp_path: Path) -> None:
+def test_components_in_folders_of_their_own(golden: Golden, tmp_path: Path) -> None:
     from qdq.models.huggingface import save_model
 
     model = golden.model()
-    for part in ("embedder", "reader"):
-        save_model(getattr(model, part), tmp_path / part)
+    for component in ("embedder", "reader"):
+        save_model(getattr(model, component), tmp_path / component)
     model.tokenizer.save(str(tmp_path / "embedder" / "tokenizer.json"))
     again = load(tmp_path, golden.records, model.searcher)
     assert_same_answers(again, model)
     assert_same_answers(load(golden.folder, golden.records, reader=tmp_path / "reader"), model)
 
 
-def test_quantized_parts_answer_too(golden: Any, tmp_path: Path) -> None:
+def test_quantized_components_answer_too(golden: Golden, tmp_path: Path) -> None:
     model, recipe = golden.model(), load_recipe("dynamic")
-    for part in ("embedder", "reader"):
-        quantize(getattr(model, part), recipe)
-        save_checkpoint(getattr(model, part), tmp_path / part, recipe=recipe, calibration={})
-        set_mode(getattr(model, part), Mode.QUANTIZE)
+    for component in ("embedder", "reader"):
+        quantize(getattr(model, component), recipe)
+        save_checkpoint(getattr(model, component), tmp_path / component, recipe=recipe, calibration={})
+        set_mode(getattr(model, component), Mode.QUANTIZE)
     model.tokenizer.save(str(tmp_path / "embedder" / "tokenizer.json"))
     again = load(tmp_path, golden.records, model.searcher)
     assert any(quantizers(again.embedder))
@@ -179,16 +182,16 @@ def test_quantized_parts_answer_too(golden: Any, tmp_path: Path) -> None:
     assert relevance != pytest.approx(in_float.relevance, rel=1e-5)
 
 
-def test_a_part_that_is_damaged_names_its_keys(golden: Any, tmp_path: Path) -> None:
+def test_a_component_that_is_damaged_names_its_keys(golden: Golden, tmp_path: Path) -> None:
     state = load_file(golden.folder / "model.safetensors")
     del state["reader.qa_outputs.dense_output.bias"]
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((golden.folder / "config.json").read_text())
     with pytest.raises(CheckpointError, match=r"\(reader\).*(?s:.)*qa_outputs\.dense_output\.bias"):
-        load_part(tmp_path, "question-answering")
+        load_component(tmp_path, "question-answering")
 
 
-def test_models_of_other_tasks_are_refused(golden: Any) -> None:
+def test_models_of_other_tasks_are_refused(golden: Golden) -> None:
     model = golden.model()
     with pytest.raises(ConfigError, match="the reader must be a realm model of the task 'question-answering'"):
         OpenQA(model.embedder, model.embedder, model.searcher, golden.records, model.tokenizer)
@@ -197,7 +200,7 @@ def test_models_of_other_tasks_are_refused(golden: Any) -> None:
 # --- rows ---
 
 
-def test_the_published_example_of_answers(golden: Any) -> None:
+def test_the_published_example_of_answers(golden: Golden) -> None:
     """Of the test of transformers' retriever, in whose vocabulary "a" and "longer" are both unknown."""
     tokenizer = load_tokenizer(golden.folder)
     blocks = ["This is the first record", "This is the fourth record", "This is a longer longer longer record"]
@@ -213,13 +216,13 @@ def test_the_published_example_of_answers(golden: Any) -> None:
     assert found.end_positions.tolist() == [[-1, -1, -1], [7, -1, -1], [7, 8, 9]]
 
 
-def test_a_question_that_leaves_no_room_is_refused(golden: Any) -> None:
+def test_a_question_that_leaves_no_room_is_refused(golden: Golden) -> None:
     tokenizer = load_tokenizer(golden.folder)
-    with pytest.raises(DataError, match="nothing is left of the blocks"):
+    with pytest.raises(DataError, match="the question leaves no room for a block"):
         pair_with_blocks("who", [""], tokenizer, max_length=10)
 
 
-def test_an_approximate_searcher_changes_no_relevance(golden: Any) -> None:
+def test_an_approximate_searcher_changes_no_relevance(golden: Golden) -> None:
     exact = golden.model()
 
     class Noisy(ExactSearcher):

@@ -102,7 +102,7 @@ class Rows:
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("index") / "index"
-    build_index(Rows(), lambda: map(str, range(3000)), folder, about={}, batch=1000, faiss=["flat", "int8"])
+    build_index(Rows(), lambda: map(str, range(3000)), folder, metadata={}, batch=1000, faiss=["flat", "int8"])
     return folder
 
 

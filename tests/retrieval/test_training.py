@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from qdq.data.tokenize import load_tokenizer
+from qdq.data.tokenizer import load_tokenizer
 from qdq.models.registry import build, configure
 from qdq.retrieval.embedding import TextEmbedder, torch_runner
 from qdq.retrieval.open_qa import OpenQA

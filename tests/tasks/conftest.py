@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from qdq.data.tokenize import load_tokenizer
+from qdq.data.tokenizer import load_tokenizer
 from qdq.models.huggingface import load_model, save_model
 from qdq.models.registry import build, configure
 
@@ -33,23 +33,27 @@ def _one_thread(_reproducible: None) -> None:
 
 
 @dataclass(frozen=True)
-class Kit:
-    """Makes folders with a model."""
+class TinyModels:
+    """Saves small models with random weights and a real vocabulary.
+
+    Args:
+        vocabulary: The directory with the tokenizer files.
+    """
 
     vocabulary: Path
 
-    def model(self, folder: Path, task: str = "feature-extraction", **changes: Any) -> Path:
-        """A small BERT with random weights and the real vocabulary."""
+    def save(self, folder: Path, task: str = "feature-extraction", **changes: Any) -> Path:
+        """Save a small BERT in a folder, which is returned."""
         torch.manual_seed(0)
         save_model(build(configure("bert", **{**TINY, **changes}), task), folder)
         for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
             shutil.copyfile(self.vocabulary / name, folder / name)
         return folder
 
-    def labelled(self, folder: Path, task: str, names: list[str], **changes: Any) -> Path:
-        """One whose head has labels with these names."""
+    def save_labelled(self, folder: Path, task: str, names: list[str], **changes: Any) -> Path:
+        """Save one whose head has labels with these names."""
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-        return self.model(folder, task, num_labels=len(names), **labels, **changes)
+        return self.save(folder, task, num_labels=len(names), **labels, **changes)
 
     def balance(self, folder: Path, texts: list[str]) -> Path:
         """Move the bias of a classifier so that each class has a share of the texts."""
@@ -61,7 +65,7 @@ class Kit:
         return folder
 
     def train(self, folder: Path, batches: list[dict[str, torch.Tensor]], *, rate: float = 5e-3) -> None:
-        """Teach the model in a folder a little."""
+        """Train the model in a folder for a few steps."""
         model = load_model(folder).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
         for batch in batches:
@@ -72,8 +76,8 @@ class Kit:
 
 
 @pytest.fixture(scope="session")
-def kit(minilm_dir: Path) -> Kit:
-    return Kit(minilm_dir)
+def tiny_models(minilm_dir: Path) -> TinyModels:
+    return TinyModels(minilm_dir)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,17 +11,21 @@ import scipy.stats
 from qdq.tasks.bootstrap import compare, intervals
 from qdq.tasks.metrics import classification, correlations, mean, overlap
 
+if TYPE_CHECKING:
+    from qdq.tasks.example_table import Numbers
+    from qdq.tasks.metrics import Metric
+
 SPEARMAN, PEARSON = correlations("x", "y")
 
 
-def correlated(seed: int, rows: int = 300, noise: float = 1.0) -> dict[str, Any]:
+def correlated(seed: int, rows: int = 300, noise: float = 1.0) -> dict[str, Numbers]:
     generator = np.random.default_rng(seed)
     x = generator.normal(size=rows)
     return {"x": x, "y": x + noise * generator.normal(size=rows)}
 
 
 @pytest.mark.parametrize(("metric", "statistic"), [(SPEARMAN, "spearmanr"), (PEARSON, "pearsonr")], ids=["s", "p"])
-def test_the_interval_of_a_correlation_is_that_of_scipy(metric: Any, statistic: str) -> None:
+def test_the_interval_of_a_correlation_is_that_of_scipy(metric: Metric, statistic: str) -> None:
     table = correlated(1)
     expected = scipy.stats.bootstrap(
         (table["x"], table["y"]),

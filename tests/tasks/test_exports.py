@@ -12,6 +12,8 @@ from qdq.data.text import sample_text
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.tasks.conftest import TinyModels
+
 TEXTS = sample_text("heldout").read_text(encoding="utf-8").splitlines()[:16]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TAGS = ["O", "B-x", "I-x"]
@@ -40,12 +42,12 @@ ROWS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("task", ROWS)
-def test_the_file_equals_the_checkpoint(task: str, kit: Any, tmp_path: Path) -> None:
+def test_the_file_equals_the_checkpoint(task: str, tiny_models: TinyModels, tmp_path: Path) -> None:
     labels = {"id2label": dict(enumerate(TAGS)), "label2id": {tag: index for index, tag in enumerate(TAGS)}}
     changes = {"num_labels": 3, **labels} if task == "token-classification" else {}
-    folder = kit.model(tmp_path / "model", task, num_hidden_layers=1, hidden_size=16, **changes)
+    folder = tiny_models.save(tmp_path / "model", task, num_hidden_layers=1, hidden_size=16, **changes)
     if task == "token-classification":
-        kit.balance(folder, TEXTS)
+        tiny_models.balance(folder, TEXTS)
     qdq.export(folder, tmp_path / "export", target=None)
     expected = qdq.evaluate(folder, task, ROWS[task], resamples=0)
     found = qdq.evaluate(tmp_path / "export", task, ROWS[task], resamples=0, batch_size=5, threads=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -10,20 +10,24 @@ import transformers
 
 import qdq
 from qdq.data.batches import Masking, make_batches
-from qdq.data.encoder import load_encoder
 from qdq.data.examples import read_examples
+from qdq.data.tokenizer import load_encoder
 from qdq.errors import DataError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.tasks.conftest import TinyModels
 
 LABELS = ("labels",)
 
 
 @pytest.mark.parametrize("only_mask", [True, False], ids=["only-mask", "80-10-10"])
 @pytest.mark.parametrize("task", ["masked-lm", "pre-training"])
-def test_real_sentences(kit: Any, tmp_path: Path, sentences: list[tuple[str, int]], task: str, only_mask: bool) -> None:
-    folder = kit.model(tmp_path / "model", task)
+def test_real_sentences(
+    tiny_models: TinyModels, tmp_path: Path, sentences: list[tuple[str, int]], task: str, only_mask: bool
+) -> None:
+    folder = tiny_models.save(tmp_path / "model", task)
     texts = [text for text, _ in sentences[:60]]
     found = qdq.evaluate(folder, "masked-lm", texts, resamples=0, seed=3, only_mask=only_mask)
     model = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
@@ -48,7 +52,7 @@ def test_real_sentences(kit: Any, tmp_path: Path, sentences: list[tuple[str, int
     assert found.scales == {"perplexity": 1, "accuracy": 100}
 
 
-def test_nothing_to_mask(kit: Any, tmp_path: Path) -> None:
-    folder = kit.model(tmp_path / "model", "masked-lm")
+def test_nothing_to_mask(tiny_models: TinyModels, tmp_path: Path) -> None:
+    folder = tiny_models.save(tmp_path / "model", "masked-lm")
     with pytest.raises(DataError, match="no position was masked"):
         qdq.evaluate(folder, "masked-lm", ["[SEP] [MASK]"])

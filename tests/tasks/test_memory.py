@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.tasks.conftest import TinyModels
 
 # A runner that knows one word, so that reading and tokenizing are what takes time.
 PROGRAM = """
@@ -44,8 +46,8 @@ def run(folder: Path, data: Path) -> tuple[int, float, float]:
 
 
 @pytest.mark.slow
-def test_a_million_lines(kit: Any, tmp_path: Path) -> None:
-    folder = kit.model(tmp_path / "model", "sequence-classification")
+def test_a_million_lines(tiny_models: TinyModels, tmp_path: Path) -> None:
+    folder = tiny_models.save(tmp_path / "model", "sequence-classification")
     lines = [
         f"film number {n} was {'good' if n % 2 else 'bad'} {'and long ' * (n % 5)}\t{n % 2}\n" for n in range(10_000)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from qdq.tasks.metrics import (
 )
 
 if TYPE_CHECKING:
-    from qdq.tasks.table import Numbers
+    from qdq.tasks.example_table import Numbers
 
 EXACT = 1e-6
 RANDOM = np.random.default_rng(11)
@@ -39,6 +39,33 @@ def classes(count: int, rows: int = 400) -> dict[str, Numbers]:
     label = RANDOM.integers(count, size=rows)
     prediction = np.where(RANDOM.random(rows) < 0.6, label, RANDOM.integers(count, size=rows))
     return {"prediction": prediction.astype(float), "label": label.astype(float)}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 400], ids=lambda rows: f"{rows}-rows")
+@pytest.mark.parametrize("count", [2, 3, 7], ids=lambda count: f"{count}-classes")
+def test_classification_against_torchmetrics(count: int, rows: int) -> None:
+    table = classes(count, rows)
+    found = {metric.name: metric.value(table) for metric in classification(count)}
+    given = [torch.from_numpy(table[name].astype(np.int64)) for name in ("prediction", "label")]
+    functions = torchmetrics.functional.classification
+    accuracy = functions.multiclass_accuracy(*given, num_classes=count, average="micro")
+    if count == 2:
+        f1 = functions.binary_f1_score(*given)
+    else:
+        f1 = functions.multiclass_f1_score(*given, num_classes=count, average="macro")
+    assert found["accuracy"] == pytest.approx(float(accuracy), abs=EXACT)
+    assert found["f1" if count == 2 else "f1_macro"] == pytest.approx(float(f1), abs=EXACT)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 500], ids=lambda rows: f"{rows}-rows")
+def test_correlations_against_torchmetrics(rows: int) -> None:
+    x = RANDOM.normal(size=rows)
+    y = x + RANDOM.normal(size=rows)
+    pearson = torchmetrics.functional.pearson_corrcoef(torch.from_numpy(x), torch.from_numpy(y))
+    spearman = torchmetrics.functional.spearman_corrcoef(torch.from_numpy(x), torch.from_numpy(y))
+    found = {metric.name: metric.value({"x": x, "y": y}) for metric in correlations("x", "y")}
+    assert found["pearson"] == pytest.approx(float(pearson), abs=1e-12)
+    assert found["spearman"] == pytest.approx(float(spearman), abs=1e-5)  # it adds an epsilon to the deviations
 
 
 @pytest.mark.parametrize("count", [2, 3, 7], ids=lambda count: f"{count}-classes")
@@ -139,7 +166,7 @@ def test_nothing_found_is_zero_and_nothing_to_count_is_undefined() -> None:
 
 _ROWS = 30
 _COUNTS = RANDOM.integers(1, 9, size=_ROWS).astype(float)
-TABLE: dict[str, Any] = {
+TABLE: dict[str, Numbers] = {
     **{name: RANDOM.integers(3, size=_ROWS).astype(float) for name in ("prediction", "label")},
     **{name: RANDOM.integers(2, size=_ROWS).astype(float) for name in ("prediction2", "label2")},
     "x": np.round(RANDOM.normal(size=_ROWS), 1),

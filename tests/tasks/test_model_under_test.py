@@ -10,7 +10,7 @@ import qdq
 from qdq.errors import ConfigError
 from qdq.models.huggingface import save_model
 from qdq.models.registry import configure
-from qdq.tasks.model_under_test import TASKS, open_subject
+from qdq.tasks.model_under_test import TASKS, open_model_under_test
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,12 +41,12 @@ def folders(root: Path) -> dict[str, Path]:
 @pytest.mark.parametrize("head", SERVES)
 def test_what_a_head_serves(head: str, task: str, folders: dict[str, Path]) -> None:
     if task in SERVES[head]:
-        subject = open_subject(folders[head], task)
-        assert (subject.runtime, subject.name) == ("torch", f"{folders[head]} (float checkpoint)")
+        model = open_model_under_test(folders[head], task)
+        assert (model.runtime, model.name) == ("torch", f"{folders[head]} (float checkpoint)")
         return
     has = "has no head, only the encoder" if head == "feature-extraction" else rf"has a head for {head} \(Bert"
     with pytest.raises(ConfigError, match=rf"{has}.*: it cannot be evaluated with the task {task}"):
-        open_subject(folders[head], task)
+        open_model_under_test(folders[head], task)
 
 
 @pytest.mark.parametrize(
@@ -56,4 +56,4 @@ def test_what_a_head_serves(head: str, task: str, folders: dict[str, Path]) -> N
 def test_the_longest_sequence(family: str, changes: dict[str, Any], longest: int, tmp_path: Path) -> None:
     config = configure(family, **TINY, max_position_embeddings=64, **changes)
     save_model(qdq.build(config), tmp_path)
-    assert open_subject(tmp_path, "sts").max_length == longest
+    assert open_model_under_test(tmp_path, "sts").max_length == longest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,9 +14,11 @@ import qdq
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.tasks.conftest import TinyModels
 
-def test_real_endings(kit: Any, tmp_path: Path, sentences: list[tuple[str, int]]) -> None:
-    folder = kit.model(tmp_path / "model", "multiple-choice")
+
+def test_real_endings(tiny_models: TinyModels, tmp_path: Path, sentences: list[tuple[str, int]]) -> None:
+    folder = tiny_models.save(tmp_path / "model", "multiple-choice")
     halves = [(words[: len(words) // 2], words[len(words) // 2 :]) for words in (t.split() for t, _ in sentences[:48])]
     begins, ends = ([" ".join(half) for half in side] for side in zip(*halves, strict=True))
     labels = [index % 4 for index in range(48)]

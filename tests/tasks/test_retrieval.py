@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,8 +18,10 @@ from qdq.tasks.retrieval import _of_query
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.tasks.conftest import TinyModels
 
-def metrics_of_torchmetrics(cosines: np.ndarray, relevant: np.ndarray) -> dict[str, Any]:
+
+def metrics_of_torchmetrics(cosines: np.ndarray, relevant: np.ndarray) -> dict[str, object]:
     """Cosines and relevance ``(queries, passages)``. Above 0: torchmetrics finds nothing below."""
     cosines = cosines + 2
     query = torch.arange(len(cosines))[:, None].expand(cosines.shape)
@@ -69,8 +71,8 @@ def test_squad_questions_find_their_paragraph(minilm_dir: Path, small_squad: Pat
     assert 0.5 < found.metrics["recall@1"] < 1
 
 
-def test_own_format(kit: Any, tmp_path: Path) -> None:
-    folder = kit.model(tmp_path / "model")
+def test_own_format(tiny_models: TinyModels, tmp_path: Path) -> None:
+    folder = tiny_models.save(tmp_path / "model")
     path = tmp_path / "queries.jsonl"
     rows = [
         {"query": "a film about birds", "positive": "birds on film", "negatives": ["a stock market report", "rain"]},
@@ -83,8 +85,8 @@ def test_own_format(kit: Any, tmp_path: Path) -> None:
     assert found.metrics["recall@5"] == found.metrics["recall@10"] == 1
 
 
-def test_rows_that_are_no_queries_are_all_named(kit: Any, tmp_path: Path) -> None:
-    folder = kit.model(tmp_path / "model")
+def test_rows_that_are_no_queries_are_all_named(tiny_models: TinyModels, tmp_path: Path) -> None:
+    folder = tiny_models.save(tmp_path / "model")
     path = tmp_path / "queries.jsonl"
     rows = [
         {"query": "fine", "positive": "fine"},

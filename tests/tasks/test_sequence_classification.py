@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,10 +18,12 @@ from qdq.errors import DataError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.tasks.conftest import TinyModels
+
 EXACT = 1e-6
 
 
-def logits_of_transformers(folder: Path, texts: list[Any]) -> np.ndarray:
+def logits_of_transformers(folder: Path, texts: list[str] | list[tuple[str, str]]) -> np.ndarray:
     """One text at a time, without padding."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -33,9 +35,9 @@ def logits_of_transformers(folder: Path, texts: list[Any]) -> np.ndarray:
     return np.stack(rows)
 
 
-def test_two_labels_on_sst2(kit: Any, tmp_path: Path, sentences: list[tuple[str, int]]) -> None:
-    folder = kit.model(tmp_path / "model", "sequence-classification")
-    kit.balance(folder, [text for text, _ in sentences])
+def test_two_labels_on_sst2(tiny_models: TinyModels, tmp_path: Path, sentences: list[tuple[str, int]]) -> None:
+    folder = tiny_models.save(tmp_path / "model", "sequence-classification")
+    tiny_models.balance(folder, [text for text, _ in sentences])
     data = tmp_path / "dev.tsv"
     data.write_text("".join(f"{text}\t{label}\n" for text, label in sentences))
     texts, labels = zip(*sentences, strict=True)
@@ -50,10 +52,12 @@ def test_two_labels_on_sst2(kit: Any, tmp_path: Path, sentences: list[tuple[str,
     }
 
 
-def test_several_labels_of_pairs_by_name(kit: Any, tmp_path: Path, sentences: list[tuple[str, int]]) -> None:
+def test_several_labels_of_pairs_by_name(
+    tiny_models: TinyModels, tmp_path: Path, sentences: list[tuple[str, int]]
+) -> None:
     names = ["entailment", "neutral", "contradiction"]
     texts = [text for text, _ in sentences[:60]]
-    folder = kit.balance(kit.labelled(tmp_path / "model", "sequence-classification", names), texts)
+    folder = tiny_models.balance(tiny_models.save_labelled(tmp_path / "model", "sequence-classification", names), texts)
     pairs = list(zip(texts[:30], texts[30:], strict=True))
     labels = [(7 * index) % 3 for index in range(30)]
     rows = [
@@ -69,8 +73,8 @@ def test_several_labels_of_pairs_by_name(kit: Any, tmp_path: Path, sentences: li
     }
 
 
-def test_a_score(kit: Any, tmp_path: Path, sentences: list[tuple[str, int]]) -> None:
-    folder = kit.model(tmp_path / "model", "sequence-classification", num_labels=1)
+def test_a_score(tiny_models: TinyModels, tmp_path: Path, sentences: list[tuple[str, int]]) -> None:
+    folder = tiny_models.save(tmp_path / "model", "sequence-classification", num_labels=1)
     texts = [text for text, _ in sentences[:80]]
     scores = np.random.default_rng(0).normal(size=80).round(1)
     rows = [{"sentence": text, "score": float(score)} for text, score in zip(texts, scores, strict=True)]
@@ -83,8 +87,8 @@ def test_a_score(kit: Any, tmp_path: Path, sentences: list[tuple[str, int]]) -> 
     }
 
 
-def test_any_number_of_labels(kit: Any, tmp_path: Path, sentences: list[tuple[str, int]]) -> None:
-    folder = kit.model(
+def test_any_number_of_labels(tiny_models: TinyModels, tmp_path: Path, sentences: list[tuple[str, int]]) -> None:
+    folder = tiny_models.save(
         tmp_path / "model", "sequence-classification", num_labels=4, problem_type="multi_label_classification"
     )
     texts = [text for text, _ in sentences[:50]]
@@ -104,15 +108,15 @@ def test_any_number_of_labels(kit: Any, tmp_path: Path, sentences: list[tuple[st
     }
 
 
-def test_a_label_the_head_does_not_have(kit: Any, tmp_path: Path) -> None:
-    folder = kit.labelled(tmp_path / "model", "sequence-classification", ["negative", "positive"])
+def test_a_label_the_head_does_not_have(tiny_models: TinyModels, tmp_path: Path) -> None:
+    folder = tiny_models.save_labelled(tmp_path / "model", "sequence-classification", ["negative", "positive"])
     rows = [{"text": "fine", "label": "positive"}, {"text": "so so", "label": "neutral"}]
     with pytest.raises(DataError, match=r"row 2.*neutral.*negative.*positive"):
         qdq.evaluate(folder, "sequence-classification", rows)
 
 
-def test_rows_without_label_are_skipped_and_counted(kit: Any, tmp_path: Path) -> None:
-    folder = kit.model(tmp_path / "model", "sequence-classification")
+def test_rows_without_label_are_skipped_and_counted(tiny_models: TinyModels, tmp_path: Path) -> None:
+    folder = tiny_models.save(tmp_path / "model", "sequence-classification")
     rows = [{"text": "fine", "label": 1}, {"text": "unknown", "label": None}, {"text": "bad", "label": 0}]
     found = qdq.evaluate(folder, "sequence-classification", rows, resamples=0)
     assert (found.examples, found.skipped) == (2, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,6 +15,9 @@ from qdq.errors import DataError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from qdq.tasks.evaluate import Evaluation
+    from tests.tasks.conftest import TinyModels
 
 PUBLISHED = 0.8658
 CLOSE = 0.0002  # 0.02 points
@@ -63,7 +66,7 @@ def of_transformers(minilm_dir: Path, sts_file: Path) -> dict[str, float]:
     return in_transformers(minilm_dir, sts_file)
 
 
-def check(found: Any, file: Path, want: dict[str, float]) -> None:
+def check(found: Evaluation, file: Path, want: dict[str, float]) -> None:
     """The same figures as transformers and scipy find, for as many pairs as have a score."""
     assert found.examples == len(pairs_of(file))
     assert found.skipped == sum(line.startswith("\t") for line in file.read_text(encoding="utf-8").splitlines())
@@ -102,9 +105,9 @@ def test_the_onnx_export(minilm_dir: Path, sts_file: Path, of_transformers: dict
     assert found.metrics["spearman"] == pytest.approx(of_transformers["spearman"], abs=CLOSE)
 
 
-def test_figures_equal_the_independent_computation(kit: Any, tmp_path: Path, sts_file: Path) -> None:
+def test_figures_equal_the_independent_computation(tiny_models: TinyModels, tmp_path: Path, sts_file: Path) -> None:
     """To 1e-6 with the same similarities: a small model, every pooling."""
-    folder = kit.model(tmp_path / "model")
+    folder = tiny_models.save(tmp_path / "model")
     pairs = pairs_of(sts_file)[:120]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder).eval()
@@ -126,8 +129,8 @@ def test_figures_equal_the_independent_computation(kit: Any, tmp_path: Path, sts
     assert len({round(float(np.mean(values)), 3) for values in cosines.values()}) == 3
 
 
-def test_sentences_without_partner(kit: Any, tmp_path: Path) -> None:
-    folder = kit.model(tmp_path / "model")
+def test_sentences_without_partner(tiny_models: TinyModels, tmp_path: Path) -> None:
+    folder = tiny_models.save(tmp_path / "model")
     with pytest.raises(DataError, match="needs pairs"):
         qdq.evaluate(folder, "sts", [{"text": "alone", "score": 1.0}, {"text": "alone", "score": 2.0}])
 

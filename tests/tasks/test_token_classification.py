@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,12 +12,14 @@ import transformers
 
 import qdq
 from qdq.data.batches import make_batches
-from qdq.data.encoder import load_encoder
 from qdq.data.examples import read_examples
 from qdq.data.labels import Labels
+from qdq.data.tokenizer import load_encoder
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.tasks.conftest import TinyModels
 
 EXACT = 1e-6
 
@@ -53,14 +55,14 @@ def tags_of_transformers(folder: Path, sentences: list[list[str]], *, max_length
 
 
 @pytest.fixture(scope="module")
-def tagger(kit: Any, root: Path, data_dir: Path) -> Path:
+def tagger(tiny_models: TinyModels, root: Path, data_dir: Path) -> Path:
     """A small tagger, taught a little so that it finds some entities."""
     names = sorted({tag for _, tags in sentences_of(data_dir / "wnut17" / "train.conll") for tag in tags})
-    folder = kit.labelled(root / "tagger", "token-classification", names)
+    folder = tiny_models.save_labelled(root / "tagger", "token-classification", names)
     labels = Labels.of(len(names), {name: index for index, name in enumerate(names)})
     examples = read_examples(data_dir / "wnut17" / "dev.conll", "token-classification", labels=labels, num_samples=150)
     batches = make_batches(examples, load_encoder(folder), "token-classification", batch_size=16)
-    kit.train(folder, [dict(batch) for batch in batches] * 20, rate=3e-3)
+    tiny_models.train(folder, [dict(batch) for batch in batches] * 20, rate=3e-3)
     return folder
 
 
@@ -84,12 +86,12 @@ def test_entities_and_words(tagger: Path, data_dir: Path, tmp_path: Path, max_le
         **{name: pytest.approx(value, abs=EXACT) for name, value in expected.items()},
         "accuracy": pytest.approx(right.mean(), abs=EXACT),
     }
-    assert any("behind the longest sequence" in note for note in found.notes) == (max_length == 16)
+    assert any("beyond the longest sequence" in note for note in found.notes) == (max_length == 16)
 
 
-def test_labels_that_spell_no_entities_give_the_accuracy_alone(kit: Any, tmp_path: Path) -> None:
-    folder = kit.labelled(tmp_path / "model", "token-classification", ["noun", "verb"])
+def test_labels_that_describe_no_entities_give_the_accuracy_alone(tiny_models: TinyModels, tmp_path: Path) -> None:
+    folder = tiny_models.save_labelled(tmp_path / "model", "token-classification", ["noun", "verb"])
     rows = [{"tokens": ["birds", "fly"], "pos_tags": ["noun", "verb"]}]
     found = qdq.evaluate(folder, "token-classification", rows, resamples=0)
     assert list(found.metrics) == ["accuracy"]
-    assert "spell no entities" in found.notes[0]
+    assert "describe no entities" in found.notes[0]

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from qdq.errors import ConfigError
 from qdq.training.distillation import (
-    Distillation,
-    DistilledLoss,
+    DistillationLoss,
     attention_loss,
     hidden_loss,
     logits_loss,
-    misfits,
+    teacher_problems,
 )
 from qdq.training.loop import finetune
+from qdq.training.settings import Distillation
+
+if TYPE_CHECKING:
+    from tests.training.conftest import ToyTask
 
 
 def test_logits_are_kl_divergence_as_torch_has_it() -> None:
@@ -43,15 +45,17 @@ def test_labels_by_themselves_are_divergences_of_bernoulli_as_torch_has_them() -
     torch.testing.assert_close(logits_loss(student, teacher, 2.0, independent=True), want)
 
 
-def test_a_teacher_of_several_labels_teaches_them_one_by_one(kit: Any) -> None:
+def test_a_teacher_of_several_labels_teaches_them_one_by_one(toy: ToyTask) -> None:
     several = {"problem_type": "multi_label_classification", "num_labels": 3}
-    teacher, student = kit.model(**several), kit.model(**several, initializer_range=0.1).eval()
-    batch = {name: t for name, t in kit.batches(1)[0].items() if name != "labels"}
-    loss = DistilledLoss(teacher, Distillation(task=0))(student, batch)
+    teacher, student = toy.model(**several), toy.model(**several, initializer_range=0.1).eval()
+    batch = {name: t for name, t in toy.batches(1)[0].items() if name != "labels"}
+    loss = DistillationLoss(teacher, Distillation(task=0))(student, batch)
     with torch.no_grad():
         want = logits_loss(student(**batch).logits, teacher.eval()(**batch).logits, 2.0, independent=True)
     torch.testing.assert_close(loss.detach(), want)
-    found = misfits(student.config, replace(teacher.config, problem_type="single_label_classification"), Distillation())
+    found = teacher_problems(
+        student.config, replace(teacher.config, problem_type="single_label_classification"), Distillation()
+    )
     assert found == ["its head is made for single_label_classification, the model's for multi_label_classification"]
 
 
@@ -80,41 +84,41 @@ def test_attention_takes_the_last_layer_of_each_group() -> None:
     torch.testing.assert_close(attention_loss((other, teacher[3]), teacher, mask), want)
 
 
-def test_a_model_is_its_own_perfect_teacher(kit: Any) -> None:
-    model = kit.model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+def test_a_model_is_its_own_perfect_teacher(toy: ToyTask) -> None:
+    model = toy.model(**toy.NO_DROPOUT)
     wanted = Distillation(task=0, logits=1, hidden=1, attention=1)
-    loss = DistilledLoss(copy.deepcopy(model), wanted)
-    assert float(loss(model, kit.batches(1)[0]).detach()) == pytest.approx(0, abs=1e-6)
+    loss = DistillationLoss(copy.deepcopy(model), wanted)
+    assert float(loss(model, toy.batches(1)[0]).detach()) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("task", ["token-classification", "question-answering"])
-def test_heads_of_tokens_and_spans(kit: Any, task: str) -> None:
-    model, teacher = kit.model(task=task), kit.model(task=task, initializer_range=0.3)
-    batch = {name: t for name, t in kit.batches(1)[0].items() if name != "labels"}
+def test_heads_of_tokens_and_spans(toy: ToyTask, task: str) -> None:
+    model, teacher = toy.model(task=task), toy.model(task=task, initializer_range=0.3)
+    batch = {name: t for name, t in toy.batches(1)[0].items() if name != "labels"}
     if task == "token-classification":
         batch["labels"] = torch.where(batch["attention_mask"] != 0, batch["input_ids"] % 2, -100)
     else:
         batch |= {"start_positions": torch.ones(8, dtype=torch.long), "end_positions": torch.full((8,), 3)}
-    loss = DistilledLoss(teacher, Distillation(task=0.5, logits=1, hidden=0.1, attention=0.1))(model, batch)
+    loss = DistillationLoss(teacher, Distillation(task=0.5, logits=1, hidden=0.1, attention=0.1))(model, batch)
     loss.backward()
     assert torch.isfinite(loss)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     assert all(p.grad is None for p in teacher.parameters())
 
 
-def test_a_student_comes_closer_to_its_teacher(kit: Any) -> None:
-    teacher = kit.model()
-    finetune(teacher, kit.batches(), epochs=8, lr=1e-2)
-    student = kit.model(initializer_range=0.1)
-    loss = DistilledLoss(copy.deepcopy(teacher), Distillation(task=0))
-    batch = kit.batches(1)[0]
+def test_a_student_comes_closer_to_its_teacher(toy: ToyTask) -> None:
+    teacher = toy.model()
+    finetune(teacher, toy.batches(), epochs=8, lr=1e-2)
+    student = toy.model(initializer_range=0.1)
+    loss = DistillationLoss(copy.deepcopy(teacher), Distillation(task=0))
+    batch = toy.batches(1)[0]
 
     def distance() -> float:
         with torch.no_grad():
             return float(loss(student.eval(), batch))
 
     before = distance()
-    finetune(student, kit.batches(), loss=loss, epochs=8, lr=1e-2)
+    finetune(student, toy.batches(), loss=loss, epochs=8, lr=1e-2)
     assert distance() < before / 2
 
 
@@ -129,18 +133,12 @@ def test_a_student_comes_closer_to_its_teacher(kit: Any) -> None:
     ],
     ids=["width", "heads", "depth", "vocabulary", "labels"],
 )
-def test_what_cannot_teach_says_why(kit: Any, changes: dict[str, Any], wanted: dict[str, float], problem: str) -> None:
-    student = kit.model().config
-    found = misfits(student, replace(student, **changes), Distillation(**wanted))
+def test_what_cannot_teach_says_why(
+    toy: ToyTask, changes: dict[str, Any], wanted: dict[str, float], problem: str
+) -> None:
+    student = toy.model().config
+    found = teacher_problems(student, replace(student, **changes), Distillation(**wanted))
     assert len(found) == 1
     assert problem in found[0]
     if not set(changes) & {"vocab_size", "num_labels"}:
-        assert misfits(student, replace(student, **changes), Distillation()) == []
-
-
-def test_settings_that_make_no_sense_come_together() -> None:
-    with pytest.raises(ConfigError, match="2 problems") as caught:
-        Distillation(task=-1, temperature=0)
-    assert "task is -1" in str(caught.value)
-    with pytest.raises(ConfigError, match="nothing to learn"):
-        Distillation(task=0, logits=0)
+        assert teacher_problems(student, replace(student, **changes), Distillation()) == []

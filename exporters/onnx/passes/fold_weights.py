@@ -64,7 +64,7 @@ def _try_fold(graph: ir.Graph, node: ir.Node) -> bool:
         scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
     steps = weight / scale
     if not float8:  # case 7: the cast rounds
-        steps = np.rint(steps) + zero_point.astype(np.float32)
+        steps = np.rint(steps) + zero_point.astype(np.float32)  # rounds half to even, as QuantizeLinear does
     array = np.clip(steps, low, high).astype(zero_point.dtype)
     source = node.inputs[0]
     assert source is not None

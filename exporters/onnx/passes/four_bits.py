@@ -42,6 +42,7 @@ def _try_narrow(graph: ir.Graph, node: ir.Node) -> bool:
     kind, low, high = _NARROW[arrays[0].dtype]  # type: ignore[union-attr]
     if any(array.min(initial=0) < low or array.max(initial=0) > high for array in arrays if array is not None):
         return False  # case 2
+    # Inputs 0 and 2 of DequantizeLinear are the integers and the zero points; both must have the same type.
     for index, (value, array) in enumerate(zip((data, zeros), arrays, strict=True)):
         assert array is not None
         node.replace_input_with(2 * index, initializer(graph, f"{value.name}_four_bits", array.astype(kind)))

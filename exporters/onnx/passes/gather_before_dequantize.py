@@ -44,6 +44,7 @@ def _try_move(graph: ir.Graph, gather: ir.Node) -> bool:
         new.append(ir.node("DequantizeLinear", [rows.outputs[0], scale, zero_point], name=dequantize.name))
     elif dequantize.attributes.get_int("axis", 1) == 0 and (zeros == zeros[0]).all():  # case 2
         assert scale is not None
+        # DequantizeLinear has no scale per row for a tensor of any rank, so Cast and Mul do its work.
         column = initializer(graph, f"{scale.name}_column", scales[:, np.newaxis])
         values = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{name}_values")
         row_scales = ir.node("Gather", [column, indices], {"axis": 0}, name=f"{name}_scales")

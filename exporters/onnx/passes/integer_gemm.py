@@ -72,6 +72,7 @@ def _try_fuse(graph: ir.Graph, matmul: ir.Node, isa: Isa) -> bool:
     if not per_column:
         return False  # case 4
     stored, w_zero = w.inputs[0], w.inputs[2] if is_shifted else None
+    # A weight zero point of None is left out, which the kernel takes for 0.
     if not is_shifted and isa.saturates and may_saturate(weight):  # case 2; else case 6
         if is_shared:
             return False  # case 5

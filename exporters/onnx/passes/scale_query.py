@@ -42,6 +42,7 @@ def _try_move(graph: ir.Graph, scaling: ir.Node) -> bool:
     if chain is None:
         return False
     *quantizers, last = chain
+    # Whatever else reads the query or its quantizer would be scaled as well.
     readers = [value for node in chain for value in node.outputs if only_consumer(value) is None]
     linear = producer(_computed(last), "MatMul") if is_op(last, "Add") else last
     if readers or linear is None or only_consumer(linear.outputs[0]) is None:
@@ -136,5 +137,6 @@ def _scale_input(graph: ir.Graph, node: ir.Node, index: int | None, multiplier: 
     array = constant(value)
     assert value is not None
     assert array is not None
+    # In float64, so that the product is rounded only once.
     scaled = (array.astype(np.float64) * multiplier).astype(array.dtype)
     node.replace_input_with(index, initializer(graph, f"{value.name}_scaled", scaled))

@@ -55,6 +55,7 @@ def _stored(graph: ir.Graph, op_type: str, index: int) -> dict[ir.Value, np.ndar
 
 def _tie(graph: ir.Graph, copy: ir.Value, table: ir.Value) -> None:
     first = next(node for node in graph if copy in node.inputs)
+    # Transpose(table) is folded by the runtime when it loads the file, so it costs nothing later.
     module = str(first.name).rpartition("/")[0] or first.name
     transpose = ir.node("Transpose", [table], {"perm": [1, 0]}, name=f"{module}/Transpose")
     result = transpose.outputs[0]

@@ -69,6 +69,7 @@ def _integers(graph: ir.Graph, divided: ir.Node, *, before: ir.Node) -> ir.Value
     if found is not None:  # case 2
         return next(use.node for use in found.outputs[0].uses()).outputs[0]
     slot = str(divided.name).rpartition("/")[0]
+    # A scale of 1: the division before has already brought the tensor into steps.
     grid = [
         initializer(graph, f"{slot}.token_step", np.array(1, np.float32)),
         initializer(graph, f"{slot}.token_zero_point", np.array(0, np.int8)),

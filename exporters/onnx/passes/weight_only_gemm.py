@@ -58,6 +58,7 @@ def _try_fuse(graph: ir.Graph, matmul: ir.Node) -> bool:
             return False  # case 5
         block = _BLOCK
         scale, zero = (np.broadcast_to(array, (-(-rows // block), columns)) for array in (scale, zero))
+    # MatMulNBits takes unsigned integers: int8 values are shifted by 128, 4-bit values by 8 (128 - 120).
     shift = 128 if weight.dtype == np.int8 else 0
     integers, zeros = weight.astype(np.int16) + shift, zero.astype(np.int16) + shift
     bits = 8

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PLACEMENT_CHECKS"]
 
-_LEAST = 16
-_HEADS = (16, 32, 64)
-_LONGEST = 512
+_LEAST = 16  # inputs and outputs of an int8 product; smaller ones run slower than in float (W13)
+_HEADS = (16, 32, 64)  # head sizes of fused int8 attention (W7)
+_LONGEST = 512  # tokens of fused int8 attention (W7)
 _ELEMENTWISE = ("Div", "Erf", "Mul", "Pow", "Relu", "Sigmoid", "Sqrt", "Sub", "Tanh")
 _FLOAT_INPUT = ("LayerNormalization", "Softmax", "Gelu")
 

@@ -125,6 +125,7 @@ def _zero_points(model: ir.Model) -> list[str]:
             continue  # its input says the type
         low, high = (0, 255) if kind is ir.DataType.UINT8 else (-128, 127)
         wide = zero.astype(np.float64)
+        # The larger side of the old range decides the new one. A zero point in the middle needs no larger range.
         steps = np.where(wide == (low + high + 1) // 2, 127.0, np.maximum(wide - low, high - wide))
         grown = (scale.astype(np.float64) * steps / 127).astype(scale.dtype)
         stored = constant(node.inputs[0])
@@ -154,6 +155,7 @@ def _duplicates(model: ir.Model) -> list[str]:
             readers[node.inputs[0]].append(node)
     done = []
     for nodes in readers.values():
+        # The largest scale covers the ranges of all; a smaller one would clip values.
         first, *others = nodes
         others = [node for node in others if quantized_type(node) is quantized_type(first)]
         if not others:

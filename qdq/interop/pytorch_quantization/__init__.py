@@ -1,11 +1,11 @@
-"""The way over from pytorch-quantization and from QDQBERT, and the way back.
+"""Convert checkpoints of QDQBERT and modules of pytorch-quantization, in both directions.
 
-    model = qdq.load("qdqbert-checkpoint")                         ranges and all, without the package
-    interop.pytorch_quantization.save(model, "qdqbert-again")      the same keys and shapes
-    interop.pytorch_quantization.from_live(module)                 a module that holds its QuantLinear, TensorQuantizer
-    interop.pytorch_quantization.to_live(module)                   and back
+    model = qdq.load("qdqbert-checkpoint")                      # with its ranges; needs no other package
+    interop.pytorch_quantization.save(model, "qdqbert-again")   # with the same keys and shapes
+    interop.pytorch_quantization.from_live(module)              # a module with QuantLinear or TensorQuantizer
+    interop.pytorch_quantization.to_live(module)                # and back
 
-The package itself is only needed for live modules.
+The package pytorch-quantization is only needed for modules in memory.
 """
 
 from qdq.interop.pytorch_quantization.checkpoint import (

@@ -1,7 +1,7 @@
-"""Ranges in checkpoints of QDQBERT: ``..._quantizer._amax`` beside the weights, read and written.
+"""Read and write the ranges in checkpoints of QDQBERT, ``..._quantizer._amax`` beside the weights.
 
-A quantizer whose range was calibrated has the largest magnitude under its name: ``()`` per tensor, ``(out, 1)`` for one
-a row. One that has none quantizes all the same, with the range of the tensor at hand.
+A calibrated quantizer has the largest magnitude under its name: ``()`` per tensor, or ``(out, 1)`` for one per row. A
+quantizer without an entry is dynamic: it takes the range of each tensor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qdq.errors import CheckpointError, ConfigError, ExportError, RecipeError, describe_problems
-from qdq.interop.pytorch_quantization.places import places, prefix_of
+from qdq.interop.pytorch_quantization.slot_names import prefix_of, qdqbert_names
 from qdq.models.huggingface import save_model
 from qdq.models.registry import family_of
 from qdq.quantization.quantizer import Mode, Quantizer, Range, quantizers, set_mode
@@ -42,21 +42,21 @@ __all__ = [
     "value_problem",
 ]
 
+#: The default descriptor of QuantLinear for its input: int8, per tensor.
 ACTIVATION = QuantSpec(arithmetic="pytorch-quantization")
-"""What QuantLinear's default descriptor says of its input: int8, one range a tensor."""
 
+#: The default descriptor of QuantLinear for its weight: int8, per row.
 WEIGHT = QuantSpec(arithmetic="pytorch-quantization", granularity=PerAxis(0))
-"""What it says of the weight: int8, one range a row."""
 
 _LOG = logging.getLogger(__name__)
 
 
 def is_quantizer_key(key: str) -> bool:
-    """Whether a key of a state dict belongs to a quantizer, and not to a layer."""
+    """Return whether a key of a state dict belongs to a quantizer."""
     return "_quantizer." in key
 
 
-# --- in ---
+# --- reading ---
 
 
 def load_amax(
@@ -67,27 +67,28 @@ def load_amax(
     weight: QuantSpec = WEIGHT,
     source: str = "checkpoint",
 ) -> None:
-    """Wrap a float model and quantize it as QDQBERT does, with the ranges among ``tensors``; mode QUANTIZE.
+    """Wrap a float model and quantize it as QDQBERT does, with the ranges of a checkpoint.
 
-    Ranges that are not there are dynamic. Weights whose range is one number are quantized per tensor. Where query, key
-    and value have unequal ranges of the one tensor that they read, each keeps a quantizer of its own, and a warning is
-    logged.
+    The model is then in the mode QUANTIZE. Quantizers without a range are dynamic, and weights whose range is one
+    number are quantized per tensor. Query, key and value read the same tensor: if their ranges differ, each keeps its
+    own quantizer and a warning is logged.
 
     Args:
-        model: of the family ``bert`` or ``qdqbert``.
-        tensors: a state dict of upstream's; keys that belong to no quantizer are passed over.
-        activation: what the checkpoint does not tell: bits, sign and narrow range of activations.
-        weight: likewise of weights; its granularity is for the dynamic ones.
-        source: what error messages call the checkpoint.
+        model: A float model of the family ``bert`` or ``qdqbert``.
+        tensors: A state dict of transformers; keys that belong to no quantizer are ignored.
+        activation: Bits, sign and narrow range of activations, which the checkpoint does not say.
+        weight: The same for weights, with the granularity of dynamic ones.
+        source: The name of the checkpoint, for messages.
 
     Raises:
-        CheckpointError: quantizers that QDQBERT has not, ranges of another shape, negative, NaN or infinite; all of
-            them at once. The model is then as it was.
-        ConfigError: for a family whose layers are not BERT's.
-        RecipeError: when the model is wrapped already.
+        CheckpointError: QDQBERT has no such quantizer, or a range has another shape or is negative, NaN or infinite.
+            The message lists all problems, and the model is not changed.
+        ConfigError: The layers of the family are not BERT's.
+        RecipeError: The model is wrapped already.
     """
     if any(quantizers(model)):
         raise RecipeError("the model is quantized already; ranges are loaded into a float model")
+    # The wrapped modules are put back if something is wrong with the ranges.
     replaced = wrap(model)
     try:
         specs, amax = _read(model, tensors, activation, weight, source)
@@ -101,8 +102,8 @@ def load_amax(
 def _read(
     model: Model, tensors: Mapping[str, Tensor], activation: QuantSpec, weight: QuantSpec, source: str
 ) -> tuple[dict[Slot, QuantSpec | None], dict[Slot, Tensor]]:
-    """The spec of every slot, and the amax of those that have one, in the shape that a quantizer keeps it."""
-    known = {name: slot for slot, name in places(model).items()}
+    """Return the spec of every slot, and the amax of calibrated ones in the shape that a quantizer keeps."""
+    known = {name: slot for slot, name in qdqbert_names(model).items()}
     specs: dict[Slot, QuantSpec | None] = dict.fromkeys(slots(model))
     specs |= {slot: replace(weight if slot.name == "weight" else activation, dynamic=True) for slot in known.values()}
     prefix = family_of(model.config.model_type).prefix
@@ -133,7 +134,7 @@ def _read(
 
 
 def _granularity(model: Model, slot: Slot, shape: tuple[int, ...]) -> PerTensor | PerAxis | str:
-    """What an amax of ``shape`` is for, or why it is for nothing."""
+    """Return the granularity of an amax of this shape, or the problem with it."""
     if set(shape) <= {1}:
         return PerTensor()
     if slot.name != "weight":
@@ -147,11 +148,11 @@ def _granularity(model: Model, slot: Slot, shape: tuple[int, ...]) -> PerTensor 
 
 
 def value_problem(amax: Tensor) -> str | None:
-    """What is wrong with the values."""
+    """Return the problem with the values of a range, or None."""
     if not amax.is_floating_point():
         return f"{str(amax.dtype).removeprefix('torch.')}, must be floating point"
     if not bool(torch.isfinite(amax).all()):
-        return "NaN or infinite, never calibrated on any data"
+        return "NaN or infinite, because it was never calibrated"
     if bool((amax < 0).any()):
         return f"a negative range ({float(amax.min()):.6g})"
     return None
@@ -160,7 +161,14 @@ def value_problem(amax: Tensor) -> str | None:
 def apply_amax(
     model: Model, specs: Mapping[Slot, QuantSpec | None], amax: Mapping[Slot, Tensor], *, source: str
 ) -> None:
-    """Give the slots of a wrapped model specs and ranges, share quantizers where both are equal, and switch them on."""
+    """Set the specs and ranges of a wrapped model and switch its quantizers on; equal ones are shared.
+
+    Args:
+        model: A wrapped model.
+        specs: The spec of every slot; None for float.
+        amax: The ranges of calibrated slots.
+        source: The name of the source, for messages.
+    """
     apply_specs(model, specs)
     shared: dict[Quantizer, list[Slot]] = {}
     for slot, quantizer in named_slots(model):
@@ -170,8 +178,8 @@ def apply_amax(
     if unequal:
         own = [slot for group in unequal for slot in group]
         _LOG.warning(
-            "%s: %d tensors that several layers read (such as query, key and value) have %d unequal ranges: "
-            "each keeps a quantizer of its own",
+            "%s: %d tensors that several layers read, such as query, key and value, have %d different ranges: "
+            "each layer keeps its own quantizer",
             *(source, len(unequal), len(own)),
         )
         apply_specs(model, specs, unshared=own)
@@ -182,78 +190,85 @@ def apply_amax(
     set_mode(model, Mode.QUANTIZE)
 
 
-# --- out ---
+# --- writing ---
 
 
 def amax_tensors(model: Model, *, activation: QuantSpec = ACTIVATION, weight: QuantSpec = WEIGHT) -> dict[str, Tensor]:
-    """The ranges of a quantized model under QDQBERT's keys and in its shapes; dynamic ones have none.
+    """Return the ranges of a quantized model with the keys and shapes of QDQBERT; dynamic quantizers have none.
 
     Args:
-        model: of the family ``bert`` or ``qdqbert``, quantized where QDQBERT is, and nowhere else.
-        activation: bits, sign and narrow range of the descriptor that the reader will have for inputs: they are not in
-            the file.
-        weight: likewise for weights.
+        model: A model of the family ``bert`` or ``qdqbert`` that is quantized exactly where QDQBERT is.
+        activation: Bits, sign and narrow range that the reader of the checkpoint will use for inputs, since the file
+            does not say them.
+        weight: The same for weights.
 
     Raises:
-        ExportError: for slots that QDQBERT could not compute as they are, all of them at once.
-        ConfigError: for a family whose layers are not BERT's.
+        ExportError: QDQBERT cannot compute what some slots compute; the message lists all of them.
+        ConfigError: The layers of the family are not BERT's.
     """
-    names, prefix = places(model), prefix_of(model)
+    names, prefix = qdqbert_names(model), prefix_of(model)
     found, problems = {}, []
     for slot, quantizer in named_slots(model):
         expected = weight if slot.name == "weight" else activation
-        if problem := _misfit(quantizer, expected, is_place=slot in names):
+        if problem := _misfit(quantizer, expected, is_quantized_there=slot in names):
             problems.append(f"{slot}: {problem}")
         elif quantizer.spec is not None and not quantizer.spec.dynamic:
             amax, axis = amax_of(quantizer), quantizer.spec.axis
             found[f"{prefix}{names[slot]}._amax"] = amax.reshape(amax_shape(axis)).clone()
     if not names:
-        problems.append("no slots: wrap and calibrate the model first")
+        problems.append("the model has no slots: wrap and calibrate it first")
     if problems:
         raise ExportError(describe_problems("QDQBERT", problems))
     return found
 
 
-def _misfit(quantizer: Quantizer, expected: QuantSpec, *, is_place: bool) -> str | None:
-    """Why QDQBERT could not compute what ``quantizer`` does."""
+def _misfit(quantizer: Quantizer, expected: QuantSpec, *, is_quantized_there: bool) -> str | None:
+    """Return why QDQBERT cannot compute what the quantizer computes, or None."""
     spec = quantizer.spec
-    if not is_place:
-        return None if spec is None else "is quantized, it is float in QDQBERT"
+    if not is_quantized_there:
+        return None if spec is None else "is quantized, but is float in QDQBERT"
     if spec is None:
-        return "is float, QDQBERT quantizes it (with a dynamic range where it has none)"
+        return "is float, but QDQBERT quantizes it (with a dynamic range if it has no other)"
     if not quantizer.is_calibrated:
         return "is not calibrated"
     wanted = (expected.bits, expected.signed, expected.narrow_range)
     if spec.is_float8 or not spec.symmetric or spec.middle or (spec.bits, spec.signed, spec.narrow_range) != wanted:
-        return f"is {spec}, its reader has {expected}"
+        return f"is {spec}, but its reader expects {expected}"
     dynamic_axis = spec.dynamic and spec.granularity != expected.granularity
     if spec.learned_scale or dynamic_axis or not isinstance(spec.granularity, PerTensor | PerAxis):
-        return f"is {spec}, which it does not know"
+        return f"is {spec}, which QDQBERT does not have"
     return None
 
 
 def amax_of(quantizer: Quantizer) -> Tensor:
-    """The largest magnitude that a calibrated symmetric quantizer holds, in the shape of its scale."""
+    """Return the largest magnitude of a calibrated symmetric quantizer, in the shape of its scale."""
     assert quantizer.spec is not None
+    # The arithmetic of pytorch-quantization keeps amax itself; others only have the scale.
     if hasattr(quantizer, "amax"):
         return quantizer.amax.detach()
     return quantizer.scale.detach() * quantizer.spec.qmax
 
 
 def amax_shape(axis: int | None) -> tuple[int, ...]:
-    """The shape that upstream keeps the ranges of a matrix in, for ``Tensor.reshape``."""
+    """Return the shape in which QDQBERT keeps the ranges of a matrix, for ``Tensor.reshape``."""
     return () if axis is None else (-1, 1) if axis % 2 == 0 else (1, -1)
 
 
 def save(model: Model, path: str | Path, *, activation: QuantSpec = ACTIVATION, weight: QuantSpec = WEIGHT) -> None:
-    """Write a QDQBERT checkpoint: ``config.json`` and ``model.safetensors``, weights and ranges under upstream's keys.
+    """Write a QDQBERT checkpoint, ``config.json`` and ``model.safetensors``, with the keys of transformers.
 
-    The directory appears whole or not at all. For the other arguments see :func:`amax_tensors`.
+    The directory is written completely or not at all.
+
+    Args:
+        model: A quantized model of the family ``qdqbert``.
+        path: The directory to write.
+        activation: See :func:`amax_tensors`.
+        weight: See :func:`amax_tensors`.
 
     Raises:
-        ExportError: for slots that QDQBERT could not compute as they are, all of them at once.
-        ConfigError: for a model of another family, or when something that is not ours is in the way.
-        StorageError: when the disk is full, or the like.
+        ExportError: QDQBERT cannot compute what some slots compute; the message lists all of them.
+        ConfigError: The model is of another family, or ``path`` holds something other than a checkpoint.
+        StorageError: A file cannot be written, for instance because the disk is full.
     """
     if model.config.model_type != "qdqbert":
         raise ConfigError(f"model_type is '{model.config.model_type}', a QDQBERT checkpoint is of 'qdqbert'")

@@ -1,4 +1,4 @@
-"""Modules of pytorch-quantization that are held in memory: to ours, and back."""
+"""Convert modules of pytorch-quantization in memory to ours, and back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from qdq.errors import ExportError, MissingPackageError, RecipeError, describe_problems
 from qdq.interop.pytorch_quantization.checkpoint import amax_of, amax_shape, apply_amax, is_quantizer_key, value_problem
-from qdq.interop.pytorch_quantization.places import places, prefix_of
+from qdq.interop.pytorch_quantization.slot_names import prefix_of, qdqbert_names
 from qdq.models.huggingface import load_weights
 from qdq.models.model import EncoderModel
 from qdq.models.registry import configure, construct
@@ -26,48 +26,59 @@ if TYPE_CHECKING:
 __all__ = ["from_live", "to_live"]
 
 _ARITHMETIC = "pytorch-quantization"
-# Of the process that made the configuration, not of the model.
+# Entries that describe how the configuration was made, and not the model.
 _PASSING = ("_name_or_path", "architectures", "dtype", "model_type", "torch_dtype", "transformers_version")
 
 
 def from_live(module: nn.Module) -> nn.Module:
-    """``module`` with our QuantLinear for every QuantLinear of pytorch-quantization, and our Quantizer for every other
-    TensorQuantizer.
+    """Replace every QuantLinear and TensorQuantizer of pytorch-quantization by our QuantLinear and Quantizer.
 
-    In place, sharing the Parameters; bits, sign, narrow range, axis and range are kept, a range that is not there is
-    dynamic. A quantizer that is disabled, or whose quantization is, becomes one that passes its input on, and keeps its
-    range. A subclass of ``nn.Linear`` that holds both quantizers counts as a QuantLinear.
+    Modules are replaced in place and share the Parameters. Bits, sign, narrow range, axis and range are kept;
+    quantizers without a range are dynamic. A quantizer that is disabled, or does not quantize, becomes one that passes
+    its input on and keeps its range. A subclass of ``nn.Linear`` with both quantizers is treated as a QuantLinear.
 
-    A model of transformers' QDQBERT is not changed: a model of ours that computes the same is returned, with the very
-    same weights in memory.
+    A QDQBERT of transformers is not changed. A model of this package that computes the same is returned, with the same
+    weights in memory.
+
+    Args:
+        module: The module to convert.
+
+    Returns:
+        The module, or its replacement.
 
     Raises:
-        RecipeError: for quantizers that have no counterpart, all of them at once: several axes, an axis for the input
-            of a linear layer, learn_amax, scale_amax, if_clip, if_calib, integers as results (fake_quant false), more
-            than 8 bits, or a range that is negative or not finite. ``module`` is then as it was.
-        ConfigError: for a QDQBERT whose configuration or class we cannot follow.
+        RecipeError: Quantizers have no counterpart; the message lists all of them, and the module is not changed. These
+            are quantizers with several axes, an axis for the input of a linear layer, learn_amax, scale_amax, if_clip,
+            if_calib, integer results (fake_quant false), more than 8 bits, or a range that is negative or not finite.
+        ConfigError: The configuration or class of a QDQBERT is not supported.
         MissingPackageError: pytorch-quantization is not installed.
     """
     toolkit = _toolkit()
     if getattr(getattr(module, "config", None), "model_type", None) == "qdqbert":
         return _from_qdqbert(module, toolkit)
-    return _replace_all(module, lambda part: _to_ours(part, toolkit), RecipeError)
+    return _replace_all(module, lambda child: _to_ours(child, toolkit), RecipeError)
 
 
 def to_live(module: nn.Module) -> nn.Module:
-    """``module`` with QuantLinear and TensorQuantizer of pytorch-quantization for ours: the way back.
+    """Replace our QuantLinear and Quantizer by QuantLinear and TensorQuantizer of pytorch-quantization.
 
-    In place, sharing the Parameters. Slots without spec become disabled quantizers. A whole QDQBERT goes back as a
-    checkpoint, see :func:`qdq.interop.pytorch_quantization.save`.
+    Modules are replaced in place and share the Parameters. Slots without a spec become disabled quantizers. To convert
+    a whole QDQBERT, write a checkpoint with :func:`qdq.interop.pytorch_quantization.save`.
+
+    Args:
+        module: The module to convert.
+
+    Returns:
+        The module, or its replacement.
 
     Raises:
-        ExportError: for what pytorch-quantization cannot express, all of it at once: affine, in groups, per token,
-            learned or uncalibrated, and quantized additions, products of activations or tables. ``module`` is then as
-            it was.
+        ExportError: pytorch-quantization cannot express some quantizers; the message lists all of them, and the module
+            is not changed. These are affine, grouped, per-token, learned and uncalibrated quantizers, and quantized
+            additions, products of activations and embedding tables.
         MissingPackageError: pytorch-quantization is not installed.
     """
     toolkit = _toolkit()
-    return _replace_all(module, lambda part: _to_theirs(part, toolkit), ExportError)
+    return _replace_all(module, lambda child: _to_theirs(child, toolkit), ExportError)
 
 
 def _toolkit() -> Any:
@@ -79,8 +90,8 @@ def _toolkit() -> Any:
     return toolkit
 
 
-class _UnlikeError(Exception):
-    """A module that has no counterpart, for the reasons that it carries."""
+class _NoCounterpartError(Exception):
+    """A module has no counterpart, for the reasons in ``problems``."""
 
     def __init__(self, *problems: str) -> None:
         self.problems = problems
@@ -91,20 +102,26 @@ def _replace_all(
     convert: Callable[[nn.Module], nn.Module | None],
     error: type[RecipeError | ExportError],
 ) -> nn.Module:
-    """Put the counterpart, where ``convert`` has one, in place of each module; none when a single one is refused."""
+    """Replace every module that has a counterpart, or none at all if one is refused.
+
+    Args:
+        module: The module whose children are replaced.
+        convert: Returns the counterpart of a module, None if it stays, or raises ``_NoCounterpartError``.
+        error: The type of the error that lists the problems.
+    """
     made: dict[int, nn.Module] = {}
     replaced: dict[str, nn.Module] = {}
     problems: list[str] = []
-    for name, part in module.named_modules(remove_duplicate=False):
+    for name, child in module.named_modules(remove_duplicate=False):
         if name.startswith(tuple(f"{outer}." for outer in replaced)) or (name and "" in replaced):
-            continue  # inside one that is replaced as a whole
+            continue  # it is inside a module that is replaced as a whole
         try:
-            new = made.get(id(part)) or convert(part)
-        except _UnlikeError as unlike:
-            problems += [f"{name or type(part).__name__}: {problem}" for problem in unlike.problems]
-            new = part
+            new = made.get(id(child)) or convert(child)
+        except _NoCounterpartError as refused:
+            problems += [f"{name or type(child).__name__}: {problem}" for problem in refused.problems]
+            new = child
         if new is not None:
-            made[id(part)] = replaced[name] = new
+            made[id(child)] = replaced[name] = new
     if problems:
         raise error(describe_problems(type(module).__name__, problems))
     for name, new in replaced.items():
@@ -116,28 +133,28 @@ def _replace_all(
 # --- from theirs ---
 
 
-def _to_ours(part: nn.Module, toolkit: Any) -> nn.Module | None:
-    if isinstance(part, toolkit.TensorQuantizer):
-        return _quantizer(*_read(part))
-    own = [getattr(part, f"_{slot}_quantizer", None) for slot in QuantLinear.slots]
-    if not isinstance(part, nn.Linear) or not all(isinstance(q, toolkit.TensorQuantizer) for q in own):
+def _to_ours(module: nn.Module, toolkit: Any) -> nn.Module | None:
+    if isinstance(module, toolkit.TensorQuantizer):
+        return _quantizer(*_read(module))
+    own = [getattr(module, f"_{slot}_quantizer", None) for slot in QuantLinear.slots]
+    if not isinstance(module, nn.Linear) or not all(isinstance(q, toolkit.TensorQuantizer) for q in own):
         return None
-    linear, problems = QuantLinear.from_float(part), []
+    linear, problems = QuantLinear.from_float(module), []
     for slot, quantizer in zip(QuantLinear.slots, own, strict=True):
-        weight = part.weight if slot == "weight" else None
+        weight = module.weight if slot == "weight" else None
         try:
             spec, amax = _read(quantizer, weight=weight, one_range=weight is None)
-        except _UnlikeError as unlike:
-            problems += [f"{slot}: {problem}" for problem in unlike.problems]
+        except _NoCounterpartError as refused:
+            problems += [f"{slot}: {problem}" for problem in refused.problems]
         else:
             linear.add_module(f"{slot}_quantizer", _quantizer(spec, amax))
     if problems:
-        raise _UnlikeError(*problems)
+        raise _NoCounterpartError(*problems)
     return linear
 
 
 def _quantizer(spec: QuantSpec | None, amax: Tensor | None) -> Quantizer:
-    """Our quantizer, switched on where it has something to do."""
+    """Make our quantizer, which is switched on if it has a spec."""
     ours = Quantizer(spec, shape=() if amax is None else tuple(amax.shape))
     if amax is not None:
         ours.to(amax.device)
@@ -149,15 +166,18 @@ def _quantizer(spec: QuantSpec | None, amax: Tensor | None) -> Quantizer:
 def _read(
     theirs: Any, *, weight: Tensor | None = None, one_range: bool = False
 ) -> tuple[QuantSpec | None, Tensor | None]:
-    """Spec and range of a TensorQuantizer; no spec when it passes its input on, no range when that is dynamic.
+    """Read a TensorQuantizer.
 
     Args:
-        theirs: the quantizer.
-        weight: what it quantizes, where that is known.
-        one_range: whether it may have no axis.
+        theirs: The quantizer.
+        weight: The weight that it quantizes, if that is known.
+        one_range: Whether it must have one range for the whole tensor.
+
+    Returns:
+        The spec, or None if the quantizer passes its input on; and the range, or None if it is dynamic.
 
     Raises:
-        _UnlikeError: it has no counterpart.
+        _NoCounterpartError: The quantizer has no counterpart.
     """
     amax: Tensor | None = theirs._buffers.get("_amax")
     if theirs._disabled or not (theirs._if_quant or theirs._if_calib):
@@ -174,6 +194,7 @@ def _read(
         }.items()
         if holds
     ]
+    # Once there is a range, its shape decides about the axis, not the descriptor.
     axis = theirs._axis if amax is None else _axis_of(amax)
     axis = axis[0] if isinstance(axis, tuple | list) and len(axis) == 1 else axis
     if not (axis is None or (isinstance(axis, int) and axis >= 0)):
@@ -193,7 +214,8 @@ def _read(
         spec = QuantSpec(
             bits=theirs._num_bits,
             signed=not theirs._unsigned,
-            narrow_range=bool(theirs._narrow_range and not theirs._unsigned),  # which it leaves out of account
+            # pytorch-quantization ignores narrow_range for unsigned integers.
+            narrow_range=bool(theirs._narrow_range and not theirs._unsigned),
             granularity=PerTensor() if axis is None else PerAxis(axis),
             dynamic=amax is None,
             arithmetic=_ARITHMETIC,
@@ -201,18 +223,18 @@ def _read(
     except RecipeError as error:
         problems.append(str(error))
     if problems:
-        raise _UnlikeError(*problems)
+        raise _NoCounterpartError(*problems)
     return spec, None if amax is None else amax.detach().float().reshape([] if axis is None else [-1])
 
 
 def _axis_of(amax: Tensor) -> int | tuple[int, ...] | None:
-    """The axes that keep ranges of their own, from the shape; what the descriptor says no longer counts."""
+    """Return the axes with more than one range. Once there is a range, the descriptor's axis no longer counts."""
     axes = tuple(index for index, size in enumerate(amax.shape) if size != 1)
     return axes if len(axes) > 1 else next(iter(axes), None)
 
 
 def _from_qdqbert(module: Any, toolkit: Any) -> Model:
-    """Our QDQBERT with the weights of a live one, its quantizers one by one."""
+    """Convert a QDQBERT of transformers, one quantizer after the other."""
     values = {name: value for name, value in module.config.to_dict().items() if name not in _PASSING}
     name = type(module).__name__
     model = construct(configure("qdqbert", **values, architectures=[name]))
@@ -222,12 +244,12 @@ def _from_qdqbert(module: Any, toolkit: Any) -> Model:
     load_weights(model, weights, source=name, dtype=next(module.parameters()).dtype)
     wrap(model)
     prefix = prefix_of(model)
-    known = {f"{prefix}{place}": slot for slot, place in places(model).items()}
+    known = {f"{prefix}{name}": slot for slot, name in qdqbert_names(model).items()}
     specs: dict[Slot, QuantSpec | None] = dict.fromkeys(slots(model))
     amax: dict[Slot, Tensor] = {}
     problems: list[str] = []
-    for path, part in module.named_modules():
-        if not isinstance(part, toolkit.TensorQuantizer):
+    for path, child in module.named_modules():
+        if not isinstance(child, toolkit.TensorQuantizer):
             continue
         slot = known.get(path)
         if slot is None:
@@ -235,9 +257,9 @@ def _from_qdqbert(module: Any, toolkit: Any) -> Model:
             continue
         weight = model.get_parameter(f"{slot.module}.weight") if slot.name == "weight" else None
         try:
-            specs[slot], range_ = _read(part, weight=weight, one_range=weight is None)
-        except _UnlikeError as unlike:
-            problems += [f"{path}: {problem}" for problem in unlike.problems]
+            specs[slot], range_ = _read(child, weight=weight, one_range=weight is None)
+        except _NoCounterpartError as refused:
+            problems += [f"{path}: {problem}" for problem in refused.problems]
             continue
         if range_ is not None:
             amax[slot] = range_
@@ -250,30 +272,31 @@ def _from_qdqbert(module: Any, toolkit: Any) -> Model:
 # --- to theirs ---
 
 
-def _to_theirs(part: nn.Module, toolkit: Any) -> nn.Module | None:
-    if isinstance(part, Quantizer):
-        return _tensor_quantizer(part, toolkit)
-    if not isinstance(part, tuple(WRAPPED.values())):
+def _to_theirs(module: nn.Module, toolkit: Any) -> nn.Module | None:
+    if isinstance(module, Quantizer):
+        return _tensor_quantizer(module, toolkit)
+    if not isinstance(module, tuple(WRAPPED.values())):
         return None
-    if not isinstance(part, QuantLinear):
-        if all(quantizer.spec is None for _, quantizer in quantizers(part)):
-            return part
-        raise _UnlikeError(f"pytorch-quantization has no counterpart of a quantized {type(part).__name__}")
+    if not isinstance(module, QuantLinear):
+        if all(quantizer.spec is None for _, quantizer in quantizers(module)):
+            return module
+        raise _NoCounterpartError(f"pytorch-quantization has no counterpart of a quantized {type(module).__name__}")
     pair, problems = {}, []
-    for slot in part.slots:
+    for slot in module.slots:
         try:
-            quantizer = getattr(part, f"{slot}_quantizer")
-            pair[slot] = _tensor_quantizer(quantizer, toolkit, weight=part.weight if slot == "weight" else None)
-        except _UnlikeError as unlike:
-            problems += [f"{slot}: {problem}" for problem in unlike.problems]
+            quantizer = getattr(module, f"{slot}_quantizer")
+            pair[slot] = _tensor_quantizer(quantizer, toolkit, weight=module.weight if slot == "weight" else None)
+        except _NoCounterpartError as refused:
+            problems += [f"{slot}: {problem}" for problem in refused.problems]
     if problems:
-        raise _UnlikeError(*problems)
-    linear = toolkit.QuantLinear(1, 1, bias=part.bias is not None)
-    linear.in_features, linear.out_features = part.in_features, part.out_features
-    linear.weight, linear.bias = part.weight, part.bias
+        raise _NoCounterpartError(*problems)
+    # A tiny layer, whose sizes and parameters are then replaced: a large one would be initialized in vain.
+    linear = toolkit.QuantLinear(1, 1, bias=module.bias is not None)
+    linear.in_features, linear.out_features = module.in_features, module.out_features
+    linear.weight, linear.bias = module.weight, module.bias
     linear._input_quantizer, linear._weight_quantizer = pair["input"], pair["weight"]
     assert isinstance(linear, nn.Linear)
-    return linear.train(part.training)
+    return linear.train(module.training)
 
 
 def _tensor_quantizer(ours: Quantizer, toolkit: Any, *, weight: Tensor | None = None) -> nn.Module:
@@ -285,7 +308,7 @@ def _tensor_quantizer(ours: Quantizer, toolkit: Any, *, weight: Tensor | None = 
         amax = None if ours.range is None else ours.range.amax.reshape(())
     else:
         if problems := _inexpressible(ours, spec, weight):
-            raise _UnlikeError(*problems)
+            raise _NoCounterpartError(*problems)
         axis = spec.axis if weight is None or spec.axis is None else spec.axis % weight.dim()
         descriptor = QuantDescriptor(
             num_bits=spec.bits, axis=axis, unsigned=not spec.signed, narrow_range=spec.narrow_range
@@ -302,15 +325,15 @@ def _tensor_quantizer(ours: Quantizer, toolkit: Any, *, weight: Tensor | None = 
 def _inexpressible(ours: Quantizer, spec: QuantSpec, weight: Tensor | None) -> list[str]:
     problems = []
     if not spec.symmetric or spec.middle:
-        problems.append(f"{spec}: pytorch-quantization knows symmetric ranges around a zero point of 0")
+        problems.append(f"{spec}: pytorch-quantization has only symmetric ranges with a zero point of 0")
     if spec.is_float8:
-        problems.append(f"{spec}: integers alone are exchanged with pytorch-quantization")
+        problems.append(f"{spec}: pytorch-quantization has only integers")
     if not isinstance(spec.granularity, PerTensor | PerAxis):
         problems.append(f"{spec}: pytorch-quantization has no granularity {spec.granularity}")
     if spec.learned_scale:
-        problems.append(f"{spec}: a trained scale has no counterpart")
+        problems.append(f"{spec}: pytorch-quantization has no trained scales")
     if not ours.is_calibrated:
         problems.append("not calibrated")
     if spec.axis is not None and not spec.dynamic and weight is None:
-        problems.append(f"{spec}: whose tensor has an unknown number of axes")
+        problems.append(f"{spec}: the number of axes of its tensor is unknown")
     return problems

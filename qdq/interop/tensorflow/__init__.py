@@ -1,6 +1,6 @@
-"""Checkpoints of TensorFlow (Google's BERT, ALBERT and REALM) to models of ours.
+"""Convert checkpoints of TensorFlow: BERT, ALBERT and REALM of Google.
 
-convert.convert("model.ckpt")          a file, read by TensorFlow itself (the extra ``tensorflow``)
-convert.from_variables(arrays, ...)    what has been read
-reader.read_variables("model.ckpt")    needs nothing of ours but this file, and no torch
+convert.convert("model.ckpt")          # convert a checkpoint; needs the extra ``tensorflow``
+convert.from_variables(arrays, ...)    # convert variables that are in memory
+reader.read_variables("model.ckpt")    # read a checkpoint with TensorFlow and without PyTorch
 """

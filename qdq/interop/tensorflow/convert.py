@@ -1,4 +1,4 @@
-"""A checkpoint of TensorFlow to a model of ours."""
+"""Convert a checkpoint of TensorFlow."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["convert", "from_variables"]
 
+_FAMILIES = ("bert", "qdqbert", "albert", "megatron-bert", "realm")
+"""Families whose checkpoints the programs of Google and NVIDIA write."""
+
 _CONFIGS = ("config.json", "bert_config.json", "albert_config.json")
 
 
@@ -32,19 +35,22 @@ def convert(
     task: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Converted:
-    """Our model of a checkpoint of TensorFlow.
+    """Convert a checkpoint of TensorFlow.
 
     Args:
-        source: prefix of the checkpoint's files, one of them, or a directory with one checkpoint.
-        config: JSON with the sizes; by default the config.json, bert_config.json or albert_config.json beside it.
-        model_type: the family; by default what the configuration says, else albert where it has ALBERT's fields, else
-            bert.
-        task: of the model; by default the one that uses all heads there are.
-        overrides: fields of the configuration that win over the file's.
+        source: The common prefix of the checkpoint's files, one of the files, or a directory with one checkpoint.
+        config: A JSON file with the sizes; by default config.json, bert_config.json or albert_config.json beside the
+            checkpoint.
+        model_type: The family; by default that of the configuration, or albert if it has ALBERT's fields, or bert.
+        task: The task of the model; by default the one that uses all heads of the checkpoint.
+        overrides: Fields of the configuration that override those of the file.
+
+    Returns:
+        The model and the report.
 
     Raises:
-        CheckpointError: a damaged checkpoint, or variables that are unknown, missing or of another shape.
-        ConfigError: no configuration, or one that cannot be followed.
+        CheckpointError: The checkpoint is damaged, or variables are unknown, missing or of another shape.
+        ConfigError: There is no configuration, or it is not supported.
         MissingPackageError: TensorFlow is not installed.
     """
     prefix = checkpoint_prefix(source)
@@ -52,19 +58,17 @@ def convert(
     said = model_type or values.pop("model_type", None) or ("albert" if "embedding_size" in values else "bert")
     values.pop("model_type", None)
     values |= overrides or {}
-    family_of(said)  # a name that is unknown is better told before a large file is read
+    family_of(said)  # an unknown family is reported before a large file is read
     return from_variables(read_variables(prefix), said, values, task=task, source=str(prefix))
 
 
-def _read_config(place: Path) -> dict[str, Any]:
-    if place.is_dir():
-        found = [place / name for name in _CONFIGS if (place / name).is_file()]
+def _read_config(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        found = [path / name for name in _CONFIGS if (path / name).is_file()]
         if not found:
-            raise ConfigError(
-                f"{place}: none of {', '.join(_CONFIGS)} is there: name the configuration (--config FILE)"
-            )
-        place = found[0]
-    return read_json(place, error=ConfigError)
+            raise ConfigError(f"{path}: none of {', '.join(_CONFIGS)} is there: name the configuration (--config FILE)")
+        path = found[0]
+    return read_json(path, error=ConfigError)
 
 
 def from_variables(
@@ -75,25 +79,29 @@ def from_variables(
     task: str | None = None,
     source: str = "checkpoint",
 ) -> Converted:
-    """Our model of variables that have been read.
+    """Convert variables that have been read.
 
     Args:
-        variables: by TensorFlow's names.
-        model_type: the family.
-        values: of the configuration, under upstream's names.
-        task: of the model; by default the one that uses all heads there are.
-        source: what messages call the checkpoint.
+        variables: The variables by their names in TensorFlow.
+        model_type: The family.
+        values: The fields of the configuration with the names of transformers.
+        task: The task of the model; by default the one that uses all heads of the checkpoint.
+        source: The name of the checkpoint, for messages.
+
+    Returns:
+        The model and the report.
 
     Raises:
-        CheckpointError: variables that are unknown, missing or of another shape.
-        ConfigError: values that cannot be followed, or a family that TensorFlow's names are not known for.
+        CheckpointError: Variables are unknown, missing or of another shape.
+        ConfigError: A value is not supported, or the family has no checkpoints of TensorFlow.
     """
-    if model_type == "roberta-prelayernorm":
-        raise ConfigError("there are no TensorFlow checkpoints of roberta-prelayernorm")
+    if model_type not in _FAMILIES:
+        raise ConfigError(f"there are no TensorFlow checkpoints of {model_type}")
     report = Conversion(source, "tensorflow")
     task = task or _task(variables.keys(), model_type)
     if task not in family_of(model_type).tasks:
         raise ConfigError(f"task is '{task}', '{model_type}' has {', '.join(family_of(model_type).tasks)}")
+    # The number of labels is only known from the shape of the classifier.
     if task in ("sequence-classification", "token-classification") and "output_weights" in variables:
         values = {"num_labels": len(variables["output_weights"]), **values}
     config = configure(model_type, **values)
@@ -103,12 +111,12 @@ def from_variables(
     for name, array in variables.items():
         shape = tuple(array.shape)
         if NOT_A_WEIGHT & {*name.split("/")}:
-            report.skipped.append(Skipped(name, "state of the optimizer, no weight", shape))
+            report.skipped.append(Skipped(name, "optimizer state, not a weight", shape))
             continue
         key = key_of(name, model_type, task)
         if key is None:
             if any(key_of(name, model_type, other) is not None for other in elsewhere):
-                report.skipped.append(Skipped(name, "of another part of the model: choose it by the task", shape))
+                report.skipped.append(Skipped(name, "of another component of the model: choose it by the task", shape))
             else:
                 report.problems.append(f"{name} is unknown")
         elif key in state:
@@ -117,7 +125,7 @@ def from_variables(
             report.problems.append(f"{name} is {array.dtype}, must be floating point")
         else:
             turned = needs_transposing(name)
-            # A copy: TensorFlow keeps its own memory, and a transposed array is not contiguous.
+            # A copy, because TensorFlow owns the memory and a transposed array is not contiguous.
             state[key] = torch.tensor(array.T.copy() if turned else array)
             report.mapped.append(Mapped(name, shape, (key,), "transposed" if turned else ""))
     report.check()
@@ -125,7 +133,7 @@ def from_variables(
 
 
 def _task(names: Collection[str], model_type: str) -> str:
-    """The task that uses all heads there are."""
+    """Return the task that uses all heads of the checkpoint."""
 
     def has(beginning: str) -> bool:
         return any(name.startswith((beginning, f"module/{beginning}")) for name in names)

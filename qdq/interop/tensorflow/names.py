@@ -1,8 +1,8 @@
-"""From names of TensorFlow's variables to upstream's keys.
+"""Translate the names of TensorFlow's variables to the keys of transformers.
 
-A name is a path of scopes, ``bert/encoder/layer_0/attention/self/query/kernel``, chosen so that the modules of upstream
-bear the names of the scopes. What differs is in tables here: ALBERT's scopes count from older code, REALM's modules
-were nested in others.
+A name is a path of scopes such as ``bert/encoder/layer_0/attention/self/query/kernel``, and the modules of transformers
+have the names of the scopes. The tables list the exceptions: ALBERT's scopes have numbers of older code, and REALM's
+modules were nested in others.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["NOT_A_WEIGHT", "key_of", "needs_transposing"]
 
+#: The scopes of an optimizer, and the number of its steps.
 NOT_A_WEIGHT = frozenset({"adam_v", "adam_m", "AdamWeightDecayOptimizer", "AdamWeightDecayOptimizer_1", "global_step"})
-"""Scopes of an optimizer, and the count of its steps."""
 
 _LEAVES = {"kernel": "weight", "gamma": "weight", "output_weights": "weight", "output_bias": "bias", "beta": "bias"}
 
-# In this order, wherever they stand in the name.
+# Replaced in this order, anywhere in the name.
 _ALBERT = (
     ("module/", ""),
     ("ffn_1", "ffn"),
@@ -44,7 +44,7 @@ _ALBERT = (
     ("seq_relationship/output_", "sop_classifier/classifier/"),
 )
 
-# Beginnings of names, the first that fits; by our task.
+# Beginnings of names by task; the first that fits is replaced.
 _READER = (
     ("reader/module/bert/", "realm/"),
     ("reader/module/cls/", "cls/"),
@@ -72,10 +72,15 @@ _REALM = {
 
 
 def key_of(name: str, model_type: str, task: str) -> str | None:
-    """Upstream's key of a variable in a model of a family and task; None for a variable of another part.
+    """Return the key of a variable in transformers, or None for a variable of another component.
 
-    ALBERT's and REALM's names are rewritten first. Then numbers are taken off scopes (``layer_0`` is ``layer.0``), and
-    the last scope becomes weight or bias.
+    First the names of ALBERT and REALM are rewritten by the tables. Then numbers become scopes of their own
+    (``layer_0`` becomes ``layer.0``), and the last scope becomes weight or bias.
+
+    Args:
+        name: The name of the variable.
+        model_type: The family.
+        task: The task of the model.
     """
     if model_type == "realm":
         begins = next((pair for pair in _REALM.get(task, ()) if name.startswith(pair[0])), None)
@@ -90,25 +95,25 @@ def key_of(name: str, model_type: str, task: str) -> str | None:
     return ".".join(_with_leaf(_scopes(name.split("/")), task))
 
 
-def _scopes(parts: Sequence[str]) -> list[str]:
-    """Scopes with their numbers as scopes of their own."""
+def _scopes(scopes: Sequence[str]) -> list[str]:
+    """Return the scopes with their numbers as scopes of their own."""
     found: list[str] = []
-    for part in parts:
-        numbered = re.fullmatch(r"([A-Za-z]+)_(\d+)", part)
-        found += numbered.groups() if numbered else [part]
+    for scope in scopes:
+        numbered = re.fullmatch(r"([A-Za-z]+)_(\d+)", scope)
+        found += numbered.groups() if numbered else [scope]
     return found
 
 
-def _with_leaf(parts: list[str], task: str) -> list[str]:
-    *scopes, last = parts
+def _with_leaf(scopes: list[str], task: str) -> list[str]:
+    *outer, last = scopes
     if last.endswith("_embeddings"):
-        return [*parts, "weight"]
-    # A classifier at the very root, as run_classifier.py has it; or below cls/squad.
-    if last in ("output_weights", "output_bias") and scopes in ([], ["cls", "squad"]):
-        scopes = ["qa_outputs" if task == "question-answering" else "classifier"]
-    return [*scopes, _LEAVES.get(last, last)]
+        return [*scopes, "weight"]
+    # A classifier is at the root in run_classifier.py, and below cls/squad in run_squad.py.
+    if last in ("output_weights", "output_bias") and outer in ([], ["cls", "squad"]):
+        outer = ["qa_outputs" if task == "question-answering" else "classifier"]
+    return [*outer, _LEAVES.get(last, last)]
 
 
 def needs_transposing(name: str) -> bool:
-    """Whether the array is stored as ``[in, out]``."""
+    """Return whether the array is stored as ``(in, out)`` and has to be transposed."""
     return name.rpartition("/")[2] == "kernel"

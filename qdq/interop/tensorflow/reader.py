@@ -1,4 +1,4 @@
-"""The variables in a checkpoint of TensorFlow, read by TensorFlow."""
+"""Read the variables of a checkpoint with TensorFlow."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ __all__ = ["checkpoint_prefix", "read_variables"]
 
 
 def checkpoint_prefix(source: str | Path) -> Path:
-    """What TensorFlow calls a checkpoint: the common beginning of its files' names, ``model.ckpt`` or ``...-1000``.
+    """Return the common prefix of a checkpoint's files, which TensorFlow calls the checkpoint, such as ``model.ckpt``.
 
     Args:
-        source: the prefix, its ``.index`` or ``.meta`` file, or a directory that holds one checkpoint.
+        source: The prefix, the ``.index`` or ``.meta`` file, or a directory with one checkpoint.
 
     Raises:
-        CheckpointError: there is none, or a directory holds several.
+        CheckpointError: There is no checkpoint, or the directory has several.
     """
     path = Path(source)
     if path.is_dir():
         found = sorted(path.glob("*.index"))
         if not found:
-            raise CheckpointError(f"{path}: no checkpoint of TensorFlow there: no file *.index")
+            raise CheckpointError(f"{path}: no checkpoint of TensorFlow: there is no file *.index")
         if len(found) > 1:
             names = ", ".join(file.name.removesuffix(".index") for file in found)
-            raise CheckpointError(f"{path}: holds several checkpoints, name one of them: {names}")
+            raise CheckpointError(f"{path}: has several checkpoints; name one of them: {names}")
         return found[0].with_suffix("")
     if path.suffix in (".index", ".meta"):
         path = path.with_suffix("")
@@ -40,14 +40,17 @@ def checkpoint_prefix(source: str | Path) -> Path:
 
 
 def read_variables(source: str | Path) -> dict[str, NDArray[Any]]:
-    """All variables by name.
+    """Read all variables by name.
+
+    Args:
+        source: See :func:`checkpoint_prefix`.
 
     Raises:
-        CheckpointError: no checkpoint, or a damaged one.
+        CheckpointError: There is no checkpoint, or it is damaged.
         MissingPackageError: TensorFlow is not installed.
     """
     prefix = checkpoint_prefix(source)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it would greet the user from C
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow would otherwise log its start to stderr
     try:
         from tensorflow.train import load_checkpoint
     except ImportError as error:

@@ -1,7 +1,7 @@
 """Wrapped modules: float modules with quantizers in named slots.
 
-``WRAPPED`` is the registry, looked up by exact type: a subclass of ``nn.Linear`` may compute something else, and a
-wrapped module must not be wrapped again. To add one: write the class beside these, and give it a line here.
+``WRAPPED`` is the registry. It is looked up by exact type, because a subclass of ``nn.Linear`` may compute something
+else, and a wrapped module must not be wrapped again. To add one, write the class in this package and add a line here.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ __all__ = ["QuantAdd"]
 class QuantAdd(Add):
     """``y = q_input(branch) + q_other(residual)``.
 
-    Slots: ``input`` on the branch, ``other`` on the residual, both ``(batch, seq, hidden)``. What the transform of the
-    residual shifts away is added to the sum.
+    Slots: ``input`` for the branch, ``other`` for the residual, both ``(batch, seq, hidden)``. The shift that the
+    transform of the residual subtracts is added again to the sum.
     """
 
     slots: ClassVar[tuple[str, ...]] = ("input", "other")
@@ -28,14 +28,14 @@ class QuantAdd(Add):
 
     @classmethod
     def from_float(cls, module: nn.Module) -> Self:
-        """The same addition."""
+        """Return a wrapped addition."""
         assert isinstance(module, Add)
         wrapped = cls()
         add_slots(wrapped, cls.slots, training=module.training)
         return wrapped
 
     def forward(self, input: Tensor, other: Tensor) -> Tensor:  # noqa: A002 (torch's name)
-        """``(batch, seq, hidden)`` twice -> the same shape."""
+        """Return the sum of two tensors ``(batch, seq, hidden)``."""
         transform = self.other_quantizer.transform
         branch, residual = self.input_quantizer(input), self.other_quantizer(other)
         if transform is not None and transform.shift is not None:

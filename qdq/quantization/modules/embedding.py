@@ -1,4 +1,4 @@
-"""A look-up table with quantized entries."""
+"""An embedding table with quantized entries."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["QuantEmbedding"]
 
 
 class QuantEmbedding(nn.Embedding):
-    """``y = q_weight(W)[ids]``. Slot: ``weight`` on ``(entries, hidden)``."""
+    """``y = q_weight(W)[ids]``. Slot: ``weight`` for ``(entries, hidden)``."""
 
     slots: ClassVar[tuple[str, ...]] = ("weight",)
     weight_quantizer: Quantizer
 
     @classmethod
     def from_float(cls, module: nn.Module) -> Self:
-        """Share the table of an ``nn.Embedding``."""
+        """Return a wrapped embedding that shares the table."""
         assert isinstance(module, nn.Embedding)
         with Uninitialized():
             wrapped = cls(module.num_embeddings, module.embedding_dim, module.padding_idx, device="meta")
@@ -37,9 +37,9 @@ class QuantEmbedding(nn.Embedding):
         return wrapped
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
-        """``(batch, seq)`` -> ``(batch, seq, hidden)``."""
+        """Return ``(batch, seq, hidden)`` for ids ``(batch, seq)``."""
         quantizer = self.weight_quantizer
-        # The table is large and a call reads little of it. A graph that is being captured keeps it whole, for export.
+        # A call reads only a few rows of a large table, so quantize those. An exported graph needs the whole table.
         by_row = quantizer.mode is Mode.QUANTIZE and not torch.compiler.is_compiling() and self.max_norm is None
         rows = F.embedding(
             input,

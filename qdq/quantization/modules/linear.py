@@ -20,13 +20,17 @@ __all__ = ["QuantLinear"]
 class QuantLinear(nn.Linear):
     """``y = q_input(x) @ q_weight(W).T + bias``; the bias stays float.
 
-    Slots: ``input`` on ``(batch, seq, in)``, ``weight`` on ``(out, in)``. ``reader`` is its number among the modules
-    that share the input quantizer.
+    Slots: ``input`` for ``(batch, seq, in)``, ``weight`` for ``(out, in)``.
 
-    What a transform takes from the input comes back through the bias: with the input's ``shift`` and ``factor`` and the
-    weight's ``rows``, the bias is ``rows * b + T(W) @ (factor * shift)``, T(W) being the transformed weight.
-    ``bias_correction`` ``(out,)``, float32 or None, makes good what quantization does to the mean of the output; it
-    counts only while the layer quantizes.
+    What a transform subtracts from the input is added again through the bias. With the input's ``shift`` and
+    ``smoothing_scale`` and the weight's ``row_scale``, the bias is
+    ``row_scale * b + T(W) @ (smoothing_scale * shift)``, where T(W) is the transformed weight.
+
+    Attributes:
+        bias_correction: ``(out,)``, float32, or None. It corrects the change of the mean output by quantization, and is
+            used only while the layer quantizes.
+        reader: The number of this module among those that share the input quantizer.
+        is_folded: Whether the bias includes all of the above; see :mod:`qdq.quantization.fold`.
     """
 
     slots: ClassVar[tuple[str, ...]] = ("input", "weight")
@@ -34,11 +38,11 @@ class QuantLinear(nn.Linear):
     weight_quantizer: Quantizer
     bias_correction: Tensor | None
     reader: int = 0
-    is_folded: bool = False  # the bias holds all of that already; see qdq.quantization.fold
+    is_folded: bool = False
 
     @classmethod
     def from_float(cls, module: nn.Module) -> Self:
-        """Share the Parameters of an ``nn.Linear``: tied weights stay tied, optimizers keep what they hold."""
+        """Return a wrapped layer that shares the Parameters, so that tied weights and optimizers still work."""
         assert isinstance(module, nn.Linear)
         with Uninitialized():
             wrapped = cls(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
@@ -48,19 +52,22 @@ class QuantLinear(nn.Linear):
         return wrapped
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
-        """``(batch, seq, in)`` -> ``(batch, seq, out)``."""
+        """Return ``(batch, seq, out)`` for ``(batch, seq, in)``."""
         return F.linear(self.input_quantizer(input, self.reader), self.weight_quantizer(self.weight), self.whole_bias())
 
     def whole_bias(self) -> Tensor | None:
-        """The bias with what transforms and correction add to it, ``(out,)``; computed anew, for weights may change."""
+        """Return the bias with what transforms and correction add to it, ``(out,)``.
+
+        It is computed in each call, because training changes the weights.
+        """
         bias: Tensor | None = self.bias
         if self.is_folded:
             return bias
         of_input, of_weight = self.input_quantizer.transform, self.weight_quantizer.transform
-        if bias is not None and of_weight is not None and of_weight.rows is not None:
-            bias = bias * of_weight.rows.to(bias.dtype)
+        if bias is not None and of_weight is not None and of_weight.row_scale is not None:
+            bias = bias * of_weight.row_scale.to(bias.dtype)
         if of_input is not None and of_input.shift is not None:
-            shift = of_input.shift if of_input.factor is None else of_input.shift * of_input.factor
+            shift = of_input.shift if of_input.smoothing_scale is None else of_input.shift * of_input.smoothing_scale
             weight = self.weight if of_weight is None else of_weight(self.weight)
             constant = F.linear(shift.to(weight.dtype), weight)
             bias = constant if bias is None else bias + constant
@@ -71,5 +78,5 @@ class QuantLinear(nn.Linear):
 
     @property
     def quantizes(self) -> bool:
-        """Whether input or weight are being rounded."""
+        """Whether the input or the weight is quantized."""
         return Mode.QUANTIZE in (self.input_quantizer.mode, self.weight_quantizer.mode)

@@ -1,4 +1,4 @@
-"""A product of two activations with both quantized."""
+"""A matrix product of two activations with both operands quantized."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["QuantMatMul"]
 
 
 class QuantMatMul(MatMul):
-    """``y = q_input(a) @ q_other(b)``, b transposed after it is quantized where the float module transposes.
+    """``y = q_input(a) @ q_other(b)``; if the float module transposes b, it is transposed after quantization.
 
-    Slots: ``input`` on ``(batch, heads, seq, k)``, ``other`` on the second operand.
+    Slots: ``input`` for the first operand ``(batch, heads, seq, k)``, ``other`` for the second one.
     """
 
     slots: ClassVar[tuple[str, ...]] = ("input", "other")
@@ -27,12 +27,12 @@ class QuantMatMul(MatMul):
 
     @classmethod
     def from_float(cls, module: nn.Module) -> Self:
-        """The same product."""
+        """Return a wrapped product."""
         assert isinstance(module, MatMul)
         wrapped = cls(transpose_other=module.transpose_other)
         add_slots(wrapped, cls.slots, training=module.training)
         return wrapped
 
     def forward(self, input: Tensor, other: Tensor) -> Tensor:  # noqa: A002 (torch's name)
-        """Two operands of ``torch.matmul``."""
+        """Return the product of two operands of ``torch.matmul``."""
         return super().forward(self.input_quantizer(input), self.other_quantizer(other))

@@ -1,4 +1,4 @@
-"""Scales of weights: they follow from the weight itself, no data is needed."""
+"""Scales of weights, which follow from the weights themselves without data."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ __all__ = ["set_weight_scale", "weight_range"]
 
 
 def weight_range(weight: Tensor, spec: QuantSpec) -> Range:
-    """The largest range that a weight needs, for every scale of ``spec``.
+    """Return the range of a weight for every scale of ``spec``.
 
-    With ``overflow_safe``, two neighbours of one sign share the magnitude: their integers then add up to 127 at most,
-    128 after rounding, and 255 * 128 = 32,640 is the last multiple of 255 that int16 holds. The pairs are neighbours on
-    the last axis; both alignments are counted, so that it does not matter where a kernel starts.
+    With ``overflow_safe``, amax is at least the magnitude of the sum of any two neighbours on the last axis. Their
+    integers then add up to at most 127, or 128 after rounding. 255 * 128 = 32,640 is the last multiple of 255 that
+    int16 can hold. All neighbours count, so that it does not matter where the pairs of a kernel start.
 
     Args:
         weight: ``(out, in)``.
-        spec: what to quantize it to.
+        spec: How to quantize it.
 
     Returns:
-        float32, of the shape ``spec.scale_shape(weight.shape)``.
+        A range of float32 tensors of shape ``spec.scale_shape(weight.shape)``.
     """
     lower, upper = value_range(weight, spec)
     amax = torch.maximum(lower.abs(), upper.abs())
     if spec.overflow_safe and weight.shape[-1] > 1:
+        # The sum of two neighbours of opposite signs is no larger than the larger one, so it changes nothing.
         pairs = weight.detach().to(torch.float32)
         low, high = value_range(pairs[..., 1:] + pairs[..., :-1], spec)
         amax = torch.maximum(amax, torch.maximum(low.abs(), high.abs()))
@@ -42,12 +43,16 @@ def weight_range(weight: Tensor, spec: QuantSpec) -> Range:
 
 
 def set_weight_scale(quantizer: Quantizer, weight: Tensor) -> None:
-    """Scale and zero_point of ``quantizer`` from ``weight``, transformed as it says: max ranges, as its spec says.
+    """Set the scale and zero point of a quantizer from a weight, which its transform is applied to first.
 
-    A rounding that was chosen for the scale before is given up.
+    A rounding that was chosen for the previous scale is removed.
+
+    Args:
+        quantizer: The quantizer of the weight.
+        weight: The weight.
 
     Raises:
-        CalibrationError: when weights are NaN or infinite.
+        CalibrationError: Weights are NaN or infinite.
     """
     quantizer.rounding = None
     if quantizer.spec is None:

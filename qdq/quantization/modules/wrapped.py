@@ -1,4 +1,4 @@
-"""What every wrapped module has in common."""
+"""The interface of wrapped modules."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Wrapped(Protocol):
 
     @classmethod
     def from_float(cls, module: nn.Module) -> Self:
-        """The wrapped twin of ``module``: shares its Parameters, every slot empty."""
+        """Return the wrapped version of a float module, which shares its Parameters and has empty slots."""
         ...
 
 
 def add_slots(module: nn.Module, slots: tuple[str, ...], *, training: bool) -> None:
-    """Put an empty quantizer into each slot and take over the training flag."""
+    """Add a quantizer without a spec for each slot, and set the training flag."""
     for slot in slots:
         module.add_module(f"{slot}_quantizer", Quantizer())
     module.train(training)

@@ -62,7 +62,7 @@ class TestFuse:
         model = calibrated()
         before, old = ranges(model), scales(model)
         changed = [str(slot) for slot in fuse_qkv(model)]
-        names = [[f"encoder.layers.{layer}.attention.{place}" for place in PRODUCTS] for layer in (0, 1)]
+        names = [[f"encoder.layers.{layer}.attention.{slot}" for slot in PRODUCTS] for layer in (0, 1)]
         assert changed == [name for layer in names for name in layer]
         after, new = ranges(model), scales(model)
         for layer in names:
@@ -81,8 +81,8 @@ class TestFuse:
             attention = model.get_submodule(f"encoder.layers.{layer}.attention")
             assert isinstance(attention, nn.Module)
             largest = max(attention.get_submodule(name).weight.abs().max().item() for name in ("query", "key", "value"))
-            for place in WEIGHTS:
-                name = f"encoder.layers.{layer}.attention.{place}"
+            for slot in WEIGHTS:
+                name = f"encoder.layers.{layer}.attention.{slot}"
                 assert name in changed
                 assert quantizer(model, name).scale.item() == pytest.approx(largest / 127, rel=1e-6)
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from calibration.methods.clipping import entropy_amax, mse_amax, percentile_amax
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
 
 # The toolkit puts a handler on the root logger, which would swallow what the tests of commands look for.
 _HANDLERS = list(logging.getLogger().handlers)
@@ -20,7 +24,7 @@ logging.getLogger().handlers[:] = _HANDLERS
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Any:
+def upstream() -> ModuleType:
     return pytest.importorskip("pytorch_quantization.calib.histogram")
 
 
@@ -62,7 +66,7 @@ def error_of(counts: np.ndarray, middles: np.ndarray, amax: float, bound: int) -
 
 @pytest.mark.parametrize("percentile", [99.0, 99.9, 99.99, 99.999, 100.0])
 @pytest.mark.parametrize("name", NAMES)
-def test_percentile_is_upstreams(name: str, percentile: float, upstream: Any) -> None:
+def test_percentile_is_upstreams(name: str, percentile: float, upstream: ModuleType) -> None:
     counts, edges = histogram(name, reach=1.3)
     want = float(upstream._compute_amax_percentile(counts.copy(), edges, percentile))
     assert np.float32(percentile_amax(counts, edges, percentile)) == np.float32(want)
@@ -70,7 +74,7 @@ def test_percentile_is_upstreams(name: str, percentile: float, upstream: Any) ->
 
 @pytest.mark.parametrize(("bits", "unsigned"), [(8, False), (8, True), (4, False), (2, False)])
 @pytest.mark.parametrize("name", NAMES)
-def test_entropy_is_upstreams(name: str, bits: int, unsigned: bool, upstream: Any) -> None:
+def test_entropy_is_upstreams(name: str, bits: int, unsigned: bool, upstream: ModuleType) -> None:
     counts, edges = histogram(name, 330, reach=1.2)
     want = float(upstream._compute_amax_entropy(counts.copy(), edges, bits, unsigned))
     before = counts.copy()
@@ -80,13 +84,13 @@ def test_entropy_is_upstreams(name: str, bits: int, unsigned: bool, upstream: An
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "steps"])
-def test_entropy_is_upstreams_on_all_bins(name: str, upstream: Any) -> None:
+def test_entropy_is_upstreams_on_all_bins(name: str, upstream: ModuleType) -> None:
     counts, edges = histogram(name)
     want = float(upstream._compute_amax_entropy(counts.copy(), edges, 8, False))
     assert np.float32(entropy_amax(counts, edges)) == np.float32(want)
 
 
-def test_a_cut_that_leaves_nothing_is_never_chosen(upstream: Any) -> None:
+def test_a_cut_that_leaves_nothing_is_never_chosen(upstream: ModuleType) -> None:
     """Upstream divides zero by zero there, and takes the NaN for the least."""
     counts, edges = histogram("steps")
     assert not counts[1:128].any()
@@ -115,19 +119,19 @@ def test_mse_on_all_bins_is_no_worse_than_any_cut(name: str) -> None:
 
 
 @pytest.mark.parametrize("rule", [entropy_amax, mse_amax])
-def test_width_of_bins_only_scales(rule: Any) -> None:
+def test_width_of_bins_only_scales(rule: Callable[..., float]) -> None:
     counts, edges = histogram("laplace")
     assert rule(counts, edges * 2.0**-20) == rule(counts, edges) * 2.0**-20
 
 
 @pytest.mark.parametrize("rule", [entropy_amax, mse_amax])
-def test_few_bins_give_their_end(rule: Any) -> None:
+def test_few_bins_give_their_end(rule: Callable[..., float]) -> None:
     counts, edges = np.array([3, 2, 1]), np.arange(4.0)
     assert 2.5 <= rule(counts, edges) <= 3.0
 
 
 @pytest.mark.parametrize("rule", [entropy_amax, mse_amax, lambda c, e: percentile_amax(c, e, 99.0)])
-def test_what_is_no_histogram_is_refused(rule: Any) -> None:
+def test_what_is_no_histogram_is_refused(rule: Callable[..., float]) -> None:
     with pytest.raises(ValueError, match="without counts"):
         rule(np.zeros(300, dtype=np.int64), np.arange(301.0))
     with pytest.raises(ValueError, match=r"must be \(n,\) and \(n \+ 1,\)"):

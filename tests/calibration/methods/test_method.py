@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,10 +19,11 @@ from qdq.quantization.spec import QuantSpec
 
 if TYPE_CHECKING:
     from calibration.methods.method import Method
+    from calibration.statistics.collectors import Collector
     from qdq.quantization.quantizer import Range
 
 
-def held(method: Method, *parts: Tensor) -> Any:
+def collected(method: Method, *parts: Tensor) -> Collector:
     collector = method.collector(TokenMask())
     for part in parts:
         collector.update(part)
@@ -30,7 +31,7 @@ def held(method: Method, *parts: Tensor) -> Any:
 
 
 def range_of(method: Method, *parts: Tensor) -> Range:
-    return method.range(held(method, *parts))
+    return method.range(collected(method, *parts))
 
 
 def values(name: str) -> Tensor:
@@ -64,7 +65,7 @@ def test_max_is_numpy_min_and_max(name: str) -> None:
 def test_percentile_is_numpy_percentile_to_a_bin(name: str, percentile: float) -> None:
     x = values(name)
     method = Percentile(percentile)
-    collector = held(method, *x.split(777))
+    collector = collected(method, *x.split(777))
     got = method.range(collector)
     tail = (100 - percentile) / 2
     numbers = x.double().numpy()
@@ -170,7 +171,7 @@ def measured(x: Tensor, range_: Range, spec: QuantSpec) -> float:
 def test_estimated_noise_is_that_of_the_values(name: str, spec: QuantSpec) -> None:
     x = values(name)
     x = x.abs() if spec.arithmetic != "onnx" else x
-    collector = held(Mse(), x)
+    collector = collected(Mse(), x)
     for method in (Max(), Percentile(99.0), Mse(), Entropy()):
         range_ = method.range(collector, spec)
         # A bin is known by its middle; with 8 bits a step is 4 to 16 of them.
@@ -182,7 +183,7 @@ def test_estimated_noise_is_that_of_the_values(name: str, spec: QuantSpec) -> No
 def test_mse_is_about_the_best_of_all_ranges(name: str, spec: QuantSpec) -> None:
     x = values(name)
     x = x.abs() if spec.arithmetic != "onnx" else x
-    got = measured(x, Mse().range(held(Mse(), x), spec), spec)
+    got = measured(x, Mse().range(collected(Mse(), x), spec), spec)
     top = range_of(Max(), x)
     x = x.abs() if spec.symmetric else x  # the rule looks at magnitudes, for which there is no -128
     shares = np.linspace(0.13, 1, 80).tolist()
@@ -195,7 +196,7 @@ def test_mse_is_about_the_best_of_all_ranges(name: str, spec: QuantSpec) -> None
 def test_auto_is_no_worse_than_any_other(name: str, spec: QuantSpec) -> None:
     x = values(name)
     x = x.abs() if spec.arithmetic != "onnx" else x
-    collector = held(Auto(), x)
+    collector = collected(Auto(), x)
     chosen, why = Auto().choose(collector, spec)
     noise = {m.name: noise_ratio(collector, m.range(collector, spec), spec) for m in (Max(), Entropy(), Mse())}
     assert noise_ratio(collector, chosen, spec) <= min(noise.values()) * 1.02
@@ -204,16 +205,18 @@ def test_auto_is_no_worse_than_any_other(name: str, spec: QuantSpec) -> None:
 
 
 def test_auto_clips_nothing_where_nothing_is_gained() -> None:
-    _, why = Auto().choose(held(Auto(), torch.rand(50_000) * 2 - 1))
+    _, why = Auto().choose(collected(Auto(), torch.rand(50_000) * 2 - 1))
     assert why["method"] == "max"
-    _, why = Auto().choose(held(Auto(), torch.cat([torch.randn(50_000), torch.tensor([200.0])])), QuantSpec(bits=4))
+    _, why = Auto().choose(
+        collected(Auto(), torch.cat([torch.randn(50_000), torch.tensor([200.0])])), QuantSpec(bits=4)
+    )
     assert why["method"] != "max"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_share_outside_is_counted(name: str) -> None:
     x = values(name)
-    collector = held(Percentile(), x)
+    collector = collected(Percentile(), x)
     range_ = Percentile(98.0).range(collector)
     magnitudes = float((x.abs() > range_.amax).double().mean())
     assert share_outside(collector, range_, symmetric=True) == pytest.approx(magnitudes, abs=2e-3)
@@ -228,6 +231,6 @@ def test_share_outside_is_counted(name: str) -> None:
 def test_ranges_stay_within_what_was_seen(name: str, method: Method) -> None:
     x = values(name)
     for spec in SPECS.values():
-        got = method.range(held(method, x), spec)
+        got = method.range(collected(method, x), spec)
         assert x.min() <= got.lower <= got.upper <= x.max()
         assert 0 < got.amax <= x.abs().max()

@@ -1,4 +1,4 @@
-"""Rounding by columns, against rounding to the nearest and against all roundings there are."""
+"""Rounding by columns, against rounding to nearest and against every possible rounding."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def quantized(weight: Tensor, spec: QuantSpec) -> Quantizer:
 
 
 def rounded(weight: Tensor, x: Tensor, spec: QuantSpec, damping: float = 0.01) -> tuple[Tensor, Tensor]:
-    """The integers, and the values they stand for."""
+    """Return the integers, and the values that they stand for."""
     quantizer = quantized(weight, spec)
     hessian = x.T @ x / len(x)
     q = round_by_columns(weight, hessian, spec, quantizer.scale, quantizer.zero_point, damping=damping)
@@ -91,7 +91,7 @@ def test_pairs_of_neighbours_stay_below_the_limit() -> None:
     assert pairs.max() >= PAIR_LIMIT - 2
 
 
-def test_channels_that_are_never_used() -> None:
+def test_channels_that_are_always_zero() -> None:
     spec = QuantSpec(granularity=PerAxis(0))
     weight = torch.randn(4, 6)
     quantizer = quantized(weight, spec)

@@ -1,4 +1,4 @@
-"""Transforms, rounding and corrections on small models of every family: neutral, or better."""
+"""Smoothing, rounding, bias correction and folding, on small models of every family."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qdq.checkpoint import load, save
 from qdq.errors import CalibrationError
 from qdq.models.registry import FAMILIES, build, configure
 from qdq.quantization.fold import folded, without_transforms
-from qdq.quantization.graph import places
+from qdq.quantization.graph import quantized_reads
 from qdq.quantization.modules import QuantLinear
 from qdq.quantization.quantizer import Mode, quantizers, set_mode
 from qdq.quantization.wrap import named_slots
@@ -42,7 +42,7 @@ RECIPES = ("onnxruntime", "tensorrt")
 
 
 def model_of(family: str, recipe: str | None = None, task: str | None = None, **changes: Any) -> Model:
-    """Eager, quantized by a preset if named, with outlier channels in its norms; always the same numbers."""
+    """Return a model with outlier channels in its norms, the same each time, wrapped if a preset is named."""
     torch.manual_seed(0)
     model = build(configure(family, **{**SMALL, **OWN.get(family, {}), **changes}), task).eval()
     with torch.no_grad():
@@ -61,7 +61,7 @@ def model_of(family: str, recipe: str | None = None, task: str | None = None, **
 
 
 def batches(count: int = 3, *, seed: int = 0) -> list[dict[str, Tensor]]:
-    """Different lengths, with padding."""
+    """Return padded batches of different lengths."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for index in range(count):
@@ -78,47 +78,47 @@ def outputs(model: nn.Module, made: list[dict[str, Tensor]] | None = None) -> li
 
 
 def noise(got: list[Tensor], want: list[Tensor]) -> float:
-    """The power of the difference, relative to that of ``want``."""
+    """Return the power of the difference, relative to that of ``want``."""
     difference = sum(float((a - b).square().sum()) for a, b in zip(got, want, strict=True))
     return difference / sum(float(b.square().sum()) for b in want)
 
 
-class TestPlaces:
+class TestInputsOfLinears:
     @pytest.mark.parametrize("family", ENCODERS)
-    def test_every_linear_of_the_encoder_stands_in_one_place(self, family: str) -> None:
+    def test_every_linear_of_the_encoder_has_one_input(self, family: str) -> None:
         model = model_of(family, "linear")
-        found = [linear for place in places(model) for linear in place.linears]
+        found = [linear for read in quantized_reads(model) for linear in read.linears]
         wanted = [
             module for name, module in model.named_modules() if "encoder." in name and type(module) is QuantLinear
         ]
         assert sorted(map(id, found)) == sorted(map(id, wanted))
 
     @pytest.mark.parametrize("family", ENCODERS)
-    def test_what_a_norm_puts_out_is_what_its_readers_read(self, family: str) -> None:
+    def test_readers_of_a_norm_get_its_output(self, family: str) -> None:
         model = model_of(family, "linear")
         seen: dict[nn.Module, Tensor] = {}
-        for place in places(model):
-            for module in (place.norm, place.add, *place.linears):
+        for read in quantized_reads(model):
+            for module in (read.norm, read.add, *read.linears):
                 if module is not None:
-                    which = -1 if module is place.add else 0
+                    which = -1 if module is read.add else 0
                     module.register_forward_hook(
                         lambda m, args, out, which=which: seen.__setitem__(
                             m, out if isinstance(m, nn.LayerNorm) else args[which]
                         )
                     )
         outputs(model, batches(1))
-        normed = [place for place in places(model) if place.norm is not None]
+        normed = [read for read in quantized_reads(model) if read.norm is not None]
         assert normed
-        for place in normed:
-            assert place.norm is not None
-            readers = [*place.linears, *([place.add] if place.add else [])]
-            assert place.source is None
-            assert all(torch.equal(seen[place.norm], seen[reader]) for reader in readers)
+        for read in normed:
+            assert read.norm is not None
+            readers = [*read.linears, *([read.add] if read.add else [])]
+            assert read.source is None
+            assert all(torch.equal(seen[read.norm], seen[reader]) for reader in readers)
 
-    def test_cross_attention_reads_keys_and_values_from_elsewhere(self) -> None:
+    def test_keys_and_values_of_cross_attention_have_no_known_origin(self) -> None:
         model = model_of("bert", "linear", "causal-lm", is_decoder=True, add_cross_attention=True)
-        crossing = [place for place in places(model) if "cross_attention" in place.name]
-        assert [len(place.linears) for place in crossing] == [2, 1, 1] * 2
+        crossing = [read for read in quantized_reads(model) if "cross_attention" in read.name]
+        assert [len(read.linears) for read in crossing] == [2, 1, 1] * 2
         assert crossing[0].norm is None
         assert crossing[1].norm is not None
 
@@ -150,7 +150,7 @@ class TestTransforms:
                     quantizer.mode = Mode.OFF
         assert noise(outputs(smoothed), want) < noise(outputs(plain), want)
 
-    def test_factors_are_those_of_the_formula(self) -> None:
+    def test_smoothing_scales_are_those_of_the_formula(self) -> None:
         model = model_of("bert", "onnxruntime")
         seen: list[Tensor] = []
         linear = model.encoder.layers[1].feed_forward.up
@@ -163,23 +163,25 @@ class TestTransforms:
         s = size**0.7 / columns**0.3
         transform = linear.input_quantizer.transform
         torch.testing.assert_close(transform.shift, middle)
-        torch.testing.assert_close(transform.factor, s.log().mean().exp() / s)
-        torch.testing.assert_close(linear.weight_quantizer.transform.factor * transform.factor, torch.ones(16))
+        torch.testing.assert_close(transform.smoothing_scale, s.log().mean().exp() / s)
+        torch.testing.assert_close(
+            linear.weight_quantizer.transform.smoothing_scale * transform.smoothing_scale, torch.ones(16)
+        )
         assert len(float_outputs) == 3
 
-    def test_values_take_in_the_factor_of_the_output_projection(self) -> None:
+    def test_the_value_projection_absorbs_the_smoothing_scale_of_the_output_projection(self) -> None:
         model = model_of("bert", "onnxruntime")
         smooth(model, batches())
         attention = model.encoder.layers[0].attention
         assert attention.output.input_quantizer.transform is None
-        rows = attention.value.weight_quantizer.transform.rows
-        torch.testing.assert_close(rows * attention.output.weight_quantizer.transform.factor, torch.ones(16))
+        rows = attention.value.weight_quantizer.transform.row_scale
+        torch.testing.assert_close(rows * attention.output.weight_quantizer.transform.smoothing_scale, torch.ones(16))
 
-    def test_depths_that_share_weights_share_factors(self) -> None:
+    def test_depths_that_share_weights_share_smoothing_scales(self) -> None:
         model = model_of("albert", "onnxruntime")
         smooth(model, batches())
         first, second = (layer.feed_forward.up.input_quantizer.transform for layer in model.encoder.layers)
-        assert torch.equal(first.factor, second.factor)
+        assert torch.equal(first.smoothing_scale, second.smoothing_scale)
         assert not torch.equal(first.shift, second.shift)
 
     def test_order_and_size_of_the_batches_do_not_matter(self) -> None:
@@ -193,22 +195,22 @@ class TestTransforms:
         smooth(other, rows)
         for (name, a), (_, b) in zip(quantizers(one), quantizers(other), strict=True):
             if a.transform is not None:
-                for part in ("shift", "factor", "rows"):
+                for part in ("shift", "smoothing_scale", "row_scale"):
                     x, y = getattr(a.transform, part), getattr(b.transform, part)
                     assert (x is None) == (y is None), name
                     if x is not None:  # kernels differ with the shape by float rounding
                         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
 
-    def test_slots_without_integers_are_left_alone(self) -> None:
+    def test_slots_that_are_not_quantized_get_no_transform(self) -> None:
         model = model_of("bert", "weight-only-int8")
         assert smooth(model, batches()) == []
 
     @pytest.mark.parametrize("strength", [-0.1, 1.5, float("nan")])
-    def test_strength_is_a_share(self, strength: float) -> None:
+    def test_strength_out_of_range(self, strength: float) -> None:
         with pytest.raises(CalibrationError, match="must be from 0"):
             smooth(model_of("bert", "linear"), batches(), strength=strength)
 
-    def test_no_data_and_values_without_end(self) -> None:
+    def test_no_data_and_infinite_values(self) -> None:
         model = model_of("bert", "linear")
         with pytest.raises(CalibrationError, match="no data"):
             smooth(model, [])
@@ -269,7 +271,7 @@ class TestRefine:
     def test_no_pair_of_weights_can_overflow(self, family: str) -> None:
         model = model_of(family, "onnxruntime")
         refine_all(model)
-        linears = [linear for place in places(model) for linear in place.linears]
+        linears = [linear for read in quantized_reads(model) for linear in read.linears]
         for linear in linears:
             quantizer = linear.weight_quantizer
             q = quantizer.quantize(quantizer.prepared(linear.weight))
@@ -284,7 +286,7 @@ class TestRefine:
             refine(model, [])
         assert all(q.mode is Mode.QUANTIZE for _, q in quantizers(model) if q.spec is not None)
 
-    def test_what_was_not_calibrated_is_named(self) -> None:
+    def test_a_model_that_is_not_calibrated(self) -> None:
         with pytest.raises(CalibrationError, match="not calibrated"):
             refine(model_of("bert", "linear"), batches())
 
@@ -294,10 +296,10 @@ def refine_all(model: nn.Module) -> list[str]:
     return refine(model, batches())
 
 
-class TestBaked:
+class TestFolded:
     @pytest.mark.parametrize("family", ENCODERS)
     @pytest.mark.parametrize("recipe", RECIPES)
-    def test_the_same_outputs_and_everything_back(self, family: str, recipe: str) -> None:
+    def test_outputs_stay_and_the_model_is_restored(self, family: str, recipe: str) -> None:
         model = model_of(family, recipe)
         calibrate_and_refine(model, batches, EVERYTHING)
         want = outputs(model)
@@ -305,13 +307,13 @@ class TestBaked:
         with folded(model):
             # not to the bit: where a step flips, the difference is that of a step
             assert noise(outputs(model), want) < 1e-3
-            for place in places(model):
-                assert all(linear.weight_quantizer.transform is None for linear in place.linears)
-                left = place.linears[0].input_quantizer.transform
-                if place.norm is not None:
+            for read in quantized_reads(model):
+                assert all(linear.weight_quantizer.transform is None for linear in read.linears)
+                left = read.linears[0].input_quantizer.transform
+                if read.norm is not None:
                     assert left is None or left.shift is None
-                    assert (left is None) == (place.add is None)
-                elif place.source is not None:
+                    assert (left is None) == (read.add is None)
+                elif read.source is not None:
                     assert left is None
         assert all(torch.equal(a, b) for a, b in zip(outputs(model), want, strict=True))
         after = model.state_dict()
@@ -326,7 +328,7 @@ class TestBaked:
             assert first.weight is second.weight
             assert first.bias is not second.bias
 
-    def test_decoders_with_memory(self) -> None:
+    def test_decoders_with_cross_attention(self) -> None:
         model = model_of("bert", "linear", "causal-lm", is_decoder=True, add_cross_attention=True)
         memory = torch.randn(4, 7, 16, generator=torch.Generator().manual_seed(1))
         data = [{**batch, "encoder_hidden_states": memory} for batch in batches()]
@@ -340,7 +342,7 @@ class TestBaked:
 
 class TestOnDisk:
     @pytest.mark.parametrize("family", ENCODERS)
-    def test_what_is_loaded_computes_the_same_to_the_bit(self, family: str, tmp_path: Path) -> None:
+    def test_a_loaded_model_computes_the_same_to_the_bit(self, family: str, tmp_path: Path) -> None:
         model = model_of(family, "tensorrt")
         summary = calibrate_and_refine(model, batches, EVERYTHING)
         assert summary.refinement["transformed"] == 8
@@ -349,7 +351,7 @@ class TestOnDisk:
         for got, want in zip(outputs(load(tmp_path / "c")), outputs(model), strict=True):
             assert torch.equal(got, want)
 
-    def test_another_recipe_keeps_transforms_and_drops_what_was_chosen_for_the_old_one(self) -> None:
+    def test_another_recipe_keeps_transforms_and_drops_roundings_and_corrections(self) -> None:
         model = model_of("bert", "onnxruntime")
         calibrate_and_refine(model, batches, EVERYTHING)
         before = {slot: quantizer for slot, quantizer in named_slots(model) if quantizer.transform is not None}
@@ -374,14 +376,14 @@ class TestOnDisk:
         smooth(model, batches())
         model.half()
         transform = model.encoder.layers[0].feed_forward.up.input_quantizer.transform
-        assert transform.factor.dtype == torch.float32
+        assert transform.smoothing_scale.dtype == torch.float32
         assert model.encoder.layers[0].feed_forward.up.weight.dtype == torch.float16
 
 
 class TestFloat8:
-    """What counts the steps of integers has nothing to do for float8, and that is said."""
+    """Methods for integers do not apply to float8, and a warning says so."""
 
-    def test_what_is_idle_is_a_warning(self) -> None:
+    def test_methods_that_do_not_apply_are_warned_about(self) -> None:
         refinement = Refinement(rounding="gptq", clipping="token-wise")
         summary = calibrate_and_refine(model_of("bert", "fp8"), batches(), refinement, method=Entropy())
         said = [line for line in summary.warnings if "float8" in line]
@@ -390,9 +392,9 @@ class TestFloat8:
             "rounding: gptq",
             "clipping: token-wise",
         ]
-        assert "leaves 12 slots in float8 as they are (encoder.layers.0.attention.query.weight, ...)" in said[1]
+        assert "does not change 12 slots in float8 (encoder.layers.0.attention.query.weight, ...)" in said[1]
 
-    def test_integers_are_not_idle(self) -> None:
+    def test_methods_apply_to_integers(self) -> None:
         refinement = Refinement(rounding="gptq", clipping="token-wise")
         summary = calibrate_and_refine(model_of("bert", "linear"), batches(), refinement, method=Entropy())
         assert not any("float8" in line for line in summary.warnings)

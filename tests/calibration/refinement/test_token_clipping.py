@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from calibration.refinement.token_clipping import SHARES, clipped_range
-from qdq.quantization.functional import grid, rounded
+from qdq.quantization.functional import grid
+from qdq.quantization.operators import fake_quantize_by_spec
 from qdq.quantization.quantizer import Range
 from qdq.quantization.spec import QuantSpec
 
@@ -30,7 +31,7 @@ def whole_range(x: Tensor) -> Range:
 
 def power(x: Tensor, weight: Tensor, spec: QuantSpec, range_: Range) -> float:
     lower, upper = (-range_.amax, range_.amax) if spec.symmetric else (range_.lower, range_.upper)
-    error = rounded(x, *grid(lower, upper, spec), spec) - x
+    error = fake_quantize_by_spec(x, *grid(lower, upper, spec), spec) - x
     return float((error @ weight.T).square().sum())
 
 

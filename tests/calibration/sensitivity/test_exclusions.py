@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from calibration.sensitivity.exclusions import Target, switch_off
+from calibration.sensitivity.exclusions import SimilarityTarget, find_exclusions
 from calibration.sensitivity.groups import Group
 from calibration.sensitivity.similarity import Similarity
 from qdq.errors import ConfigError
@@ -14,7 +14,7 @@ from qdq.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from calibration.sensitivity.exclusions import Step
+    from calibration.sensitivity.exclusions import SearchStep
 
 
 class Case:
@@ -33,9 +33,9 @@ class Case:
         self.passes.append(len(choices))
         return [self.similarity(choice) for choice in choices]
 
-    def search(self, target: Target) -> list[Step]:
+    def search(self, target: SimilarityTarget) -> list[SearchStep]:
         without = {group: self.similarity([group]) for group in self.groups}
-        return list(switch_off(self.measure, without, self.similarity([]), target))
+        return list(find_exclusions(self.measure, without, self.similarity([]), target))
 
 
 def sum_of(costs: dict[str, float]) -> Callable[[set[str]], float]:
@@ -48,19 +48,19 @@ COSTS = dict(zip("abcdefgh", (1.0, 8.0, 0.5, 4.0, 0.1, 2.0, 0.2, 0.3), strict=Tr
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
-        pytest.param(Target(cosine=0.80), "", id="reached already"),
-        pytest.param(Target(cosine=0.90), "b", id="one"),
-        pytest.param(Target(cosine=0.95), "bd", id="two"),
-        pytest.param(Target(sqnr_db=20.0), "bdfac", id="one in a hundred"),
-        pytest.param(Target(cosine=0.80, sqnr_db=10.0), "b", id="both must hold"),
-        pytest.param(Target(cosine=0.999999), "bdfachge", id="all of them"),
+        pytest.param(SimilarityTarget(cosine=0.80), "", id="reached already"),
+        pytest.param(SimilarityTarget(cosine=0.90), "b", id="one"),
+        pytest.param(SimilarityTarget(cosine=0.95), "bd", id="two"),
+        pytest.param(SimilarityTarget(sqnr_db=20.0), "bdfac", id="one in a hundred"),
+        pytest.param(SimilarityTarget(cosine=0.80, sqnr_db=10.0), "b", id="both must hold"),
+        pytest.param(SimilarityTarget(cosine=0.999999), "bdfachge", id="all of them"),
     ],
 )
-def test_costs_that_add_up(target: Target, expected: str) -> None:
+def test_costs_that_add_up(target: SimilarityTarget, expected: str) -> None:
     steps = Case("abcdefgh", sum_of(COSTS)).search(target)
-    assert "".join(group.name for group in steps[-1].off) == expected
+    assert "".join(group.name for group in steps[-1].excluded) == expected
     assert [step.reached for step in steps] == [False] * (len(steps) - 1) + [True]
-    assert [len(step.off) for step in steps] == list(range(len(expected) + 1))
+    assert [len(step.excluded) for step in steps] == list(range(len(expected) + 1))
     assert steps[-1].exclude == tuple(f"{name}.*" for name in expected)
     assert steps[-1].similarity.noise == pytest.approx(sum(c for name, c in COSTS.items() if name not in expected))
 
@@ -72,9 +72,9 @@ def test_every_state_was_measured() -> None:
         return 10.0 * ("b" in on) + 3.0 * ("a" in on and "b" not in on) + 1.0 * ("c" in on)
 
     case = Case("abc", noise)
-    steps = case.search(Target(cosine=0.995))
-    assert ["".join(group.name for group in step.off) for step in steps] == ["", "b", "ba", "bac"]
-    assert all(step.similarity == case.similarity(step.off) for step in steps)
+    steps = case.search(SimilarityTarget(cosine=0.995))
+    assert ["".join(group.name for group in step.excluded) for step in steps] == ["", "b", "ba", "bac"]
+    assert all(step.similarity == case.similarity(step.excluded) for step in steps)
 
 
 def test_what_turns_out_to_be_dispensable_is_switched_on_again() -> None:
@@ -84,36 +84,36 @@ def test_what_turns_out_to_be_dispensable_is_switched_on_again() -> None:
         rest = len(on & {"b", "c"})
         return rest + 4.0 * ("a" in on and rest > 0)
 
-    steps = Case("abc", noise).search(Target(cosine=0.995))
-    assert steps[0].off == ()
-    assert {group.name for group in steps[-2].off} == {"a", "b", "c"}
-    assert {group.name for group in steps[-1].off} == {"b", "c"}
+    steps = Case("abc", noise).search(SimilarityTarget(cosine=0.995))
+    assert steps[0].excluded == ()
+    assert {group.name for group in steps[-2].excluded} == {"a", "b", "c"}
+    assert {group.name for group in steps[-1].excluded} == {"b", "c"}
     assert steps[-1].reached
 
 
 def test_no_more_than_four_candidates_are_measured_at_once() -> None:
     case = Case("abcdefgh", sum_of(COSTS))
-    case.search(Target(sqnr_db=20.0))
+    case.search(SimilarityTarget(sqnr_db=20.0))
     assert max(case.passes) == 4
     assert len(case.passes) < 10
 
 
 def test_a_target_out_of_reach_ends_with_everything_off() -> None:
-    steps = Case("ab", lambda on: 5.0 + len(on)).search(Target(cosine=0.99))
-    assert [group.name for group in steps[-1].off] == ["a", "b"]
+    steps = Case("ab", lambda on: 5.0 + len(on)).search(SimilarityTarget(cosine=0.99))
+    assert [group.name for group in steps[-1].excluded] == ["a", "b"]
     assert not steps[-1].reached
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, "asks for nothing"),
-        ({"cosine": 1.0}, r"a cosine of 1.0 cannot be aimed at: it must be above 0 and below 1"),
-        ({"cosine": float("nan")}, "a cosine of nan"),
-        ({"sqnr_db": -3.0}, r"an SQNR of -3.0 dB cannot be aimed at"),
-        ({"sqnr_db": 300.0, "cosine": 2.0}, "(?s)a cosine of 2.0.*an SQNR of 300.0"),
+        ({}, "nothing is given"),
+        ({"cosine": 1.0}, r"the cosine is 1.0, but must be above 0 and below 1"),
+        ({"cosine": float("nan")}, "the cosine is nan"),
+        ({"sqnr_db": -3.0}, r"the SQNR is -3.0 dB, but must be above 0"),
+        ({"sqnr_db": 300.0, "cosine": 2.0}, "(?s)the cosine is 2.0.*the SQNR is 300.0"),
     ],
 )
 def test_impossible_targets(fields: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Target(**fields)
+        SimilarityTarget(**fields)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from calibration.sensitivity.groups import BY, groups
+from calibration.sensitivity.groups import GROUPINGS, group_slots
 from qdq.errors import CalibrationError, RecipeError
 from qdq.models.registry import build, configure
 from qdq.quantization.wrap import named_slots, slots
@@ -36,31 +36,31 @@ def wrapped(preset: str = "onnxruntime", family: str = "bert", task: str = "feat
     return model
 
 
-@pytest.mark.parametrize("by", BY)
+@pytest.mark.parametrize("by", GROUPINGS)
 @pytest.mark.parametrize(("preset", "family"), CASES)
 def test_every_quantized_slot_is_in_one_group(preset: str, family: str, by: str) -> None:
     model = wrapped(preset, family)
     quantized = {slot: quantizer for slot, quantizer in named_slots(model) if quantizer.spec is not None}
-    found = groups(model, by)
+    found = group_slots(model, by)
     assert sorted(str(slot) for group in found for slot in group.slots) == sorted(map(str, quantized))
     assert sum(len(group.quantizers) for group in found) == len(set(quantized.values()))
     assert len({group.name for group in found}) == len(found)
 
 
-@pytest.mark.parametrize("by", BY)
+@pytest.mark.parametrize("by", GROUPINGS)
 @pytest.mark.parametrize(("preset", "family"), CASES)
 def test_the_patterns_exclude_just_the_group(preset: str, family: str, by: str) -> None:
     model = wrapped(preset, family)
     recipe = load_recipe(preset)
     before = {slot for slot, spec in recipe.assign(slots(model)).items() if spec is not None}
-    for group in groups(model, by):
+    for group in group_slots(model, by):
         specs = recipe.restrict(exclude=group.exclude).assign(slots(model))
         assert before - {slot for slot, spec in specs.items() if spec is not None} == set(group.slots)
 
 
 def test_names_and_patterns() -> None:
     model = wrapped()
-    named = {by: {group.name: group.exclude for group in groups(model, by)} for by in BY}
+    named = {by: {group.name: group.exclude for group in group_slots(model, by)} for by in GROUPINGS}
     query = "encoder.layers.0.attention"
     assert named["slot"][f"{query}.{{query,key,value}}.input"] == tuple(
         f"{query}.{name}.input" for name in ("query", "key", "value")
@@ -75,20 +75,20 @@ def test_names_and_patterns() -> None:
 
 
 def test_query_key_and_value_are_switched_together() -> None:
-    (group,) = groups(wrapped("linear"), "module", only=["encoder.layers.1.attention.key"])
+    (group,) = group_slots(wrapped("linear"), "module", only=["encoder.layers.1.attention.key"])
     assert group.name == "encoder.layers.1.attention.{query,key,value}"
     assert len(group.slots) == 6
     assert len(group.quantizers) == 4  # one input, three weights
 
 
 def test_weights_that_depths_share_are_switched_together() -> None:
-    names = [group.name for group in groups(wrapped("linear", "albert"), "layer")]
+    names = [group.name for group in group_slots(wrapped("linear", "albert"), "layer")]
     assert names == ["encoder.layers.{0,1,2}"]
 
 
 def test_only_some() -> None:
     model = wrapped()
-    found = groups(model, "slot", only=["encoder.layers.0.feed_forward.*", "embeddings.word"])
+    found = group_slots(model, "slot", only=["encoder.layers.0.feed_forward.*", "embeddings.word"])
     assert [group.name for group in found] == [
         "embeddings.word.weight",
         *(f"encoder.layers.0.feed_forward.{name}" for name in ("up.input", "up.weight", "down.input", "down.weight")),
@@ -97,11 +97,11 @@ def test_only_some() -> None:
 
 def test_patterns_that_match_nothing_are_named_together() -> None:
     with pytest.raises(RecipeError) as caught:
-        groups(wrapped(), only=["encoder.layers.7.*", "embeddings.*", "pooler"])
+        group_slots(wrapped(), only=["encoder.layers.7.*", "embeddings.*", "pooler"])
     assert "'encoder.layers.7.*', 'pooler'" in str(caught.value)
     assert "'embeddings.*'" not in str(caught.value)
 
 
 def test_a_float_model_is_refused() -> None:
     with pytest.raises(CalibrationError, match="no quantized slots"):
-        groups(build(configure("bert", **SMALL)))
+        group_slots(build(configure("bert", **SMALL)))

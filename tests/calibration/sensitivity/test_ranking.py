@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from calibration import calibrate
-from calibration.sensitivity.groups import groups
-from calibration.sensitivity.ranking import measured, rank, sensitivity
+from calibration.sensitivity.groups import group_slots
+from calibration.sensitivity.ranking import analyze, measure_similarity, rank
 from exporters.verification.verify import sqnr_db
 from qdq.errors import CalibrationError
 from qdq.models.registry import build, configure
@@ -72,7 +72,7 @@ def test_alone_and_without_are_the_models_that_a_recipe_makes(model: Model, pres
     reference = copy.deepcopy(model)
     set_mode(reference, Mode.OFF)
     in_float = outputs(reference)
-    rows = sensitivity(model, batches(), by=by).rows
+    rows = analyze(model, batches(), by=by).rows
     assert len(rows) > 3
     for row in (rows[0], rows[len(rows) // 2]):
         for figure, changes in (
@@ -85,7 +85,7 @@ def test_alone_and_without_are_the_models_that_a_recipe_makes(model: Model, pres
 
 
 def test_the_whole_model_and_the_shares(model: Model) -> None:
-    ranking = sensitivity(model, batches())
+    ranking = analyze(model, batches())
     set_mode(model, Mode.OFF)
     in_float = outputs(model)
     set_mode(model, Mode.QUANTIZE)
@@ -104,7 +104,7 @@ def test_a_slot_with_a_bad_range_comes_first(model: Model, by: str) -> None:
     quantizer = next(quantizer for slot, quantizer in named_slots(model) if str(slot) == bad)
     far = torch.tensor(500.0)
     quantizer.set_range(Range(-far, far, far))
-    first = sensitivity(model, batches(), by=by).rows[0]
+    first = analyze(model, batches(), by=by).rows[0]
     assert bad in map(str, first.group.slots)
     assert first.share > 0.5
     assert first.without.sqnr_db > first.alone.sqnr_db
@@ -120,12 +120,12 @@ def test_nothing_is_left_changed(model: Model) -> None:
         return modes + [module.training for module in model.modules()]
 
     before = state()
-    sensitivity(model, batches(), by="layer")
+    analyze(model, batches(), by="layer")
     assert state() == before
 
 
 def test_who_stops_early_has_every_group_on_less(model: Model) -> None:
-    chosen = groups(model, "layer")
+    chosen = group_slots(model, "layer")
     steps = []
     found = rank(model, batches(), chosen, step=lambda: steps.append(1))
     first = next(found)
@@ -134,41 +134,41 @@ def test_who_stops_early_has_every_group_on_less(model: Model) -> None:
     assert (first.batches, first.samples) == (1, 4)
     assert len(steps) == 2 * len(chosen) + 1
     assert all(quantizer.mode is Mode.QUANTIZE for _, quantizer in quantizers(model) if quantizer.spec is not None)
-    alone = sensitivity(model, batches(1), by="layer")
+    alone = analyze(model, batches(1), by="layer")
     assert [row.to_dict() for row in first.rows] == [row.to_dict() for row in alone.rows]
 
 
 def test_only_some_are_measured_and_the_rest_stays_quantized(model: Model) -> None:
-    everything = {row.group.name: row for row in sensitivity(model, batches()).rows}
-    (row,) = sensitivity(model, batches(), only=["encoder.layers.1.feed_forward.down"]).rows
+    everything = {row.group.name: row for row in analyze(model, batches()).rows}
+    (row,) = analyze(model, batches(), only=["encoder.layers.1.feed_forward.down"]).rows
     assert row.without == everything[row.group.name].without
     assert row.alone == everything[row.group.name].alone
 
 
 def test_no_data_is_refused(model: Model) -> None:
     with pytest.raises(CalibrationError, match="there is no batch"):
-        sensitivity(model, [])
+        analyze(model, [])
 
 
 def test_a_model_without_ranges_is_refused(preset: str) -> None:
     made = quantize(build(configure("bert", **SMALL)), preset)
     with pytest.raises(CalibrationError, match="not calibrated"):
-        sensitivity(made, batches())
+        analyze(made, batches())
 
 
 def test_outputs_that_are_no_numbers_are_named(model: Model) -> None:
     with torch.no_grad():
         model.embeddings.word.weight[int(batches()[1]["input_ids"][0, 0])] = float("nan")
     with pytest.raises(
-        CalibrationError, match="last_hidden_state has NaN or infinite values: the float model, in the batch"
+        CalibrationError, match="last_hidden_state has NaN or infinite values, with the float model, in the batch"
     ):
-        sensitivity(model, batches())
+        analyze(model, batches())
 
 
 def test_configurations_are_independent_of_their_order(model: Model) -> None:
-    (first, second, *_) = groups(model, "layer")
+    (first, second, *_) = group_slots(model, "layer")
     one, other = first.quantizers, second.quantizers
-    *_, (_, forward) = measured(model, batches(), [one, other, ()])
-    *_, (_, backward) = measured(model, batches(), [(), other, one])
+    *_, (_, forward) = measure_similarity(model, batches(), [one, other, ()])
+    *_, (_, backward) = measure_similarity(model, batches(), [(), other, one])
     assert forward == backward[::-1]
     assert forward[2].noise == 0

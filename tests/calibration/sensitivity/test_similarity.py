@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 
-from calibration.sensitivity.similarity import EXACT_DB, Similarity, vectors_of
+from calibration.sensitivity.similarity import EXACT_DB, Similarity, output_vectors
 from exporters.verification.verify import cosine, sqnr_db
 from qdq.errors import CalibrationError
 from qdq.models.outputs import BaseOutput, TaskOutput
@@ -22,7 +22,7 @@ MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
 def test_hidden_states_against_numpy() -> None:
     want, got = torch.randn(2, 4, 8), torch.randn(2, 4, 8)
     got = want + 0.1 * got
-    found = Similarity.of(vectors_of(BaseOutput(want), MASK), vectors_of(BaseOutput(got), MASK))
+    found = Similarity.of(output_vectors(BaseOutput(want), MASK), output_vectors(BaseOutput(got), MASK))
     visible = MASK.numpy().astype(bool)
     noise = (got.numpy() - want.numpy())[visible].astype(np.float64)
     assert found.sqnr_db == pytest.approx(
@@ -36,7 +36,7 @@ def test_hidden_states_against_numpy() -> None:
 
 def test_agrees_with_verification() -> None:
     want, got = torch.randn(5, 7), torch.randn(5, 7)
-    found = Similarity.of(vectors_of(TaskOutput(logits=want), None), vectors_of(TaskOutput(logits=got), None))
+    found = Similarity.of(output_vectors(TaskOutput(logits=want), None), output_vectors(TaskOutput(logits=got), None))
     assert found.sqnr_db == pytest.approx(sqnr_db(want.numpy(), got.numpy()), rel=1e-5)
     assert found.cosine == pytest.approx(cosine(want.numpy(), got.numpy()), abs=1e-6)
 
@@ -49,11 +49,13 @@ def test_agrees_with_verification() -> None:
         pytest.param(lambda x: TaskOutput(start_logits=x), (2, 4), id="scores"),
     ],
 )
-def test_padding_does_not_count(output: Callable[[torch.Tensor], Any], shape: tuple[int, ...]) -> None:
+def test_padding_does_not_count(
+    output: Callable[[torch.Tensor], BaseOutput | TaskOutput], shape: tuple[int, ...]
+) -> None:
     want = torch.randn(shape)
     got = want.clone()
     got[MASK == 0] = 1e6
-    wanted, found = (vectors_of(output(x), MASK) for x in (want, got))
+    wanted, found = (output_vectors(output(x), MASK) for x in (want, got))
     similarity = Similarity.of(wanted, found)
     assert (similarity.sqnr_db, similarity.cosine) == (EXACT_DB, 1.0)
 
@@ -61,13 +63,13 @@ def test_padding_does_not_count(output: Callable[[torch.Tensor], Any], shape: tu
 def test_all_logits_count_and_nothing_else() -> None:
     start, end = torch.randn(2, 4), torch.randn(2, 4)
     output = TaskOutput(loss=torch.tensor(1.0), start_logits=start, end_logits=end, hidden_states=(torch.randn(1),))
-    assert [len(vectors.values) for vectors in vectors_of(output, MASK)] == [5, 5]
+    assert [len(vectors.values) for vectors in output_vectors(output, MASK)] == [5, 5]
     base = BaseOutput(torch.randn(2, 4, 8), pooler_output=torch.randn(2, 8))
-    assert [len(vectors.values) for vectors in vectors_of(base, MASK)] == [5 * 8]
+    assert [len(vectors.values) for vectors in output_vectors(base, MASK)] == [5 * 8]
 
 
 def test_as_many_labels_as_tokens_are_labels_all_the_same() -> None:
-    (vectors,) = vectors_of(TaskOutput(logits=torch.randn(2, 4)), MASK)
+    (vectors,) = output_vectors(TaskOutput(logits=torch.randn(2, 4)), MASK)
     assert vectors.values.numel() == 8
 
 
@@ -75,9 +77,9 @@ def test_batches_add_up() -> None:
     want, got = torch.randn(6, 3), torch.randn(6, 3)
     parts = Similarity()
     for rows in (slice(0, 1), slice(1, 4), slice(4, 6)):
-        pair = (vectors_of({"logits": x[rows]}, None) for x in (want, got))
+        pair = (output_vectors({"logits": x[rows]}, None) for x in (want, got))
         parts += Similarity.of(*pair)
-    whole = Similarity.of(vectors_of({"logits": want}, None), vectors_of({"logits": got}, None))
+    whole = Similarity.of(output_vectors({"logits": want}, None), output_vectors({"logits": got}, None))
     assert (parts.sqnr_db, parts.cosine, parts.count) == (
         pytest.approx(whole.sqnr_db),
         pytest.approx(whole.cosine),
@@ -89,7 +91,7 @@ def test_the_ends() -> None:
     zeros, ones = torch.zeros(2, 3), torch.ones(2, 3)
 
     def of(want: torch.Tensor, got: torch.Tensor) -> Similarity:
-        return Similarity.of(vectors_of({"logits": want}, None), vectors_of({"logits": got}, None))
+        return Similarity.of(output_vectors({"logits": want}, None), output_vectors({"logits": got}, None))
 
     assert (of(ones, ones).sqnr_db, of(ones, ones).cosine) == (EXACT_DB, pytest.approx(1.0))
     assert (of(zeros, zeros).sqnr_db, of(zeros, zeros).cosine) == (EXACT_DB, 1.0)
@@ -100,4 +102,4 @@ def test_the_ends() -> None:
 
 def test_what_is_no_number_is_refused() -> None:
     with pytest.raises(CalibrationError, match="the output logits has NaN or infinite values"):
-        vectors_of({"logits": torch.tensor([[1.0, float("nan")]])}, None)
+        output_vectors({"logits": torch.tensor([[1.0, float("nan")]])}, None)

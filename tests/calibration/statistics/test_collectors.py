@@ -212,9 +212,9 @@ def test_a_tensor_that_was_counted_is_not_counted_again(kind: type[MinMaxCollect
     looked: list[Tensor] = []
 
     class Watched(TokenMask):
-        def parts(self, x: Tensor) -> Iterator[Tensor]:
+        def chunks(self, x: Tensor) -> Iterator[Tensor]:
             looked.append(x)
-            return super().parts(x)
+            return super().chunks(x)
 
     for earlier in ((before, 0.0), (0.0, before), (before, before)):
         mask = Watched()

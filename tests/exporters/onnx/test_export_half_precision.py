@@ -20,11 +20,12 @@ from qdq.quantization.wrap import named_slots
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from exporters.interface import DType
     from tests.exporters.conftest import TinyModels
 
 
 @pytest.mark.parametrize("dtype", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
-def test_half_precision_has_scales_of_its_own_type(tiny_models: TinyModels, dtype: Any, tmp_path: Path) -> None:
+def test_half_precision_has_scales_of_its_own_type(tiny_models: TinyModels, dtype: DType, tmp_path: Path) -> None:
     model, path, interface = tiny_models.calibrated("tensorrt"), tmp_path / "model.onnx", ExportInterface(dtype=dtype)
     export_onnx(model, path, target="tensorrt", interface=interface)
     proto = onnx.load(path)

@@ -18,6 +18,7 @@ from qdq.models.registry import FAMILIES
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from exporters.interface import Cache
     from tests.exporters.conftest import TinyModels
 
 TARGETS = (None, "onnxruntime", "openvino", "tensorrt")
@@ -114,7 +115,7 @@ def test_heads(tiny_models: TinyModels, name: str, task: str, target: str | None
 
 @pytest.mark.parametrize(("name", "changes", "cache", "target"), _decoder_cases())
 def test_decoders(
-    tiny_models: TinyModels, name: str, changes: dict[str, Any], cache: Any, target: str | None, tmp_path: Path
+    tiny_models: TinyModels, name: str, changes: dict[str, Any], cache: Cache | None, target: str | None, tmp_path: Path
 ) -> None:
     check(tiny_models, tmp_path, target, ExportInterface(cache=cache), name, "causal-lm", **changes)
     if cache == "step" and target is None:

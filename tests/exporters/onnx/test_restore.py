@@ -17,10 +17,12 @@ from qdq.recipes.recipe import load_recipe
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import nn
+
     from tests.exporters.conftest import TinyModels
 
 
-def state(model: Any) -> list[Any]:
+def state(model: nn.Module) -> list[Any]:
     """Every quantizer, the very object, and what hangs on it."""
     return [
         (str(slot), id(quantizer), quantizer.spec, quantizer.mode, getattr(quantizer, "scale", None))

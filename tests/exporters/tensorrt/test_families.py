@@ -31,7 +31,7 @@ ALL = [(name, task, dtype) for name, family in FAMILIES.items() for task in fami
 
 def check(
     tiny_models: TinyModels,
-    backend: Any,
+    backend: Backend,
     folder: Path,
     family: str,
     task: str,

@@ -29,7 +29,7 @@ def test_the_largest_value_before_a_transform_in_steps_of_each_channel() -> None
     scale = torch.tensor(0.5)
     x = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
     assert _largest(quantizer, x, scale) is None
-    quantizer.transform = Transform(shift=torch.tensor([10.0, 0.0]), factor=torch.tensor([1.0, 4.0]))
+    quantizer.transform = Transform(shift=torch.tensor([10.0, 0.0]), smoothing_scale=torch.tensor([1.0, 4.0]))
     before = torch.tensor([[11.0, -7.0], [2.0, 5.0]])
     found = _largest(quantizer, quantizer.transform(before), scale)
     assert found is not None

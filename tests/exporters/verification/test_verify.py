@@ -6,7 +6,7 @@ import math
 import re
 import sys
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from exporters.verification.report import VerificationReport
     from tests.exporters.conftest import TinyModels
 
 LAYER = "encoder.layers.0"
@@ -51,11 +52,15 @@ def node(proto: onnx.ModelProto, name: str) -> onnx.NodeProto:
     return next(one for one in proto.graph.node if one.name == name)
 
 
-@pytest.fixture
-def damaged(tiny_models: TinyModels, tmp_path: Path) -> Callable[..., Any]:
-    """Verify a file of ``target`` after something was done to it, with optimizations off as the defect allows."""
+Damage: TypeAlias = "Callable[[onnx.ModelProto], None]"
+VerifyDamaged: TypeAlias = "Callable[[str, Damage], VerificationReport]"
 
-    def run(target: str, defect: Callable[[onnx.ModelProto], None]) -> Any:
+
+@pytest.fixture
+def verify_damaged(tiny_models: TinyModels, tmp_path: Path) -> VerifyDamaged:
+    """Return a function that damages the file of a target and verifies it, with optimizations off."""
+
+    def run(target: str, defect: Damage) -> VerificationReport:
         model, path, _ = tiny_models.exported(target)
         proto = onnx.load(path)
         defect(proto)
@@ -169,8 +174,8 @@ def output_bias(proto: onnx.ModelProto) -> None:
         (not_a_number, "feed_forward.down.input_quantizer"),
     ],
 )
-def test_a_defect_in_a_segment(damaged: Any, defect: Any, first: str) -> None:
-    report = damaged("tensorrt", defect)
+def test_a_defect_in_a_segment(verify_damaged: VerifyDamaged, defect: Damage, first: str) -> None:
+    report = verify_damaged("tensorrt", defect)
     assert not report.holds
     assert re.match(rf"{LAYER}\.{re.escape(first)}: \d+ of \d+ values are wrong", report.problems[0])
     wrong = [row for row in report.segments if row.wrong]
@@ -179,19 +184,19 @@ def test_a_defect_in_a_segment(damaged: Any, defect: Any, first: str) -> None:
     json.dumps(report.to_dict(), allow_nan=False)
 
 
-def test_a_defect_does_not_hide_behind_others_or_spread(damaged: Any) -> None:
-    report = damaged("tensorrt", bias)
+def test_a_defect_does_not_hide_behind_others_or_spread(verify_damaged: VerifyDamaged) -> None:
+    report = verify_damaged("tensorrt", bias)
     assert [row.name for row in report.segments if row.wrong] == [f"{LAYER}.feed_forward.down.input_quantizer"]
 
 
-def test_a_defect_behind_the_last_quantizer(damaged: Any) -> None:
-    report = damaged("tensorrt", output_bias)
+def test_a_defect_behind_the_last_quantizer(verify_damaged: VerifyDamaged) -> None:
+    report = verify_damaged("tensorrt", output_bias)
     assert report.problems[0].startswith("pooler_output: ")
     assert "of the largest magnitude" in report.problems[0]
 
 
-def test_not_a_number_in_an_output_is_wrong(damaged: Any) -> None:
-    report = damaged("onnxruntime", lambda proto: change(proto, "pooler.dense.bias", lambda x: x * np.nan))
+def test_not_a_number_in_an_output_is_wrong(verify_damaged: VerifyDamaged) -> None:
+    report = verify_damaged("onnxruntime", lambda proto: change(proto, "pooler.dense.bias", lambda x: x * np.nan))
     assert not report.holds
     row = next(row for row in report.segments if row.name == "pooler_output")
     assert row.wrong == row.values
@@ -201,8 +206,8 @@ def test_not_a_number_in_an_output_is_wrong(damaged: Any) -> None:
     assert json.loads(json.dumps(document, allow_nan=False)) == document
 
 
-def test_a_quantizer_that_is_missing_in_the_file(damaged: Any) -> None:
-    report = damaged("tensorrt", removed_pair)
+def test_a_quantizer_that_is_missing_in_the_file(verify_damaged: VerifyDamaged) -> None:
+    report = verify_damaged("tensorrt", removed_pair)
     assert report.problems == [
         f"{LAYER}.feed_forward.down.input_quantizer: the checkpoint quantizes here, the file does not"
     ]
@@ -236,7 +241,7 @@ def test_a_quantized_file_of_a_float_model(tiny_models: TinyModels) -> None:
     )
 
 
-def test_another_zero_point(damaged: Any) -> None:
+def test_another_zero_point(verify_damaged: VerifyDamaged) -> None:
     slot = f"{LAYER}.feed_forward.down.input_quantizer"
 
     def shift(proto: onnx.ModelProto) -> None:
@@ -247,7 +252,7 @@ def test_another_zero_point(damaged: Any) -> None:
             if one.name.startswith(slot):
                 one.input[2] = "moved"
 
-    report = damaged("openvino", shift)
+    report = verify_damaged("openvino", shift)
     assert len(report.problems) == 1
     assert re.fullmatch(rf"{slot}: the zero point is \d+ in the file, \d+ in the checkpoint", report.problems[0])
 

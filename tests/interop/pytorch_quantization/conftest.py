@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from tests.interop.support import GoldenFile
 
 # The toolkit puts a handler of absl's on the root logger, bound to the stream of the moment, and closes that with it:
 # the tests of commands, which set up logging anew, would lose their stderr.
@@ -27,20 +28,15 @@ CASES = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
 HIDDEN, LAYERS = 16, 2
 
 
-class Golden:
-    """One file that ``tools/golden_qdqbert.py`` made, taken apart."""
+class Golden(GoldenFile):
+    """One model of ``tools/golden_qdqbert.py``."""
 
     def __init__(self, name: str) -> None:
-        with safe_open(FOLDER / f"{name}.safetensors", framework="pt") as file:
-            about = {key: json.loads(value) for key, value in file.metadata().items()}
-            self._tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-        self.config: dict[str, Any] = about["config"]
-        self.order: list[str] = about["order"]
-        self.inputs = self.part("in")
-        self.state = self.part("weight")
-
-    def part(self, kind: str) -> dict[str, Tensor]:
-        return {key.partition(":")[2]: value for key, value in self._tensors.items() if key.startswith(f"{kind}:")}
+        super().__init__(FOLDER / f"{name}.safetensors")
+        self.config: dict[str, Any] = self.about["config"]
+        self.order: list[str] = self.about["order"]
+        self.inputs = self.tensors("in")
+        self.state = self.tensors("weight")
 
     @property
     def amax(self) -> dict[str, Tensor]:
@@ -64,13 +60,13 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 
 @pytest.fixture
-def base() -> Golden:
+def golden_encoder() -> Golden:
     """The bare encoder, to change and to damage."""
     return Golden("base")
 
 
 @pytest.fixture
-def choice() -> Golden:
+def golden_classifier() -> Golden:
     """One with a head, whose keys have the prefix."""
     return Golden("sequence-classification")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qdq.quantization.functional import fake_quantize_by_amax
+from qdq.quantization.operators import fake_quantize_by_amax
 from qdq.quantization.quantizer import Mode, Quantizer, Range
 from qdq.quantization.spec import PerAxis, PerTensor, QuantSpec
 

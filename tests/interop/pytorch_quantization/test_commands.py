@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import string
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
@@ -16,6 +16,8 @@ from qdq.quantization.quantizer import quantizers
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.interop.pytorch_quantization.conftest import Golden
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +32,15 @@ def _logging() -> Iterator[None]:
         logging.getLogger(room).setLevel(logging.NOTSET)
 
 
+class RunJson(Protocol):
+    """Runs ``qdq`` with ``--json``."""
+
+    def __call__(self, *arguments: object) -> dict[str, Any]: ...
+
+
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs ``qdq`` and gives its JSON document."""
+def run_json(capsys: pytest.CaptureFixture[str]) -> RunJson:
+    """Return a function that runs ``qdq`` and returns its JSON document."""
 
     def run(*arguments: object) -> dict[str, Any]:
         capsys.readouterr()
@@ -47,21 +55,23 @@ def run(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "calibrated"])
-def test_inspect(kind: str, choice: Any, run: Any, tmp_path: Path) -> None:
-    folder = choice.write(tmp_path / "c", choice.state if kind == "calibrated" else choice.weights)
-    document = run("inspect", folder)
+def test_inspect(kind: str, golden_classifier: Golden, run_json: RunJson, tmp_path: Path) -> None:
+    folder = golden_classifier.write(
+        tmp_path / "c", golden_classifier.state if kind == "calibrated" else golden_classifier.weights
+    )
+    document = run_json("inspect", folder)
     assert (document["quantized"], document["recipe"], document["calibration"]) == (True, None, None)
     assert len(document["slots"]) == 40
     (row,) = (row for row in document["slots"] if row["slot"] == "encoder.layers.1.feed_forward.add.other")
     if kind == "dynamic":
         assert row["scale"] is row["range"] is None
     else:
-        amax = float(choice.amax["bert.encoder.layer.1.output.add_residual_input_quantizer._amax"])
+        amax = float(golden_classifier.amax["bert.encoder.layer.1.output.add_residual_input_quantizer._amax"])
         assert row["range"] == [-amax, amax]
         assert row["scale"] == [pytest.approx(amax / 127), pytest.approx(amax / 127)]
 
 
-def test_inspect_in_words(choice: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_in_words(golden_classifier: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def words(folder: Path) -> str:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
@@ -69,7 +79,7 @@ def test_inspect_in_words(choice: Any, tmp_path: Path, capsys: pytest.CaptureFix
         assert not ended.value.code
         return capsys.readouterr().out
 
-    theirs = choice.write(tmp_path / "c")
+    theirs = golden_classifier.write(tmp_path / "c")
     origin = {"method": "pytorch-quantization"}
     qdq.save(qdq.load(theirs), tmp_path / "q", recipe=qdq.load_recipe("qdqbert"), calibration=origin)
     for folder, expected in (
@@ -80,19 +90,19 @@ def test_inspect_in_words(choice: Any, tmp_path: Path, capsys: pytest.CaptureFix
         assert "28 x int8 symmetric per-tensor (pytorch-quantization arithmetic)" in words(folder)
 
 
-def test_calibrate_begins_from_the_float_model(choice: Any, run: Any, tmp_path: Path) -> None:
-    folder = choice.write(tmp_path / "c")
+def test_calibrate_begins_from_the_float_model(golden_classifier: Golden, run_json: RunJson, tmp_path: Path) -> None:
+    folder = golden_classifier.write(tmp_path / "c")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase]
     (folder / "vocab.txt").write_text("\n".join(words))
     (tmp_path / "data.txt").write_text("a b c d\ne f g\nx y z\n")
-    run("calibrate", "-m", folder, "-o", tmp_path / "q", "--calib-data", tmp_path / "data.txt", "--seq-len", 8)
+    run_json("calibrate", "-m", folder, "-o", tmp_path / "q", "--calib-data", tmp_path / "data.txt", "--seq-len", 8)
     model = qdq.load(tmp_path / "q")
     arithmetics = {q.spec.arithmetic for _, q in quantizers(model) if q.spec is not None}
     assert arithmetics == {"onnx"}
 
 
-def test_export_and_proof(choice: Any, run: Any, tmp_path: Path) -> None:
-    """Ranges as they came; TensorRT's form is the one that upstream exports, too."""
-    folder = choice.write(tmp_path / "c")
-    run("export", "-m", folder, "-o", tmp_path / "trt", "--target", "tensorrt", "--recipe", "qdqbert")
-    assert run("verify", "-m", folder, tmp_path / "trt")["holds"] is True
+def test_export_and_verification(golden_classifier: Golden, run_json: RunJson, tmp_path: Path) -> None:
+    """Ranges as they came; TensorRT's graph is the one that transformers exports, too."""
+    folder = golden_classifier.write(tmp_path / "c")
+    run_json("export", "-m", folder, "-o", tmp_path / "trt", "--target", "tensorrt", "--recipe", "qdqbert")
+    assert run_json("verify", "-m", folder, tmp_path / "trt")["holds"] is True

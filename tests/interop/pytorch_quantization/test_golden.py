@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import qdq
-from qdq.interop.pytorch_quantization.places import places, prefix_of
+from qdq.interop.pytorch_quantization.slot_names import prefix_of, qdqbert_names
 from qdq.models.huggingface import load_weights
 from qdq.models.registry import configure
 from qdq.quantization.quantizer import Quantizer, quantizers
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from qdq.models.model import Model
+    from tests.interop.pytorch_quantization.conftest import Golden
 
 
 def run(model: Model, inputs: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
     """The output, and under upstream's names what every quantizer of an activation saw, in steps of its grid."""
-    names, prefix = places(model), prefix_of(model)
+    names, prefix = qdqbert_names(model), prefix_of(model)
     called: dict[Quantizer, list[str]] = {}
     for slot, quantizer in named_slots(model):
         if slot in names and slot.name != "weight":
@@ -63,28 +64,28 @@ def flips_at_a_tie(order: list[str], seen: dict[str, Tensor], wanted: dict[str, 
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "calibrated"])
-def test_outputs_and_integers(golden: Any, kind: str, tmp_path: Path) -> None:
+def test_outputs_and_integers(golden: Golden, kind: str, tmp_path: Path) -> None:
     model = qdq.load(golden.write(tmp_path / "c", golden.state if kind == "calibrated" else golden.weights))
     dynamic = {quantizer.spec.dynamic for _, quantizer in quantizers(model) if quantizer.spec is not None}
     assert dynamic == {kind == "dynamic"}
     output, seen = run(model, golden.inputs)
     assert sorted(seen) == sorted(golden.order)
-    if flips_at_a_tie(golden.order, seen, golden.part(f"{kind}-steps")):
+    if flips_at_a_tie(golden.order, seen, golden.tensors(f"{kind}-steps")):
         return
-    expected = golden.part(kind)
+    expected = golden.tensors(kind)
     assert set(expected) <= set(output)
     for name, tensor in expected.items():
         torch.testing.assert_close(output[name], tensor, atol=1e-4, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "calibrated"])
-def test_quantizing_matters(golden: Any, kind: str) -> None:
-    """Otherwise the tolerance above would prove nothing."""
+def test_quantizing_matters(golden: Golden, kind: str) -> None:
+    """Otherwise the tolerance above would test nothing."""
     model = qdq.build(configure(**golden.config)).eval()
     load_weights(model, golden.weights)
     with torch.no_grad():
         output = model(**golden.inputs)
-    gap = max(float((output[name] - tensor).abs().max()) for name, tensor in golden.part(kind).items())
+    gap = max(float((output[name] - tensor).abs().max()) for name, tensor in golden.tensors(kind).items())
     assert gap > 2e-3
 
 
@@ -96,11 +97,11 @@ def test_a_flip_that_is_no_tie_would_be_found() -> None:
         flips_at_a_tie(["a"], {"a": torch.tensor([3.52, -7.4])}, want)
 
 
-def test_quantizers_by_number_and_name(golden: Any, tmp_path: Path) -> None:
+def test_quantizers_by_number_and_name(golden: Golden, tmp_path: Path) -> None:
     """Upstream's own: 6 linears x 2, 4 operands of products, 4 of additions a layer, 14 more with cross-attention."""
     model = qdq.load(golden.write(tmp_path / "c"))
-    names = {prefix_of(model) + name for name in places(model).values()}
+    names = {prefix_of(model) + name for name in qdqbert_names(model).values()}
     assert {f"{name}._amax" for name in names} == set(golden.amax)
     assert len(names) == 2 * (34 if golden.config.get("add_cross_attention") else 20)
     quantized = {slot for slot, quantizer in named_slots(model) if quantizer.spec is not None}
-    assert quantized == set(places(model))
+    assert quantized == set(qdqbert_names(model))

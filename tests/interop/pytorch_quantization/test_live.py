@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tests.interop.pytorch_quantization.conftest import Golden
+
 toolkit = pytest.importorskip("pytorch_quantization.nn", reason="pip install 'qdq[pytorch-quantization]'")
 from pytorch_quantization.tensor_quant import QuantDescriptor  # noqa: E402 - behind the skip
 
@@ -208,14 +210,14 @@ REFUSED: dict[str, tuple[str, Callable[[Any], None], str]] = {
 }
 
 
-@pytest.mark.parametrize(("place", "change", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_has_no_counterpart_is_named(place: str, change: Callable[[Any], None], message: str) -> None:
+@pytest.mark.parametrize(("name", "change", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_has_no_counterpart_is_named(name: str, change: Callable[[Any], None], message: str) -> None:
     model = block()
-    change(model.get_submodule(place))
-    parts = list(model.modules())
+    change(model.get_submodule(name))
+    modules = list(model.modules())
     with pytest.raises(RecipeError, match=message):
         from_live(model)
-    assert list(model.modules()) == parts, "as it was"
+    assert list(model.modules()) == modules, "as it was"
 
 
 def test_all_problems_arrive_together() -> None:
@@ -269,10 +271,10 @@ INEXPRESSIBLE = {
 @pytest.mark.parametrize(("kind", "specs", "message"), INEXPRESSIBLE.values(), ids=INEXPRESSIBLE)
 def test_what_the_toolkit_cannot_express(kind: type[nn.Module], specs: dict[str, QuantSpec], message: str) -> None:
     model = ours(kind, specs)
-    parts = list(model.modules())
+    modules = list(model.modules())
     with pytest.raises(ExportError, match=message):
         to_live(model)
-    assert list(model.modules()) == parts
+    assert list(model.modules()) == modules
 
 
 def test_uncalibrated_is_refused_and_additions_without_spec_stay() -> None:
@@ -290,14 +292,14 @@ def test_a_stand_alone_quantizer_with_an_axis_comes_but_does_not_go() -> None:
     x = torch.randn(2, 3, 4)
     model = from_live(nn.Sequential(theirs))
     assert torch.equal(model(x), theirs(x))
-    with pytest.raises(ExportError, match="unknown number of axes"):
+    with pytest.raises(ExportError, match="the number of axes of its tensor is unknown"):
         to_live(model)
 
 
 # --- a whole QDQBERT ---
 
 
-def grow(golden: Any) -> nn.Module:
+def grow(golden: Golden) -> nn.Module:
     """A module with upstream's names, of the toolkit's real parts and with upstream's weights and ranges.
 
     It stands in for the class in transformers, which the releases that this project runs with no longer have; only its
@@ -337,20 +339,20 @@ def grow(golden: Any) -> nn.Module:
     return root.eval()
 
 
-def test_a_whole_model(golden: Any, tmp_path: Path) -> None:
+def test_a_whole_model(golden: Golden, tmp_path: Path) -> None:
     theirs = grow(golden)
     model = from_live(theirs)
     with torch.no_grad():
         output, expected = model(**golden.inputs), qdq.load(golden.write(tmp_path / "c"))(**golden.inputs)
-    for name in golden.part("calibrated"):
+    for name in golden.tensors("calibrated"):
         assert torch.equal(output[name], expected[name])
     held = {p.data_ptr() for p in theirs.parameters()}
     assert {p.data_ptr() for p in model.parameters()} <= held, "the same memory"
     assert len(tensor_quantizers(theirs)) == len(golden.amax), "the live model is as it was"
 
 
-def test_a_whole_model_quantizer_by_quantizer(choice: Any) -> None:
-    theirs = grow(choice)
+def test_a_whole_model_quantizer_by_quantizer(golden_classifier: Golden) -> None:
+    theirs = grow(golden_classifier)
     layer: Any = theirs.get_submodule("bert.encoder.layer.0")
     layer.attention.self.key._input_quantizer.disable()
     layer.attention.self.matmul_a_input_quantizer._unsigned = True
@@ -371,8 +373,8 @@ def test_a_whole_model_quantizer_by_quantizer(choice: Any) -> None:
     assert {name: specs[f"encoder.layers.0.{name}"] for name in expected} == expected
 
 
-def test_a_whole_model_with_problems(choice: Any) -> None:
-    theirs = grow(choice)
+def test_a_whole_model_with_problems(golden_classifier: Golden) -> None:
+    theirs = grow(golden_classifier)
     edit(_scale_amax=2.0)(theirs.get_submodule("bert.encoder.layer.0.attention.self.query._input_quantizer"))
     addition = theirs.get_submodule("bert.encoder.layer.1.output.add_local_input_quantizer")
     edit(_axis=1)(addition)
@@ -384,18 +386,18 @@ def test_a_whole_model_with_problems(choice: Any) -> None:
         assert problem in str(caught.value)
 
 
-def test_a_whole_model_that_is_none(choice: Any) -> None:
-    theirs = grow(choice)
+def test_a_whole_model_that_is_none(golden_classifier: Golden) -> None:
+    theirs = grow(golden_classifier)
     del theirs.get_submodule("bert.encoder.layer.1.output").LayerNorm
     with pytest.raises(CheckpointError, match="2 missing"):
         from_live(theirs)
     theirs = type("MyOwnBert", (nn.Module,), {})()
-    theirs.config = grow(choice).config
+    theirs.config = grow(golden_classifier).config
     theirs.weight = nn.Parameter(torch.zeros(1))
     with pytest.raises(ConfigError, match="MyOwnBert"):
         from_live(theirs)
 
 
-def test_a_whole_model_goes_back_as_a_checkpoint(choice: Any, tmp_path: Path) -> None:
+def test_a_whole_model_goes_back_as_a_checkpoint(golden_classifier: Golden, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="no counterpart of a quantized QuantMatMul"):
-        to_live(qdq.load(choice.write(tmp_path / "c")))
+        to_live(qdq.load(golden_classifier.write(tmp_path / "c")))

@@ -1,3 +1,5 @@
+"""Settings that all tests of wrapped modules share."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def parsed(graphs: Graphs, text: str) -> ir.Model:
     return model
 
 
-def quantizers(model: Any) -> list[str | None]:
+def quantizers(model: ir.Model) -> list[str | None]:
     return [node.name for node in model.graph if node.op_type == "QuantizeLinear"]
 
 

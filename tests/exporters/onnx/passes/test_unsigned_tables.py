@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,6 +13,8 @@ from exporters.onnx.passes.unsigned_tables import UnsignedTablesPass
 from exporters.onnx.passes.weight_only_gemm import WeightOnlyGemmPass
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from tests.exporters.onnx.conftest import Graphs
 
 GENERATOR = np.random.default_rng(0)
@@ -42,7 +44,7 @@ def tied(*, source: str = "p", integers: str | None = None, zero: int = 0, nodes
         }}"""
 
 
-def large(model: Any) -> list[str]:
+def large(model: ir.Model) -> list[str]:
     return [
         value.const_value.dtype.name
         for value in model.graph.initializers.values()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from exporters.tensorrt.backend import Backend
     from tests.exporters.conftest import TinyModels
     from tests.exporters.tensorrt.conftest import DefectPlanter
+    from tests.exporters.tensorrt.defects import Defect
 
 _SPEC = importlib.util.spec_from_file_location("tests_tensorrt_defects", Path(__file__).parent.parent / "defects.py")
 assert _SPEC is not None
@@ -34,7 +35,7 @@ NAMES = [f"{defect.id} {defect.name}" for defect in DEFECTS]
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=NAMES)
-def test_a_planted_defect_is_found_where_it_is(defect_planter: DefectPlanter, defect: Any) -> None:
+def test_a_planted_defect_is_found_where_it_is(defect_planter: DefectPlanter, defect: Defect) -> None:
     source = defect_planter.planted(defect.plant)
     options = {key: value for key, value in defect.options.items() if key != "shapes"}
     report = lint(source, profiles=defect_planter.profiles(source, defect.options), **options)
@@ -46,7 +47,7 @@ def test_a_planted_defect_is_found_where_it_is(defect_planter: DefectPlanter, de
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=NAMES)
-def test_a_defect_brings_no_error_of_another_kind(defect_planter: DefectPlanter, defect: Any) -> None:
+def test_a_defect_brings_no_error_of_another_kind(defect_planter: DefectPlanter, defect: Defect) -> None:
     source = defect_planter.planted(defect.plant)
     report = lint(source, profiles=defect_planter.profiles(source, defect.options))
     errors = {finding.id for finding in report.findings if finding.severity == "error"} - {defect.id}
@@ -56,7 +57,7 @@ def test_a_defect_brings_no_error_of_another_kind(defect_planter: DefectPlanter,
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=NAMES)
-def test_tensorrt_says_the_same(defect_planter: DefectPlanter, rtx: Backend, defect: Any) -> None:
+def test_tensorrt_says_the_same(defect_planter: DefectPlanter, rtx: Backend, defect: Defect) -> None:
     source = defect_planter.planted(defect.plant)
     upto = "build" if defect.id.startswith("E") else "parse"
     verdict = defect_planter.verdict(rtx, source, defect_planter.profiles(source, defect.options), upto=upto)

@@ -1,0 +1,17 @@
+"""Write directories and files that are always whole, and read JSON files with errors for people."""
+
+from qdq.storage.directory import atomic_directory
+from qdq.storage.files import read_json, write_bytes_atomic, write_json, write_text_atomic
+from qdq.storage.manifest import MANIFEST
+from qdq.storage.messages import missing_directory, resume_mismatch
+
+__all__ = [
+    "MANIFEST",
+    "atomic_directory",
+    "missing_directory",
+    "read_json",
+    "resume_mismatch",
+    "write_bytes_atomic",
+    "write_json",
+    "write_text_atomic",
+]
