@@ -37,7 +37,14 @@ def export(
             metavar="NAME|FILE", help="Apply this preset or YAML file first, with the ranges of the checkpoint."
         ),
     ] = None,
-    opset: Annotated[int, typer.Option(metavar="N", help="Version of the ONNX operators, from 18 to 25.")] = 21,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Version of the ONNX operators, from 18 to 25. The default is 23 for onnxruntime, which needs ONNX "
+            "Runtime 1.24 or newer, and 21 otherwise.",
+        ),
+    ] = None,
     isa: Annotated[
         str,
         typer.Option(
