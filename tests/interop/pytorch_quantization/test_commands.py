@@ -83,7 +83,7 @@ def test_inspect_in_words(golden_classifier: Golden, tmp_path: Path, capsys: pyt
     origin = {"method": "pytorch-quantization"}
     qdq.save(qdq.load(theirs), tmp_path / "q", recipe=qdq.load_recipe("qdqbert"), calibration=origin)
     for folder, expected in (
-        (theirs, "as pytorch-quantization left it"),
+        (theirs, "with the ranges of pytorch-quantization"),
         (tmp_path / "q", "ranges from pytorch-quant"),
     ):
         assert expected in words(folder)
