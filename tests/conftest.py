@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from rich.logging import RichHandler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,11 +25,14 @@ def _reproducible() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _log_levels() -> Iterator[None]:
-    """A command sets the levels of the packages' loggers for its process; here, tests share one."""
-    loggers = [logging.getLogger(name) for name in (None, "qdq", "calibration", "exporters")]
+def _logging() -> Iterator[None]:
+    """A command sets up logging for its process, to a stream that is gone after the test; here, tests share one."""
+    root = logging.getLogger()
+    loggers = [root, *(logging.getLogger(name) for name in ("qdq", "calibration", "exporters"))]
     levels = [logger.level for logger in loggers]
     yield
+    for handler in [handler for handler in root.handlers if isinstance(handler, RichHandler)]:
+        root.removeHandler(handler)
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
 
