@@ -42,7 +42,8 @@ def finetune(
     eval_data: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Labelled examples to evaluate on; without them the last step gives the checkpoint."
+            metavar="FILE",
+            help="Labelled examples that choose the best checkpoint; without them the last step is kept.",
         ),
     ] = None,
     task: TaskSettings = _TASK,
@@ -52,14 +53,19 @@ def finetune(
             "--recipe",
             "-r",
             metavar="NAME|FILE",
-            help="Quantize a float model with this recipe first, calibrated on the training data.",
+            help="Quantize a float model first, by this preset or YAML file, calibrated on the training data.",
         ),
     ] = None,
     settings: Annotated[TrainingSettings, "Steps"] = _TRAINING,
     calibration: Annotated[InitialCalibration, _QUANTIZERS] = _CALIBRATION,
     recipe_changes: RecipeChanges = NO_CHANGES,
     teacher: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Float model to learn from.", rich_help_panel=_TEACHER)
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Float checkpoint whose outputs the model learns to reproduce.",
+            rich_help_panel=_TEACHER,
+        ),
     ] = None,
     distillation: Annotated[Distillation, _TEACHER] = _DISTILLATION,
     columns: ColumnOptions = USUAL_COLUMNS,
@@ -68,13 +74,16 @@ def finetune(
         typer.Option(
             "--resume",
             metavar="",
-            help="Go on where the same command was interrupted, with the same result; its resume file is in "
-            "<output>.training.",
+            help="Continue an interrupted run of the same command from <output>.training, with the same result.",
             rich_help_panel="Resuming",
         ),
     ] = False,
     tensorboard: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for TensorBoard's files; a CSV log is always written.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also write logs for TensorBoard to this directory. <output>.training.csv is always written.",
+        ),
     ] = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
@@ -82,10 +91,12 @@ def finetune(
     quiet: QuietOption = False,
     seed: SeedOption = 0,
 ) -> None:
-    """Train a head, or train a quantized model so that it gives in int8 the answers that it gave in float.
+    """Train a float model on a task, or a quantized model with fake quantization (QAT).
 
-    Needs the extra "train", and "evaluate" for token-classification. For several processes, start it with accelerate
-    launch -m qdq finetune ... or with torchrun. Example: qdq finetune -m quantized/ -o qat/ --train-data train.tsv
+    Needs the extra "train", and "evaluate" for token-classification. To use several processes, replace "qdq" by
+    "accelerate launch -m qdq" or "torchrun --nproc-per-node N -m qdq".
+
+    Example: qdq finetune -m quantized/ -o qat/ --train-data train.tsv
     --eval-data dev.tsv --teacher float/
     """
     # All processes of torchrun or accelerate run this command; one of them prints.

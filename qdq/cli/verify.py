@@ -22,17 +22,22 @@ __all__ = ["verify"]
 @command
 def verify(
     exported: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Exported directory to verify.")],
-    model: Annotated[Path, typer.Option("--model", "-m", metavar="DIR", help="Checkpoint that it was exported from.")],
+    model: Annotated[
+        Path, typer.Option("--model", "-m", metavar="DIR", help="Checkpoint that OUT_DIR was exported from.")
+    ],
     engine: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="TensorRT engine built from it, to compare end to end on the GPU."),
+        typer.Option(
+            metavar="FILE", help="TensorRT engine that was built from OUT_DIR, to compare end to end on the GPU."
+        ),
     ] = None,
     isa: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="CPUs on which integer products must be exact: any, avx2, avx512, vnni, arm or auto; by default those "
-            "it was exported for. Saturation is simulated.",
+            help="Instruction set of the CPU to verify for: any, avx2, avx512, vnni, arm or auto; by default the one "
+            "it"
+            "was exported for. Saturation of integer products on that CPU is simulated.",
         ),
     ] = None,
     json: JsonOption = False,
