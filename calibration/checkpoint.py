@@ -330,10 +330,13 @@ def _resume_file(
         return
     resume_file = ResumeFile(resume_folder(output), identity, resume=resume, process=process, notify=say)
     if resume and resume_file.is_empty:
-        say(f"nothing to resume in {resume_file.folder}: from the beginning")
+        say(f"nothing to resume in {resume_file.folder}: the calibration starts from the beginning")
     elif not resume and not resume_file.is_empty:
         left = resume_file.describe_progress() or "damaged"
-        say(f"warning: {resume_file.folder}: an interrupted calibration ({left}) is begun anew; see --resume")
+        say(
+            f"warning: {resume_file.folder}: an interrupted calibration ({left}) starts from the beginning; --resume "
+            "would continue it",
+        )
     try:
         with terminated_as_interrupted():
             yield resume_file

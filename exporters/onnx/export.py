@@ -173,7 +173,9 @@ def export_onnx(
     changed: Recipe | None = None
     if chosen is not None:
         if not specs:
-            raise ExportError("the model is not quantized: calibrate it first (qdq calibrate), or export it in float")
+            raise ExportError(
+                "the model is not quantized: calibrate it first (qdq calibrate), or export it in float (--float)",
+            )
         if recipe is not None:
             changed = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
         elif chosen.problems(specs):

@@ -22,6 +22,7 @@ __all__ = ["calibrate", "describe"]
 _STATISTICS = "Several machines"
 _DEFAULT = CalibrationSettings()
 _NO_ADJUSTMENTS = RangeAdjustments()
+_MODULES = ("head", "pooler")  # what a base checkpoint may lack
 
 
 @command
@@ -107,8 +108,12 @@ def calibrate(
     is_first = Process.of_torchrun().is_first
     session = Session(json=json and is_first, verbose=verbose, quiet=quiet or not is_first)
     from calibration.checkpoint import calibrate_checkpoint
+    from qdq.errors import ConfigError
     from qdq.source import ModelDirectory
 
+    for name in allow_missing or ():
+        if name not in _MODULES:
+            raise ConfigError(f"--allow-missing {name}: it must be {' or '.join(_MODULES)}")
     directory = ModelDirectory.of(model)
     choice = RecipeChoice(recipe=recipe, changes=recipe_changes, refinement=refinement)
     with session.progress("calibrating", total=1) as advance:

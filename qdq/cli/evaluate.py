@@ -51,7 +51,7 @@ def evaluate(
         typer.Option(
             metavar="1%|0.5",
             help="With --against: largest acceptable loss of the metric, as a percentage of the baseline (1%) or in "
-            "points"
+            "points "
             "(0.5). Exit code 1 means that the loss is larger.",
         ),
     ] = None,

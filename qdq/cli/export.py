@@ -22,7 +22,7 @@ __all__ = ["export"]
 @command
 def export(
     model: Annotated[
-        Path, typer.Option("--model", "-m", metavar="DIR", help="Checkpoint to export, float or quantized.")
+        Path, typer.Option("--model", "-m", metavar="DIR", help="Checkpoint to export; a quantized one for --target.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write.")],
     target: Annotated[
@@ -40,7 +40,8 @@ def export(
             "--recipe",
             "-r",
             metavar="NAME|FILE",
-            help="Quantize by this preset or YAML file instead of the target's own, with the ranges of the checkpoint.",
+            help="Preset or YAML file to export with, using the ranges of the checkpoint; by default the checkpoint's "
+            "own recipe, or the preset of the target if the target cannot run that.",
         ),
     ] = None,
     opset: Annotated[int, typer.Option(metavar="N", help="ONNX operator set, from 18 to 25.")] = 21,

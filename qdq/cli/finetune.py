@@ -157,7 +157,7 @@ def _shown(output: Path, document: dict[str, Any]) -> list[Table | str]:
     early = ", ended early" if document["stopped_early"] else ""
     shown: list[Table | str] = [
         f"{output}: {document['task']}, {how}, {document['steps']} steps{early}, {document['seconds']:.0f} s; "
-        f"the checkpoint is that of step {document['step']}"
+        f"the checkpoint of step {document['step']}"
     ]
     if document["history"]:
         names = [name for name in document["history"][0] if name != "step"]

@@ -96,7 +96,7 @@ def inspect(
         run = {"runtime": runtime, "shape": shape, "threads": threads, "full": verbose > 0} if profile else None
         _inspect_graph(session, path, run)
     elif profile:
-        raise CheckpointError(f"{path}: --profile runs an exported directory or an .onnx file, this is neither")
+        raise CheckpointError(f"{path}: --profile runs an exported directory or an .onnx file, and this is neither")
     elif (path / "config.json").is_file():
         _inspect_checkpoint(session, path)
     else:

@@ -36,7 +36,7 @@ def verify(
         typer.Option(
             metavar="NAME",
             help="Instruction set of the CPU to verify for: any, avx2, avx512, vnni, arm or auto; by default the one "
-            "it"
+            "it "
             "was exported for. Saturation of integer products on that CPU is simulated.",
         ),
     ] = None,

@@ -248,7 +248,7 @@ def load_weights(
         model: The model, which may be on the meta device.
         tensors: The tensors by upstream's keys.
         source: What messages call the checkpoint.
-        allow_missing: Top-level modules that may be missing and are then initialised.
+        allow_missing: Top-level modules that may be missing and are then initialized.
         ignore: Endings of keys to skip.
         dtype: The dtype of the parameters.
 
@@ -346,7 +346,8 @@ class _Problems:
             if names:
                 lines.append(f"{len(names)} {kind}: {', '.join(names[:10])}{more}")
         if self.incomplete_modules and self.incomplete_modules <= {"head", "pooler"}:
-            lines[0] += f" (allow_missing={sorted(self.incomplete_modules)} initialises them)"
+            options = " ".join(f"--allow-missing {name}" for name in sorted(self.incomplete_modules))
+            lines[0] += f" ({options}, in Python allow_missing={sorted(self.incomplete_modules)}, initializes them)"
         return lines
 
 
@@ -366,7 +367,7 @@ def load_model(
         path: A Hugging Face model directory.
         task: The task, which determines the head. None takes the one that ``architectures`` in ``config.json`` names.
         attn_implementation: ``"eager"`` or ``"sdpa"``.
-        allow_missing: Top-level modules that may be missing and are then initialised. ``{"head"}`` puts a new head on
+        allow_missing: Top-level modules that may be missing and are then initialized. ``{"head"}`` puts a new head on
             a bare encoder.
         ignore: Endings of keys to skip, for checkpoints that hold more than weights.
         dtype: The dtype of the parameters. The file may hold another floating type.

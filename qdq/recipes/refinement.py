@@ -34,7 +34,7 @@ class Refinement:
     smoothing: float | None = setting(
         None,
         "Smoothing strength (alpha of SmoothQuant) from 0 to 1: how much of the difference between channels to move "
-        "from"
+        "from "
         "activations to weights; null disables smoothing.",
         number(0, 1).or_none(),
     )
@@ -44,7 +44,7 @@ class Refinement:
     clipping: str = setting(
         "none",
         "Clipping of the inputs of linear layers: none, or token-wise (Outlier Suppression), which clips the tokens "
-        "with"
+        "with "
         "the most extreme values, as many as give the least error.",
         choice(*CLIPPINGS),
     )

@@ -169,9 +169,9 @@ def evaluate(
         raise ConfigError(f"give settings, or {', '.join(options)} by name, not both")
     limit = None if max_drop is None else MaxDrop.parse(max_drop)
     if against is None and limit is not None:
-        raise ConfigError("a largest drop is measured from a baseline: give one (--against), too")
+        raise ConfigError("a largest drop (--max-drop) is measured from a baseline: give one with --against")
     if against is None and metric is not None:
-        raise ConfigError("the metric is chosen for a comparison: give a baseline (--against), too")
+        raise ConfigError("the metric (--metric) is that of a comparison: give a baseline with --against")
     if resamples < 0:
         raise ConfigError(f"resamples is {resamples}, must be at least 0")
     if not isinstance(data, str | Path) and against is not None and iter(data) is data:

@@ -131,7 +131,7 @@ def _check_request(request: FinetuneRequest, initial: InitialModel) -> None:
     """Raise if model, recipe and teacher do not fit each other, before weights are read."""
     problems = []
     if initial.is_quantized and request.recipe is not None:
-        problems.append(f"{request.model} is quantized already: leave the recipe out, or give the float model")
+        problems.append(f"{request.model} is quantized already: leave out the recipe, or give the float model")
     if request.teacher is not None:
         found = _teacher_problems(request, initial)
         problems += [f"the teacher {request.teacher}: {problem}" for problem in found]

@@ -160,7 +160,7 @@ def _check_new_head(
     if not is_asked and head not in _PRETRAINED:
         raise ConfigError(
             f"{directory} has a head for {head} ({', '.join(config.architectures)}), which does not fit the task "
-            f"{task}: choose that task, or ask for a new head"
+            f"{task}: choose that task, or give --new-head (new_head=True)"
         )
     task_of(config, task)  # raises for a family that does not have the task
 
@@ -170,7 +170,9 @@ def _check_multi_label(directory: ModelDirectory, config: ModelConfig, task: str
         raise ConfigError(f"only sequence-classification allows several labels per text, not {task}")
     if is_kept and config.problem_type != "multi_label_classification":
         kind = config.problem_type or "single_label_classification"
-        raise ConfigError(f"{directory} has a head for {kind}: ask for a new head to train several labels per text")
+        raise ConfigError(
+            f"{directory} has a head for {kind}: give --new-head (new_head=True) to train several labels per text",
+        )
 
 
 def _config_of_new_head(config: ModelConfig, task: str, labels: Labels | None) -> ModelConfig:
