@@ -53,7 +53,7 @@ def analyze_checkpoint(
 
     Args:
         checkpoint: Directory of a quantized checkpoint.
-        data: Sample text, best not that of the calibration; with a task labelled examples.
+        data: Sample text, best not that of the calibration; with a task labeled examples.
         settings: How to measure. None takes the defaults.
         task_metric: Metric of a task to measure, too. None measures none.
         target: How close to the float model the model is to come; None searches nothing.

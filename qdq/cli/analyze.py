@@ -26,7 +26,7 @@ def analyze(
         str,
         typer.Option(
             metavar="FILE",
-            help="Sample text, preferably not that of the calibration; with --task, labelled examples.",
+            help="Sample text, preferably not that of the calibration; with --task, labeled examples.",
         ),
     ],
     settings: AnalysisSettings = _DEFAULT,

@@ -1,4 +1,4 @@
-"""The options that name the columns of labelled examples, a group of :func:`qdq.cli.option_groups.with_groups`."""
+"""The options that name the columns of labeled examples, a group of :func:`qdq.cli.option_groups.with_groups`."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def evaluate(
     ],
     task: Annotated[str, typer.Option(metavar="TASK", help=_TASKS)],
     data: Annotated[
-        str, typer.Option(metavar="FILE", help="Labelled examples: .tsv, .csv, .jsonl, .conll, SQuAD's .json, ...")
+        str, typer.Option(metavar="FILE", help="Labeled examples: .tsv, .csv, .jsonl, .conll, SQuAD's .json, ...")
     ],
     against: Annotated[
         Path | None,

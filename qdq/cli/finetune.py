@@ -37,13 +37,13 @@ def finetune(
         Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write the best checkpoint to.")
     ],
     train_data: Annotated[
-        str, typer.Option(metavar="FILE", help="Labelled examples to train on: .tsv, .csv, .jsonl, .conll, ...")
+        str, typer.Option(metavar="FILE", help="Labeled examples to train on: .tsv, .csv, .jsonl, .conll, ...")
     ],
     eval_data: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Labelled examples that choose the best checkpoint; without them the last step is kept.",
+            help="Labeled examples that choose the best checkpoint; without them the last step is kept.",
         ),
     ] = None,
     task: TaskSettings = _TASK,

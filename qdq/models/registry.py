@@ -155,7 +155,7 @@ def construct(
 def build(
     config: ModelConfig, task: str | None = None, *, attn_implementation: AttentionImplementation = "eager"
 ) -> Model:
-    """Return a freshly initialised model, in training mode like every new ``nn.Module``.
+    """Return a freshly initialized model, in training mode like every new ``nn.Module``.
 
     Args:
         config: The configuration, from ``configure`` or ``read_config``.
@@ -167,7 +167,7 @@ def build(
     """
     model = construct(config, task, attn_implementation=attn_implementation)
     state: dict[str, nn.Parameter] = {}
-    for names in model.shared_names():  # a shared weight is initialised once
+    for names in model.shared_names():  # a shared weight is initialized once
         state |= dict.fromkeys(names, fresh_parameter(model, names[0]))
     model.assign(state)
     return model

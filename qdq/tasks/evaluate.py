@@ -135,7 +135,7 @@ def evaluate(
     progress: Progress = silent,
     **options: Any,
 ) -> Evaluation:
-    """Measure the metrics of a model on labelled data.
+    """Measure the metrics of a model on labeled data.
 
     Args:
         model: The directory of a float or quantized checkpoint or of an export; or a model in memory, or any runner.
@@ -210,7 +210,7 @@ def score_model(
 
     Raises:
         ConfigError: There is no such task.
-        DataError: The data does not fit the task, or has no labelled example.
+        DataError: The data does not fit the task, or has no labeled example.
     """
     if task not in TASKS:
         raise ConfigError(f"no task {task!r} to evaluate; there are {', '.join(TASKS)}")
@@ -219,7 +219,7 @@ def score_model(
     scores = score(Evaluator(model, data, settings, progress))
     if not rows_of(scores.table):
         name = data if isinstance(data, str | Path) else "the rows given"
-        raise DataError(f"{name}: no labelled example for the task {task}")
+        raise DataError(f"{name}: no labeled example for the task {task}")
     return scores
 
 

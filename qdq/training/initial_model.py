@@ -92,7 +92,7 @@ def choose_task(directory: ModelDirectory, task: str | None) -> str:
 def choose_initial_model(
     directory: ModelDirectory, data: Any, settings: TaskSettings, *, columns: Columns | None = None
 ) -> InitialModel:
-    """Return what a training of a checkpoint on labelled data begins with; no weights are read.
+    """Return what a training of a checkpoint on labeled data begins with; no weights are read.
 
     1. A head for the task is trained further, with the labels that it has.
     2. An encoder without head, or with a head for pretraining, gets a new head for the labels in the data.
@@ -102,7 +102,7 @@ def choose_initial_model(
 
     Args:
         directory: The checkpoint.
-        data: Labelled examples, for the labels of a new head.
+        data: Labeled examples, for the labels of a new head.
         settings: Task, new head, several labels per text, and the split to train on.
         columns: Names of the columns where they are not the usual ones.
 
