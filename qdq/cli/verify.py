@@ -72,7 +72,7 @@ def _by_segment(verification: VerificationReport, *, full: bool) -> list[Table |
 
     rows = verification.segments
     shown = rows if full else [row for row in rows if not row.holds] or sorted(rows, key=lambda row: -row.largest)[:5]
-    table = new_table("in front of", "values", "at a\ntie", "wrong", "off by\nat most", "SQNR\ndB")
+    table = new_table("segment up to", "values", "at a\ntie", "wrong", "off by\nat most", "SQNR\ndB")
     for row in shown:
         slot = row.name.removesuffix("_quantizer")
         largest = (
@@ -87,10 +87,10 @@ def _by_segment(verification: VerificationReport, *, full: bool) -> list[Table |
     table.add_row(f"all {len(rows)} segments", *(f"{value:,}" for value in total), "", "")
     hidden = "" if len(shown) == len(rows) else f"; {len(shown)} of {len(rows)} segments shown, -v shows all"
     return [
-        "By segment: fed torch's integers, each finds torch's integers again",
+        "By segment: given the integers of torch, each must return those of torch",
         table,
-        f"difference of an output: relative to its largest magnitude{hidden}",
-        *([f"first that does not hold: {verification.first_wrong}"] if verification.first_wrong else []),
+        f"differences of outputs are relative to the largest magnitude{hidden}",
+        *([f"first segment that differs: {verification.first_wrong}"] if verification.first_wrong else []),
         "",
     ]
 
@@ -102,7 +102,7 @@ def _saturation(verification: VerificationReport) -> list[Table | str]:
     table = new_table("product", "pairs", "beyond\n16 bits", "largest\nsum", "possible")
     for row in verification.saturation:
         table.add_row(row.name, f"{row.pairs:,}", f"{row.saturated:,}", f"{row.worst:,}", f"{row.possible:,}")
-    return ["Sums of pairs of products, as CPUs without VNNI make them, at most 32,767", table, ""]
+    return ["Sums of two products, which CPUs without VNNI hold in 16 bits (at most 32,767)", table, ""]
 
 
 def _end_to_end(verification: VerificationReport) -> list[Table | str]:
@@ -134,15 +134,18 @@ def _end_to_end(verification: VerificationReport) -> list[Table | str]:
         f"End to end, in {verification.runtime}",
         table,
         *whole,
-        f"needed: SQNR {bounds.sqnr_db:g} dB and cosine {bounds.cosine:g} to the checkpoint in torch,",
+        f"required: SQNR {bounds.sqnr_db:g} dB and cosine {bounds.cosine:g} to the checkpoint in torch,",
         f"SQNR to float at most {bounds.float_loss_db:g} dB below the checkpoint's",
-        *_scatter(verification),
+        *_chance(verification),
     ]
 
 
-def _scatter(verification: VerificationReport) -> list[str]:
+def _chance(verification: VerificationReport) -> list[str]:
     found = [row.sqnr_spread_db for row in verification.end_to_end if row.sqnr_spread_db]
     if not found:
         return []
     low, high = (f"{value:.0f}" for value in (min(found), max(found)))
-    return [f"an SQNR of a few logits scatters: {low if low == high else f'{low} to {high}'} dB less is allowed for it"]
+    return [
+        f"the SQNR of a few logits varies by chance: {low if low == high else f'{low} to {high}'} dB less is "
+        "allowed for it"
+    ]
