@@ -84,6 +84,7 @@ def benchmark(
     for name in runtime or ():
         if name not in _RUNTIMES:
             raise ConfigError(f"no runtime {name!r}: it must be onnxruntime or openvino")
+    _check_lengths(exported, seq_len or ())
     candidates = _candidates([*exported, *(engine or [])], runtime)
     shapes = [Shape(b, s) for s in seq_len or [128] for b in batch_size or [1, 8]]
     with tempfile.TemporaryDirectory() as folder:
@@ -93,6 +94,20 @@ def benchmark(
             baselines.append(candidates[1].name)
         result = run_benchmark(session, candidates, shapes, threads=threads, rounds=rounds, warmup=warmup)
     _show(session, result, candidates, baselines)
+
+
+def _check_lengths(exported: Sequence[Path], lengths: Sequence[int]) -> None:
+    """Raise if an input is longer than a model accepts; only directories say how long that is."""
+    from qdq.errors import ConfigError
+    from qdq.source import ModelDirectory
+
+    for path in exported:
+        if not (path / "config.json").is_file():
+            continue
+        longest = ModelDirectory.of(path).config.max_length
+        for length in lengths:
+            if length > longest:
+                raise ConfigError(f"--seq-len {length}: {path} accepts at most {longest} tokens")
 
 
 def _candidates(exported: Sequence[Path], runtimes: Sequence[str] | None) -> list[Candidate]:

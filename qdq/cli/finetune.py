@@ -108,6 +108,8 @@ def finetune(
     settings = replace(settings, seed=seed)
     set_threads(threads)
     chosen = _recipe(RecipeChoice(recipe=recipe or "linear", changes=recipe_changes), model, task.task, recipe)
+    if resume and not resume_folder_of(output).is_dir():
+        session.say(f"nothing to resume in {resume_folder_of(output)}: the training starts from the beginning")
     try:
         with session.progress("training", total=1) as advance:
             document = finetune_checkpoint(

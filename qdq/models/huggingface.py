@@ -137,7 +137,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except safetensors.SafetensorError as error:
-            raise CheckpointError(f"{path}: damaged or incomplete safetensors file ({error})") from error
+            raise CheckpointError(f"{path}: damaged or incomplete safetensors file ({error}); copy it again") from error
         except OSError as error:
             raise StorageError(f"{path}: {error}") from error
     try:
@@ -147,7 +147,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         reason = "the pickle holds more than tensors and could run code; convert it to safetensors"
         raise CheckpointError(f"{path}: refused, {reason}") from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: damaged or incomplete PyTorch file ({error})") from error
+        raise CheckpointError(f"{path}: damaged or incomplete PyTorch file ({error}); copy it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: not a state dict of tensors")
     return state
@@ -345,6 +345,8 @@ class _Problems:
             more = f", and {len(names) - 10} more" if len(names) > 10 else ""
             if names:
                 lines.append(f"{len(names)} {kind}: {', '.join(names[:10])}{more}")
+        if self.misshaped:
+            lines[-1] += "; check the sizes in config.json"
         if self.incomplete_modules and self.incomplete_modules <= {"head", "pooler"}:
             options = " ".join(f"--allow-missing {name}" for name in sorted(self.incomplete_modules))
             lines[0] += f" ({options}, in Python allow_missing={sorted(self.incomplete_modules)}, initializes them)"
