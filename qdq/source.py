@@ -71,7 +71,7 @@ _KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
 
 @dataclass(frozen=True)
 class ModelDirectory:
-    """A checkpoint, float or quantized, or an export. Use :func:`open` or :meth:`of` to get one.
+    """The handle of a directory with a checkpoint or an export; :func:`open` returns one.
 
     Two handles are equal if their paths are. A handle keeps what it has read: take a new one after the directory has
     been written anew.

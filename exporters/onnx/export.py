@@ -43,7 +43,7 @@ DEFAULT_OPSET = 21
 
 @dataclass(frozen=True)
 class ExportResult:
-    """Describe what was exported.
+    """The result of an export.
 
     Args:
         target: Name of the target, ``float`` for a float model.

@@ -110,7 +110,7 @@ class OutputComparison:
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """Hold the result of :func:`exporters.verification.verify.verify`.
+    """The result of :func:`exporters.verification.verify.verify`.
 
     Args:
         segments: The segments in graph order, over all batches.

@@ -47,7 +47,7 @@ def analyze_checkpoint(
     columns: Columns | None = None,
     progress: Progress | None = None,
 ) -> Findings:
-    """Measure what each group of quantized slots costs: it alone quantized, and all but it, against the float model.
+    """Measure how much accuracy each group of quantized slots of a checkpoint costs, and find what to keep in float.
 
     An interrupt ends the work early. What was measured so far is returned; ``complete`` is then False.
 

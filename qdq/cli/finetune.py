@@ -156,9 +156,10 @@ def _recipe(choice: RecipeChoice, model: Path, task: str | None, name: str | Non
 
 def _shown(output: Path, document: dict[str, Any]) -> list[Table | str]:
     how = f"QAT with the recipe {document['recipe']}" if document["quantized"] else "in float"
+    steps = f"{document['steps']} step{'' if document['steps'] == 1 else 's'}"
     early = ", ended early" if document["stopped_early"] else ""
     shown: list[Table | str] = [
-        f"{output}: {document['task']}, {how}, {document['steps']} steps{early}, {document['seconds']:.0f} s; "
+        f"{output}: {document['task']}, {how}, {steps}{early}, {document['seconds']:.0f} s; "
         f"the checkpoint of step {document['step']}"
     ]
     if document["history"]:

@@ -114,7 +114,7 @@ _GRANULARITY = Rule(
 @documented
 @dataclass(frozen=True, kw_only=True)
 class QuantSpec:
-    """The frozen description of one quantizer.
+    """The description of one quantizer: bits, signs, granularity, and how values are rounded.
 
     ``overflow_safe`` is for CPUs without VNNI instructions. These add the products of *pairs* of uint8 activations and
     int8 weights in 16 bits, which saturates if two neighboring weights are large and of the same sign. With this

@@ -65,7 +65,7 @@ def finetune_checkpoint(
     say: Callable[[str], None] = print,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
-    """Train a checkpoint on labeled data and write the best one; that of ``qdq finetune``.
+    """Train a checkpoint on labeled data and write the best one, as ``qdq finetune`` does.
 
     Nothing is written before data, models and output are checked. The resume file lies in ``<output>.training`` until
     the training is finished, the log then in ``<output>.training.csv``.
