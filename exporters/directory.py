@@ -138,7 +138,10 @@ def verify(
     else:
         runtime = target_named(target).runtime
         if not any(quantizers(model)):
-            raise ExportError(f"{folder} was exported for {target}, but {checkpoint} is not quantized")
+            raise ExportError(
+                f"{folder} was exported for {target}, but {checkpoint} is not quantized: "
+                "give the checkpoint that it was exported from"
+            )
         if document["recipe"] is not None:
             apply_recipe(model, Recipe.from_dict(document["recipe"], source=str(Path(folder) / EXPORT_FILE)))
             set_mode(model, Mode.QUANTIZE)

@@ -41,7 +41,7 @@ __all__ = ["ExportResult", "check_options", "export_onnx"]
 
 @dataclass(frozen=True)
 class ExportResult:
-    """Describe what was exported.
+    """The result of an export.
 
     Args:
         target: Name of the target, ``float`` for a float model.
@@ -174,7 +174,9 @@ def export_onnx(
     changed: Recipe | None = None
     if chosen is not None:
         if not specs:
-            raise ExportError("the model is not quantized: calibrate it first (qdq calibrate), or export it in float")
+            raise ExportError(
+                "the model is not quantized: calibrate it first (qdq calibrate), or export it in float (--float)",
+            )
         if recipe is not None:
             changed = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
         elif chosen.problems(specs):
@@ -276,14 +278,14 @@ def _check_ranges(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], reci
     wanted = needing_data(specs)
     missing = [slot for slot in wanted if known[slot].range is None]
     if missing and len(missing) < len(wanted):
-        subject = (
+        heading = (
             f"target {target} needs the recipe {recipe.name!r} here, and the checkpoint lacks ranges (a training for "
             "another recipe drops them): calibrate or train with it, or choose a target that runs the checkpoint's own"
         )
-        raise CalibrationError(describe_problems(subject, (f"no range for {slot}_quantizer" for slot in missing)))
+        raise CalibrationError(describe_problems(heading, (f"no range for {slot}_quantizer" for slot in missing)))
     if missing:
-        subject = (
+        heading = (
             f"target {target} needs the recipe {recipe.name!r} here, and the checkpoint, made without data, has no "
             "ranges for it: calibrate with --calib-data, or choose a target that runs the checkpoint's own recipe"
         )
-        raise ExportError(describe_problems(subject, (f"no range for {slot}_quantizer" for slot in missing)))
+        raise ExportError(describe_problems(heading, (f"no range for {slot}_quantizer" for slot in missing)))
