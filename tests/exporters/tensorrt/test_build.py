@@ -234,6 +234,26 @@ def test_a_float_model_builds_too(tiny_models: TinyModels, rtx: Backend, tmp_pat
     assert "int8" not in {kind for kernel in engine.kernels for kind in kernel.inputs}
 
 
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ('{"model_type": "bert", "max_position_embeddings": 40}', 40),
+        ('{"model_type": "roberta", "max_position_embeddings": 42, "pad_token_id": 1}', 40),
+        ('{"model_type": "mpnet", "max_position_embeddings": 514}', 514),  # not ours, but its ONNX file can be built
+        ('{"model_type": "mpnet"}', None),
+        ("{", None),
+        (None, None),
+    ],
+)
+def test_the_longest_text_is_that_of_the_configuration_beside_the_file(
+    small_model: Path, tmp_path: Path, config: str | None, longest: int | None
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(small_model.read_bytes())
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    assert read_onnx_file(tmp_path).longest == longest
+
+
 def test_the_timing_cache_is_read_combined_and_written(tmp_path: Path) -> None:
     """The order of calls, on a configuration that keeps what it is given."""
 
