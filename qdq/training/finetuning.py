@@ -281,7 +281,7 @@ def _with_eval_steps(request: FinetuneRequest, loader: EpochLoader) -> TrainingS
 
 
 def _write_result(
-    request: FinetuneRequest, writer: CheckpointWriter, model: Any, result: TrainingResult, *, has_metrics: bool
+    request: FinetuneRequest, writer: CheckpointWriter, model: Model, result: TrainingResult, *, has_metrics: bool
 ) -> None:
     """Write the log, and the checkpoint of the last step if no evaluation wrote one; remove the resume file."""
     if not has_metrics:
