@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from qdq.errors import ConfigError
 from qdq.settings import anything, check, choice, documented, setting, whole
 
-__all__ = ["AnalysisSettings", "TaskMetricSettings"]
+__all__ = ["GROUPING_NAMES", "AnalysisSettings", "TaskMetricSettings"]
+
+GROUPING_NAMES = ("slot", "module", "layer", "role", "kind")
+"""What can be switched together; how is in :mod:`calibration.sensitivity.groups`."""
 
 
 @documented
@@ -23,8 +26,8 @@ class AnalysisSettings:
         "module",
         "What is switched on and off together. A role is the same module in every layer; a kind is the same slot in "
         "every module of a type.",
-        choice("slot", "module", "layer", "role", "kind"),
-        metavar="slot|module|layer|role|kind",
+        choice(*GROUPING_NAMES),
+        metavar="|".join(GROUPING_NAMES),
     )
     only: list[str] | None = setting(  # noqa: RUF009 (its default is None)
         None, "Measure only modules or slots whose names match. Repeatable.", anything(), metavar="GLOB"
