@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from calibration.distributed import SINGLE_PROCESS
-from qdq.errors import CalibrationError, describe_problems
+from qdq.errors import CalibrationError, describe_problems, differences
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -142,11 +142,6 @@ def check_batch(batch: Mapping[str, Tensor], index: int, known: Iterable[str]) -
 
 
 def _check_same_data(count: DataCount, done: DataCount) -> None:
-    problems = [
-        f"{name}: {was} there, {value} here"
-        for (name, was), value in zip(vars(done).items(), vars(count).values(), strict=True)
-        if was != value
-    ]
-    if problems:
+    if problems := differences(vars(done), vars(count)):
         what = "the batches that were processed before the interruption are not those of this run"
         raise CalibrationError(describe_problems(what, problems))

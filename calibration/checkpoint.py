@@ -155,7 +155,7 @@ def calibrate_checkpoint(
         tokenizer = directory.tokenizer
         samples = read_samples(data, text_column=text_column, text_pair_column=text_pair_column)
         texts = draw(samples, settings.num_samples, settings.seed)
-    statistics = [SavedStatistics.load(path) for path in add_statistics] if tokenizer else []
+    statistics = [SavedStatistics.load(path) for path in add_statistics] if tokenizer is not None else []
     with (
         torchrun_process() as process,
         _resume_file(

@@ -6,18 +6,17 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from qdq.errors import CheckpointError, ExportError, describe_problems
+from qdq.source import POOLINGS, Pooling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from qdq.models.model import Model
 
-__all__ = ["CACHES", "DTYPES", "POOLINGS", "Cache", "DType", "ExportInterface", "Pooling", "check_interface"]
+__all__ = ["CACHES", "DTYPES", "Cache", "DType", "ExportInterface", "check_interface"]
 
-Pooling = Literal["mean", "cls", "max"]
 Cache = Literal["first", "step"]
 DType = Literal["fp32", "fp16", "bf16"]
-POOLINGS: tuple[str, ...] = get_args(Pooling)
 CACHES: tuple[str, ...] = get_args(Cache)
 DTYPES: tuple[str, ...] = get_args(DType)
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 __all__ = [
     "BuildError",
@@ -37,6 +37,7 @@ __all__ = [
     "TrainingError",
     "VerificationError",
     "describe_problems",
+    "differences",
 ]
 
 
@@ -120,3 +121,17 @@ def describe_problems(source: str, problems: Iterable[str], *, limit: int = 20) 
     if len(problems) > limit:
         shown.append(f"  - and {len(problems) - limit} more")
     return "\n".join([f"{source}: {len(problems)} problems", *shown])
+
+
+def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:
+    """Return the entries that two records do not have in common, each with its value in both.
+
+    Args:
+        there: What was recorded before.
+        here: What is the case now.
+    """
+    return [
+        f"{name}: {there.get(name, 'nothing')} there, {here.get(name, 'nothing')} here"
+        for name in dict.fromkeys([*here, *there])
+        if here.get(name) != there.get(name)
+    ]

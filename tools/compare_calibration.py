@@ -19,7 +19,7 @@ import torch
 
 import calibration
 import qdq
-from calibration.methods.auto import METHODS
+from calibration.settings import CALIBRATORS
 from qdq.data.text import sample_text
 from qdq.quantization.wrap import named_slots
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("model_dir", type=Path)
     parser.add_argument("--recipe", default="openvino")
     parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--calibrator", nargs="+", default=list(METHODS))
+    parser.add_argument("--calibrator", nargs="+", default=list(CALIBRATORS))
     options = parser.parse_args()
 
     tokenizer = qdq.load_tokenizer(options.model_dir)

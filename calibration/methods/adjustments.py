@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from qdq.errors import CalibrationError
@@ -19,14 +18,12 @@ from qdq.quantization.spec import PerTensor
 from qdq.quantization.wrap import named_slots
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import nn
 
     from qdq.quantization.quantizer import Quantizer
     from qdq.quantization.slot import Slot
 
-__all__ = ["check_bound", "clip_gelu", "fuse_qkv", "recalibrate_weights"]
+__all__ = ["clip_gelu", "fuse_qkv", "recalibrate_weights"]
 
 _QKV = (("query", "weight"), ("key", "weight"), ("value", "weight"))
 _PRODUCTS = (("scores", "input"), ("scores", "other"), ("context", "other"))
@@ -57,7 +54,7 @@ def fuse_qkv(model: nn.Module) -> list[Slot]:
             ranges = [_range(model, slot, quantizer) for slot, quantizer in group.items()]
             found = [range_ for range_ in ranges if range_ is not None]
             if len(found) == len(members):
-                fused = _union(found)
+                fused = Range.covering(found)
                 for quantizer in group.values():
                     quantizer.set_range(fused)
                 changed += group
@@ -71,11 +68,6 @@ def _range(model: nn.Module, slot: Slot, quantizer: Quantizer) -> Range | None:
     if quantizer.spec is None or not isinstance(quantizer.spec.granularity, PerTensor):
         return None
     return weight_range(_weight(model, slot), quantizer.spec)
-
-
-def _union(ranges: Sequence[Range]) -> Range:
-    lower, upper, amax = (torch.stack([getattr(r, name) for r in ranges]) for name in ("lower", "upper", "amax"))
-    return Range(lower.amin(0), upper.amax(0), amax.amax(0))
 
 
 def _weight(model: nn.Module, slot: Slot) -> Tensor:
@@ -99,7 +91,8 @@ def clip_gelu(model: nn.Module, bound: float) -> list[Slot]:
     Raises:
         CalibrationError: The bound is not a positive number.
     """
-    check_bound(bound)
+    if not (math.isfinite(bound) and bound > 0):
+        raise CalibrationError(f"the bound for GELU outputs is {bound}, but must be a positive number")
     changed = []
     for slot, quantizer in named_slots(model):
         range_ = quantizer.range
@@ -109,16 +102,6 @@ def clip_gelu(model: nn.Module, bound: float) -> list[Slot]:
             )
             changed.append(slot)
     return changed
-
-
-def check_bound(bound: float) -> None:
-    """Raise if a bound cannot be used for :func:`clip_gelu`.
-
-    Raises:
-        CalibrationError: The bound is not a positive number.
-    """
-    if not (math.isfinite(bound) and bound > 0):
-        raise CalibrationError(f"the bound for GELU outputs is {bound}, but must be a positive number")
 
 
 def recalibrate_weights(model: nn.Module) -> list[Slot]:

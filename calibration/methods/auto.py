@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.methods.method import Entropy, HistogramMethod, Max, Method, Mse, Percentile, is_constant
 from calibration.methods.noise import decibels, noise_ratio
+from calibration.settings import CALIBRATORS
 from qdq.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -14,9 +15,7 @@ if TYPE_CHECKING:
     from qdq.quantization.quantizer import Range
     from qdq.quantization.spec import QuantSpec
 
-__all__ = ["METHODS", "Auto", "method_named"]
-
-METHODS = ("max", "percentile", "mse", "entropy", "auto")
+__all__ = ["Auto", "method_named"]
 
 _TOLERANCE = 1.02  # a method that clips must lower the noise by more than 2 %
 
@@ -59,7 +58,7 @@ def method_named(name: str, *, percentile: float = Percentile.percentile) -> Met
     """Return the method with a name of the option ``--calibrator``.
 
     Args:
-        name: One of :data:`METHODS`.
+        name: One of :data:`calibration.settings.CALIBRATORS`.
         percentile: The setting of the method ``percentile``; other methods do not use it.
 
     Raises:
@@ -76,4 +75,4 @@ def method_named(name: str, *, percentile: float = Percentile.percentile) -> Met
             return Entropy()
         case "auto":
             return Auto()
-    raise CalibrationError(f"no calibrator {name!r}: it must be one of {', '.join(METHODS)}")
+    raise CalibrationError(f"no calibrator {name!r}: it must be one of {', '.join(CALIBRATORS)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from calibration.statistics.collectors import HistogramCollector, MinMaxCollector
 from calibration.statistics.tensor_file import read_tensors, unreadable, write_tensors
 from calibration.statistics.token_mask import TokenMask
-from qdq.errors import CalibrationError, describe_problems
+from qdq.errors import CalibrationError, describe_problems, differences
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,11 +76,7 @@ class SavedStatistics:
     def differences(self, other: SavedStatistics) -> list[str]:
         """Return the reasons why two statistics cannot be merged, one line each."""
         mine, theirs = ({"collector": one.kind, **one.identity} for one in (self, other))
-        problems = [
-            f"{key}: {mine.get(key)} here, {theirs.get(key)} there"
-            for key in dict.fromkeys([*mine, *theirs])
-            if mine.get(key) != theirs.get(key)
-        ]
+        problems = differences(theirs, mine)
         if missing := sorted(self.slots.keys() ^ other.slots.keys()):
             problems.append(f"slots: {len(missing)} are in only one of them ({missing[0]}, ...)")
         return problems

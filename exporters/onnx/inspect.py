@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from exporters.onnx.load import load_onnx
-from exporters.onnx.passes.graph import constant, is_op, producer
+from exporters.onnx.passes.graph import is_op, is_stored, producer
 from exporters.onnx.saturation import pair_sums
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _product(node: ir.Node) -> Product | None:
         return Product(str(node.name), "attention", _FLOAT, "both products are in one node, which has no int8")
     if node.op_type not in ("MatMul", "Gemm", "FusedMatMul"):
         return None
-    stored = [_stored(value) for value in node.inputs[:2]]
+    stored = [is_stored(value) for value in node.inputs[:2]]
     quantized = [_quantized(value) for value in node.inputs[:2]]
     kind = "linear" if any(stored) else "attention"
     if all(quantized):
@@ -107,12 +107,6 @@ def _product(node: ir.Node) -> Product | None:
     (index,) = [index for index, is_quantized in enumerate(quantized) if not is_quantized]
     missing = "weight" if stored[index] else "input" if kind == "linear" else ("first operand", "second operand")[index]
     return Product(str(node.name), kind, _FLOAT, f"its {missing} is not quantized")
-
-
-def _stored(value: ir.Value | None) -> bool:
-    """Return whether ``value`` is a constant, maybe behind a DequantizeLinear or a Transpose."""
-    node = producer(value, "DequantizeLinear", "Transpose")
-    return constant(value) is not None or (node is not None and _stored(node.inputs[0]))
 
 
 def _quantized(value: ir.Value | None) -> bool:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from exporters.tensorrt.backend import Messages
     from exporters.tensorrt.profiles import Profile
     from exporters.tensorrt.protocols import Builder, Config, HostMemory, Network, Parser, TensorRT
 
@@ -239,7 +240,7 @@ def _parser_problems(parser: Parser) -> list[str]:
     return list(dict.fromkeys(problems)) or ["its parser gives no reason"]
 
 
-def _errors(received: Any) -> list[str]:
+def _errors(received: Messages) -> list[str]:
     return list(dict.fromkeys(_one_line(error) for error in received.errors)) or ["it gives no reason"]
 
 

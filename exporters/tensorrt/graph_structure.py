@@ -14,8 +14,6 @@ import onnx_ir as ir
 from exporters.onnx.passes.graph import constant, is_op, producer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy as np
 
 __all__ = [
@@ -26,6 +24,7 @@ __all__ = [
     "Residual",
     "consumers",
     "module_of",
+    "origin_of",
     "quantized_type",
     "title",
 ]
@@ -45,6 +44,12 @@ def module_of(node: ir.Node | str) -> str:
 def title(node: ir.Node) -> str:
     """Return the name of a node, or its operator and output if it has none."""
     return str(node.name) if node.name else f"{node.op_type} -> {node.outputs[0].name}"
+
+
+def origin_of(value: ir.Value) -> str:
+    """Return the title of the node that computes a value, or the name of the value if none does."""
+    node = value.producer()
+    return str(value.name) if node is None else title(node)
 
 
 def consumers(value: ir.Value | None, *op_types: str) -> list[ir.Node]:
@@ -353,12 +358,6 @@ def _forward_to_product(value: ir.Value) -> ir.Node | None:
             return None if any(is_stored(side) for side in product.inputs) else product
         value = readers[0].outputs[0]
     return None
-
-
-def values_of(nodes: list[ir.Node]) -> Iterator[ir.Value]:
-    """Iterate over the outputs of nodes."""
-    for node in nodes:
-        yield from node.outputs
 
 
 def array(value: ir.Value | None) -> np.ndarray | None:

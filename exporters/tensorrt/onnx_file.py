@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporters.onnx.load import load_onnx
-from qdq.errors import CheckpointError, ConfigError
+from qdq.errors import CheckpointError, QDQError
 from qdq.source import MODEL_FILE, ModelDirectory
+from qdq.storage import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,8 +99,11 @@ def _float_size(value: ir.Value) -> int:
 
 
 def _longest(folder: Path) -> int | None:
-    """Return the longest text that the configuration beside the file allows, None if there is no configuration."""
-    try:
+    """Return the longest text that the configuration beside the file allows, None if that is unknown."""
+    with suppress(QDQError):
         return ModelDirectory.of(folder).config.max_length
-    except (CheckpointError, ConfigError):
-        return None
+    # The configuration may be of a family that is not ours: its ONNX file is as good as any other.
+    with suppress(QDQError):
+        positions = read_json(folder / "config.json").get("max_position_embeddings")
+        return positions if isinstance(positions, int) else None
+    return None

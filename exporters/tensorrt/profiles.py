@@ -15,7 +15,15 @@ from qdq.errors import BuildError, describe_problems
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Profile", "check_profiles", "default_profile", "format_shapes", "longest_sequence", "parse_profiles"]
+__all__ = [
+    "Profile",
+    "check_profiles",
+    "default_profile",
+    "format_shape",
+    "format_shapes",
+    "longest_sequence",
+    "parse_profiles",
+]
 
 Shape = tuple[int, ...]
 Declared = tuple["int | str | None", ...]

@@ -11,6 +11,7 @@ from exporters.runners.inputs import TensorInfo, check_inputs
 from exporters.tensorrt.backend import find_backend, messages
 from exporters.tensorrt.nvidia_driver import require_driver
 from exporters.tensorrt.plan_metadata import metadata_path, read_metadata
+from exporters.tensorrt.profiles import format_shape
 from qdq.errors import BuildError, CheckpointError, DataError, describe_problems
 
 if TYPE_CHECKING:
@@ -57,10 +58,10 @@ def choose_profile(spans: Sequence[Mapping[str, Span]], shapes: Mapping[str, tup
     for index, span in enumerate(spans):
         if all(_fits(shape, span[name]) for name, shape in shapes.items()):
             return index
-    asked = ", ".join(f"{name} {_shown(shape)}" for name, shape in shapes.items())
+    asked = ", ".join(f"{name} {format_shape(shape)}" for name, shape in shapes.items())
     allowed = [
         f"profile {index}: "
-        + ", ".join(f"{name} {_shown(low)} to {_shown(high)}" for name, (low, high) in span.items())
+        + ", ".join(f"{name} {format_shape(low)} to {format_shape(high)}" for name, (low, high) in span.items())
         for index, span in enumerate(spans)
     ]
     raise DataError(describe_problems(f"no profile of the engine allows {asked}", allowed))
@@ -78,10 +79,6 @@ def _backend_of(plan: Path) -> tuple[str, bool]:
 def _fits(shape: tuple[int, ...], span: Span) -> bool:
     low, high = span
     return len(shape) == len(low) and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
-
-
-def _shown(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
 
 
 @dataclass

@@ -82,9 +82,9 @@ def _encoder(checkpoint: str | Path | ModelDirectory, config: Any) -> Callable[[
                 padding=seq_len // 4,
                 seed=seq_len + 1000 * seed,
             )
-        token_inputs = list(read_samples(sample_text("heldout")))
-        whole = TextSample(" ".join(sample.text for sample in draw(token_inputs, _SENTENCES, seed=seed)))
-        samples = [whole, *(draw(token_inputs, rows - 1, seed=seed) if rows > 1 else ())]
+        sentences = list(read_samples(sample_text("heldout")))
+        whole = TextSample(" ".join(sample.text for sample in draw(sentences, _SENTENCES, seed=seed)))
+        samples = [whole, *(draw(sentences, rows - 1, seed=seed) if rows > 1 else ())]
         pad = config.pad_token_id or 0
         (batch,) = encode_batches(samples, tokenizer, batch_size=rows, seq_len=seq_len, pad_token_id=pad)
         return batch
@@ -142,9 +142,9 @@ def fill(
             others.append(entry)
     if export_model.interface.cache == "step":  # case 3
         found |= _after_half(export_model, found)
-    rounding_error = tuple(entry for entry in others if entry.name not in found)
+    remaining = tuple(entry for entry in others if entry.name not in found)
     width = next((value.shape[-1] for name, value in found.items() if name == "input_ids"), seq_len)
-    found |= example_inputs(rounding_error, batch_size=batch_size, seq_len=width, padding=2, seed=seed)
+    found |= example_inputs(remaining, batch_size=batch_size, seq_len=width, padding=2, seed=seed)
     return {name: found[name].contiguous() for name in export_model.signature.input_names}
 
 

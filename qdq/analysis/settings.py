@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from qdq.errors import ConfigError
 from qdq.settings import anything, check, choice, documented, setting, whole
 
-__all__ = ["AnalysisSettings", "TaskMetricSettings"]
+__all__ = ["GROUPING_NAMES", "AnalysisSettings", "TaskMetricSettings"]
+
+GROUPING_NAMES = ("slot", "module", "layer", "role", "kind")
+"""What can be switched together; how is in :mod:`calibration.sensitivity.groups`."""
 
 
 @documented
@@ -23,8 +26,8 @@ class AnalysisSettings:
         "module",
         "Groups of slots to measure: each slot, module or layer; role: the same module of all layers; kind: the same "
         "slot of all modules of a type.",
-        choice("slot", "module", "layer", "role", "kind"),
-        metavar="slot|module|layer|role|kind",
+        choice(*GROUPING_NAMES),
+        metavar="|".join(GROUPING_NAMES),
     )
     only: list[str] | None = setting(  # noqa: RUF009 (its default is None)
         None, "Measure only modules or slots whose names match this pattern. Repeatable.", anything(), metavar="GLOB"

@@ -184,9 +184,9 @@ def export(
     if in_float and recipe is not None:
         raise ExportError("--recipe goes with --target: a model exported with --float has no quantizers")
     from exporters import directory
-    from exporters.interface import CACHES, POOLINGS, ExportInterface
+    from exporters.interface import CACHES, ExportInterface
     from exporters.onnx.inspect import model_bytes
-    from qdq.source import MODEL_FILE, ModelDirectory
+    from qdq.source import MODEL_FILE, POOLINGS, ModelDirectory
 
     for option, value, known in (("--pooling", pooling, ("auto", *POOLINGS)), ("--cache", cache, CACHES)):
         if value is not None and value not in known:

@@ -47,6 +47,12 @@ class Range:
     upper: Tensor
     amax: Tensor
 
+    @classmethod
+    def covering(cls, ranges: Sequence[Range]) -> Range:
+        """Return the smallest range that covers all of the given ones, of which there is at least one."""
+        lower, upper, amax = (torch.stack([getattr(r, name) for r in ranges]) for name in ("lower", "upper", "amax"))
+        return cls(lower.amin(0), upper.amax(0), amax.amax(0))
+
     def bounds(self, *, symmetric: bool) -> tuple[Tensor, Tensor]:
         """Return the lowest and the highest value to represent."""
         return (-self.amax, self.amax) if symmetric else (self.lower, self.upper)

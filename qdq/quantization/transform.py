@@ -63,11 +63,6 @@ class Transform(nn.Module):
             x = x * self.row_scale.to(x.dtype)[:, None]
         return x
 
-    @property
-    def is_neutral(self) -> bool:
-        """Whether the transform changes nothing."""
-        return self.shift is None and self.smoothing_scale is None and self.row_scale is None
-
     def problems(self, channels: int | None, rows: int | None) -> list[str]:
         """Return what is wrong with the values, under their names on disk.
 

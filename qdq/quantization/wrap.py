@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from qdq.errors import CalibrationError, RecipeError, describe_problems
@@ -109,7 +108,8 @@ def apply_specs(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], *, uns
     readers: dict[Slot, int] = {}
     for group in same_tensor(model, list(specs)):
         # Slots that were unshared before may have different ranges of the same tensor.
-        known = _union([q.range for q in dict.fromkeys(_quantizer(model, slot) for slot in group) if q.range])
+        ranges = [q.range for q in dict.fromkeys(_quantizer(model, slot) for slot in group) if q.range]
+        known = Range.covering(ranges) if ranges else None
         made: dict[object, Quantizer] = {}
         for slot in group:
             spec = specs[slot]
@@ -157,14 +157,6 @@ def unshared_slots(model: nn.Module) -> list[Slot]:
             if len({id(_quantizer(model, slot)) for slot in same}) > 1:
                 found += same
     return found
-
-
-def _union(ranges: list[Range]) -> Range | None:
-    """Return the range that covers all ranges of one tensor; None if there is none."""
-    if len(ranges) < 2:
-        return ranges[0] if ranges else None
-    lower, upper, amax = (torch.stack([getattr(r, name) for r in ranges]) for name in ("lower", "upper", "amax"))
-    return Range(lower.amin(0), upper.amax(0), amax.amax(0))
 
 
 def _spec_problem(model: nn.Module, slot: Slot, spec: QuantSpec) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qdq.errors import describe_problems
+from qdq.errors import describe_problems, differences
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,11 +34,7 @@ def resume_mismatch(
         requested: What is asked for now, under the same names.
         what: The kind of work, for the message: ``training`` or ``calibration``.
     """
-    problems = [
-        f"{name}: {recorded.get(name, 'nothing')} there, {requested.get(name, 'nothing')} here"
-        for name in dict.fromkeys([*requested, *recorded])
-        if requested.get(name) != recorded.get(name)
-    ]
+    problems = differences(recorded, requested)
     if not problems:
         return None
     return (

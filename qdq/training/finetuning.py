@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qdq.data.columns import Columns
+    from qdq.data.example_types import Example
     from qdq.models.model import Model
     from qdq.recipes.recipe import Recipe
     from qdq.training.accelerator import TrainingAccelerator
@@ -122,8 +123,18 @@ def finetune_checkpoint(
     metrics = _task_metrics(request, initial)
     log = TrainingLog(request.tensorboard)
     check_output(request.output)
+    examples, skipped = _read_training_data(request, initial)
     with open_accelerator(settings) as accelerator:
-        loader = _read_training_data(request, initial, accelerator)
+        if skipped and accelerator.is_main_process:
+            request.say(f"{skipped} rows without label are left out")
+        loader = EpochLoader(
+            examples,
+            directory.encoder,
+            initial.task,
+            batch_size=request.task.batch_size * accelerator.num_processes,
+            seq_len=request.task.seq_len,
+            seed=settings.seed,
+        )
         return _train(request, initial, loader, metrics, log, accelerator)
 
 
@@ -168,9 +179,8 @@ def _task_metrics(request: FinetuneRequest, initial: InitialModel) -> TaskMetric
     return metrics
 
 
-def _read_training_data(
-    request: FinetuneRequest, initial: InitialModel, accelerator: TrainingAccelerator
-) -> EpochLoader:
+def _read_training_data(request: FinetuneRequest, initial: InitialModel) -> tuple[list[Example], int]:
+    """Return the examples and the number of rows without label, which are left out."""
     examples = read_examples(
         request.train_data,
         initial.task,
@@ -179,17 +189,7 @@ def _read_training_data(
         need_labels=initial.task != "masked-lm",
         split=request.task.split,
     )
-    loader = EpochLoader(
-        list(examples),
-        request.model.encoder,
-        initial.task,
-        batch_size=request.task.batch_size * accelerator.num_processes,
-        seq_len=request.task.seq_len,
-        seed=request.settings.seed,
-    )
-    if examples.skipped and accelerator.is_main_process:
-        request.say(f"{examples.skipped} rows without label are left out")
-    return loader
+    return list(examples), examples.skipped
 
 
 def _train(
@@ -281,7 +281,7 @@ def _with_eval_steps(request: FinetuneRequest, loader: EpochLoader) -> TrainingS
 
 
 def _write_result(
-    request: FinetuneRequest, writer: CheckpointWriter, model: Any, result: TrainingResult, *, has_metrics: bool
+    request: FinetuneRequest, writer: CheckpointWriter, model: Model, result: TrainingResult, *, has_metrics: bool
 ) -> None:
     """Write the log, and the checkpoint of the last step if no evaluation wrote one; remove the resume file."""
     if not has_metrics:

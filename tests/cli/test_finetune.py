@@ -287,6 +287,23 @@ class TestRefusals:
         header.write_text("sentence\tlabel\n")
         assert "header.tsv" in refused(*request(model, tmp_path / "out", header), kind="DataError")
 
+    def test_data_that_does_not_fit_where_accelerate_is_not_installed(
+        self,
+        refused: Refused,
+        classifier: Path,
+        labelled: Path,
+        tmp_path: Path,
+        root: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """What is wrong with the data is said first, and then that a package is missing."""
+        monkeypatch.setitem(sys.modules, "accelerate", None)
+        strange = root / "strange-train.tsv"
+        strange.write_text("a sentence\t0\nanother\t5\n")
+        asked = ("finetune", "-m", classifier, "-o", tmp_path / "out", "--task", "sequence-classification", *QUICK)
+        assert "'5' is not one of the head's labels" in refused(*asked, "--train-data", strange)
+        assert "pip install 'qdq[train]'" in refused(*asked, "--train-data", labelled, code=3)
+
     def test_data_to_measure_on_that_does_not_fit(
         self, refused: Refused, classifier: Path, labelled: Path, tmp_path: Path, root: Path
     ) -> None:

@@ -12,7 +12,7 @@ from exporters.io_signature import PAST_AND_SEQ, example_inputs, token_inputs
 from qdq.tasks.pooling import pool
 
 if TYPE_CHECKING:
-    from exporters.interface import Pooling
+    from qdq.source import Pooling
     from tests.exporters.conftest import TinyModels
 
 BATCH_SEQ = ("batch", "seq")

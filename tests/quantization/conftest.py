@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
@@ -19,6 +16,7 @@ from qdq.quantization.spec import PerAxis, PerGroup, PerToken, QuantSpec
 from qdq.quantization.wrap import named_slots
 from qdq.recipes.apply import quantize
 from qdq.recipes.recipe import Recipe, Rule
+from tests.models.support import SmallModels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,27 +42,6 @@ def kind(request: pytest.FixtureRequest) -> SpecPair:
     return SPEC_PAIRS[request.param]
 
 
-class FloatModelInputs(Protocol):
-    """Makes configurations and inputs; see ``tests/models/conftest.py``."""
-
-    def fields(self, model_type: str, **changes: Any) -> dict[str, Any]: ...
-
-    def inputs(self, task: str, fields: dict[str, Any]) -> dict[str, Tensor]: ...
-
-
-def _float_model_inputs() -> FloatModelInputs:
-    """Load the maker of configurations and inputs that the tests of the float models use."""
-    path = Path(__file__).parents[1] / "models" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("qdq_tests_models_conftest", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    found: FloatModelInputs = module.SmallModels()
-    return found
-
-
 class Pass(NamedTuple):
     """One tensor that went through a quantizer: before, and after."""
 
@@ -78,7 +55,7 @@ class QuantizedModels:
     """Makes wrapped and quantizing models with inputs for their tasks, and observes what they compute."""
 
     def __init__(self) -> None:
-        self._float = _float_model_inputs()
+        self._float = SmallModels()
 
     def model(self, model_type: str = "bert", task: str = "feature-extraction", **changes: Any) -> Model:
         """A float model in which no parameter is zero or one, always with the same numbers."""

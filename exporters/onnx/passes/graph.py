@@ -14,6 +14,7 @@ __all__ = [
     "constant",
     "initializer",
     "is_op",
+    "is_stored",
     "only_consumer",
     "producer",
     "replace_chain",
@@ -48,6 +49,12 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     """Return the array of a constant ``value``, None if it is computed."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
+
+
+def is_stored(value: ir.Value | None) -> bool:
+    """Return whether ``value`` is a constant, maybe behind a DequantizeLinear or a Transpose."""
+    node = producer(value, "DequantizeLinear", "Transpose")
+    return constant(value) is not None or (node is not None and is_stored(node.inputs[0]))
 
 
 def stored_matrix(value: ir.Value | None) -> np.ndarray | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporters.onnx.passes.graph import constant, initializer, is_op, only_consumer, producer
+from exporters.onnx.passes.graph import constant, initializer, is_op, is_stored, only_consumer, producer
 
 __all__ = ["ScaleQueryPass"]
 
@@ -68,15 +68,10 @@ def _scores_and_multiplier(scaling: ir.Node) -> tuple[ir.Node | None, float | No
         if scores is None or number is None or number.size != 1 or scaling.outputs[0].is_graph_output():
             continue
         value = float(number.reshape(-1)[0])
-        if any(_stored(side) for side in scores.inputs) or not np.isfinite(value) or value <= 0:
+        if any(is_stored(side) for side in scores.inputs) or not np.isfinite(value) or value <= 0:
             continue
         return scores, 1 / value if is_op(scaling, "Div") else value
     return None, None
-
-
-def _stored(value: ir.Value | None) -> bool:
-    node = producer(value, "DequantizeLinear", "Transpose")
-    return constant(value) is not None or (node is not None and _stored(node.inputs[0]))
 
 
 def _query(value: ir.Value | None) -> list[ir.Node] | None:

@@ -15,6 +15,7 @@ from exporters.tensorrt.graph_structure import (
     Product,
     array,
     consumers,
+    origin_of,
     title,
 )
 from exporters.tensorrt.lint.quantizer_checks import finding
@@ -45,7 +46,7 @@ def products(structure: GraphStructure, settings: Settings) -> Iterator[Finding]
         if [side.is_quantized for side in sides].count(True) == 1:
             free = product.left if product.right.is_quantized else product.right
             if not types & {ir.DataType.INT4, ir.DataType.FLOAT4E2M1}:  # 4-bit products quantize only the weight
-                yield finding("W2", node, f"{_named(free.value)} is not quantized, the other operand is")
+                yield finding("W2", node, f"{origin_of(free.value)} is not quantized, the other operand is")
         kinds = {kind for side in sides if (kind := _scale_type(side)) is not None}
         if len(kinds) > 1:
             names = " and ".join(sorted(kind.name.lower() for kind in kinds))
@@ -169,7 +170,9 @@ def residuals(structure: GraphStructure, settings: Settings) -> Iterator[Finding
     for residual in structure.residuals:
         behind = _product_behind(residual.branch.value)
         if behind in int8 and not residual.skip.is_quantized:
-            yield finding("W9", residual.node, f"its residual operand {_named(residual.skip.value)} is not quantized")
+            yield finding(
+                "W9", residual.node, f"its residual operand {origin_of(residual.skip.value)} is not quantized"
+            )
     for node in structure.of("Gelu", "Erf"):
         start = node.inputs[0]
         scaled = producer(start, "Div", "Mul") if is_op(node, "Erf") else None
@@ -234,11 +237,6 @@ def chains(structure: GraphStructure, settings: Settings) -> Iterator[Finding]: 
         terms = [producer(value, "Mul") for add in sums if add is not None for value in add.inputs]
         if any(producer(value, "Pow") is not None for term in terms if term is not None for value in term.inputs):
             yield finding("W11", tanh, "a GELU is written out with Tanh")
-
-
-def _named(value: ir.Value) -> str:
-    node = value.producer()
-    return str(value.name) if node is None else title(node)
 
 
 PLACEMENT_CHECKS = (products, shared, attention, residuals, in_float, chains)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from exporters.onnx.passes.graph import is_op
-from exporters.tensorrt.graph_structure import quantized_type, title
+from exporters.tensorrt.graph_structure import origin_of, quantized_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -97,10 +97,5 @@ def clashes(nodes: Sequence[ir.Node], types: Mapping[ir.Value, ir.DataType]) -> 
         values = [value for value in node.inputs[_ALIKE[node.op_type]] if value is not None]
         found = [(value, types[value]) for value in values if value in types]
         if len({kind for _, kind in found}) > 1:
-            shown = ", ".join(f"{kind.name.lower()} ({_named(value)})" for value, kind in found)
+            shown = ", ".join(f"{kind.name.lower()} ({origin_of(value)})" for value, kind in found)
             yield node, f"{node.op_type} reads {shown}"
-
-
-def _named(value: ir.Value) -> str:
-    node = value.producer()
-    return str(value.name) if node is None else title(node)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from calibration import Auto, Entropy, Max, Mse, Percentile, TokenMask, method_named
-from calibration.methods.auto import METHODS
 from calibration.methods.noise import noise_ratio, share_outside
+from calibration.settings import CALIBRATORS
 from qdq.errors import CalibrationError
 from qdq.quantization.quantizer import Quantizer
 from qdq.quantization.spec import QuantSpec
@@ -102,7 +102,7 @@ def test_percentile_of_magnitudes_is_not_that_of_one_side() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 0.7, -3e-9, 2.5e30])
-@pytest.mark.parametrize("method", ALL, ids=METHODS)
+@pytest.mark.parametrize("method", ALL, ids=CALIBRATORS)
 def test_constant_tensor_has_a_range_of_one_point(method: Method, value: float) -> None:
     got = range_of(method, torch.full((50,), value))
     assert float(got.lower) == float(got.upper) == np.float32(value)
@@ -110,7 +110,7 @@ def test_constant_tensor_has_a_range_of_one_point(method: Method, value: float) 
     assert float(got.amax) <= abs(np.float32(value))
 
 
-@pytest.mark.parametrize("method", ALL, ids=METHODS)
+@pytest.mark.parametrize("method", ALL, ids=CALIBRATORS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=str)
 def test_broken_values_give_a_broken_range(method: Method, bad: float) -> None:
     got = range_of(method, torch.randn(50), torch.tensor([bad, 1.0]), torch.randn(50))
@@ -135,7 +135,7 @@ def test_methods_by_name() -> None:
     assert method_named("max") == Max()
     assert method_named("percentile") == Percentile()
     assert method_named("percentile", percentile=99.5) == Percentile(99.5)
-    assert [method_named(name).name for name in METHODS] == list(METHODS)
+    assert [method_named(name).name for name in CALIBRATORS] == list(CALIBRATORS)
     with pytest.raises(CalibrationError, match="no calibrator 'kl': it must be one of max, percentile, mse"):
         method_named("kl")
 
@@ -226,7 +226,7 @@ def test_share_outside_is_counted(name: str) -> None:
         assert share_outside(collector, Max().range(collector), symmetric=symmetric) == 0.0
 
 
-@pytest.mark.parametrize("method", ALL, ids=METHODS)
+@pytest.mark.parametrize("method", ALL, ids=CALIBRATORS)
 @pytest.mark.parametrize("name", NAMES)
 def test_ranges_stay_within_what_was_seen(name: str, method: Method) -> None:
     x = values(name)

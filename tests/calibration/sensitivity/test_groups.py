@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from calibration.sensitivity.groups import GROUPINGS, group_slots
+from qdq.analysis.settings import GROUPING_NAMES
 from qdq.errors import CalibrationError, RecipeError
 from qdq.models.registry import build, configure
 from qdq.quantization.wrap import named_slots, slots
@@ -34,6 +35,10 @@ def wrapped(preset: str = "onnxruntime", family: str = "bert", task: str = "feat
     model = build(configure(family, **SMALL), task)
     quantize(model, preset)
     return model
+
+
+def test_the_settings_know_every_grouping() -> None:
+    assert tuple(GROUPINGS) == GROUPING_NAMES
 
 
 @pytest.mark.parametrize("by", GROUPINGS)

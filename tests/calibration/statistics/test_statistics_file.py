@@ -72,8 +72,8 @@ def test_nothing_else_is_added() -> None:
     with pytest.raises(CalibrationError) as caught:
         merge_statistics([state, state, other])
     text = str(caught.value)
-    assert "number 2: model: abc here, xyz there" in text
-    assert "number 2: collector: min-max here, histogram there" in text
+    assert "number 2: model: xyz there, abc here" in text
+    assert "number 2: collector: histogram there, min-max here" in text
     assert "recipe" not in text
     fewer = SavedStatistics(**{**vars(state), "slots": {SLOTS[0]: state.slots[SLOTS[0]]}})
     with pytest.raises(CalibrationError, match=r"slots: 1 are in only one of them \(pooler.dense.input"):

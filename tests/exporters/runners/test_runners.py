@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -18,6 +18,9 @@ from qdq.errors import CheckpointError, DataError, ExportError, MissingPackageEr
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+Arrays = dict[str, np.ndarray]
+"""Inputs or outputs by name."""
 
 VOCABULARY, HIDDEN = 40, 8
 TABLE = np.random.default_rng(0).normal(size=(VOCABULARY, HIDDEN)).astype(np.float32)
@@ -64,7 +67,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def inputs() -> dict[str, np.ndarray[Any, Any]]:
+def inputs() -> Arrays:
     return {
         "input_ids": np.array([[1, 2, 3], [4, 5, 6]]),
         "attention_mask": np.array([[1, 1, 1], [1, 1, 0]]),
@@ -73,7 +76,7 @@ def inputs() -> dict[str, np.ndarray[Any, Any]]:
 
 
 @ONNX_RUNNERS
-def test_outputs_equal_numpy_by_name(runner_class: type, path: Path, inputs: dict[str, Any]) -> None:
+def test_outputs_equal_numpy_by_name(runner_class: type, path: Path, inputs: Arrays) -> None:
     runner = runner_class(path)
     outputs = runner(inputs)
 
@@ -118,7 +121,7 @@ def test_onnxruntime_leaves_nothing_in_the_temporary_folder(path: Path, tmp_path
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_ids_are_narrowed_for_a_model_that_declares_int32(tmp_path: Path, inputs: dict[str, Any]) -> None:
+def test_ids_are_narrowed_for_a_model_that_declares_int32(tmp_path: Path, inputs: Arrays) -> None:
     model = encoder()
     for value in model.graph.input:
         value.type.tensor_type.elem_type = TensorProto.INT32
@@ -148,7 +151,7 @@ def test_the_evaluator_names_a_damaged_file(tmp_path: Path) -> None:
 
 
 @ONNX_RUNNERS
-def test_a_fixed_length_is_checked(runner_class: type, tmp_path: Path, inputs: dict[str, Any]) -> None:
+def test_a_fixed_length_is_checked(runner_class: type, tmp_path: Path, inputs: Arrays) -> None:
     model = encoder()
     for value in model.graph.input:
         value.type.tensor_type.shape.dim[0].dim_value = 1
@@ -197,13 +200,13 @@ def test_an_unknown_operator_is_named(runner_class: type, error: type[Exception]
 
 
 @ONNX_RUNNERS
-def test_failing_while_running_is_translated(runner_class: type, path: Path, inputs: dict[str, Any]) -> None:
+def test_failing_while_running_is_translated(runner_class: type, path: Path, inputs: Arrays) -> None:
     with pytest.raises(ExportError, match=r"model\.onnx: (ONNX Runtime|OpenVINO|onnx's evaluator) failed: ") as caught:
         runner_class(path)({**inputs, "attention_mask": np.ones((2, 5), dtype=np.int64)})  # does not broadcast with 3
     assert caught.value.__cause__ is not None
 
 
-def test_the_model_may_come_as_bytes(inputs: dict[str, Any]) -> None:
+def test_the_model_may_come_as_bytes(inputs: Arrays) -> None:
     runner = OnnxRuntimeRunner(encoder().SerializeToString())
     assert runner(inputs)["pooler_output"].shape == (2, HIDDEN)
     with pytest.raises(DataError, match="the model in memory"):
@@ -263,13 +266,15 @@ class Encoder(torch.nn.Module):
         self.dropout = torch.nn.Dropout(0.5)
         self.frozen = torch.nn.Dropout(0.5).eval()
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> dict[str, Any]:
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor | tuple[torch.Tensor, ...]]:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         hidden = self.frozen(self.dropout(self.table(input_ids))) * mask[..., None]
         return {"last_hidden_state": hidden, "pooler_output": hidden.sum(1), "hidden_states": (hidden,)}
 
 
-def test_torch_and_onnxruntime_agree(inputs: dict[str, Any]) -> None:
+def test_torch_and_onnxruntime_agree(inputs: Arrays) -> None:
     runner = TorchRunner(Encoder().train())
     reference = OnnxRuntimeRunner(encoder().SerializeToString())(inputs)
 
@@ -281,14 +286,14 @@ def test_torch_and_onnxruntime_agree(inputs: dict[str, Any]) -> None:
         np.testing.assert_allclose(array, reference[name], rtol=1e-5, atol=1e-6)
 
 
-def test_torch_leaves_each_module_in_its_mode(inputs: dict[str, Any]) -> None:
+def test_torch_leaves_each_module_in_its_mode(inputs: Arrays) -> None:
     model = Encoder()
     model.dropout.train()
     TorchRunner(model)(inputs)
     assert [module.training for module in (model, model.dropout, model.frozen)] == [True, True, False]
 
 
-def test_torch_gives_the_asked_outputs_in_the_asked_order(inputs: dict[str, Any]) -> None:
+def test_torch_gives_the_asked_outputs_in_the_asked_order(inputs: Arrays) -> None:
     names = ("pooler_output", "last_hidden_state")
     runner = TorchRunner(Encoder(), output_names=names)
     assert runner.output_names == names == tuple(runner(inputs))
@@ -296,7 +301,7 @@ def test_torch_gives_the_asked_outputs_in_the_asked_order(inputs: dict[str, Any]
         TorchRunner(Encoder(), output_names=("logits", "hidden_states"))(inputs)
 
 
-def test_torch_names_missing_inputs_and_takes_read_only_arrays(inputs: dict[str, Any]) -> None:
+def test_torch_names_missing_inputs_and_takes_read_only_arrays(inputs: Arrays) -> None:
     ids = inputs["input_ids"]
     ids.flags.writeable = False
     with pytest.raises(DataError, match="Encoder: the input attention_mask is missing"):
@@ -310,5 +315,5 @@ def test_torch_names_missing_inputs_and_takes_read_only_arrays(inputs: dict[str,
     [(torch.float32, "float32"), (torch.float16, "float16"), (torch.bfloat16, "float32")],
     ids=["fp32", "fp16", "bf16"],
 )
-def test_torch_dtypes_that_numpy_has_stay(dtype: torch.dtype, expected: str, inputs: dict[str, Any]) -> None:
+def test_torch_dtypes_that_numpy_has_stay(dtype: torch.dtype, expected: str, inputs: Arrays) -> None:
     assert TorchRunner(Encoder().to(dtype))(inputs)["last_hidden_state"].dtype == expected

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import onnx_ir as ir
@@ -18,25 +16,12 @@ from exporters.tensorrt.profiles import Profile, default_profile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import ModuleType
+    from pathlib import Path
 
     from exporters.tensorrt.build import BuildResult
     from tests.exporters.conftest import TinyModels
 
 SMALL = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
-
-
-def load_defects() -> ModuleType:
-    """Import defects.py, which lies beside this file: the tests are not a package."""
-    name = "tests_tensorrt_defects"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("defects.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
 
 
 @pytest.fixture(scope="session")
@@ -115,8 +100,3 @@ def built_engine(small_model: Path, rtx: Backend, tmp_path_factory: pytest.TempP
     plan = tmp_path_factory.mktemp("plan") / "model.plan"
     source = read_onnx_file(small_model)
     return build(small_model, plan, profiles=[default_profile(source.inputs, longest=40)], backend=rtx), plan
-
-
-@pytest.fixture(scope="session")
-def defects() -> ModuleType:
-    return load_defects()

@@ -18,10 +18,10 @@ from exporters.tensorrt.nvidia_driver import driver_problem, require_driver
 from exporters.tensorrt.onnx_file import read_onnx_file
 from exporters.tensorrt.profiles import Profile, default_profile, parse_profiles
 from qdq.errors import BuildError, CheckpointError, ConfigError, MissingPackageError
+from tests.exporters.tensorrt import defects
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import ModuleType
 
     from exporters.tensorrt.backend import Backend
     from tests.exporters.conftest import TinyModels
@@ -109,7 +109,7 @@ def test_a_build_in_another_thread_leaves_signals_alone(small_model: Path, rtx: 
 
 
 def test_what_tensorrt_refuses_is_told_with_the_node(
-    defect_planter: DefectPlanter, defects: ModuleType, rtx: Backend, tmp_path: Path
+    defect_planter: DefectPlanter, rtx: Backend, tmp_path: Path
 ) -> None:
     source = defect_planter.planted(next(d.plant for d in defects.DEFECTS if d.name == "int32 bias"))
     profiles = [default_profile(source.inputs, longest=40)]
@@ -118,9 +118,7 @@ def test_what_tensorrt_refuses_is_told_with_the_node(
     assert not (tmp_path / "m.plan").exists()
 
 
-def test_what_the_builder_refuses_is_told(
-    defect_planter: DefectPlanter, defects: ModuleType, rtx: Backend, tmp_path: Path
-) -> None:
+def test_what_the_builder_refuses_is_told(defect_planter: DefectPlanter, rtx: Backend, tmp_path: Path) -> None:
     source = defect_planter.planted(next(d.plant for d in defects.DEFECTS if d.name == "lookup in an int8 table"))
     profiles = [default_profile(source.inputs, longest=40)]
     with pytest.raises(BuildError, match=r"cannot build .*Quantized constant"):
@@ -232,6 +230,26 @@ def test_a_float_model_builds_too(tiny_models: TinyModels, rtx: Backend, tmp_pat
     )
     assert engine.plan_bytes > 0
     assert "int8" not in {kind for kernel in engine.kernels for kind in kernel.inputs}
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ('{"model_type": "bert", "max_position_embeddings": 40}', 40),
+        ('{"model_type": "roberta", "max_position_embeddings": 42, "pad_token_id": 1}', 40),
+        ('{"model_type": "mpnet", "max_position_embeddings": 514}', 514),  # not ours, but its ONNX file can be built
+        ('{"model_type": "mpnet"}', None),
+        ("{", None),
+        (None, None),
+    ],
+)
+def test_the_longest_text_is_that_of_the_configuration_beside_the_file(
+    small_model: Path, tmp_path: Path, config: str | None, longest: int | None
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(small_model.read_bytes())
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    assert read_onnx_file(tmp_path).longest == longest
 
 
 def test_the_timing_cache_is_read_combined_and_written(tmp_path: Path) -> None:

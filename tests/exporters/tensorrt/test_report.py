@@ -15,10 +15,10 @@ from exporters.tensorrt.lint.lint import lint
 from exporters.tensorrt.onnx_file import read_onnx_file
 from exporters.tensorrt.profiles import Profile, default_profile
 from exporters.tensorrt.report import EngineReport, engine_report
+from tests.exporters.tensorrt import defects
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import ModuleType
 
     from exporters.tensorrt.backend import Backend
     from tests.exporters.conftest import TinyModels
@@ -58,7 +58,7 @@ def test_the_real_engine_runs_everything_in_int8(built_engine: BuiltEngine, smal
     ],
 )
 def test_what_a_defect_costs_is_seen_and_explained(
-    defect_planter: DefectPlanter, defects: ModuleType, rtx: Backend, tmp_path: Path, name: str, kind: str, rule: str
+    defect_planter: DefectPlanter, rtx: Backend, tmp_path: Path, name: str, kind: str, rule: str
 ) -> None:
     defect = next(one for one in defects.DEFECTS if one.name == name)
     source = defect_planter.planted(defect.plant)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +12,11 @@ from exporters.tensorrt.lint.lint import lint
 from exporters.tensorrt.lint.rules import RULES
 from exporters.tensorrt.onnx_file import read_onnx_file
 from qdq.errors import ConfigError
+from tests.exporters.tensorrt import defects
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import onnx_ir as ir
 
     from exporters.tensorrt.backend import Backend
@@ -24,17 +24,10 @@ if TYPE_CHECKING:
     from tests.exporters.tensorrt.conftest import DefectPlanter
     from tests.exporters.tensorrt.defects import Defect
 
-_SPEC = importlib.util.spec_from_file_location("tests_tensorrt_defects", Path(__file__).parent.parent / "defects.py")
-assert _SPEC is not None
-assert _SPEC.loader is not None
-_MODULE = importlib.util.module_from_spec(_SPEC)
-sys.modules[_SPEC.name] = _MODULE
-_SPEC.loader.exec_module(_MODULE)
-DEFECTS = _MODULE.DEFECTS
-NAMES = [f"{defect.id} {defect.name}" for defect in DEFECTS]
+NAMES = [f"{defect.id} {defect.name}" for defect in defects.DEFECTS]
 
 
-@pytest.mark.parametrize("defect", DEFECTS, ids=NAMES)
+@pytest.mark.parametrize("defect", defects.DEFECTS, ids=NAMES)
 def test_a_planted_defect_is_found_where_it_is(defect_planter: DefectPlanter, defect: Defect) -> None:
     source = defect_planter.planted(defect.plant)
     options = {key: value for key, value in defect.options.items() if key != "shapes"}
@@ -46,7 +39,7 @@ def test_a_planted_defect_is_found_where_it_is(defect_planter: DefectPlanter, de
     assert report.holds() == (expected != "error" and not report.count("error"))
 
 
-@pytest.mark.parametrize("defect", DEFECTS, ids=NAMES)
+@pytest.mark.parametrize("defect", defects.DEFECTS, ids=NAMES)
 def test_a_defect_brings_no_error_of_another_kind(defect_planter: DefectPlanter, defect: Defect) -> None:
     source = defect_planter.planted(defect.plant)
     report = lint(source, profiles=defect_planter.profiles(source, defect.options))
@@ -56,7 +49,7 @@ def test_a_defect_brings_no_error_of_another_kind(defect_planter: DefectPlanter,
     assert errors <= follows.get(defect.id, set())
 
 
-@pytest.mark.parametrize("defect", DEFECTS, ids=NAMES)
+@pytest.mark.parametrize("defect", defects.DEFECTS, ids=NAMES)
 def test_tensorrt_says_the_same(defect_planter: DefectPlanter, rtx: Backend, defect: Defect) -> None:
     source = defect_planter.planted(defect.plant)
     upto = "build" if defect.id.startswith("E") else "parse"
@@ -68,7 +61,7 @@ def test_tensorrt_says_the_same(defect_planter: DefectPlanter, rtx: Backend, def
 
 def test_every_error_and_warning_has_a_defect() -> None:
     rules = {rule for rule in RULES if rule[0] in "EW"}
-    assert {defect.id for defect in DEFECTS} >= rules
+    assert {defect.id for defect in defects.DEFECTS} >= rules
     assert rules == {f"E{n}" for n in range(1, 14)} | {f"W{n}" for n in range(1, 21)}
 
 
@@ -94,7 +87,7 @@ def test_an_old_tensorrt_does_not_know_gelu(small_model: Path) -> None:
 
 def test_before_8_a_zero_point_must_be_there(defect_planter: DefectPlanter) -> None:
     def plant(model: ir.Model) -> None:
-        _MODULE.quantizer(model, _MODULE.INPUT, "DequantizeLinear").resize_inputs(2)
+        defects.quantizer(model, defects.INPUT, "DequantizeLinear").resize_inputs(2)
 
     report = lint(defect_planter.planted(plant), target="tensorrt:8.6")
     assert any(f.id == "E11" and "zero point" in f.problem for f in report.findings)
@@ -107,26 +100,26 @@ def test_an_unknown_target_is_answered_with_those_there_are(small_model: Path, t
 
 
 def test_a_computed_scale_is_an_error_before_10_13(defect_planter: DefectPlanter) -> None:
-    report = lint(defect_planter.planted(_MODULE.computed_scale), target="tensorrt:10.1")
+    report = lint(defect_planter.planted(defects.computed_scale), target="tensorrt:10.1")
     assert {f.severity for f in report.findings if f.id == "W12"} == {"error"}
 
 
 @pytest.mark.parametrize(("target", "count"), [("tensorrt:8.6", 1), ("tensorrt:9.0", 0), ("tensorrt:10.16", 0)])
 def test_float8_is_for_tensorrt_9_and_newer(defect_planter: DefectPlanter, target: str, count: int) -> None:
-    report = lint(defect_planter.planted(_MODULE.mixed), target=target)
+    report = lint(defect_planter.planted(defects.mixed), target=target)
     problems = {f.problem for f in report.findings if f.id == "E4" and f.severity == "warning"}
     assert len(problems) == count
     assert all("float8e4m3fn needs TensorRT 9.0 or newer" in problem for problem in problems)
 
 
 def test_strict_counts_warnings(defect_planter: DefectPlanter) -> None:
-    report = lint(defect_planter.planted(_MODULE.dangling))
+    report = lint(defect_planter.planted(defects.dangling))
     assert report.holds()
     assert not report.holds(strict=True)
 
 
 def test_findings_go_to_json_with_rule_cure_and_source(defect_planter: DefectPlanter) -> None:
-    report = lint(defect_planter.planted(_MODULE.dangling))
+    report = lint(defect_planter.planted(defects.dangling))
     document = report.to_dict()
     assert document["counts"] == {"error": 0, "warning": 1, "info": 0}
     (finding,) = document["findings"]
@@ -136,7 +129,7 @@ def test_findings_go_to_json_with_rule_cure_and_source(defect_planter: DefectPla
 
 
 def test_a_double_scale_is_refused_by_onnx_itself(defect_planter: DefectPlanter) -> None:
-    source = defect_planter.planted(_MODULE.scale_of(_MODULE.INPUT, np.float64(0.1)))
+    source = defect_planter.planted(defects.scale_of(defects.INPUT, np.float64(0.1)))
     with pytest.raises(onnx.shape_inference.InferenceError, match="double"):
         onnx.checker.check_model(str(source.path), full_check=True)
 

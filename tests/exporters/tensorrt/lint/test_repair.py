@@ -14,10 +14,10 @@ from exporters.tensorrt.lint.lint import lint
 from exporters.tensorrt.lint.repair import repair, repair_model
 from exporters.tensorrt.onnx_file import read_onnx_file
 from qdq.errors import ConfigError
+from tests.exporters.tensorrt import defects
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import ModuleType
 
     from exporters.tensorrt.backend import Backend
     from tests.exporters.tensorrt.conftest import DefectPlanter
@@ -46,7 +46,7 @@ def run(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", CURED)
-def test_a_defect_is_cured(defect_planter: DefectPlanter, defects: ModuleType, tmp_path: Path, name: str) -> None:
+def test_a_defect_is_cured(defect_planter: DefectPlanter, tmp_path: Path, name: str) -> None:
     defect = next(one for one in defects.DEFECTS if one.name == name)
     source = defect_planter.planted(defect.plant)
     done = repair(source.path, tmp_path / "fixed.onnx")
@@ -58,7 +58,7 @@ def test_a_defect_is_cured(defect_planter: DefectPlanter, defects: ModuleType, t
 
 @pytest.mark.parametrize("name", ["uint8 weight", "int32 bias", "key with a scale of its own", "scale of 0"])
 def test_the_repaired_file_computes_what_the_other_did(
-    defect_planter: DefectPlanter, defects: ModuleType, tmp_path: Path, name: str
+    defect_planter: DefectPlanter, tmp_path: Path, name: str
 ) -> None:
     defect = next(one for one in defects.DEFECTS if one.name == name)
     source = defect_planter.planted(defect.plant)
@@ -69,16 +69,14 @@ def test_the_repaired_file_computes_what_the_other_did(
 
 
 @pytest.mark.parametrize("name", CURED[:7])
-def test_tensorrt_reads_it_then(
-    defect_planter: DefectPlanter, defects: ModuleType, rtx: Backend, tmp_path: Path, name: str
-) -> None:
+def test_tensorrt_reads_it_then(defect_planter: DefectPlanter, rtx: Backend, tmp_path: Path, name: str) -> None:
     defect = next(one for one in defects.DEFECTS if one.name == name)
     repair(defect_planter.planted(defect.plant).path, tmp_path / "fixed.onnx")
     source = read_onnx_file(tmp_path / "fixed.onnx")
     assert defect_planter.verdict(rtx, source, defect_planter.profiles(source, {}), upto="parse") == "accepts"
 
 
-def test_a_weight_around_128_keeps_its_integers(defect_planter: DefectPlanter, defects: ModuleType) -> None:
+def test_a_weight_around_128_keeps_its_integers(defect_planter: DefectPlanter) -> None:
     def plant(model: ir.Model) -> None:
         one = defects.quantizer(model, defects.WEIGHT, "DequantizeLinear")
         stored = one.inputs[0].const_value.numpy()
@@ -99,7 +97,7 @@ def test_a_file_without_defects_stays_as_it_is(small_model: Path, tmp_path: Path
     np.testing.assert_array_equal(run(tmp_path / "same.onnx"), run(small_model))
 
 
-def test_nan_has_no_cure(defect_planter: DefectPlanter, defects: ModuleType, tmp_path: Path) -> None:
+def test_nan_has_no_cure(defect_planter: DefectPlanter, tmp_path: Path) -> None:
     defect = next(one for one in defects.DEFECTS if one.name == "scale NaN")
     assert repair(defect_planter.planted(defect.plant).path, tmp_path / "fixed.onnx") == []
     assert not lint(read_onnx_file(tmp_path / "fixed.onnx")).holds()
