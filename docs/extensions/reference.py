@@ -155,19 +155,29 @@ def _escaped(text: str) -> str:
 def names_of(module: str) -> str:
     """Return a directive of autodoc for every public name of a module.
 
-    What the facade ``qdq`` offers as well is documented there, once; elsewhere stands a link.
+    What the facade ``qdq`` or a package of its own offers as well is documented there, once; elsewhere stands a link.
     """
-    facade = importlib.import_module("qdq")
     path, found = _module(module)
     links, lines = [], ["```{eval-rst}"]
     for name in found.__all__:
         value = getattr(found, name)
-        if found is not facade and name in facade.__all__ and getattr(facade, name) is value:
-            links.append(f"{{py:obj}}`qdq.{name}`")
+        if owner := _owner(found, name, value):
+            links.append(f"{{py:obj}}`{owner}.{name}`")
         else:
             lines += [f".. {_directive(value)}:: {path}.{name}", ""]
     head = [f"Documented above: {', '.join(links)}.", ""] if links else []
     return "\n".join([*head, *lines, "```"])
+
+
+def _owner(found: ModuleType, name: str, value: object) -> str | None:
+    """Return the module before ``found`` in the reference that documents a name; None if there is none."""
+    for facade in ("qdq", "qdq.calibration", "qdq.exporters"):
+        path, module = _module(facade)
+        if found.__name__ in (facade, facade.removeprefix("qdq.")):
+            return None
+        if name in module.__all__ and getattr(module, name) is value:
+            return path
+    return None
 
 
 def _module(path: str) -> tuple[str, ModuleType]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from exporters.tensorrt.profiles import Profile
     from exporters.tensorrt.protocols import Builder, Config, HostMemory, Network, Parser, TensorRT
 
-__all__ = ["HARDWARE", "BuildOptions", "BuildResult", "build", "check_options"]
+__all__ = ["BuildOptions", "BuildResult", "build", "check_options"]
 
 _LOG = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from exporters.tensorrt.build import HARDWARE, BuildOptions
+from exporters.tensorrt.build_options import HARDWARE, BuildOptions
 from exporters.tensorrt.profiles import format_shapes
 
 if TYPE_CHECKING:

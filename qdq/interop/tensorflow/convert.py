@@ -100,7 +100,7 @@ def from_variables(
     report = Conversion(source, "tensorflow")
     task = task or _task(variables.keys(), model_type)
     if task not in family_of(model_type).tasks:
-        raise ConfigError(f"task is '{task}', '{model_type}' has {', '.join(family_of(model_type).tasks)}")
+        raise ConfigError(f"no task '{task}': '{model_type}' has {', '.join(family_of(model_type).tasks)}")
     # The number of labels is only known from the shape of the classifier.
     if task in ("sequence-classification", "token-classification") and "output_weights" in variables:
         values = {"num_labels": len(variables["output_weights"]), **values}

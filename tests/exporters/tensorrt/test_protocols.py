@@ -12,7 +12,7 @@ import pytest
 
 from exporters.tensorrt import protocols as api
 from exporters.tensorrt.backend import BACKENDS
-from exporters.tensorrt.build import HARDWARE
+from exporters.tensorrt.build_options import HARDWARE
 
 TABLE = json.loads(Path(__file__).with_name("api.json").read_text())
 SINCE_10_13 = [version for version in TABLE["versions"] if not version.startswith("10.0")]
