@@ -19,7 +19,7 @@ from calibration.statistics.statistics_file import SavedStatistics
 from qdq import checkpoint
 from qdq.data.source import draw
 from qdq.data.text import TextSample, encode_batches, read_samples
-from qdq.errors import CalibrationError, DataError, QDQError, StorageError
+from qdq.errors import CalibrationError, CheckpointError, DataError, QDQError, StorageError
 from qdq.models.huggingface import load_model
 from qdq.processes import terminated_as_interrupted
 from qdq.quantization.quantizer import Mode, set_mode
@@ -137,6 +137,8 @@ def calibrate_checkpoint(
     settings, adjustments = settings or CalibrationSettings(), adjustments or RangeAdjustments()
     progress, say = progress or _silent, say or _silent
     directory, output = ModelDirectory.of(model), Path(output)
+    if directory.is_export:
+        raise CheckpointError(f"{directory} is an exported directory, which cannot be calibrated: give its checkpoint")
     method = _method(settings)
     planned = plan(skeleton(directory.config, task), load_recipe(recipe) if isinstance(recipe, str) else recipe)
     if (add_statistics or save_statistics) and planned.recipe.refinement.has_transforms:
@@ -330,10 +332,13 @@ def _resume_file(
         return
     resume_file = ResumeFile(resume_folder(output), identity, resume=resume, process=process, notify=say)
     if resume and resume_file.is_empty:
-        say(f"nothing to resume in {resume_file.folder}: from the beginning")
+        say(f"nothing to resume in {resume_file.folder}: the calibration starts from the beginning")
     elif not resume and not resume_file.is_empty:
         left = resume_file.describe_progress() or "damaged"
-        say(f"warning: {resume_file.folder}: an interrupted calibration ({left}) is begun anew; see --resume")
+        say(
+            f"warning: {resume_file.folder}: an interrupted calibration ({left}) starts from the beginning; --resume "
+            "would continue it",
+        )
     try:
         with terminated_as_interrupted():
             yield resume_file

@@ -25,7 +25,7 @@ class ProcessRank:
 
     Args:
         rank: The number of this process, 0 and up.
-        world_size: The number of processes. With more than one, torch's default process group must be initialised.
+        world_size: The number of processes. With more than one, torch's default process group must be initialized.
     """
 
     rank: int = 0

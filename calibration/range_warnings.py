@@ -29,8 +29,8 @@ def sample_size_warnings(samples: int, tokens: int) -> list[str]:
     if samples >= MIN_SAMPLES and tokens >= MIN_TOKENS:
         return []
     return [
-        f"little data: {samples} samples with {tokens} tokens, where {MIN_SAMPLES} and {MIN_TOKENS} are the "
-        "least that ranges can be trusted with; give more text"
+        f"little data: {samples} samples with {tokens} tokens; give at least {MIN_SAMPLES} samples and {MIN_TOKENS} "
+        "tokens for ranges that can be trusted"
     ]
 
 

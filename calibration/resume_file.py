@@ -86,7 +86,7 @@ def damaged(progress: StageProgress, reason: object) -> CalibrationError:
 
 @dataclass
 class ResumeFile:
-    """Keeps the progress of one calibration in a folder.
+    """The progress of one calibration, kept in a folder so that it can be resumed.
 
     A stage calls :meth:`begin` and skips the batches that the progress it gets has processed. It calls :meth:`keep`
     after every further batch, inside the block of :meth:`guard`, and :meth:`flush` at its end. When the result of the

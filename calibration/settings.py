@@ -15,7 +15,7 @@ CALIBRATORS = ("max", "percentile", "mse", "entropy", "auto")
 @documented
 @dataclass(frozen=True, kw_only=True)
 class CalibrationSettings:
-    """Choose how ranges are found, and on how much text.
+    """The settings of a calibration: how ranges are chosen, and from how much text.
 
     Raises:
         CalibrationError: Settings break their rules; all of them are listed.
@@ -23,8 +23,8 @@ class CalibrationSettings:
 
     calibrator: str = setting(
         "max",
-        "How the range of a slot is chosen. auto tries all of them and keeps, for each slot, the one with the least "
-        "quantization noise.",
+        "Method that chooses the range of a slot from its statistics. auto tries all others and keeps, for each slot, "
+        "the one with the least quantization noise.",
         choice(*CALIBRATORS),
         metavar="|".join(CALIBRATORS),
     )
@@ -35,11 +35,14 @@ class CalibrationSettings:
         metavar="P",
     )
     num_samples: int | None = setting(
-        512, "Number of samples to use, drawn at random if there are more.", whole(1).or_none(), metavar="N"
+        512,
+        "Largest number of samples to use. If the data has more, they are drawn at random.",
+        whole(1).or_none(),
+        metavar="N",
     )
-    seq_len: int = setting(128, "Longest sample in tokens. Longer samples are cut.", whole(3), metavar="L")
-    batch_size: int = setting(8, "Samples in a batch.", whole(1), metavar="B")
-    seed: int = setting(0, "Seed for drawing the samples.", whole(0), option=None)
+    seq_len: int = setting(128, "Longest input in tokens. Longer ones are cut.", whole(3), metavar="L")
+    batch_size: int = setting(8, "Number of samples in a batch.", whole(1), metavar="B")
+    seed: int = setting(0, "Seed of the choice of samples.", whole(0), option=None)
 
     def __post_init__(self) -> None:
         def between() -> list[str]:
@@ -53,7 +56,7 @@ class CalibrationSettings:
 @documented
 @dataclass(frozen=True, kw_only=True)
 class RangeAdjustments:
-    """Choose how ranges are changed after they were found, as NVIDIA's quantization trainer for BERT does.
+    """Changes to ranges after calibration, as NVIDIA's quantization trainer for BERT makes them.
 
     Raises:
         CalibrationError: ``clip_gelu`` is not a positive number.
@@ -61,18 +64,21 @@ class RangeAdjustments:
 
     fuse_qkv: bool = setting(
         False,
-        "Give query, key and value of each attention one range, the largest of the three; also their weights if "
-        "these are quantized per tensor.",
+        "Give query, key and value of each attention the same range, the largest of the three. This includes their "
+        "weights if these are quantized per tensor.",
         flag(),
     )
     clip_gelu: float | None = setting(
         None,
-        "Limit the range of each feed-forward activation to magnitudes of at most X; 10 is usual.",
+        "Limit the range behind the activation function of each feed-forward to [-X, X]; 10 is usual.",
         number(0, above=True).or_none(),
         metavar="X",
     )
     recalibrate_weights: bool = setting(
-        False, "Set the ranges of weights anew from the weights. Every calibration does so already.", flag()
+        False,
+        "Compute the ranges of weights from the weights. Every calibration does so already; the option exists for "
+        "scripts that were written for NVIDIA's trainer.",
+        flag(),
     )
 
     def __post_init__(self) -> None:

@@ -56,7 +56,7 @@ def export(
         output: Directory to write. An older export there is replaced.
         target: ``onnxruntime``, ``openvino`` or ``tensorrt``; None exports the float model.
         recipe: Recipe to apply before the export; see :func:`exporters.onnx.export.export_onnx`.
-        opset: Version of the standard operators, 21 if None.
+        opset: Version of the standard operators. If None, 23 for onnxruntime and 21 otherwise.
         interface: Inputs, outputs and float type of the file, the default
             :class:`~exporters.interface.ExportInterface` if None.
         isa: Instruction set of the CPUs that the file is for; see :func:`exporters.onnx.export.export_onnx`.
@@ -72,12 +72,11 @@ def export(
         ExportError: If the target cannot run this combination.
         StorageError: If the directory cannot be written, for example because the disk is full.
     """
-    from exporters.onnx.export import DEFAULT_OPSET, check_options, export_onnx
+    from exporters.onnx.export import check_options, export_onnx
 
     if form is not None:
         warnings.warn("the argument form is named interface now", DeprecationWarning, stacklevel=2)
         interface = form if interface is None else interface
-    opset = DEFAULT_OPSET if opset is None else opset
     check_options(target, opset, interface, isa)
     with atomic_directory(Path(output), kind="export") as folder:
         model = load(checkpoint)
@@ -139,7 +138,10 @@ def verify(
     else:
         runtime = target_named(target).runtime
         if not any(quantizers(model)):
-            raise ExportError(f"{folder} was exported for {target}, but {checkpoint} is not quantized")
+            raise ExportError(
+                f"{folder} was exported for {target}, but {checkpoint} is not quantized: "
+                "give the checkpoint that it was exported from"
+            )
         if document["recipe"] is not None:
             apply_recipe(model, Recipe.from_dict(document["recipe"], source=str(Path(folder) / EXPORT_FILE)))
             set_mode(model, Mode.QUANTIZE)

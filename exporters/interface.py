@@ -25,7 +25,7 @@ _EMBEDDING_TASKS = ("feature-extraction", "sts")
 
 @dataclass(frozen=True, kw_only=True)
 class ExportInterface:
-    """Choose the inputs, the outputs and the float type of an exported file.
+    """The inputs, outputs and float type of an exported file.
 
     The default keeps the inputs and outputs of the model as they are.
 

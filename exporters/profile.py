@@ -26,6 +26,7 @@ _INTEGER_PRODUCTS = frozenset(
 )
 PRODUCTS = _INTEGER_PRODUCTS | {
     *("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulNBits"),
+    "Attention",  # two products and the softmax between them
     "FullyConnected",  # OpenVINO's name
 }
 """Operators that multiply matrices, as either runtime names them."""
@@ -178,7 +179,11 @@ def _of_events(events: Sequence[Mapping[str, Any]], runs: int) -> list[NodeTime]
         # Weights that were packed for a kernel are no longer inputs, so the name of a product decides, not its types.
         reads_integers = any(kind in _INTEGERS for kind, _ in inputs[:2])
         in_int8 = operator in _INTEGER_PRODUCTS if is_product else reads_integers
-        macs = _macs(inputs[0][1], outputs[0][1]) if is_product and inputs and outputs else 0
+        macs = 0
+        if operator == "Attention" and len(inputs) > 1:
+            macs = _attention_macs(inputs[0][1], inputs[1][1])
+        elif is_product and inputs and outputs:
+            macs = _macs(inputs[0][1], outputs[0][1])
         found.append(NodeTime(name, operator, in_int8, seconds, macs))
     return found
 
@@ -190,6 +195,11 @@ def _types_and_shapes(entries: Sequence[Mapping[str, Sequence[int]]]) -> list[tu
 def _macs(left: tuple[int, ...], result: tuple[int, ...]) -> int:
     """Count the operations of a product of ``(..., n, k)`` that gives ``(..., n, m)``."""
     return math.prod(result) * (left[-1] if left else 1)
+
+
+def _attention_macs(query: tuple[int, ...], key: tuple[int, ...]) -> int:
+    """Count the operations of both products, for a query ``(batch, n, hidden)`` and a key ``(batch, m, hidden)``."""
+    return 2 * math.prod(query) * key[1]
 
 
 def _openvino(path: Path, shape: tuple[int, int], threads: int | None, runs: int, warmup: int) -> _NodesAndMacs:

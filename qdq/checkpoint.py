@@ -282,7 +282,7 @@ def _fill(model: Model, file: Path, elsewhere: tuple[str, ...]) -> None:
     except OSError as error:
         raise StorageError(f"cannot read {file}: {error.strerror or error}") from error
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{file}: damaged or incomplete ({error})") from error
+        raise CheckpointError(f"{file}: damaged or incomplete ({error}); copy it again, or calibrate again") from error
     problems: list[str] = []
     for name, quantizer in quantizers(model):
         owner = model.get_submodule(name.rpartition(".")[0])

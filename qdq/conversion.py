@@ -31,7 +31,7 @@ def convert(
     model_type: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Conversion:
-    """Convert a checkpoint of another package.
+    """Convert a checkpoint of Megatron-LM, TensorFlow or pytorch-quantization to a Hugging Face directory.
 
     The directory is written completely or not at all. Tokenizer files beside the source are copied.
 

@@ -41,6 +41,8 @@ __all__ = [
     "read_quantization",
 ]
 
+_CURE = "give the directory of a checkpoint or an export; models are not downloaded"
+
 QUANTIZATION_FILE = "quantization.json"
 QUANTIZERS_FILE = "quantizers.safetensors"
 EXPORT_FILE = "export.json"
@@ -69,7 +71,7 @@ _KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
 
 @dataclass(frozen=True)
 class ModelDirectory:
-    """A checkpoint, float or quantized, or an export. Use :func:`open` or :meth:`of` to get one.
+    """The handle of a directory with a checkpoint or an export; :func:`open` returns one.
 
     Two handles are equal if their paths are. A handle keeps what it has read: take a new one after the directory has
     been written anew.
@@ -91,7 +93,7 @@ class ModelDirectory:
             return given
         path = Path(given)
         if not path.is_dir():
-            raise CheckpointError(missing_directory(path, "give the directory of a checkpoint or an export"))
+            raise CheckpointError(missing_directory(path, _CURE))
         return cls(path)
 
     def __str__(self) -> str:
@@ -282,7 +284,10 @@ def read_export(folder: str | Path) -> dict[str, Any]:
     """
     folder = ModelDirectory.of(folder).path
     file = folder / EXPORT_FILE
-    document = read_json(file, missing=f"{folder} is not an export of qdq: it has no {EXPORT_FILE}")
+    document = read_json(
+        file,
+        missing=f"{folder} is not an export of qdq: it has no {EXPORT_FILE}; give a directory that qdq export wrote",
+    )
     if document.get("format") != READABLE_EXPORT:
         raise CheckpointError(f"{file}: not a format that this version reads ({READABLE_EXPORT})")
     missing = [f"{key} is missing" for key in ("target", "recipe", "inputs") if key not in document]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from rich.logging import RichHandler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +22,19 @@ def _reproducible() -> None:
     """The same random numbers in every test, and two cores: what the machines that run the suite have in common."""
     torch.manual_seed(0)
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """A command sets up logging for its process, to a stream that is gone after the test; here, tests share one."""
+    root = logging.getLogger()
+    loggers = [root, *(logging.getLogger(name) for name in ("qdq", "calibration", "exporters"))]
+    levels = [logger.level for logger in loggers]
+    yield
+    for handler in [handler for handler in root.handlers if isinstance(handler, RichHandler)]:
+        root.removeHandler(handler)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -102,7 +102,8 @@ def test_what_is_no_directory_is_refused_in_one_wording(how: str, tmp_path: Path
     reason = {"missing": "no such directory", "file": "is a file, not a directory"}[how]
     with pytest.raises(CheckpointError) as caught:
         qdq.open(path)
-    assert str(caught.value) == f"{path}: {reason}; give the directory of a checkpoint or an export"
+    cure = "give the directory of a checkpoint or an export; models are not downloaded"
+    assert str(caught.value) == f"{path}: {reason}; {cure}"
 
 
 def test_a_directory_without_configuration_says_so_when_it_is_asked(tmp_path: Path) -> None:

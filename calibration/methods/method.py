@@ -25,7 +25,7 @@ __all__ = ["Entropy", "HistogramMethod", "Max", "Method", "Mse", "Percentile", "
 
 
 class Method(Protocol):
-    """Chooses ranges."""
+    """A method that chooses the range of a slot from its statistics."""
 
     @property
     def name(self) -> str:
@@ -84,7 +84,7 @@ class HistogramMethod:
 
 @dataclass(frozen=True)
 class Percentile(HistogramMethod):
-    """Clip the tails: symmetric ranges hold ``percentile`` % of the magnitudes, affine ranges of the values.
+    """A range without the tails: symmetric ranges hold ``percentile`` % of the magnitudes, affine ranges of the values.
 
     Args:
         percentile: Above 50 and at most 100. An affine range leaves out half of the rest on either side.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["PAIR_LIMIT", "round_by_columns"]
 
 PAIR_LIMIT = 128
-"""The largest sum of two neighbours that is safe, see :mod:`qdq.quantization.modules.weight`: 255 * 128 fits int16."""
+"""The largest sum of two neighbors that is safe, see :mod:`qdq.quantization.modules.weight`: 255 * 128 fits int16."""
 
 _BLOCK = 128  # columns whose errors are applied together to the rest of the weight, which is faster than one by one
 
@@ -29,7 +29,7 @@ def round_by_columns(
 ) -> Tensor:
     """Round a weight column by column, and distribute the error of each column over those that follow.
 
-    Columns with the largest inputs come first. With ``spec.overflow_safe``, the sum of no two neighbours exceeds
+    Columns with the largest inputs come first. With ``spec.overflow_safe``, the sum of no two neighbors exceeds
     :data:`PAIR_LIMIT`.
 
     Args:
@@ -68,11 +68,11 @@ def round_by_columns(
             q = ((inside[:, i] / step).round() + zero).clamp(low[:, at], high[:, at])
             found[:, at] = q
             if spec.overflow_safe:
-                # Narrow the bounds of both neighbours, so that their sums with this column stay within the limit.
-                for neighbour in (at - 1, at + 1):
-                    if 0 <= neighbour < columns:
-                        high[:, neighbour] = torch.minimum(high[:, neighbour], PAIR_LIMIT - q)
-                        low[:, neighbour] = torch.maximum(low[:, neighbour], -PAIR_LIMIT - q)
+                # Narrow the bounds of both neighbors, so that their sums with this column stay within the limit.
+                for neighbor in (at - 1, at + 1):
+                    if 0 <= neighbor < columns:
+                        high[:, neighbor] = torch.minimum(high[:, neighbor], PAIR_LIMIT - q)
+                        low[:, neighbor] = torch.maximum(low[:, neighbor], -PAIR_LIMIT - q)
             errors[:, i] = (inside[:, i] - (q - zero) * step) / own[i, i]
             inside[:, i:] -= errors[:, i, None] * own[i, i:]
         # The remaining columns get the errors of the whole block in one product.

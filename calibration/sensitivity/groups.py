@@ -74,7 +74,9 @@ def group_slots(model: nn.Module, by: str = "module", *, only: Sequence[str] = (
         raise CalibrationError("the model has no quantized slots; calibrate it first, with a recipe that has some")
     if unknown := [pattern for pattern in only if not any(_matches(slot, pattern) for slot in quantized)]:
         examples = ", ".join(map(str, list(quantized)[:3]))
-        raise RecipeError(f"{', '.join(map(repr, unknown))}: no quantized slot or module has such a name ({examples})")
+        raise RecipeError(
+            f"{', '.join(map(repr, unknown))} matches no quantized slot or module; their names look like {examples}",
+        )
     found = []
     for names, members in _merge_sharing(quantized, GROUPINGS[by]):
         if not only or any(_matches(slot, pattern) for slot in members for pattern in only):

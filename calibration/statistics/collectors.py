@@ -25,7 +25,7 @@ _SMALLEST_NORMAL = 2.0**-126  # of float32
 
 
 class Collector(Protocol):
-    """Gathers the statistics from which a method (:mod:`calibration.methods.method`) chooses a range."""
+    """A collector of the statistics from which a method (:mod:`calibration.methods.method`) chooses a range."""
 
     kind: ClassVar[str]
 

@@ -28,7 +28,7 @@ Runtime = Literal["onnxruntime", "openvino", "tensorrt"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """Name a model to time.
+    """A model to time.
 
     Args:
         name: Name that the model is reported with.
@@ -51,7 +51,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Shape:
-    """Give the shape of a batch without padding.
+    """The shape of a batch without padding.
 
     Args:
         batch_size: Number of rows.
@@ -99,7 +99,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """Hold what :func:`benchmark` measured.
+    """The timings that :func:`benchmark` measured.
 
     Args:
         timings: One for each model and shape.

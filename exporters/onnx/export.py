@@ -14,7 +14,7 @@ from exporters.onnx.isa import ANY, Isa, isa_named
 from exporters.onnx.precision import HALF_SINCE, check_scales, to_dtype
 from exporters.onnx.restore import restored_on_error
 from exporters.onnx.saturation import pair_sums, saturation_note
-from exporters.onnx.targets import Target, cleanup_passes, target_named
+from exporters.onnx.targets import Target, cleanup_passes, default_opset, target_named
 from exporters.onnx.trace import OPSETS, trace
 from exporters.onnx.translation import BLOCKS_SINCE, FLOAT8_SINCE
 from exporters.onnx.write import write_onnx
@@ -36,14 +36,12 @@ if TYPE_CHECKING:
     from qdq.quantization.slot import Slot
     from qdq.quantization.spec import QuantSpec
 
-__all__ = ["DEFAULT_OPSET", "ExportResult", "check_options", "export_onnx"]
-
-DEFAULT_OPSET = 21
+__all__ = ["ExportResult", "check_options", "export_onnx"]
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """Describe what was exported.
+    """The result of an export.
 
     Args:
         target: Name of the target, ``float`` for a float model.
@@ -82,13 +80,13 @@ class ExportResult:
 
 
 def check_options(
-    target: str | None, opset: int, interface: ExportInterface | None = None, isa: str | Isa = ANY
+    target: str | None, opset: int | None, interface: ExportInterface | None = None, isa: str | Isa = ANY
 ) -> None:
     """Check the options of an export before anything is read or written.
 
     Args:
         target: Name of the target; None exports a float model.
-        opset: Version of the standard operators.
+        opset: Version of the standard operators, the target's own if None.
         interface: The export interface, the default one if None.
         isa: Instruction set, or its name.
 
@@ -96,6 +94,7 @@ def check_options(
         ExportError: If an option is unknown, or the target or the opset does not support it. All problems are listed.
     """
     problems: list[str] = []
+    opset = default_opset(target) if opset is None else opset
     chosen, wanted = None, ANY
     with _noted(problems):
         chosen = None if target is None else target_named(target)
@@ -131,7 +130,7 @@ def export_onnx(
     *,
     target: str | None,
     recipe: Recipe | str | None = None,
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
     interface: ExportInterface | None = None,
     isa: str | Isa = ANY,
 ) -> ExportResult:
@@ -147,7 +146,8 @@ def export_onnx(
         path: The file to write. Weights above 2 GB go to ``<path>.data`` beside it.
         target: ``onnxruntime``, ``openvino`` or ``tensorrt``; None exports a float model as it is.
         recipe: Recipe, or name of a preset, to apply before the export.
-        opset: Version of the standard operators, 18 to 25.
+        opset: Version of the standard operators, 18 to 25. If None, 23 for onnxruntime, which has attention as one
+            operator then, and 21 otherwise.
         interface: Inputs, outputs and float type of the file, the default
             :class:`~exporters.interface.ExportInterface` if None. Half precision rounds the weights and scales of
             ``model``, which computes in it afterwards.
@@ -165,6 +165,7 @@ def export_onnx(
     interface = interface or ExportInterface()
     isa = isa if isinstance(isa, Isa) else isa_named(isa)
     check_options(target, opset, interface, isa)
+    opset = default_opset(target) if opset is None else opset
     if isinstance(model, Model):
         check_interface(model, interface)
     chosen = None if target is None else target_named(target)
@@ -173,7 +174,9 @@ def export_onnx(
     changed: Recipe | None = None
     if chosen is not None:
         if not specs:
-            raise ExportError("the model is not quantized: calibrate it first (qdq calibrate), or export it in float")
+            raise ExportError(
+                "the model is not quantized: calibrate it first (qdq calibrate), or export it in float (--float)",
+            )
         if recipe is not None:
             changed = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
         elif chosen.problems(specs):
@@ -275,14 +278,14 @@ def _check_ranges(model: nn.Module, specs: Mapping[Slot, QuantSpec | None], reci
     wanted = needing_data(specs)
     missing = [slot for slot in wanted if known[slot].range is None]
     if missing and len(missing) < len(wanted):
-        subject = (
+        heading = (
             f"target {target} needs the recipe {recipe.name!r} here, and the checkpoint lacks ranges (a training for "
             "another recipe drops them): calibrate or train with it, or choose a target that runs the checkpoint's own"
         )
-        raise CalibrationError(describe_problems(subject, (f"no range for {slot}_quantizer" for slot in missing)))
+        raise CalibrationError(describe_problems(heading, (f"no range for {slot}_quantizer" for slot in missing)))
     if missing:
-        subject = (
+        heading = (
             f"target {target} needs the recipe {recipe.name!r} here, and the checkpoint, made without data, has no "
             "ranges for it: calibrate with --calib-data, or choose a target that runs the checkpoint's own recipe"
         )
-        raise ExportError(describe_problems(subject, (f"no range for {slot}_quantizer" for slot in missing)))
+        raise ExportError(describe_problems(heading, (f"no range for {slot}_quantizer" for slot in missing)))

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from exporters.onnx.load import load_onnx
-from exporters.onnx.passes.graph import is_stored, producer
+from exporters.onnx.passes.graph import is_op, is_stored, producer
 from exporters.onnx.saturation import pair_sums
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def _product(node: ir.Node) -> Product | None:
         return Product(str(node.name), "linear", _INTEGER)
     if node.op_type == "MatMulNBits":
         return Product(str(node.name), "linear", _FLOAT, "only its weight is quantized")
+    if is_op(node, "Attention"):
+        return Product(str(node.name), "attention", _FLOAT, "both products are in one node, which has no int8")
     if node.op_type not in ("MatMul", "Gemm", "FusedMatMul"):
         return None
     stored = [is_stored(value) for value in node.inputs[:2]]

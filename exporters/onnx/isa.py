@@ -1,7 +1,7 @@
 """Instruction sets of CPUs, which decide how integer products must be written to be exact and fast.
 
 x86 CPUs without VNNI add the products of *pairs* of uint8 activations and int8 weights in 16 bits (``vpmaddubsw``).
-The sum saturates if two neighbouring weights are large and of the same sign. With VNNI, and on Arm, sums have 32 bits.
+The sum saturates if two neighboring weights are large and of the same sign. With VNNI, and on Arm, sums have 32 bits.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Find out which integer products saturate on x86 CPUs without VNNI, and how often.
 
-The kernels of these CPUs take the bytes of a row in neighbouring pairs, uint8 x int8, and add the two products in
+The kernels of these CPUs take the bytes of a row in neighboring pairs, uint8 x int8, and add the two products in
 int16, saturated (``vpmaddubsw``). All further sums have 32 bits. Products of two uint8 are widened first and are exact.
 This module does the same in numpy.
 """

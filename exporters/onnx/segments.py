@@ -1,6 +1,6 @@
 """Cut a quantized graph at its quantizers, so that every segment can run on its own.
 
-A value that rounds to the other neighbour grows through the layers, so two correct implementations differ end to end.
+A value that rounds to the other neighbor grows through the layers, so two correct implementations differ end to end.
 Between two quantizers they do not: given the same integers, both return the same integers.
 """
 

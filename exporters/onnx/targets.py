@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from onnx_ir.passes import common
 
 from exporters.onnx.isa import ANY, Isa
+from exporters.onnx.passes.attention_node import ATTENTION_SINCE, AttentionNodePass
 from exporters.onnx.passes.fold_weights import FoldWeightsPass
 from exporters.onnx.passes.four_bits import FourBitsPass
 from exporters.onnx.passes.gather_before_dequantize import GatherBeforeDequantizePass
@@ -19,6 +20,7 @@ from exporters.onnx.passes.quantize_after_transpose import QuantizeAfterTranspos
 from exporters.onnx.passes.residual_sum import ResidualSumPass
 from exporters.onnx.passes.scale_query import ScaleQueryPass
 from exporters.onnx.passes.signed_activations import SignedActivationsPass
+from exporters.onnx.passes.subtract_branch import SubtractBranchPass
 from exporters.onnx.passes.token_scales import TokenScalesPass
 from exporters.onnx.passes.transpose_before_dequantize import TransposeBeforeDequantizePass
 from exporters.onnx.passes.transpose_weights import TransposeWeightsPass
@@ -37,7 +39,10 @@ if TYPE_CHECKING:
     from qdq.quantization.slot import Slot
     from qdq.quantization.spec import QuantSpec
 
-__all__ = ["TARGETS", "Target", "cleanup_passes", "target_named"]
+__all__ = ["DEFAULT_OPSET", "TARGETS", "Target", "cleanup_passes", "default_opset", "target_named"]
+
+DEFAULT_OPSET = 21
+"""The operator set of float files, and of targets that gain nothing from a newer one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,7 @@ class Target:
         dtypes: Types that the target can compute in besides integers.
         dtypes_why: Why it has no others.
         takes_isa: Whether the graph depends on the instruction set.
+        opset: Version of the standard operators unless another one is asked for.
     """
 
     name: str
@@ -66,6 +72,7 @@ class Target:
     dtypes: tuple[str, ...] = ("fp32",)
     dtypes_why: str = ""
     takes_isa: bool = False
+    opset: int = DEFAULT_OPSET
 
     def problems(self, specs: Mapping[Slot, QuantSpec | None]) -> list[str]:
         """Return a line for each slot that the target cannot run."""
@@ -143,6 +150,8 @@ def _onnxruntime_passes(isa: Isa = ANY) -> list[ir_passes.InPlacePass]:
         IntegerGemmPass(isa),
         WeightOnlyGemmPass(),
         ResidualSumPass(),
+        SubtractBranchPass(),
+        AttentionNodePass(),
         *cleanup_passes(),
     ]
 
@@ -180,6 +189,7 @@ TARGETS: Mapping[str, Target] = {
             refuses=_onnxruntime_refuses,
             dtypes_why="its kernels on CPUs compute in float32",
             takes_isa=True,
+            opset=ATTENTION_SINCE,
         ),
         Target(
             name="openvino",
@@ -211,3 +221,8 @@ def target_named(name: str) -> Target:
     if name not in TARGETS:
         raise ExportError(f"no target {name!r}: it must be one of {', '.join(TARGETS)}")
     return TARGETS[name]
+
+
+def default_opset(target: str | None) -> int:
+    """Return the operator set for a target, or for a float file if None; that of float files for an unknown name."""
+    return TARGETS[target].opset if target in TARGETS else DEFAULT_OPSET

@@ -40,7 +40,7 @@ def trace(export_model: ExportModel, *, opset: int = 21) -> ir.Model:
     """
     config: Any = export_model.model.config
     signature = export_model.signature
-    seq_len = max(8, config.min_length + 1)
+    seq_len = max(8, getattr(config, "min_length", 1) + 1)
     inputs = example_inputs(signature.inputs, vocab_size=int(config.vocab_size), seq_len=seq_len, padding=2)
     try:
         with _silenced(), torch.no_grad():

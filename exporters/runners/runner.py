@@ -13,7 +13,7 @@ __all__ = ["Runner"]
 
 
 class Runner(Protocol):
-    """Compute named arrays from named arrays.
+    """Anything that computes named arrays from named arrays, such as a session of a runtime.
 
     ``input_ids``, ``attention_mask`` and ``token_type_ids`` are integers ``(batch, seq)``. The outputs depend on the
     task: ``last_hidden_state`` ``(batch, seq, hidden)``, ``logits`` ``(batch, labels)``, and so on.

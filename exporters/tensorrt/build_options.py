@@ -17,32 +17,32 @@ HARDWARE = {"none": "NONE", "ampere-plus": "AMPERE_PLUS", "same-compute-capabili
 @documented
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """Choose how an engine is built."""
+    """The settings of a TensorRT build."""
 
     workspace_mb: int | None = setting(
         None,
-        "Largest memory in MiB that kernels may use besides the tensors; by default TensorRT chooses.",
+        "Largest workspace memory of kernels in MiB; by default TensorRT chooses.",
         option="--workspace",
         metavar="MIB",
     )
     optimization_level: int | None = setting(
-        None, "How long to search for fast kernels, from 0 to 5; by default 3.", metavar="N"
+        None, "Effort of the search for fast kernels, from 0 to 5; by default 3.", metavar="N"
     )
     timing_cache: Path | None = setting(  # noqa: RUF009 (its default is None)
-        None, "File of kernel timings to read and to extend, which makes later builds faster.", metavar="FILE"
+        None, "File of kernel timings to read and update, which makes later builds faster.", metavar="FILE"
     )
     hardware: str = setting(
         "none",
-        "Other GPUs that can load the engine: none, ampere-plus or same-compute-capability.",
+        "Other GPUs that the engine must run on: none, ampere-plus or same-compute-capability.",
         option="--hardware-compatibility",
         metavar="NAME",
     )
     version_compatible: bool = setting(False, "Let later versions of TensorRT load the engine.", flag())
     refit: bool = setting(False, "Allow the weights to be replaced later. Float models only.", flag())
     strip: bool = setting(
-        False, "Leave the weights out of the engine, to be added by refitting. Float models only.", flag()
+        False, "Leave the weights out of the engine; refitting adds them later. Float models only.", flag()
     )
-    tf32: bool = setting(False, "Let float32 products round their operands to tf32.", flag())
+    tf32: bool = setting(False, "Let float32 matrix products use TF32.", flag())
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

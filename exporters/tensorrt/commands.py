@@ -69,7 +69,7 @@ def polygraphy_command(
 ) -> list[str]:
     """Return the ``polygraphy`` command that builds the same engine and compares it with ONNX Runtime.
 
-    Single values of quantized outputs differ when a value rounds to the other neighbour, so polygraphy compares the
+    Single values of quantized outputs differ when a value rounds to the other neighbor, so polygraphy compares the
     mean of the differences.
 
     Args:

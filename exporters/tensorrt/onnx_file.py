@@ -55,7 +55,9 @@ def read_onnx_file(given: Path) -> OnnxFile:
     if given.is_dir():
         path, folder = given / MODEL_FILE, given
         if not path.is_file():
-            raise CheckpointError(f"{given} is not an export: it has no {MODEL_FILE}")
+            raise CheckpointError(
+                f"{given} is not an export: it has no {MODEL_FILE}; give a directory that qdq export wrote",
+            )
     elif not given.is_file():
         raise CheckpointError(f"{given}: no such file or directory")
     model = load_onnx(path)

@@ -34,7 +34,7 @@ _BOUNDS = ("min", "opt", "max")
 
 @dataclass(frozen=True)
 class Profile:
-    """Hold one profile, with a shape for every input in each part.
+    """One optimization profile: the smallest, best and largest shape of every input.
 
     Args:
         min: The smallest shapes.

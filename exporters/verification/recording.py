@@ -101,7 +101,7 @@ class RecordedTensor:
             matches: np.ndarray = np.abs(integers - steps) <= 0.5 + TIE + zone
             return matches
         zone += TIE * FLOAT8_MAX / 127
-        # Neighbours in float8 have no fixed distance, but rounding is monotonic: the ends of the zone bound the result.
+        # Neighbors in float8 have no fixed distance, but rounding is monotonic: the ends of the zone bound the result.
         low, high = (_float8(steps + side * zone) for side in (-1, 1))
         return (low <= integers) & (integers <= high)
 

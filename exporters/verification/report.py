@@ -20,7 +20,7 @@ _TWICE_DB = 10 * math.log10(2)
 class Bounds:
     """Set the bounds for every output of every batch, end to end.
 
-    One value that rounds to the other neighbour in an early layer is amplified by the layers behind it, but the
+    One value that rounds to the other neighbor in an early layer is amplified by the layers behind it, but the
     distance to the float model stays the same. A wrong scale, a missing quantizer or a saturating kernel changes it.
 
     Args:
@@ -110,7 +110,7 @@ class OutputComparison:
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """Hold the result of :func:`exporters.verification.verify.verify`.
+    """The result of :func:`exporters.verification.verify.verify`.
 
     Args:
         segments: The segments in graph order, over all batches.

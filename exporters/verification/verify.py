@@ -4,7 +4,7 @@ By segment: the graph is cut at its quantizers, and every segment gets the integ
 the runtime off. It must return the integers of torch. Values within ``TIE`` of a rounding tie may differ and are
 counted; half precision widens that zone by its own rounding.
 
-End to end: the whole file runs with optimizations on. One value that rounds to the other neighbour grows through the
+End to end: the whole file runs with optimizations on. One value that rounds to the other neighbor grows through the
 layers, so file and checkpoint may differ. But both must be equally close to the float model, and close to each other
 within bounds.
 """

@@ -47,13 +47,13 @@ def analyze_checkpoint(
     columns: Columns | None = None,
     progress: Progress | None = None,
 ) -> Findings:
-    """Measure what each group of quantized slots costs: it alone quantized, and all but it, against the float model.
+    """Measure how much accuracy each group of quantized slots of a checkpoint costs, and find what to keep in float.
 
     An interrupt ends the work early. What was measured so far is returned; ``complete`` is then False.
 
     Args:
         checkpoint: Directory of a quantized checkpoint.
-        data: Sample text, best not that of the calibration; with a task labelled examples.
+        data: Sample text, best not that of the calibration; with a task labeled examples.
         settings: How to measure. None takes the defaults.
         task_metric: Metric of a task to measure, too. None measures none.
         target: How close to the float model the model is to come; None searches nothing.

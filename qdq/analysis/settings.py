@@ -16,7 +16,7 @@ GROUPING_NAMES = ("slot", "module", "layer", "role", "kind")
 @documented
 @dataclass(frozen=True, kw_only=True)
 class AnalysisSettings:
-    """Choose what is switched together, and on how much text it is measured.
+    """The settings of an analysis: which slots are measured together, and on how much text.
 
     Raises:
         ConfigError: Settings break their rules; all of them are listed.
@@ -24,21 +24,23 @@ class AnalysisSettings:
 
     by: str = setting(
         "module",
-        "What is switched on and off together. A role is the same module in every layer; a kind is the same slot in "
-        "every module of a type.",
+        "Groups of slots to measure: each slot, module or layer; role: the same module of all layers; kind: the same "
+        "slot of all modules of a type.",
         choice(*GROUPING_NAMES),
         metavar="|".join(GROUPING_NAMES),
     )
     only: list[str] | None = setting(  # noqa: RUF009 (its default is None)
-        None, "Measure only modules or slots whose names match. Repeatable.", anything(), metavar="GLOB"
+        None, "Measure only modules or slots whose names match this pattern. Repeatable.", anything(), metavar="GLOB"
     )
-    num_samples: int = setting(64, "Number of samples to use, drawn at random.", whole(1), metavar="N")
+    num_samples: int = setting(
+        64, "Largest number of samples to use. If the data has more, they are drawn at random.", whole(1), metavar="N"
+    )
     max_batches: int | None = setting(
-        None, "Stop after this number of batches; by default all are used.", whole(1).or_none(), metavar="N"
+        None, "Stop after N batches; by default all are used.", whole(1).or_none(), metavar="N"
     )
-    batch_size: int = setting(8, "Samples in a batch.", whole(1), metavar="B")
-    seq_len: int = setting(128, "Longest sample in tokens. Longer samples are cut.", whole(3), metavar="L")
-    seed: int = setting(0, "Seed for drawing samples and examples.", whole(0), option=None)
+    batch_size: int = setting(8, "Number of samples in a batch.", whole(1), metavar="B")
+    seq_len: int = setting(128, "Longest input in tokens. Longer ones are cut.", whole(3), metavar="L")
+    seed: int = setting(0, "Seed of the choice of samples and examples.", whole(0), option=None)
 
     def __post_init__(self) -> None:
         check(self, "settings of the analysis")
@@ -47,17 +49,22 @@ class AnalysisSettings:
 @documented
 @dataclass(frozen=True, kw_only=True)
 class TaskMetricSettings:
-    """Choose the metric of a task that an analysis measures besides the distance to the float model.
+    """The metric of a task that an analysis measures besides the distance to the float model.
 
     Raises:
         ConfigError: Settings break their rules; all of them are listed.
     """
 
     task: str | None = setting(
-        None, "Also measure the metric of a task, for the groups that are shown; see qdq evaluate.", metavar="TASK"
+        None, "Task whose metric is measured too, for the groups that are shown; see qdq evaluate.", metavar="TASK"
     )
     metric: str | None = setting(None, "Metric to measure; by default the task's first one.", metavar="NAME")
-    task_samples: int = setting(512, "Number of examples to use, drawn at random.", whole(1), metavar="N")
+    task_samples: int = setting(
+        512,
+        "Largest number of examples for the metric. If the data has more, they are drawn at random.",
+        whole(1),
+        metavar="N",
+    )
 
     def __post_init__(self) -> None:
         def between() -> list[str]:

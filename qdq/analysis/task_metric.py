@@ -32,7 +32,7 @@ class TaskMetric:
     Args:
         model: The model under test, in torch.
         task: The task to evaluate.
-        data: Labelled examples.
+        data: Labeled examples.
         settings: How to evaluate.
         metric: Name of the metric; None for the task's first one.
 

@@ -21,18 +21,16 @@ _NO_METRIC = TaskMetricSettings()
 
 @command
 def analyze(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Directory of a quantized checkpoint.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Quantized checkpoint to analyze.")],
     data: Annotated[
         str,
         typer.Option(
             metavar="FILE",
-            help="Sample text, best not that of the calibration; with --task labelled examples.",
+            help="Sample text, preferably not that of the calibration; with --task, labeled examples.",
         ),
     ],
     settings: AnalysisSettings = _DEFAULT,
-    top: Annotated[
-        int | None, typer.Option(metavar="N", help="Show the N groups that cost most; by default all.", min=1)
-    ] = None,
+    top: Annotated[int | None, typer.Option(metavar="N", help="Show only the N groups that cost most.", min=1)] = None,
     text_column: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Column or key of the text; by default the usual names are tried."),
@@ -45,14 +43,16 @@ def analyze(
         float | None,
         typer.Option(
             metavar="X",
-            help="Search the fewest slots to keep in float for a mean cosine of at least X to the float model.",
+            help="Find the fewest slots to keep in float for a mean cosine to the float model of at least X.",
             rich_help_panel="Target",
         ),
     ] = None,
     target_sqnr: Annotated[
         float | None,
         typer.Option(
-            metavar="DB", help="Search the same for an SQNR of at least this many decibels.", rich_help_panel="Target"
+            metavar="DB",
+            help="Find the fewest slots to keep in float for an SQNR of at least this many decibels.",
+            rich_help_panel="Target",
         ),
     ] = None,
     task_metric: Annotated[TaskMetricSettings, "Metric of a task"] = _NO_METRIC,
@@ -61,9 +61,10 @@ def analyze(
     quiet: QuietOption = False,
     seed: SeedOption = 0,
 ) -> None:
-    """Measure what each quantized slot costs, against the float model: it alone quantized, and all but it.
+    """Measure how much accuracy each quantized module, layer or slot costs, and find what to keep in float.
 
-    Ends with what to keep in float first, as --exclude patterns for qdq calibrate. Ctrl-C shows what was found so far.
+    Each group of slots is quantized alone, then everything but that group; both are compared with the float model. The
+    groups to keep in float are printed as --exclude options for qdq calibrate. Ctrl-C shows what was found so far.
 
     Example: qdq analyze quantized/ --data text.txt --target-cosine 0.998
     """

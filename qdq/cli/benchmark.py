@@ -31,37 +31,39 @@ def benchmark(
         ),
     ],
     batch_size: Annotated[
-        list[int] | None, typer.Option(metavar="B", help="Rows in a batch; by default 1 and 8. Repeatable.")
+        list[int] | None, typer.Option(metavar="B", help="Batch size to time; by default 1 and 8. Repeatable.")
     ] = None,
     seq_len: Annotated[
-        list[int] | None, typer.Option(metavar="L", help="Tokens in a row; by default 128. Repeatable.")
+        list[int] | None, typer.Option(metavar="L", help="Length in tokens to time; by default 128. Repeatable.")
     ] = None,
-    threads: Annotated[int, typer.Option(metavar="N", help="Threads of the runtime.", min=1)] = 2,
+    threads: Annotated[int, typer.Option(metavar="N", help="Number of threads to time with.", min=1)] = 2,
     rounds: Annotated[
         int,
-        typer.Option(metavar="N", help="Number of rounds; in each, every model is timed once in a new process.", min=1),
+        typer.Option(
+            metavar="N", help="Number of timing rounds; each times every model once, in a new process.", min=1
+        ),
     ] = 5,
     warmup: Annotated[
-        int, typer.Option(metavar="N", help="Runs at the beginning of each round that are not counted.", min=0)
+        int, typer.Option(metavar="N", help="Number of untimed runs at the beginning of each round.", min=0)
     ] = 3,
     runtime: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Runtime to time every file in: onnxruntime or openvino; by default the one that each file was "
-            "exported for. Repeatable.",
+            help="Runtime for all files: onnxruntime or openvino; by default the one that each file was exported for. "
+            "Repeatable.",
         ),
     ] = None,
     engine: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="TensorRT engine to time as well, on the GPU. Repeatable.")
+        list[Path] | None, typer.Option(metavar="FILE", help="TensorRT engine to time on the GPU as well. Repeatable.")
     ] = None,
     best_float: Annotated[
         bool,
         typer.Option(
             "--best-float",
             metavar="",
-            help="Also time the baseline as ONNX Runtime's transformer optimizer rewrites it. Speed-ups are over the "
-            "faster baseline.",
+            help="Also time the baseline after ONNX Runtime's transformer optimizer, and report speed-ups over the "
+            "faster of the two.",
         ),
     ] = False,
     json: JsonOption = False,
@@ -69,7 +71,9 @@ def benchmark(
     quiet: QuietOption = False,
     seed: SeedOption = 0,  # noqa: ARG001 (every model is timed on the same fixed input)
 ) -> None:
-    """Compare the latency of exported models: median times from interleaved rounds, each model in its own process.
+    """Compare the latency of exported models.
+
+    Each model runs in its own process, the models take turns in every round, and medians are reported.
 
     Examples: qdq benchmark float/ ort/ --batch-size 8; qdq benchmark float/ ort/ ov/ --best-float
     """
@@ -80,6 +84,7 @@ def benchmark(
     for name in runtime or ():
         if name not in _RUNTIMES:
             raise ConfigError(f"no runtime {name!r}: it must be onnxruntime or openvino")
+    _check_lengths(exported, seq_len or ())
     candidates = _candidates([*exported, *(engine or [])], runtime)
     shapes = [Shape(b, s) for s in seq_len or [128] for b in batch_size or [1, 8]]
     with tempfile.TemporaryDirectory() as folder:
@@ -89,6 +94,20 @@ def benchmark(
             baselines.append(candidates[1].name)
         result = run_benchmark(session, candidates, shapes, threads=threads, rounds=rounds, warmup=warmup)
     _show(session, result, candidates, baselines)
+
+
+def _check_lengths(exported: Sequence[Path], lengths: Sequence[int]) -> None:
+    """Raise if an input is longer than a model accepts; only directories say how long that is."""
+    from qdq.errors import ConfigError
+    from qdq.source import ModelDirectory
+
+    for path in exported:
+        if not (path / "config.json").is_file():
+            continue
+        longest = ModelDirectory.of(path).config.max_length
+        for length in lengths:
+            if length > longest:
+                raise ConfigError(f"--seq-len {length}: {path} accepts at most {longest} tokens")
 
 
 def _candidates(exported: Sequence[Path], runtimes: Sequence[str] | None) -> list[Candidate]:

@@ -44,23 +44,22 @@ def build(
         str,
         typer.Option(
             metavar="NAME",
-            help="Builder: tensorrt, tensorrt-rtx (builds without a GPU), or auto for tensorrt if there is a GPU.",
+            help="Builder: tensorrt, tensorrt-rtx, or auto, which is tensorrt if there is a GPU and tensorrt-rtx if "
+            "not.",
             rich_help_panel=_PANEL,
         ),
     ] = "auto",
     options: Annotated[BuildOptions, _PANEL] = _DEFAULT,
     print_trtexec: Annotated[
         bool,
-        typer.Option(
-            "--print-trtexec", metavar="", help="Print the same build as a command of trtexec instead of building."
-        ),
+        typer.Option("--print-trtexec", metavar="", help="Print the equivalent trtexec command instead of building."),
     ] = False,
     print_polygraphy: Annotated[
         bool,
         typer.Option(
             "--print-polygraphy",
             metavar="",
-            help="Print the same build, and a comparison with ONNX Runtime, as commands of polygraphy instead.",
+            help="Print the equivalent polygraphy commands, with a comparison to ONNX Runtime, instead of building.",
         ),
     ] = False,
     json: JsonOption = False,
@@ -68,7 +67,9 @@ def build(
     quiet: QuietOption = False,
     seed: SeedOption = 0,  # noqa: ARG001 (a build has nothing random)
 ) -> None:
-    """Build a strongly typed TensorRT engine, and show what runs in int8. TensorRT-RTX builds without a GPU.
+    """Build a TensorRT engine from an exported model and show what runs in int8.
+
+    The network is strongly typed. TensorRT needs a GPU to build; TensorRT-RTX does not.
 
     Example: qdq build -m exported/ -o model.plan --min-shapes 1x8 --opt-shapes 8x128 --max-shapes 32x512
     """

@@ -22,6 +22,7 @@ __all__ = ["calibrate", "describe"]
 _STATISTICS = "Several machines"
 _DEFAULT = CalibrationSettings()
 _NO_ADJUSTMENTS = RangeAdjustments()
+_MODULES = ("head", "pooler")  # what a base checkpoint may lack
 
 
 @command
@@ -34,8 +35,8 @@ def calibrate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Sample text: .txt (one sentence per line), .jsonl, .csv, .tsv, .parquet, SQuAD's .json, ... A few "
-            "hundred samples like those of the application are best. The recipes dynamic, weight-only-int8 and "
+            help="Sample text: .txt (one sentence per line), .jsonl, .csv, .tsv, .parquet, SQuAD's .json, ... Use a "
+            "few hundred samples like those of your application. The presets dynamic, weight-only-int8 and "
             "weight-only-int4 need none.",
         ),
     ] = None,
@@ -45,7 +46,8 @@ def calibrate(
             "--recipe",
             "-r",
             metavar="NAME|FILE",
-            help="Preset or YAML file that says which slots are quantized, and how.",
+            help="YAML file or preset that says which slots are quantized, and how. Presets: onnxruntime, openvino, "
+            "tensorrt, qdqbert, linear, fp8, dynamic, weight-only-int8, weight-only-int4.",
         ),
     ] = "onnxruntime",
     settings: CalibrationSettings = _DEFAULT,
@@ -55,7 +57,8 @@ def calibrate(
     allow_missing: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="head|pooler", help="Begin with a new head or pooler if the checkpoint has none. Repeatable."
+            metavar="head|pooler",
+            help="Use a randomly initialized head or pooler if the checkpoint has none. Repeatable.",
         ),
     ] = None,
     text_column: Annotated[
@@ -73,16 +76,15 @@ def calibrate(
         typer.Option(
             "--resume",
             metavar="",
-            help="Continue an interrupted run of the same command, with the same result. Its resume files lie in "
-            "<output>.calibration.",
+            help="Continue an interrupted run of the same command from <output>.calibration, with the same result.",
         ),
     ] = False,
     add_statistics: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Include statistics that another run saved, with the same model, recipe and calibrator on other "
-            "data. Repeatable.",
+            help="Add statistics that another run saved with --save-statistics, from other data but with the same "
+            "model, recipe and calibrator. Repeatable.",
             rich_help_panel=_STATISTICS,
         ),
     ] = None,
@@ -90,7 +92,7 @@ def calibrate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Save the collected statistics, for other runs to include.",
+            help="Save the collected statistics for --add-statistics of another run.",
             rich_help_panel=_STATISTICS,
         ),
     ] = None,
@@ -99,15 +101,19 @@ def calibrate(
     quiet: QuietOption = False,
     seed: SeedOption = 0,
 ) -> None:
-    """Find ranges on sample text and write a quantized checkpoint.
+    """Calibrate a model on sample text and write a quantized checkpoint.
 
     Example: qdq calibrate -m model/ -o quantized/ --calib-data sentences.txt
     """
     is_first = Process.of_torchrun().is_first
     session = Session(json=json and is_first, verbose=verbose, quiet=quiet or not is_first)
     from calibration.checkpoint import calibrate_checkpoint
+    from qdq.errors import ConfigError
     from qdq.source import ModelDirectory
 
+    for name in allow_missing or ():
+        if name not in _MODULES:
+            raise ConfigError(f"--allow-missing {name}: it must be {' or '.join(_MODULES)}")
     directory = ModelDirectory.of(model)
     choice = RecipeChoice(recipe=recipe, changes=recipe_changes, refinement=refinement)
     with session.progress("calibrating", total=1) as advance:

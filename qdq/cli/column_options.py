@@ -1,4 +1,4 @@
-"""The options that name the columns of labelled examples, a group of :func:`qdq.cli.option_groups.with_groups`."""
+"""The options that name the columns of labeled examples, a group of :func:`qdq.cli.option_groups.with_groups`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["USUAL_COLUMNS", "ColumnOptions"]
 
-_PANEL = "Columns (where their names are not the usual ones)"
+_PANEL = "Columns (if they do not have the usual names)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +21,21 @@ class ColumnOptions:
 
     text_column: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Column of the text; for retrieval, of the query.", rich_help_panel=_PANEL),
+        typer.Option(
+            metavar="NAME", help="Column or key of the text; for retrieval, of the query.", rich_help_panel=_PANEL
+        ),
     ] = None
     text_pair_column: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Column of the second text, or of the passage.", rich_help_panel=_PANEL),
+        typer.Option(
+            metavar="NAME",
+            help="Column or key of the second text; for retrieval, of the passage.",
+            rich_help_panel=_PANEL,
+        ),
     ] = None
     label_column: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Column of the label, the score or the tags.", rich_help_panel=_PANEL),
+        typer.Option(metavar="NAME", help="Column or key of the label, the score or the tags.", rich_help_panel=_PANEL),
     ] = None
 
     def chosen(self) -> Columns | None:

@@ -35,7 +35,7 @@ def convert(
     ],
     task: Annotated[
         str | None,
-        typer.Option(metavar="TASK", help="Task whose head is kept; by default the one that uses all tensors."),
+        typer.Option(metavar="TASK", help="Task whose head is kept; by default the one that uses every tensor."),
     ] = None,
     set_field: Annotated[
         list[str] | None,
@@ -47,7 +47,7 @@ def convert(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="JSON file with the sizes; by default the configuration beside SRC.",
+            help="JSON file with the sizes of the model; by default bert_config.json or the like beside SRC.",
             rich_help_panel=_TENSORFLOW,
         ),
     ] = None,
@@ -55,7 +55,7 @@ def convert(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Family: bert, albert, realm, ...; by default the one that the configuration looks like.",
+            help="Family of the model: bert, albert, realm, ...; by default it is guessed from the configuration.",
             rich_help_panel=_TENSORFLOW,
         ),
     ] = None,
@@ -64,9 +64,9 @@ def convert(
     quiet: QuietOption = False,
     seed: SeedOption = 0,  # noqa: ARG001 (a conversion has nothing random)
 ) -> None:
-    """Convert a checkpoint of Megatron-LM, TensorFlow or pytorch-quantization.
+    """Convert a checkpoint of Megatron-LM, TensorFlow or pytorch-quantization to a Hugging Face directory.
 
-    Every tensor is accounted for: -v prints where each one went, or why it was left out. An unknown tensor is an error.
+    With -v, print where each tensor went or why it was left out. An unknown tensor is an error.
 
     Example: qdq convert --from megatron-lm release/mp_rank_00/model_optim_rng.pt -o model/
     """

@@ -19,24 +19,22 @@ MinShapesOption = Annotated[
     typer.Option(
         "--min-shapes",
         metavar="SHAPES",
-        help="Smallest shapes, as trtexec takes them: input_ids:1x8,attention_mask:1x8, or 1x8 for all inputs. "
-        "Repeatable: the first of each of the three options makes the first profile.",
+        help="Smallest input shapes, for all inputs (batch x tokens, as in 1x8) or by name as in trtexec "
+        "(input_ids:1x8,attention_mask:1x8). Repeat the three options for more optimization profiles.",
         rich_help_panel=_PANEL,
     ),
 ]
 OptShapesOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--opt-shapes", metavar="SHAPES", help="Shapes that the kernels are optimized for.", rich_help_panel=_PANEL
-    ),
+    typer.Option("--opt-shapes", metavar="SHAPES", help="Input shapes to optimize for.", rich_help_panel=_PANEL),
 ]
 MaxShapesOption = Annotated[
     list[str] | None,
     typer.Option(
         "--max-shapes",
         metavar="SHAPES",
-        help="Largest shapes. Without the three options: from 1x1 to 32 rows of at most 512 tokens, "
-        "optimized for 8x128.",
+        help="Largest input shapes. By default from 1x1 to 32x512, or 32 times the longest input "
+        "of the model, optimized for 8x128.",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -37,30 +37,41 @@ def evaluate(
     ],
     task: Annotated[str, typer.Option(metavar="TASK", help=_TASKS)],
     data: Annotated[
-        str, typer.Option(metavar="FILE", help="Labelled examples: .tsv, .csv, .jsonl, .conll, SQuAD's .json, ...")
+        str, typer.Option(metavar="FILE", help="Labeled examples: .tsv, .csv, .jsonl, .conll, SQuAD's .json, ...")
     ],
     against: Annotated[
-        Path | None, typer.Option(metavar="PATH2", help="Baseline to compare with, on the same examples.")
+        Path | None,
+        typer.Option(
+            metavar="PATH2",
+            help="Baseline to compare with on the same examples: a checkpoint, an exported directory or an engine.",
+        ),
     ] = None,
     max_drop: Annotated[
         str | None,
         typer.Option(
             metavar="1%|0.5",
-            help="Exit with code 1 if the metric is below that of the baseline by more than this, in % or in points.",
+            help="With --against: largest acceptable loss of the metric, as a percentage of the baseline (1%) or in "
+            "points "
+            "(0.5). Exit code 1 means that the loss is larger.",
         ),
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Metric that --max-drop checks; by default the first of the table."),
+        typer.Option(metavar="NAME", help="Metric that --max-drop checks; by default the first one of the table."),
     ] = None,
     runtime: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Runtime of an exported directory: onnxruntime (by default) or openvino."),
+        typer.Option(
+            metavar="NAME", help="Runtime for an exported directory: onnxruntime or openvino; by default onnxruntime."
+        ),
     ] = None,
     threads: ThreadsOption = None,
     settings: EvaluationSettings = _DEFAULT,
     resamples: Annotated[
-        int, typer.Option(metavar="N", help="Bootstrap resamples for the intervals; 0 computes no intervals.", min=0)
+        int,
+        typer.Option(
+            metavar="N", help="Number of bootstrap resamples for the confidence intervals; 0 computes none.", min=0
+        ),
     ] = 1000,
     columns: ColumnOptions = USUAL_COLUMNS,
     json: JsonOption = False,
@@ -71,6 +82,7 @@ def evaluate(
     """Measure a model on a task, with confidence intervals, and compare it with a baseline.
 
     The task token-classification needs the extra "evaluate".
+
     Example: qdq evaluate ort/ --task sts --data sts.tsv --against model/ --max-drop 1%
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)

@@ -22,35 +22,49 @@ __all__ = ["export"]
 @command
 def export(
     model: Annotated[
-        Path, typer.Option("--model", "-m", metavar="DIR", help="Checkpoint to export, float or quantized.")
+        Path, typer.Option("--model", "-m", metavar="DIR", help="Checkpoint to export; a quantized one for --target.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write.")],
     target: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Runtime to export for: onnxruntime, openvino or tensorrt.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Runtime to export for: onnxruntime, openvino or tensorrt. Required without --float."
+        ),
     ] = None,
     in_float: Annotated[
-        bool, typer.Option("--float", metavar="", help="Export the float model instead of an int8 model.")
+        bool, typer.Option("--float", metavar="", help="Export the float model, without quantizers.")
     ] = False,
     recipe: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME|FILE", help="Apply this preset or YAML file first, with the ranges of the checkpoint."
+            "--recipe",
+            "-r",
+            metavar="NAME|FILE",
+            help="Preset or YAML file to export with, using the ranges of the checkpoint; by default the checkpoint's "
+            "own recipe, or the preset of the target if the target cannot run that.",
         ),
     ] = None,
-    opset: Annotated[int, typer.Option(metavar="N", help="Version of the ONNX operators, from 18 to 25.")] = 21,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="ONNX operator set, from 18 to 25. The default is 23 for onnxruntime, which needs ONNX "
+            "Runtime 1.24 or newer, and 21 otherwise.",
+        ),
+    ] = None,
     isa: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="CPUs that a file for onnxruntime is for: avx2, avx512, vnni or arm; auto for this one; any for exact "
-            "results on all of them.",
+            help="With --target onnxruntime: instruction set of the CPU to export for: avx2, avx512, vnni or arm; auto "
+            "detects that of this machine; any is exact on every CPU.",
         ),
     ] = "any",
     dtype: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="Type of everything that is computed in float: fp32, fp16 or bf16.",
+            help="Floating-point type of everything that is not quantized: fp32, fp16 or bf16.",
             rich_help_panel="Export interface",
         ),
     ] = "fp32",
@@ -58,14 +72,18 @@ def export(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Return one vector per text: mean, cls or max; auto for that of the model's directory.",
+            help="Return one vector per text, pooled by mean, cls or max; auto reads the pooling from the model's "
+            "directory (1_Pooling).",
             rich_help_panel="Export interface",
         ),
     ] = None,
     normalize: Annotated[
         bool,
         typer.Option(
-            "--normalize", metavar="", help="Scale the vectors to length 1.", rich_help_panel="Export interface"
+            "--normalize",
+            metavar="",
+            help="With --pooling: scale the vectors to length 1.",
+            rich_help_panel="Export interface",
         ),
     ] = False,
     softmax: Annotated[
@@ -79,7 +97,7 @@ def export(
         typer.Option(
             "--argmax",
             metavar="",
-            help="Return labels instead of logits; with --softmax both.",
+            help="Return the index of the best label instead of logits; with --softmax, return both.",
             rich_help_panel="Export interface",
         ),
     ] = False,
@@ -88,7 +106,7 @@ def export(
         typer.Option(
             "--no-token-type-ids",
             metavar="",
-            help="Leave this input out; all tokens are of type 0.",
+            help="Leave out the input token_type_ids; all tokens have type 0.",
             rich_help_panel="Export interface",
         ),
     ] = False,
@@ -97,7 +115,7 @@ def export(
         typer.Option(
             "--int32-ids",
             metavar="",
-            help="Take ids and masks in int32 instead of int64.",
+            help="Accept ids and masks in int32 instead of int64.",
             rich_help_panel="Export interface",
         ),
     ] = False,
@@ -106,7 +124,7 @@ def export(
         typer.Option(
             "--inputs-embeds",
             metavar="",
-            help="Take embedded tokens instead of ids.",
+            help="Accept inputs_embeds, embedded tokens, instead of input_ids.",
             rich_help_panel="Export interface",
         ),
     ] = False,
@@ -114,7 +132,7 @@ def export(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Cache of a decoder: first returns keys and values, step also takes them.",
+            help="Key-value cache of a decoder: first returns the cache, step also accepts one.",
             rich_help_panel="Export interface",
         ),
     ] = None,
@@ -123,8 +141,8 @@ def export(
         typer.Option(
             "--tune",
             metavar="",
-            help="Export for onnxruntime with static and with dynamic ranges, time both on this machine, and keep the "
-            "faster one.",
+            help="Time static against dynamic ranges on this machine and export the faster one that reaches "
+            "--min-cosine. Needs --target onnxruntime.",
             rich_help_panel="Tune",
         ),
     ] = False,
@@ -132,29 +150,29 @@ def export(
         float,
         typer.Option(
             metavar="C",
-            help="Smallest cosine to the float model that the chosen file must reach.",
+            help="Smallest acceptable cosine to the float model.",
             rich_help_panel="Tune",
         ),
     ] = 0.99,
     shape: Annotated[
         str,
-        typer.Option(
-            "--shape", metavar="BxL", help="Rows and tokens of the batch that is timed.", rich_help_panel="Tune"
-        ),
+        typer.Option("--shape", metavar="BxL", help="Batch size and length in tokens to time.", rich_help_panel="Tune"),
     ] = "8x128",
     threads: Annotated[
-        int, typer.Option(metavar="N", help="Threads of the runtime while timing.", min=1, rich_help_panel="Tune")
+        int, typer.Option(metavar="N", help="Number of threads to time with.", min=1, rich_help_panel="Tune")
     ] = 2,
     rounds: Annotated[
         int,
-        typer.Option(metavar="N", help="Number of interleaved rounds of the timing.", min=1, rich_help_panel="Tune"),
+        typer.Option(
+            metavar="N", help="Number of timing rounds; the files take turns in each.", min=1, rich_help_panel="Tune"
+        ),
     ] = 5,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
     seed: SeedOption = 0,  # noqa: ARG001 (an export has nothing random)
 ) -> None:
-    """Export a checkpoint to an ONNX model for a target, with int8 weights inside.
+    """Export a checkpoint to an ONNX model for a target, with its weights stored in int8.
 
     Example: qdq export -m quantized/ -o exported/ --target onnxruntime
     """

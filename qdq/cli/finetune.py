@@ -37,12 +37,13 @@ def finetune(
         Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write the best checkpoint to.")
     ],
     train_data: Annotated[
-        str, typer.Option(metavar="FILE", help="Labelled examples to train on: .tsv, .csv, .jsonl, .conll, ...")
+        str, typer.Option(metavar="FILE", help="Labeled examples to train on: .tsv, .csv, .jsonl, .conll, ...")
     ],
     eval_data: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Labelled examples to evaluate on; without them the last step gives the checkpoint."
+            metavar="FILE",
+            help="Labeled examples that choose the best checkpoint; without them the last step is kept.",
         ),
     ] = None,
     task: TaskSettings = _TASK,
@@ -52,14 +53,19 @@ def finetune(
             "--recipe",
             "-r",
             metavar="NAME|FILE",
-            help="Quantize a float model with this recipe first, calibrated on the training data.",
+            help="Quantize a float model first, by this preset or YAML file, calibrated on the training data.",
         ),
     ] = None,
     settings: Annotated[TrainingSettings, "Steps"] = _TRAINING,
     calibration: Annotated[InitialCalibration, _QUANTIZERS] = _CALIBRATION,
     recipe_changes: RecipeChanges = NO_CHANGES,
     teacher: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Float model to learn from.", rich_help_panel=_TEACHER)
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Float checkpoint whose outputs the model learns to reproduce.",
+            rich_help_panel=_TEACHER,
+        ),
     ] = None,
     distillation: Annotated[Distillation, _TEACHER] = _DISTILLATION,
     columns: ColumnOptions = USUAL_COLUMNS,
@@ -68,13 +74,16 @@ def finetune(
         typer.Option(
             "--resume",
             metavar="",
-            help="Go on where the same command was interrupted, with the same result; its resume file is in "
-            "<output>.training.",
+            help="Continue an interrupted run of the same command from <output>.training, with the same result.",
             rich_help_panel="Resuming",
         ),
     ] = False,
     tensorboard: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for TensorBoard's files; a CSV log is always written.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also write logs for TensorBoard to this directory. <output>.training.csv is always written.",
+        ),
     ] = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
@@ -82,10 +91,12 @@ def finetune(
     quiet: QuietOption = False,
     seed: SeedOption = 0,
 ) -> None:
-    """Train a head, or train a quantized model so that it gives in int8 the answers that it gave in float.
+    """Train a float model on a task, or a quantized model with fake quantization (QAT).
 
-    Needs the extra "train", and "evaluate" for token-classification. For several processes, start it with accelerate
-    launch -m qdq finetune ... or with torchrun. Example: qdq finetune -m quantized/ -o qat/ --train-data train.tsv
+    Needs the extra "train", and "evaluate" for token-classification. To use several processes, replace "qdq" by
+    "accelerate launch -m qdq" or "torchrun --nproc-per-node N -m qdq".
+
+    Example: qdq finetune -m quantized/ -o qat/ --train-data train.tsv
     --eval-data dev.tsv --teacher float/
     """
     # All processes of torchrun or accelerate run this command; one of them prints.
@@ -97,6 +108,8 @@ def finetune(
     settings = replace(settings, seed=seed)
     set_threads(threads)
     chosen = _recipe(RecipeChoice(recipe=recipe or "linear", changes=recipe_changes), model, task.task, recipe)
+    if resume and not resume_folder_of(output).is_dir():
+        session.say(f"nothing to resume in {resume_folder_of(output)}: the training starts from the beginning")
     try:
         with session.progress("training", total=1) as advance:
             document = finetune_checkpoint(
@@ -143,10 +156,11 @@ def _recipe(choice: RecipeChoice, model: Path, task: str | None, name: str | Non
 
 def _shown(output: Path, document: dict[str, Any]) -> list[Table | str]:
     how = f"QAT with the recipe {document['recipe']}" if document["quantized"] else "in float"
+    steps = f"{document['steps']} step{'' if document['steps'] == 1 else 's'}"
     early = ", ended early" if document["stopped_early"] else ""
     shown: list[Table | str] = [
-        f"{output}: {document['task']}, {how}, {document['steps']} steps{early}, {document['seconds']:.0f} s; "
-        f"the checkpoint is that of step {document['step']}"
+        f"{output}: {document['task']}, {how}, {steps}{early}, {document['seconds']:.0f} s; "
+        f"the checkpoint of step {document['step']}"
     ]
     if document["history"]:
         names = [name for name in document["history"][0] if name != "step"]

@@ -28,19 +28,20 @@ def generate(
             help="Causal language model: a checkpoint, or an export made with --cache step.",
         ),
     ],
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Largest number of tokens to add.", min=1)] = 20,
-    num_beams: Annotated[
-        int, typer.Option(metavar="N", help="Beams of the beam search; 1 is greedy search.", min=1)
-    ] = 1,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Largest number of tokens to generate.", min=1)] = 20,
+    num_beams: Annotated[int, typer.Option(metavar="N", help="Number of beams; 1 is greedy search.", min=1)] = 1,
     length_penalty: Annotated[
-        float, typer.Option(metavar="X", help="For beam search: above 0 prefers longer texts, below 0 shorter ones.")
+        float,
+        typer.Option(
+            metavar="X", help="With several beams: values above 0 prefer longer texts, values below 0 shorter ones."
+        ),
     ] = 1.0,
     early_stopping: Annotated[
         bool,
-        typer.Option("--early-stopping", metavar="", help="End as soon as there are as many finished texts as beams."),
+        typer.Option("--early-stopping", metavar="", help="Stop as soon as as many texts as beams are finished."),
     ] = False,
     num_return_sequences: Annotated[
-        int, typer.Option(metavar="N", help="Continuations of each text to print.", min=1)
+        int, typer.Option(metavar="N", help="Number of continuations to print for each text.", min=1)
     ] = 1,
     json: JsonOption = False,
     verbose: VerboseOption = 0,

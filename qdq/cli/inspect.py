@@ -38,7 +38,7 @@ def inspect(
             "--recipe",
             "-r",
             metavar="NAME|FILE",
-            help="Show what this preset or YAML file does to the model. Only its config.json is read.",
+            help="Show which slots this preset or YAML file would quantize. Only config.json is read.",
             rich_help_panel="Recipe",
         ),
     ] = None,
@@ -46,7 +46,7 @@ def inspect(
         str | None,
         typer.Option(
             metavar="TASK",
-            help="Task whose head is shown, with a recipe or a config.json; by default that of config.json.",
+            help="Task whose head is shown, with --recipe or for a config.json; by default that of config.json.",
         ),
     ] = None,
     recipe_changes: RecipeChanges = NO_CHANGES,
@@ -59,10 +59,11 @@ def inspect(
     quiet: QuietOption = False,
     seed: SeedOption = 0,  # noqa: ARG001 (nothing is random here)
 ) -> None:
-    """Show what is quantized, and how: the slots of a checkpoint with their ranges, the int8 products of an ONNX file.
+    """Show what is quantized in a checkpoint, an ONNX file or an engine, and how.
 
-    With --recipe or an option of its panel, show which slots of the model get which spec; no weights are read. With
-    --profile, run the file and show what the runtime computes in int8, and what keeps the rest in float.
+    A checkpoint is shown as its slots with their ranges, an ONNX file as its int8 products. With --recipe, show what
+    that recipe would quantize in a model, without reading its weights. With --profile, run the ONNX file and show what
+    the runtime computes in int8, and what keeps the rest in float.
 
     Examples: qdq inspect quantized/; qdq inspect model/ -r tensorrt
     """
@@ -95,7 +96,7 @@ def inspect(
         run = {"runtime": runtime, "shape": shape, "threads": threads, "full": verbose > 0} if profile else None
         _inspect_graph(session, path, run)
     elif profile:
-        raise CheckpointError(f"{path}: --profile runs an exported directory or an .onnx file, this is neither")
+        raise CheckpointError(f"{path}: --profile runs an exported directory or an .onnx file, and this is neither")
     elif (path / "config.json").is_file():
         _inspect_checkpoint(session, path)
     else:

@@ -28,21 +28,25 @@ def lint(
     target: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="Version to check for, as in tensorrt:10.16; tensorrt is the newest known version."
+            metavar="NAME",
+            help="TensorRT version to check for, as in tensorrt:10.16; plain tensorrt means the newest known one.",
         ),
     ] = "tensorrt",
     strict: Annotated[
-        bool, typer.Option("--strict", metavar="", help="End with exit code 1 for warnings, too.")
+        bool, typer.Option("--strict", metavar="", help="End with exit code 1 for warnings as well.")
     ] = False,
     fix: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a copy in which everything that can be repaired is repaired."),
+        typer.Option(metavar="FILE", help="Write a repaired copy of the model to this file."),
     ] = None,
     parse: Annotated[
         bool, typer.Option("--parse", metavar="", help="Also run the parser of an installed TensorRT.")
     ] = False,
     refit: Annotated[
-        bool, typer.Option("--refit", metavar="", help="Check for an engine whose weights are to be replaced later.")
+        bool,
+        typer.Option(
+            "--refit", metavar="", help="Check for an engine whose weights will be replaced later (refitted)."
+        ),
     ] = False,
     min_shapes: MinShapesOption = None,
     opt_shapes: OptShapesOption = None,

@@ -110,7 +110,7 @@ def whole_layers(slots: Iterable[tuple[str, str | None]]) -> list[tuple[str, str
 
 def _runs(numbers: list[int]) -> str:
     """``[0, 1, 2, 5]`` -> ``0-2, 5``."""
-    # Neighbours have the same distance to their position.
+    # Neighbors have the same distance to their position.
     runs = Counter(number - index for index, number in enumerate(numbers))
     texts, begin = [], 0
     for length in runs.values():

@@ -22,24 +22,25 @@ _PANEL = "Profile"
 ProfileOption = Annotated[
     bool,
     typer.Option(
-        "--profile", metavar="", help="Run the file and show what the runtime computes in int8.", rich_help_panel=_PANEL
+        "--profile",
+        metavar="",
+        help="Run the ONNX file and show what the runtime computes in int8.",
+        rich_help_panel=_PANEL,
     ),
 ]
 RuntimeOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Runtime to profile: onnxruntime or openvino; by default that of the target.",
+        help="Runtime to profile: onnxruntime or openvino; by default the one that was exported for.",
         rich_help_panel=_PANEL,
     ),
 ]
 ShapeOption = Annotated[
     str,
-    typer.Option(
-        "--shape", metavar="BxL", help="Rows and tokens of the input that is profiled.", rich_help_panel=_PANEL
-    ),
+    typer.Option("--shape", metavar="BxL", help="Batch size and length in tokens to profile.", rich_help_panel=_PANEL),
 ]
-ThreadsOption = Annotated[int, typer.Option(metavar="N", help="Threads of the runtime.", min=1, rich_help_panel=_PANEL)]
+ThreadsOption = Annotated[int, typer.Option(metavar="N", help="Number of threads.", min=1, rich_help_panel=_PANEL)]
 
 _SHOWN = 12
 

@@ -30,19 +30,21 @@ def quickstart(
             "--model",
             "-m",
             metavar="DIR",
-            help="Hugging Face directory of another model; by default all-MiniLM-L6-v2 of the extra demo.",
+            help="Hugging Face directory of another model; by default all-MiniLM-L6-v2 from the extra demo.",
         ),
     ] = None,
-    threads: Annotated[int, typer.Option(metavar="N", help="Threads of the runtime while timing.", min=1)] = 2,
-    rounds: Annotated[int, typer.Option(metavar="N", help="Number of interleaved rounds of the timing.", min=1)] = 5,
+    threads: Annotated[int, typer.Option(metavar="N", help="Number of threads to time with.", min=1)] = 2,
+    rounds: Annotated[
+        int, typer.Option(metavar="N", help="Number of timing rounds; the files take turns in each.", min=1)
+    ] = 5,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
     seed: SeedOption = 0,
 ) -> None:
-    """Quantize a real sentence-embedding model, export it for every target, verify the files and time them.
+    """Quantize a sentence-embedding model, export it for every target, verify the files and time them.
 
-    Needs the extra "demo", which holds the model all-MiniLM-L6-v2, or a model of your own with -m.
+    Needs the extra "demo", which contains the model all-MiniLM-L6-v2, or another sentence-embedding model with -m.
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
     from qdq.quickstart.demonstration import demo_model, demonstrate

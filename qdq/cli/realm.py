@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["answer", "app", "index"]
 
-app = typer.Typer(help="Open question answering with REALM: index blocks of text, ask questions.")
+app = typer.Typer(help="Answer questions from a collection of texts with REALM: index its blocks, then ask.")
 
 
 @app.command()
@@ -33,11 +33,13 @@ def index(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="INDEX", help="Directory of the index to write.")],
     column: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Column of the text; by default text, block and the like are tried."),
+        typer.Option(metavar="NAME", help="Column or key of the text; by default the usual names are tried."),
     ] = None,
     allow_pickle: Annotated[
         bool,
-        typer.Option("--allow-pickle", metavar="", help="Read a .npy file although it may run code of its author."),
+        typer.Option(
+            "--allow-pickle", metavar="", help="Read a .npy file of pickled objects, which can run code of its author."
+        ),
     ] = False,
     faiss: Annotated[
         list[str] | None, typer.Option(metavar="flat|int8", help="Also write a FAISS index of this kind. Repeatable.")
@@ -45,22 +47,28 @@ def index(
     seq_len: Annotated[
         int | None,
         typer.Option(
-            metavar="L", help="Longest block in tokens; by default what fits into the reader beside a question.", min=3
+            metavar="L",
+            help="Longest block in tokens; by default as long as the reader accepts together with a question.",
+            min=3,
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(metavar="B", help="Blocks in a batch.", min=1)] = 32,
+    batch_size: Annotated[int, typer.Option(metavar="B", help="Number of blocks in a batch.", min=1)] = 32,
     threads: ThreadsOption = None,
     no_resume: Annotated[
-        bool, typer.Option("--no-resume", metavar="", help="Begin anew instead of continuing an interrupted run.")
+        bool,
+        typer.Option(
+            "--no-resume", metavar="", help="Start from the beginning instead of continuing an interrupted run."
+        ),
     ] = False,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
     seed: SeedOption = 0,  # noqa: ARG001 (an index has nothing random)
 ) -> None:
-    """Embed blocks of text for `qdq realm answer`. An interrupted run is continued by the same command.
+    """Embed blocks of text for qdq realm answer. Run the same command again to continue an interrupted run.
 
-    Several processes share the work: torchrun --nproc-per-node 4 -m qdq realm index ...
+    To use several processes, replace "qdq" by "torchrun --nproc-per-node N -m qdq".
+
     Example: qdq realm index -m embedder/ --records blocks.jsonl -o blocks.index
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
@@ -112,16 +120,20 @@ def answer(
     ],
     index_folder: Annotated[Path, typer.Option("--index", metavar="INDEX", help="Index that qdq realm index wrote.")],
     reader: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Checkpoint of the reader, if it is another one.")
+        Path | None, typer.Option(metavar="DIR", help="Checkpoint of the reader; by default the one in --model.")
     ] = None,
     searcher: Annotated[
         str,
         typer.Option(
-            metavar="exact|flat|int8", help="How blocks are found: exactly, or with a FAISS index, flat or int8."
+            metavar="exact|flat|int8",
+            help="Search for blocks: exact, or with a FAISS index that qdq realm index --faiss wrote, flat or int8.",
         ),
     ] = "exact",
     top_k: Annotated[
-        int, typer.Option(metavar="K", help="Number of answers to each question, each from another block.", min=1)
+        int,
+        typer.Option(
+            metavar="K", help="Number of answers to print for each question, each from a different block.", min=1
+        ),
     ] = 1,
     threads: ThreadsOption = None,
     json: JsonOption = False,
@@ -129,7 +141,7 @@ def answer(
     quiet: QuietOption = False,
     seed: SeedOption = 0,  # noqa: ARG001 (an answer has nothing random)
 ) -> None:
-    """Answer questions from an index of blocks.
+    """Answer questions from an index of text blocks.
 
     Example: qdq realm answer -m openqa/ --index blocks.index "Who invented the telephone?"
     """

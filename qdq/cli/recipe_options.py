@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["AS_RECIPE_SAYS", "NO_CHANGES", "RecipeChanges", "RecipeChoice", "RefinementChoice"]
 
 _PANEL = "Recipe"
-_REFINING = "Accuracy (instead of what the recipe says)"
+_REFINING = "Accuracy (overrides the recipe)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class RecipeChanges:
         typer.Option(
             "--include",
             metavar="GLOB",
-            help="Quantize only modules whose names match. Repeatable.",
+            help="Quantize only modules whose names match this pattern, as in encoder.layers.*. Repeatable.",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -39,7 +39,7 @@ class RecipeChanges:
         typer.Option(
             "--exclude",
             metavar="GLOB",
-            help="Keep modules whose names match in float. Repeatable.",
+            help="Keep modules in float whose names match this pattern. Repeatable.",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -57,7 +57,7 @@ class RecipeChanges:
         typer.Option(
             "--quant-disable",
             metavar="",
-            help="Quantize nothing except what --quant-enable-layer-module names.",
+            help="Keep every slot in float, except those of --quant-enable-layer-module.",
             rich_help_panel=_PANEL,
         ),
     ] = False
@@ -66,8 +66,8 @@ class RecipeChanges:
         typer.Option(
             "--quant-disable-keyword",
             metavar="K",
-            help="Keep slots in float whose names contain K, as in "
-            "encoder.layers.0.attention.query.input_quantizer. Repeatable.",
+            help="Keep slots in float whose names contain K, such as attention.query, or match it as a regular "
+            "expression. Repeatable.",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -76,8 +76,8 @@ class RecipeChanges:
         typer.Option(
             "--quant-disable-layer-module",
             metavar="REGEX",
-            help=r"Keep slots of every layer in float whose names, without that of the layer, match from the "
-            r"beginning, as in attention.\S+. Repeatable.",
+            help=r"In every layer, keep slots in float whose names inside the layer begin with a match, as in "
+            r"attention.\S+ or feed_forward.up. Repeatable.",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -86,7 +86,8 @@ class RecipeChanges:
         typer.Option(
             "--quant-enable-layer-module",
             metavar="REGEX",
-            help="Quantize such slots again after the options above, with the spec of the recipe. Repeatable.",
+            help="In every layer, quantize slots whose names inside the layer begin with a match, as the recipe says, "
+            "even if an option above keeps them in float. Repeatable.",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -106,20 +107,26 @@ class RefinementChoice:
         typer.Option(
             "--smoothing",
             metavar="0..1|off",
-            help="How much of the difference between channels moves from activations to weights; 0.9 is usual, "
-            "off for none.",
+            help="Smoothing strength (alpha of SmoothQuant): how much of the difference between channels to move "
+            "from activations to weights. 0.9 is usual; off disables smoothing.",
             rich_help_panel=_REFINING,
         ),
     ] = None
     shift: Annotated[
         bool | None,
-        typer.Option("--shift/--no-shift", help="Centre the channels of LayerNorm outputs.", rich_help_panel=_REFINING),
+        typer.Option(
+            "--shift/--no-shift",
+            metavar="",
+            help="Center each channel of LayerNorm outputs around zero (Outlier Suppression+).",
+            rich_help_panel=_REFINING,
+        ),
     ] = None
     bias_correction: Annotated[
         bool | None,
         typer.Option(
             "--bias-correction/--no-bias-correction",
-            help="Correct the mean error of every linear layer in its bias.",
+            metavar="",
+            help="Subtract the mean quantization error of each linear layer from its bias.",
             rich_help_panel=_REFINING,
         ),
     ] = None
@@ -128,8 +135,8 @@ class RefinementChoice:
         typer.Option(
             "--clipping",
             metavar="none|token-wise",
-            help="How the inputs of linear layers are clipped; token-wise chooses the share of tokens whose extremes "
-            "give the least error.",
+            help="Clipping of the inputs of linear layers. token-wise (Outlier Suppression) clips the tokens with the "
+            "most extreme values, as many as give the least error.",
             rich_help_panel=_REFINING,
         ),
     ] = None
@@ -138,7 +145,7 @@ class RefinementChoice:
         typer.Option(
             "--rounding",
             metavar="nearest|gptq",
-            help="How weights are rounded; gptq lets the errors of a row compensate for each other.",
+            help="Rounding of weights. gptq chooses it so that the rounding errors of a row cancel out.",
             rich_help_panel=_REFINING,
         ),
     ] = None
@@ -147,7 +154,7 @@ class RefinementChoice:
         typer.Option(
             "--no-refinement",
             metavar="",
-            help="Drop the refinement of the recipe, except for what other options of this panel ask for.",
+            help="Apply none of these refinements, except those that other options of this panel name.",
             rich_help_panel=_REFINING,
         ),
     ] = False

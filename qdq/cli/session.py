@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import logging
 import os
@@ -46,19 +47,23 @@ VerboseOption = Annotated[
         count=True,
         metavar="",
         show_default=False,
-        help="Print more messages; give it twice for all of them.",
+        help="Print more messages; -vv prints all of them.",
         rich_help_panel="Output",
     ),
 ]
 QuietOption = Annotated[
     bool,
     typer.Option(
-        "--quiet", "-q", metavar="", help="Print only results and errors, no progress.", rich_help_panel="Output"
+        "--quiet",
+        "-q",
+        metavar="",
+        help="Print only results and errors, no progress or warnings.",
+        rich_help_panel="Output",
     ),
 ]
 SeedOption = Annotated[
     int,
-    typer.Option("--seed", metavar="N", help="Seed for everything that is drawn at random.", rich_help_panel="Output"),
+    typer.Option("--seed", metavar="N", help="Seed of all random choices.", rich_help_panel="Output"),
 ]
 
 P = ParamSpec("P")
@@ -133,6 +138,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         function: What the command does; one of its parameters is ``json``.
     """
     function = with_groups(function)
+    function.__doc__ = _unwrapped(function.__doc__ or "")
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -155,6 +161,11 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             end_with(describe(error), kind=type(error).__name__, exit_code=FAILED, json=json)
 
     return run
+
+
+def _unwrapped(text: str) -> str:
+    """Return a docstring with one line for each paragraph, which a terminal then wraps at its own width."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
 
 
 def end_with(error: str, *, kind: str, exit_code: int, json: bool) -> NoReturn:

@@ -13,7 +13,7 @@ ThreadsOption = Annotated[
     typer.Option(
         "--threads",
         metavar="N",
-        help="Threads to compute with; by default torch and the runtime choose.",
+        help="Number of threads; by default torch or the runtime chooses.",
         min=1,
     ),
 ]

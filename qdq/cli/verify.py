@@ -22,17 +22,22 @@ __all__ = ["verify"]
 @command
 def verify(
     exported: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Exported directory to verify.")],
-    model: Annotated[Path, typer.Option("--model", "-m", metavar="DIR", help="Checkpoint that it was exported from.")],
+    model: Annotated[
+        Path, typer.Option("--model", "-m", metavar="DIR", help="Checkpoint that OUT_DIR was exported from.")
+    ],
     engine: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="TensorRT engine built from it, to compare end to end on the GPU."),
+        typer.Option(
+            metavar="FILE", help="TensorRT engine that was built from OUT_DIR, to compare end to end on the GPU."
+        ),
     ] = None,
     isa: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="CPUs on which integer products must be exact: any, avx2, avx512, vnni, arm or auto; by default those "
-            "it was exported for. Saturation is simulated.",
+            help="Instruction set of the CPU to verify for: any, avx2, avx512, vnni, arm or auto; by default the one "
+            "it "
+            "was exported for. Saturation of integer products on that CPU is simulated.",
         ),
     ] = None,
     json: JsonOption = False,
@@ -67,7 +72,7 @@ def _by_segment(verification: VerificationReport, *, full: bool) -> list[Table |
 
     rows = verification.segments
     shown = rows if full else [row for row in rows if not row.holds] or sorted(rows, key=lambda row: -row.largest)[:5]
-    table = new_table("in front of", "values", "at a\ntie", "wrong", "off by\nat most", "SQNR\ndB")
+    table = new_table("segment up to", "values", "at a\ntie", "wrong", "off by\nat most", "SQNR\ndB")
     for row in shown:
         slot = row.name.removesuffix("_quantizer")
         largest = (
@@ -82,10 +87,10 @@ def _by_segment(verification: VerificationReport, *, full: bool) -> list[Table |
     table.add_row(f"all {len(rows)} segments", *(f"{value:,}" for value in total), "", "")
     hidden = "" if len(shown) == len(rows) else f"; {len(shown)} of {len(rows)} segments shown, -v shows all"
     return [
-        "By segment: fed torch's integers, each finds torch's integers again",
+        "By segment: given the integers of torch, each must return those of torch",
         table,
-        f"difference of an output: relative to its largest magnitude{hidden}",
-        *([f"first that does not hold: {verification.first_wrong}"] if verification.first_wrong else []),
+        f"differences of outputs are relative to the largest magnitude{hidden}",
+        *([f"first segment that differs: {verification.first_wrong}"] if verification.first_wrong else []),
         "",
     ]
 
@@ -97,7 +102,7 @@ def _saturation(verification: VerificationReport) -> list[Table | str]:
     table = new_table("product", "pairs", "beyond\n16 bits", "largest\nsum", "possible")
     for row in verification.saturation:
         table.add_row(row.name, f"{row.pairs:,}", f"{row.saturated:,}", f"{row.worst:,}", f"{row.possible:,}")
-    return ["Sums of pairs of products, as CPUs without VNNI make them, at most 32,767", table, ""]
+    return ["Sums of two products, which CPUs without VNNI hold in 16 bits (at most 32,767)", table, ""]
 
 
 def _end_to_end(verification: VerificationReport) -> list[Table | str]:
@@ -129,15 +134,18 @@ def _end_to_end(verification: VerificationReport) -> list[Table | str]:
         f"End to end, in {verification.runtime}",
         table,
         *whole,
-        f"needed: SQNR {bounds.sqnr_db:g} dB and cosine {bounds.cosine:g} to the checkpoint in torch,",
+        f"required: SQNR {bounds.sqnr_db:g} dB and cosine {bounds.cosine:g} to the checkpoint in torch,",
         f"SQNR to float at most {bounds.float_loss_db:g} dB below the checkpoint's",
-        *_scatter(verification),
+        *_chance(verification),
     ]
 
 
-def _scatter(verification: VerificationReport) -> list[str]:
+def _chance(verification: VerificationReport) -> list[str]:
     found = [row.sqnr_spread_db for row in verification.end_to_end if row.sqnr_spread_db]
     if not found:
         return []
     low, high = (f"{value:.0f}" for value in (min(found), max(found)))
-    return [f"an SQNR of a few logits scatters: {low if low == high else f'{low} to {high}'} dB less is allowed for it"]
+    return [
+        f"the SQNR of a few logits varies by chance: {low if low == high else f'{low} to {high}'} dB less is "
+        "allowed for it"
+    ]

@@ -240,6 +240,8 @@ def choose_columns(columns: Columns, task: str, available: Sequence[str], *, nam
             f"{name}: has a single column, {quoted(available)}; fields seem to stand between {quoted(found[:1])}, "
             "where a .csv file has commas and a .tsv file tabs"
         )
+    if layout is None and list(available) == [""]:
+        raise DataError(f"{name}: plain text has no columns, which {task} needs; give a .csv, .tsv or .jsonl file")
     if layout is None:
         nothing = f"{_lacking(task)} has a usual name among its columns {quoted(available)}"
         raise DataError(f"{name}: {nothing}; {_CURES[task]}")

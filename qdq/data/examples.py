@@ -156,7 +156,10 @@ class Examples:
 
     def _no_example(self, skipped: int) -> str:
         if skipped and self._need_labels:
-            return f"{self.name}: none of its {skipped} rows has a label, and {self.task} needs them"
+            return (
+                f"{self.name}: none of its {skipped} rows has a label, and {self.task} needs labels: name their "
+                "column (--label-column)"
+            )
         return f"{self.name}: holds no text; give a source with at least one row that is not blank"
 
 

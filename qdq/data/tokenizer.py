@@ -109,8 +109,8 @@ def _apply_settings(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
 
 
 def _no_tokenizer(model_dir: Path) -> str:
-    looked_for = "tokenizer.json, vocab.txt, spiece.model, vocab.json with merges.txt"
-    message = f"{model_dir}: no tokenizer: none of {looked_for} is there"
+    looked_for = "tokenizer.json, vocab.txt, spiece.model, or vocab.json with merges.txt"
+    message = f"{model_dir}: no tokenizer; put one of these files there: {looked_for}"
     others = [name for name in ("sentencepiece.bpe.model", "vocab.json") if (model_dir / name).is_file()]
     if others:
         message += (

@@ -31,7 +31,7 @@ def generate(
     *,
     settings: GenerationSettings | None = None,
 ) -> Tensor:
-    """Continue prompts.
+    """Continue prompts with a causal language model, greedily or with beam search.
 
     Prompts of unequal length are padded on the left. For padding on the right a warning is logged and the padding is
     continued, as transformers does. An exported file takes no positions: it refuses padding on the right, and reads

@@ -21,7 +21,7 @@ __all__ = ["GenerationSettings", "SpecialTokens", "check_prompts"]
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
-    """How texts are continued. The names and defaults are those of ``generate`` of transformers.
+    """The settings of a generation. The names and defaults are those of ``generate`` of transformers.
 
     Args:
         max_new_tokens: The largest number of tokens that are added.

@@ -139,7 +139,7 @@ def _inside(folder: Path) -> Path:
         folder /= "release"
     found = sorted(folder.glob(f"mp_rank_*/{_FILE}"))
     if not found:
-        raise CheckpointError(f"{folder}: no mp_rank_00/{_FILE} there")
+        raise CheckpointError(f"{folder}: no checkpoint of Megatron-LM: there is no mp_rank_00/{_FILE}")
     _check_single(str(folder), [str(file.relative_to(folder)) for file in found])
     return found[0]
 

@@ -55,7 +55,7 @@ class ModelConfig:
     supports_gradient_checkpointing: ClassVar[bool] = True
     """Whether upstream offers gradient checkpointing."""
     zero_padding_row: ClassVar[bool] = True
-    """Whether the embedding of the padding token is initialised with zeros."""
+    """Whether the embedding of the padding token is initialized with zeros."""
 
     model_type: str
     architectures: tuple[str, ...] = ()

@@ -137,7 +137,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except safetensors.SafetensorError as error:
-            raise CheckpointError(f"{path}: damaged or incomplete safetensors file ({error})") from error
+            raise CheckpointError(f"{path}: damaged or incomplete safetensors file ({error}); copy it again") from error
         except OSError as error:
             raise StorageError(f"{path}: {error}") from error
     try:
@@ -147,7 +147,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         reason = "the pickle holds more than tensors and could run code; convert it to safetensors"
         raise CheckpointError(f"{path}: refused, {reason}") from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: damaged or incomplete PyTorch file ({error})") from error
+        raise CheckpointError(f"{path}: damaged or incomplete PyTorch file ({error}); copy it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: not a state dict of tensors")
     return state
@@ -248,7 +248,7 @@ def load_weights(
         model: The model, which may be on the meta device.
         tensors: The tensors by upstream's keys.
         source: What messages call the checkpoint.
-        allow_missing: Top-level modules that may be missing and are then initialised.
+        allow_missing: Top-level modules that may be missing and are then initialized.
         ignore: Endings of keys to skip.
         dtype: The dtype of the parameters.
 
@@ -345,8 +345,11 @@ class _Problems:
             more = f", and {len(names) - 10} more" if len(names) > 10 else ""
             if names:
                 lines.append(f"{len(names)} {kind}: {', '.join(names[:10])}{more}")
+        if self.misshaped:
+            lines[-1] += "; check the sizes in config.json"
         if self.incomplete_modules and self.incomplete_modules <= {"head", "pooler"}:
-            lines[0] += f" (allow_missing={sorted(self.incomplete_modules)} initialises them)"
+            options = " ".join(f"--allow-missing {name}" for name in sorted(self.incomplete_modules))
+            lines[0] += f" ({options}, in Python allow_missing={sorted(self.incomplete_modules)}, initializes them)"
         return lines
 
 
@@ -366,7 +369,7 @@ def load_model(
         path: A Hugging Face model directory.
         task: The task, which determines the head. None takes the one that ``architectures`` in ``config.json`` names.
         attn_implementation: ``"eager"`` or ``"sdpa"``.
-        allow_missing: Top-level modules that may be missing and are then initialised. ``{"head"}`` puts a new head on
+        allow_missing: Top-level modules that may be missing and are then initialized. ``{"head"}`` puts a new head on
             a bare encoder.
         ignore: Endings of keys to skip, for checkpoints that hold more than weights.
         dtype: The dtype of the parameters. The file may hold another floating type.

@@ -279,7 +279,7 @@ class EncoderModel(Model):
             decoder.weight = nn.Parameter(table.detach().clone()) if copied else table
 
     def resize_token_embeddings(self, size: int, pad_to_multiple_of: int | None = None) -> nn.Embedding:
-        """Resize the vocabulary, and return the new word embedding. New rows are initialised.
+        """Resize the vocabulary, and return the new word embedding. New rows are initialized.
 
         As upstream, the new table has no padding row.
 

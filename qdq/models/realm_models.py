@@ -131,7 +131,7 @@ class KnowledgeAugmentedEncoder(TaskModel):
 
     Ids, mask and token types are ``(b, n, s)``, other inputs ``(b * n, ...)``; logits are ``(b * n, s, vocab)``. The
     loss needs ``labels`` ``(b, s)``, the same for all candidates, and ``relevance_score`` ``(b, n)``, which gets
-    gradients as well. ``mlm_mask`` ``(b, s)`` selects the positions of the mean; by default all, even those labelled
+    gradients as well. ``mlm_mask`` ``(b, s)`` selects the positions of the mean; by default all, even those labeled
     -100.
     """
 

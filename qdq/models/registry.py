@@ -1,6 +1,7 @@
 """The table of families by ``model_type``, and functions that build a model from its configuration."""
 
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -114,11 +115,15 @@ def task_of(config: ModelConfig, task: str | None = None) -> tuple[str, Task]:
                 return name, entry
         known = ", ".join(f"{entry.name} ({name})" for name, entry in family.tasks.items())
         given = ", ".join(config.architectures)
-        raise ConfigError(f"architectures are {given}, '{config.model_type}' has {known}: choose a task")
+        raise ConfigError(
+            f"architectures are {given}, which are none of '{config.model_type}' ({known}): choose a task",
+        )
     # Semantic similarity (sts) compares the embeddings of the bare encoder.
     entry_name = "feature-extraction" if task == "sts" else task
     if entry_name not in family.tasks:
-        raise ConfigError(f"task is '{task}', '{config.model_type}' has {', '.join(family.tasks)}")
+        near = get_close_matches(entry_name, family.tasks, n=1)
+        tip = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"no task '{task}': '{config.model_type}' has {', '.join(family.tasks)}{tip}")
     return task, family.tasks[entry_name]
 
 
@@ -150,7 +155,7 @@ def construct(
 def build(
     config: ModelConfig, task: str | None = None, *, attn_implementation: AttentionImplementation = "eager"
 ) -> Model:
-    """Return a freshly initialised model, in training mode like every new ``nn.Module``.
+    """Return a freshly initialized model, in training mode like every new ``nn.Module``.
 
     Args:
         config: The configuration, from ``configure`` or ``read_config``.
@@ -162,7 +167,7 @@ def build(
     """
     model = construct(config, task, attn_implementation=attn_implementation)
     state: dict[str, nn.Parameter] = {}
-    for names in model.shared_names():  # a shared weight is initialised once
+    for names in model.shared_names():  # a shared weight is initialized once
         state |= dict.fromkeys(names, fresh_parameter(model, names[0]))
     model.assign(state)
     return model

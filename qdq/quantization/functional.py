@@ -42,7 +42,7 @@ def expand_parameter(parameter: Tensor, x: Tensor, axis: int | None, group: int 
         parameter: A scale or zero point.
         x: The tensor that is quantized.
         axis: The axis of ``x`` that keeps its own scales; None if there is none.
-        group: The number of neighbours on the last axis that share a scale; None if they do not.
+        group: The number of neighbors on the last axis that share a scale; None if they do not.
     """
     if group is not None:
         # A group may be larger than the axis that it is on.
@@ -74,7 +74,7 @@ def quantize(
         qmin: The lowest integer.
         qmax: The highest integer.
         axis: The axis of ``x`` that keeps its own scales; None for one scale for the tensor.
-        group: The number of neighbours on the last axis that share a scale; None if they do not.
+        group: The number of neighbors on the last axis that share a scale; None if they do not.
 
     Returns:
         Whole numbers in float32, of the shape of ``x``.

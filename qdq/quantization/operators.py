@@ -86,7 +86,7 @@ def fake_quantize(
         qmin: The lowest integer.
         qmax: The highest integer.
         axis: The axis of ``x`` that keeps its own scales; None for one scale for the tensor.
-        group: The number of neighbours on the last axis that share a scale; None if they do not.
+        group: The number of neighbors on the last axis that share a scale; None if they do not.
 
     Returns:
         The values that the integers represent, of the shape and type of ``x``.

@@ -65,12 +65,12 @@ class PerAxis:
 
 @dataclass(frozen=True)
 class PerGroup:
-    """One scale for every group of neighbours on the last axis, for weights.
+    """One scale for every group of neighbors on the last axis, for weights.
 
     A linear weight ``(out, in)`` -> scale ``(out, ceil(in / size))``.
 
     Args:
-        size: The number of neighbours in a group. The last group of a row may be shorter.
+        size: The number of neighbors in a group. The last group of a row may be shorter.
     """
 
     size: int
@@ -114,10 +114,10 @@ _GRANULARITY = Rule(
 @documented
 @dataclass(frozen=True, kw_only=True)
 class QuantSpec:
-    """The frozen description of one quantizer.
+    """The description of one quantizer: bits, signs, granularity, and how values are rounded.
 
     ``overflow_safe`` is for CPUs without VNNI instructions. These add the products of *pairs* of uint8 activations and
-    int8 weights in 16 bits, which saturates if two neighbouring weights are large and of the same sign. With this
+    int8 weights in 16 bits, which saturates if two neighboring weights are large and of the same sign. With this
     setting the scale of each output channel is large enough that no pair saturates, so that integer kernels are exact
     on every CPU. It costs less than half a bit of the weights' resolution on average (0.44 in all-MiniLM-L6-v2), where
     7-bit weights cost a whole bit.
@@ -212,7 +212,7 @@ class QuantSpec:
 
     @property
     def group(self) -> int | None:
-        """The number of neighbours on the last axis that share a scale; None for another granularity."""
+        """The number of neighbors on the last axis that share a scale; None for another granularity."""
         return self.granularity.size if isinstance(self.granularity, PerGroup) else None
 
     def scale_shape(self, shape: Sequence[int]) -> tuple[int, ...]:

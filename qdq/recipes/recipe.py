@@ -46,7 +46,7 @@ __all__ = ["Recipe", "Rule", "load_recipe", "presets"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Ordered rules with a name; see :mod:`qdq.recipes.recipe`.
+    """A named list of rules that assign specs to slots; see :mod:`qdq.recipes.recipe`.
 
     Args:
         name: The name of the recipe.

@@ -30,19 +30,27 @@ class Refinement:
         RecipeError: Values break their rules; all of them are named.
     """
 
-    shift: bool = setting(False, "Centre the channels of LayerNorm outputs.", flag())
+    shift: bool = setting(False, "Center each channel of LayerNorm outputs around zero (Outlier Suppression+).", flag())
     smoothing: float | None = setting(
         None,
-        "How much of the difference between channels moves from activations to weights, from 0 to 1; null for none.",
+        "Smoothing strength (alpha of SmoothQuant) from 0 to 1: how much of the difference between channels to move "
+        "from "
+        "activations to weights; null disables smoothing.",
         number(0, 1).or_none(),
     )
-    bias_correction: bool = setting(False, "Correct the mean error of every linear layer in its bias.", flag())
+    bias_correction: bool = setting(
+        False, "Subtract the mean quantization error of each linear layer from its bias.", flag()
+    )
     clipping: str = setting(
-        "none", "How to clip the inputs of linear layers: not at all, or token-wise.", choice(*CLIPPINGS)
+        "none",
+        "Clipping of the inputs of linear layers: none, or token-wise (Outlier Suppression), which clips the tokens "
+        "with "
+        "the most extreme values, as many as give the least error.",
+        choice(*CLIPPINGS),
     )
     rounding: str = setting(
         "nearest",
-        "How to round weights: to the nearest, or with gptq, which lets the errors of a row compensate for each other.",
+        "Rounding of weights: nearest, or gptq, which chooses it so that the rounding errors of a row cancel out.",
         choice(*ROUNDINGS),
     )
 

@@ -72,8 +72,16 @@ def read_yaml(path: Path) -> tuple[Any, list[tuple[int, str]]]:
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8
-        raise RecipeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+        raise RecipeError(f"{path}: not a YAML file: {_described(error)}") from error
     return values, reader.problems
+
+
+def _described(error: Exception) -> str:
+    """Return the line and the mistake, without the excerpts that YAML's own messages draw over several lines."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        context = f" {error.context}" if error.context else ""
+        return f"line {error.problem_mark.line + 1}: {error.problem}{context}"
+    return " ".join(str(error).split())
 
 
 class _Loader(yaml.SafeLoader):

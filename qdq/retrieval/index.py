@@ -104,7 +104,8 @@ class Index:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.metadata = read_json(
-            self.folder / INDEX_FILE, missing=f"{self.folder} is not an index of qdq: it has no {INDEX_FILE}"
+            self.folder / INDEX_FILE,
+            missing=f"{self.folder} is not an index of qdq: it has no {INDEX_FILE}; qdq realm index makes one",
         )
         self.records = Records(self.folder)
         self.embeddings = open_embeddings(self.folder / EMBEDDINGS_FILE)

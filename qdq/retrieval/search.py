@@ -117,7 +117,7 @@ class FaissSearcher:
         elif kind == "int8":
             index = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
             count = len(embeddings)
-            # Evenly spaced rows, because neighbours may come from the same document.
+            # Evenly spaced rows, because neighbors may come from the same document.
             sample = np.unique(np.linspace(0, count - 1, min(count, _TRAINING_ROWS)).astype(np.int64))
             index.train(_tensor(embeddings[sample]).numpy())
         else:

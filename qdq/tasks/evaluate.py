@@ -135,7 +135,7 @@ def evaluate(
     progress: Progress = silent,
     **options: Any,
 ) -> Evaluation:
-    """Measure the metrics of a model on labelled data.
+    """Measure the metrics of a model on labeled data.
 
     Args:
         model: The directory of a float or quantized checkpoint or of an export; or a model in memory, or any runner.
@@ -169,9 +169,9 @@ def evaluate(
         raise ConfigError(f"give settings, or {', '.join(options)} by name, not both")
     limit = None if max_drop is None else MaxDrop.parse(max_drop)
     if against is None and limit is not None:
-        raise ConfigError("a largest drop is measured from a baseline: give one (--against), too")
+        raise ConfigError("a largest drop (--max-drop) is measured from a baseline: give one with --against")
     if against is None and metric is not None:
-        raise ConfigError("the metric is chosen for a comparison: give a baseline (--against), too")
+        raise ConfigError("the metric (--metric) is that of a comparison: give a baseline with --against")
     if resamples < 0:
         raise ConfigError(f"resamples is {resamples}, must be at least 0")
     if not isinstance(data, str | Path) and against is not None and iter(data) is data:
@@ -210,7 +210,7 @@ def score_model(
 
     Raises:
         ConfigError: There is no such task.
-        DataError: The data does not fit the task, or has no labelled example.
+        DataError: The data does not fit the task, or has no labeled example.
     """
     if task not in TASKS:
         raise ConfigError(f"no task {task!r} to evaluate; there are {', '.join(TASKS)}")
@@ -219,7 +219,7 @@ def score_model(
     scores = score(Evaluator(model, data, settings, progress))
     if not rows_of(scores.table):
         name = data if isinstance(data, str | Path) else "the rows given"
-        raise DataError(f"{name}: no labelled example for the task {task}")
+        raise DataError(f"{name}: no labeled example for the task {task}")
     return scores
 
 

@@ -19,23 +19,23 @@ _QUESTION_ANSWERING = "Question answering"
 @documented
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """How a model is evaluated; the defaults are those of the tasks' reference scripts.
+    """The settings of an evaluation. The defaults are those of the reference scripts of the tasks.
 
     Raises:
         ConfigError: Values are out of range; the message lists all of them.
     """
 
-    batch_size: int = setting(32, "Rows in a batch.", whole(1), metavar="B")
+    batch_size: int = setting(32, "Number of inputs in a batch.", whole(1), metavar="B")
     seq_len: int | None = setting(
         None,
-        "Longest row in tokens; by default the longest that the model takes, 384 for question answering.",
+        "Longest input in tokens; by default 384 for question-answering, otherwise the longest that the model accepts.",
         whole(3).or_none(),
         metavar="L",
     )
     num_samples: int | None = setting(
-        None, "Number of examples to draw at random; by default all.", whole(1).or_none(), metavar="N"
+        None, "Largest number of examples to use, drawn at random; by default all.", whole(1).or_none(), metavar="N"
     )
-    split: str | None = setting(None, "Split of a saved dataset to evaluate on.", metavar="NAME")
+    split: str | None = setting(None, "Split to evaluate on, for a directory that datasets saved.", metavar="NAME")
     columns: Columns | None = setting(  # noqa: RUF009 (a field)
         None, "Names of columns that do not have the usual names.", option=None
     )
@@ -48,7 +48,8 @@ class EvaluationSettings:
     )
     stride: int | None = setting(
         None,
-        "Tokens that neighbouring windows of a long context share; by default 128, or a third of shorter rows.",
+        "Number of tokens that neighboring windows of a long context share; by default 128, or a third of --seq-len if "
+        "that is less.",
         whole(0).or_none(),
         metavar="N",
         panel=_QUESTION_ANSWERING,
@@ -63,13 +64,15 @@ class EvaluationSettings:
     max_answer_length: int = setting(30, "Longest answer in tokens.", whole(1), metavar="N", panel=_QUESTION_ANSWERING)
     null_threshold: float | None = setting(
         None,
-        'Answer "no answer" if it scores higher than the best answer by more than this; by default 0, but never if '
-        "every question of the data has an answer (SQuAD 1.1).",
+        'Answer "no answer" if its score exceeds that of the best answer by more than X. By default 0; data in which '
+        "every question has an answer (SQuAD 1.1) is never answered so.",
         number().or_none(),
         metavar="X",
         panel=_QUESTION_ANSWERING,
     )
-    always_answer: bool = setting(False, 'Never answer "no answer".', flag(), panel=_QUESTION_ANSWERING)
+    always_answer: bool = setting(
+        False, 'Never answer "no answer", whatever its score.', flag(), panel=_QUESTION_ANSWERING
+    )
     only_mask: bool = setting(
         True,
         "Replace all chosen tokens by the mask token. False keeps or exchanges some, as in pretraining.",

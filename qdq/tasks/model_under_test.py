@@ -191,7 +191,7 @@ def _check_head(name: str, config: ModelConfig, task: str, *, head: str | None =
     if head != task and head not in _ALSO_SERVES.get(task, ()):
         made = f"{head} ({', '.join(config.architectures)})" if config.architectures else head
         has = "no head, only the encoder" if head in {"feature-extraction", *EMBEDDING_TASKS} else f"a head for {made}"
-        raise ConfigError(f"{name} has {has}: it cannot be evaluated with the task {task}")
+        raise ConfigError(f"{name} has {has}: it cannot be evaluated with the task {task}; give a model for it")
 
 
 def _check_outputs(name: str, given: tuple[str, ...], task: str, what: str) -> None:

@@ -1,4 +1,4 @@
-"""The batches of every epoch from labelled examples, in an order that depends on the seed alone."""
+"""The batches of every epoch from labeled examples, in an order that depends on the seed alone."""
 
 from __future__ import annotations
 

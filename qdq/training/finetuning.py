@@ -1,4 +1,4 @@
-"""Train a checkpoint: from its directory and labelled data to the directory of the best trained checkpoint."""
+"""Train a checkpoint: from its directory and labeled data to the directory of the best trained checkpoint."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def finetune_checkpoint(
     say: Callable[[str], None] = print,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
-    """Train a checkpoint on labelled data and write the best one; that of ``qdq finetune``.
+    """Train a checkpoint on labeled data and write the best one, as ``qdq finetune`` does.
 
     Nothing is written before data, models and output are checked. The resume file lies in ``<output>.training`` until
     the training is finished, the log then in ``<output>.training.csv``.
@@ -74,8 +74,8 @@ def finetune_checkpoint(
     Args:
         model: Directory of the checkpoint, float or quantized.
         output: Directory to write the best checkpoint to.
-        train_data: Labelled examples, see :func:`qdq.data.examples.read_examples`.
-        eval_data: Labelled examples to evaluate on; without them the last step gives the checkpoint.
+        train_data: Labeled examples, see :func:`qdq.data.examples.read_examples`.
+        eval_data: Labeled examples to evaluate on; without them the last step gives the checkpoint.
         task: The task and its head, batches, and the metric that decides.
         settings: How to train. A quantized model has the learning rate 5e-6 if none is set, and is evaluated four times
             in a long epoch if ``eval_steps`` is not set.
@@ -142,7 +142,7 @@ def _check_request(request: FinetuneRequest, initial: InitialModel) -> None:
     """Raise if model, recipe and teacher do not fit each other, before weights are read."""
     problems = []
     if initial.is_quantized and request.recipe is not None:
-        problems.append(f"{request.model} is quantized already: leave the recipe out, or give the float model")
+        problems.append(f"{request.model} is quantized already: leave out the recipe, or give the float model")
     if request.teacher is not None:
         found = _teacher_problems(request, initial)
         problems += [f"the teacher {request.teacher}: {problem}" for problem in found]

@@ -92,7 +92,7 @@ def choose_task(directory: ModelDirectory, task: str | None) -> str:
 def choose_initial_model(
     directory: ModelDirectory, data: Any, settings: TaskSettings, *, columns: Columns | None = None
 ) -> InitialModel:
-    """Return what a training of a checkpoint on labelled data begins with; no weights are read.
+    """Return what a training of a checkpoint on labeled data begins with; no weights are read.
 
     1. A head for the task is trained further, with the labels that it has.
     2. An encoder without head, or with a head for pretraining, gets a new head for the labels in the data.
@@ -102,7 +102,7 @@ def choose_initial_model(
 
     Args:
         directory: The checkpoint.
-        data: Labelled examples, for the labels of a new head.
+        data: Labeled examples, for the labels of a new head.
         settings: Task, new head, several labels per text, and the split to train on.
         columns: Names of the columns where they are not the usual ones.
 
@@ -160,7 +160,7 @@ def _check_new_head(
     if not is_asked and head not in _PRETRAINED:
         raise ConfigError(
             f"{directory} has a head for {head} ({', '.join(config.architectures)}), which does not fit the task "
-            f"{task}: choose that task, or ask for a new head"
+            f"{task}: choose that task, or give --new-head (new_head=True)"
         )
     task_of(config, task)  # raises for a family that does not have the task
 
@@ -170,7 +170,9 @@ def _check_multi_label(directory: ModelDirectory, config: ModelConfig, task: str
         raise ConfigError(f"only sequence-classification allows several labels per text, not {task}")
     if is_kept and config.problem_type != "multi_label_classification":
         kind = config.problem_type or "single_label_classification"
-        raise ConfigError(f"{directory} has a head for {kind}: ask for a new head to train several labels per text")
+        raise ConfigError(
+            f"{directory} has a head for {kind}: give --new-head (new_head=True) to train several labels per text",
+        )
 
 
 def _config_of_new_head(config: ModelConfig, task: str, labels: Labels | None) -> ModelConfig:

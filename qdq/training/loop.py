@@ -104,7 +104,7 @@ def finetune(
     if better not in {"higher", "lower"}:
         raise ConfigError(f"better is {better!r}, must be higher or lower")
     if settings.patience is not None and evaluate is None:
-        raise ConfigError("patience counts evaluations: pass evaluate as well")
+        raise ConfigError("patience counts evaluations: give labeled data (--eval-data), or in Python evaluate=")
     log = log or TrainingLog()
     with open_accelerator(settings, accelerator) as opened:
         batches = ProcessBatches(loader, opened)

@@ -9,7 +9,7 @@ __all__ = ["lr_multiplier", "steps_of_share"]
 
 def steps_of_share(share: float, total: int) -> int:
     """Return the number of steps that ``share`` (0 to 1) of ``total`` steps is, rounded half up."""
-    return math.floor(share * total + 0.5)  # round() would take the even one of two neighbours
+    return math.floor(share * total + 0.5)  # round() would take the even one of two neighbors
 
 
 def lr_multiplier(step: int, total: int, *, schedule: str, warmup: int) -> float:

@@ -43,7 +43,7 @@ _RESUMING = "Resuming"
 @documented
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How the steps of a training are done. Shares are shares of all its steps, from 0 to 1.
+    """The settings of a training loop.
 
     The special defaults of ``lr`` and ``eval_steps`` for QAT are those of ``finetune_checkpoint`` and ``qdq finetune``;
     :func:`qdq.finetune` does not ask whether the model quantizes.
@@ -58,7 +58,7 @@ class TrainingSettings:
     )
     lr: float | None = setting(
         None,
-        f"Highest learning rate; by default {FLOAT_LR:g}, and {QAT_LR:g} for a model that quantizes.",
+        f"Highest learning rate; by default {FLOAT_LR:g} for a float model and {QAT_LR:g} for a quantized one.",
         number(0, above=True).or_none(),
         metavar="X",
     )
@@ -72,20 +72,22 @@ class TrainingSettings:
         metavar="linear|cosine|constant",
     )
     warmup: float = setting(
-        0.1, "Share of the steps in which the learning rate rises from 0.", number(0, 1), metavar="SHARE"
+        0.1, "Share of all steps (0 to 1) during which the learning rate rises from 0.", number(0, 1), metavar="SHARE"
     )
     max_grad_norm: float = setting(
-        1.0, "Clip the gradient of the weights to this norm; 0 switches clipping off.", number(0), metavar="X"
+        1.0, "Clip the gradient of the weights to this norm; 0 disables clipping.", number(0), metavar="X"
     )
-    accumulation: int = setting(1, "Batches whose gradients are combined into one step.", whole(1), metavar="N")
+    accumulation: int = setting(
+        1, "Number of batches whose gradients are accumulated for one step.", whole(1), metavar="N"
+    )
     mixed_precision: str | None = setting(
         None,
-        "Precision of forward and backward pass; by default the one that accelerate launch sets.",
+        "Precision of the forward and backward pass; by default no, or what accelerate launch sets.",
         choice("no", "bf16", "fp16").or_none(),
         metavar="no|bf16|fp16",
     )
     gradient_checkpointing: bool = setting(
-        False, "Save memory: compute activations again in the backward pass, which takes a third more time.", flag()
+        False, "Save memory by recomputing activations in the backward pass. A step takes about a third longer.", flag()
     )
     seed: int = setting(
         0,
@@ -95,14 +97,14 @@ class TrainingSettings:
     )
     eval_steps: int | None = setting(
         None,
-        "Evaluate after every N steps; by default after every epoch, in QAT four times in a long epoch.",
+        "Evaluate after every N steps; by default once an epoch, in QAT four times a long epoch.",
         whole(1).or_none(),
         metavar="N",
         panel=_EVALUATION,
     )
     patience: int | None = setting(
         None,
-        "Stop after this many evaluations in a row without a better one; by default never.",
+        "Stop after N evaluations in a row without improvement; by default never.",
         whole(1).or_none(),
         metavar="N",
         panel=_EVALUATION,
@@ -116,39 +118,41 @@ class TrainingSettings:
     )
     ranges: str = setting(
         "fixed",
-        "fixed keeps the calibrated ranges of activations, moving averages them over the batches; both compute scales "
-        "of weights anew in every step. learned trains all scales (LSQ).",
+        "How ranges change during training. fixed: activations keep their calibrated ranges; moving: their ranges are "
+        "moving averages over the batches; with both, scales of weights follow the weights in every step. learned: all "
+        "scales are trained (LSQ).",
         choice(*RANGES),
         metavar="fixed|moving|learned",
         panel=_QUANTIZERS,
     )
     scale_lr: float = setting(
         1e-3,
-        "Learning rate of scales, relative to the size of each; for learned ranges.",
+        "With --ranges learned: learning rate of a scale, as a share of its value.",
         number(0),
         metavar="X",
         panel=_QUANTIZERS,
     )
     momentum: float = setting(
-        0.01, "Weight of a batch in the average; for moving ranges.", number(0, 1, above=True), option=None
+        0.01, "Weight of a batch in the moving average, with ranges='moving'.", number(0, 1, above=True), option=None
     )
     freeze_ranges: float = setting(
         0.8,
-        "Share of the steps after which ranges and scales no longer change.",
+        "Share of all steps (0 to 1) after which ranges and scales no longer change.",
         number(0, 1),
         metavar="SHARE",
         panel=_QUANTIZERS,
     )
     activations_from: float = setting(
         0.0,
-        "Share of the steps in which everything is still in float.",
+        "Share of all steps (0 to 1) to train in float before activations are quantized.",
         number(0, 1),
         metavar="SHARE",
         panel=_QUANTIZERS,
     )
     weights_from: float = setting(
         0.0,
-        "Share of the steps in which weights are still in float; 0 quantizes them together with activations.",
+        "Share of all steps (0 to 1) to train before weights are quantized; 0 quantizes them together with "
+        "activations.",
         number(0, 1),
         metavar="SHARE",
         panel=_QUANTIZERS,
@@ -178,7 +182,7 @@ class TrainingSettings:
 @documented
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
-    """What is trained: the task and its head, the rows, and the metric that decides.
+    """The settings of a training task: the task and its head, the batches, and the metric that chooses a checkpoint.
 
     Raises:
         ConfigError: If values are out of range; all of them are named.
@@ -187,17 +191,17 @@ class TaskSettings:
     task: str | None = setting(
         None, f"Task to train: {', '.join(TASKS)}; by default that of the model's head.", metavar="TASK"
     )
-    new_head: bool = setting(False, "Replace the head of the model by a new one.", flag())
-    multi_label: bool = setting(False, "Allow any number of labels for a text.", flag())
-    batch_size: int = setting(32, "Rows in a batch of each process.", whole(1), metavar="B")
+    new_head: bool = setting(False, "Replace the head of the model by a new, randomly initialized one.", flag())
+    multi_label: bool = setting(False, "Allow each text any number of labels, with sequence-classification.", flag())
+    batch_size: int = setting(32, "Number of inputs in a batch of each process.", whole(1), metavar="B")
     seq_len: int | None = setting(
-        None, "Longest row in tokens; by default the longest that the model takes.", whole(3).or_none(), metavar="L"
+        None, "Longest input in tokens; by default the longest that the model accepts.", whole(3).or_none(), metavar="L"
     )
-    split: str | None = setting(None, "Split of a saved dataset to train on.", metavar="NAME")
-    eval_split: str | None = setting(None, "Split of a saved dataset to evaluate on.", metavar="NAME")
+    split: str | None = setting(None, "Split to train on, for a directory that datasets saved.", metavar="NAME")
+    eval_split: str | None = setting(None, "Split to evaluate on, for a directory that datasets saved.", metavar="NAME")
     metric: str | None = setting(
         None,
-        "Metric by which the best checkpoint is chosen; by default the first one of qdq evaluate.",
+        "Metric that chooses the best checkpoint; by default the first one that qdq evaluate prints.",
         metavar="NAME",
         panel=_EVALUATION,
     )
@@ -209,7 +213,7 @@ class TaskSettings:
 @documented
 @dataclass(frozen=True, kw_only=True)
 class InitialCalibration:
-    """How a float model that a recipe quantizes is calibrated before its first step.
+    """The settings of the calibration of a float model that is quantized before training.
 
     Raises:
         ConfigError: If values are out of range; all of them are named.
@@ -217,12 +221,14 @@ class InitialCalibration:
 
     samples: int = setting(
         512,
-        "With --recipe: training rows to calibrate on.",
+        "With --recipe: number of training examples to calibrate on.",
         whole(1),
         option="--calibration-samples",
         metavar="N",
     )
-    refine: bool = setting(False, "With --recipe: also find its smoothing and shifts, which make steps slower.", flag())
+    refine: bool = setting(
+        False, "With --recipe: also apply the smoothing and shifts of the recipe. Steps become slower.", flag()
+    )
 
     def __post_init__(self) -> None:
         check(self, "settings of the calibration")
@@ -231,7 +237,7 @@ class InitialCalibration:
 @documented
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """How much the terms of the loss count when a model learns from a teacher; the loss is their weighted sum.
+    """The weights of the terms of the loss when a model learns from a teacher; the loss is their weighted sum.
 
     1. ``task``: the loss of the labels.
     2. ``logits``: the divergence of the two distributions of answers, label by label where a text can have several
@@ -243,18 +249,26 @@ class Distillation:
         ConfigError: If values are out of range; all of them are named.
     """
 
-    task: float = setting(1.0, "Weight of the labels in the loss.", number(0), option="--task-weight", metavar="X")
+    task: float = setting(1.0, "Weight of the loss of the labels.", number(0), option="--task-weight", metavar="X")
     logits: float = setting(
-        1.0, "Weight of the teacher's logits or embeddings.", number(0), option="--logits-weight", metavar="X"
+        1.0,
+        "Weight of the loss against the teacher's logits, or embeddings with sts.",
+        number(0),
+        option="--logits-weight",
+        metavar="X",
     )
     hidden: float = setting(
-        0.0, "Weight of the teacher's hidden states.", number(0), option="--hidden-weight", metavar="X"
+        0.0, "Weight of the loss against the teacher's hidden states.", number(0), option="--hidden-weight", metavar="X"
     )
     attention: float = setting(
-        0.0, "Weight of the teacher's attention.", number(0), option="--attention-weight", metavar="X"
+        0.0,
+        "Weight of the loss against the teacher's attention weights.",
+        number(0),
+        option="--attention-weight",
+        metavar="X",
     )
     temperature: float = setting(
-        2.0, "Temperature that softens the logits of both models.", number(0, above=True), metavar="T"
+        2.0, "Temperature by which the logits of both models are divided.", number(0, above=True), metavar="T"
     )
 
     def __post_init__(self) -> None:

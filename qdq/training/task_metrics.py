@@ -1,4 +1,4 @@
-"""The metrics of a task on labelled data, to evaluate a model while it is trained."""
+"""The metrics of a task on labeled data, to evaluate a model while it is trained."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _FIRST_METRIC = {"masked-lm": "perplexity"}  # of other tasks: one where higher 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskMetrics:
-    """Measures a model on labelled data; a :data:`qdq.training.evaluation.Evaluate`.
+    """Measures a model on labeled data; a :data:`qdq.training.evaluation.Evaluate`.
 
     Args:
         initial: Task, labels and configuration of the model.
-        data: Labelled examples.
+        data: Labeled examples.
         settings: Batch size, longest row, split to evaluate on and the deciding metric.
         columns: Names of the columns where they are not the usual ones.
         seed: Seed of masking.

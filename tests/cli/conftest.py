@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import resource
 import shutil
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 import torch
-from rich.logging import RichHandler
 
 from qdq.cli.main import main
 from qdq.data.text import sample_text
@@ -68,17 +66,6 @@ class Refused(Protocol):
 def _one_thread(_reproducible: None) -> None:
     """These models are too small for two threads, which then only wait for each other."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> Iterator[None]:
-    """A command sets up logging for its process, which the other tests share."""
-    yield
-    root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if isinstance(handler, RichHandler)]:
-        root.removeHandler(handler)
-    for room in ("qdq", "calibration", "exporters"):
-        logging.getLogger(room).setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -163,7 +163,11 @@ def test_notes_go_to_stderr(run: Run, tagger: Path, words: Path) -> None:
     [
         (("--task", "poetry"), "ConfigError", "no task 'poetry' to evaluate; there are sts, retrieval"),
         (("--task", "masked-lm"), "ConfigError", "has no head, only the encoder"),
-        (("--task", "sts", "--max-drop", "1%"), "ConfigError", "a largest drop is measured from a baseline"),
+        (
+            ("--task", "sts", "--max-drop", "1%"),
+            "ConfigError",
+            "a largest drop (--max-drop) is measured from a baseline",
+        ),
         (("--task", "sts", "--max-drop", "much"), "ConfigError", "1% of the baseline"),
         (("--task", "sts", "--runtime", "tflite"), "ConfigError", "must be onnxruntime or openvino"),
         (("--task", "sts", "--runtime", "openvino"), "ConfigError", "a runtime goes with an exported directory"),

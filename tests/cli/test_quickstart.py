@@ -113,7 +113,8 @@ def test_without_the_demo_package(refused: Refused, tmp_path: Path, monkeypatch:
 
 def test_a_model_that_is_none(refused: Refused, tmp_path: Path) -> None:
     message = refused("quickstart", "-m", tmp_path / "nothing", "-o", tmp_path / "out", kind="CheckpointError")
-    assert message == f"{tmp_path / 'nothing'}: no such directory; give the directory of a checkpoint or an export"
+    cure = "give the directory of a checkpoint or an export; models are not downloaded"
+    assert message == f"{tmp_path / 'nothing'}: no such directory; {cure}"
 
 
 def test_somebody_elses_folder(refused: Refused, model: Path, tmp_path: Path) -> None:

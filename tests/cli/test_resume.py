@@ -114,7 +114,7 @@ def test_before_the_first_batch_nothing_is_kept(
 def test_nothing_to_resume(request_: list[object], run: Run, tmp_path: Path) -> None:
     ended = run(*request_, "--resume")
     assert ended.code == 0
-    assert f"nothing to resume in {tmp_path / 'out.calibration'}: from the beginning" in ended.err
+    assert f"nothing to resume in {tmp_path / 'out.calibration'}: the calibration starts" in ended.err
     assert names(tmp_path) == ["out"]
 
 
@@ -125,7 +125,7 @@ def test_leftovers_are_told_and_begun_anew(
     ended = run(*request_, "--no-refinement", "--seed", 1)
     assert ended.code == 0
     assert "warning: " in ended.err
-    assert "an interrupted calibration (ranges after batch 2) is begun anew; see --resume" in ended.err
+    assert "an interrupted calibration (ranges after batch 2) starts from the beginning; --resume" in ended.err
     assert names(tmp_path) == ["out"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +15,7 @@ from exporters.onnx.targets import TARGETS
 from qdq.recipes.recipe import presets
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,12 +113,44 @@ def test_every_page_is_in_the_index() -> None:
 
 
 RETIRED = (
-    *("bake", "prov(?:e|es|en|ing)", "proofs?", "journal", "snapshot", "subject", "equipment", "twins?", "companions"),
-    *("seals?", "sealed", "faults?", "quietest", "unrest", "closeness", "scatters?", "spelled_out"),
+    *("bakes?", "baked", "prov(?:e|es|en|ing)", "proofs?", "journal", "snapshot", "subject", "equipment", "twins?"),
+    *("companions", "seals?", "sealed", "faults?", "quietest", "unrest", "closeness", "scatters?", "spelled_out"),
+    *("scratch", "what is put out", "somebody else's"),
+)
+DOCUMENTED = re.findall(
+    r"^<!-- generated: names of (\S+) -->$",
+    (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8"),
+    flags=re.MULTILINE,
 )
 
 
+def retired_in(text: str) -> list[str]:
+    """The words of a text that were ours alone; see CONTRIBUTING."""
+    return re.findall(rf"\b(?:{'|'.join(RETIRED)})\b", text, flags=re.IGNORECASE)
+
+
+def docstrings_of(value: object) -> Iterator[str]:
+    """Yield the docstring of a public object, and of what a class of ours defines under public names."""
+    yield inspect.getdoc(value) or ""
+    if inspect.isclass(value):
+        for name, member in vars(value).items():
+            if not name.startswith("_"):
+                yield inspect.getdoc(member) or ""
+
+
 def test_pages_use_the_words_of_the_field(page: Path) -> None:
-    """Words that were ours alone; see CONTRIBUTING."""
-    found = re.findall(rf"\b(?:{'|'.join(RETIRED)})\b", page.read_text(encoding="utf-8"), flags=re.IGNORECASE)
-    assert not found
+    assert retired_in(page.read_text(encoding="utf-8")) == []
+
+
+def test_help_uses_the_words_of_the_field(reference: ModuleType) -> None:
+    assert retired_in(reference.commands()) == []
+    assert retired_in("an engine that was sealed in Scratch") == ["sealed", "Scratch"]
+
+
+@pytest.mark.parametrize("module", DOCUMENTED)
+def test_docstrings_use_the_words_of_the_field(module: str) -> None:
+    found = importlib.import_module(re.sub(r"^qdq\.(?=(?:calibration|exporters)\b)", "", module))
+    texts = [inspect.getdoc(found) or ""]
+    for name in found.__all__:
+        texts += docstrings_of(getattr(found, name))
+    assert [word for text in texts for word in retired_in(text)] == []

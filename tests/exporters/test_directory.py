@@ -84,7 +84,7 @@ def test_export_json_says_what_was_exported(exports: Path) -> None:
         **common, "target": "float", "recipe": None, "opset": 21, "notes": []
     }  # fmt: skip
     assert read_export(exports / "onnxruntime") == {
-        **common, "target": "onnxruntime", "recipe": None, "opset": 21, "notes": []
+        **common, "target": "onnxruntime", "recipe": None, "opset": 23, "notes": []
     }  # fmt: skip
     assert read_export(exports / "tensorrt") == {
         **common,

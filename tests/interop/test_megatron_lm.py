@@ -257,5 +257,5 @@ def test_a_text_is_no_checkpoint(tmp_path: Path) -> None:
 def test_nothing_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         convert(tmp_path / "nothing.pt", tmp_path / "ours", format="megatron-lm")
-    with pytest.raises(CheckpointError, match=r"no mp_rank_00/model_optim_rng\.pt there"):
+    with pytest.raises(CheckpointError, match=r"there is no mp_rank_00/model_optim_rng\.pt"):
         convert(tmp_path, tmp_path / "ours", format="megatron-lm")

@@ -130,7 +130,7 @@ def test_families_and_tasks_that_there_are_not() -> None:
     golden = Golden("bert")
     with pytest.raises(ConfigError, match="no TensorFlow checkpoints of roberta-prelayernorm"):
         from_variables(golden.variables, "roberta-prelayernorm", golden.config)
-    with pytest.raises(ConfigError, match="task is 'scoring', 'bert' has"):
+    with pytest.raises(ConfigError, match="no task 'scoring': 'bert' has"):
         from_variables(golden.variables, "bert", golden.config, task="scoring")
 
 

@@ -225,8 +225,8 @@ def test_a_checkpoint_with_a_head_still_embeds(folders: dict[str, Path]) -> None
 @pytest.mark.parametrize(
     ("options", "culprit"),
     [
-        ({"max_drop": "1%"}, "a largest drop is measured from a baseline"),
-        ({"metric": "accuracy"}, "the metric is chosen for a comparison: give a baseline"),
+        ({"max_drop": "1%"}, r"a largest drop \(--max-drop\) is measured from a baseline"),
+        ({"metric": "accuracy"}, r"the metric \(--metric\) is that of a comparison: give a baseline"),
         ({"runtime": "tflite"}, "no runtime 'tflite': it must be onnxruntime or openvino"),
         ({"runtime": "openvino"}, "a runtime goes with an exported directory"),
         ({"resamples": -1}, "resamples is -1"),

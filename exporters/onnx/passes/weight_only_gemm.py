@@ -140,6 +140,6 @@ def _even(zeros: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _packed(values: np.ndarray, bits: int) -> np.ndarray:
-    """Return bytes; of 4-bit values each holds two neighbours on the last axis, the first one in the low half."""
+    """Return bytes; of 4-bit values each holds two neighbors on the last axis, the first one in the low half."""
     values = np.ascontiguousarray(values).astype(np.uint8)
     return values if bits == 8 else values[..., ::2] | (values[..., 1::2] << 4)

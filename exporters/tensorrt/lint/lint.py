@@ -29,7 +29,7 @@ _ORDER = ("error", "warning", "info")
 
 @dataclass(frozen=True)
 class LintReport:
-    """Hold the findings of a lint.
+    """The findings of a lint.
 
     Args:
         version: Version of TensorRT that the file was checked for.

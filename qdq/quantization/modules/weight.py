@@ -21,9 +21,9 @@ __all__ = ["set_weight_scale", "weight_range"]
 def weight_range(weight: Tensor, spec: QuantSpec) -> Range:
     """Return the range of a weight for every scale of ``spec``.
 
-    With ``overflow_safe``, amax is at least the magnitude of the sum of any two neighbours on the last axis. Their
+    With ``overflow_safe``, amax is at least the magnitude of the sum of any two neighbors on the last axis. Their
     integers then add up to at most 127, or 128 after rounding. 255 * 128 = 32,640 is the last multiple of 255 that
-    int16 can hold. All neighbours count, so that it does not matter where the pairs of a kernel start.
+    int16 can hold. All neighbors count, so that it does not matter where the pairs of a kernel start.
 
     Args:
         weight: ``(out, in)``.
@@ -35,7 +35,7 @@ def weight_range(weight: Tensor, spec: QuantSpec) -> Range:
     lower, upper = value_range(weight, spec)
     amax = torch.maximum(lower.abs(), upper.abs())
     if spec.overflow_safe and weight.shape[-1] > 1:
-        # The sum of two neighbours of opposite signs is no larger than the larger one, so it changes nothing.
+        # The sum of two neighbors of opposite signs is no larger than the larger one, so it changes nothing.
         pairs = weight.detach().to(torch.float32)
         low, high = value_range(pairs[..., 1:] + pairs[..., :-1], spec)
         amax = torch.maximum(amax, torch.maximum(low.abs(), high.abs()))

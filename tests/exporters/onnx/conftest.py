@@ -13,15 +13,16 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
-HEADER = '<ir_version: 10, opset_import: ["" : 21]>\n'
+HEADER = '<ir_version: {}, opset_import: ["" : {}{}]>\n'
 
 
 class Graphs:
     """Parse graphs, and run them in ONNX Runtime."""
 
-    def parse(self, text: str) -> ir.Model:
+    def parse(self, text: str, *, opset: int = 21) -> ir.Model:
         """Parse a graph, and check it with onnx."""
-        proto = onnx.parser.parse_model(HEADER + text)
+        contrib = ', "com.microsoft" : 1' if "com.microsoft" in text else ""
+        proto = onnx.parser.parse_model(HEADER.format(10 if opset < 23 else 11, opset, contrib) + text)
         onnx.checker.check_model(proto, full_check=True)
         return ir.from_proto(proto)
 
