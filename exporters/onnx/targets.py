@@ -225,4 +225,5 @@ def target_named(name: str) -> Target:
 
 def default_opset(target: str | None) -> int:
     """Return the operator set for a target, or for a float file if None; that of float files for an unknown name."""
-    return TARGETS[target].opset if target in TARGETS else DEFAULT_OPSET
+    found = None if target is None else TARGETS.get(target)
+    return DEFAULT_OPSET if found is None else found.opset
