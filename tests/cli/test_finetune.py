@@ -247,7 +247,7 @@ class TestRefusals:
     ) -> None:
         message = refused(*request(classifier, tmp_path / "out", labelled, "--multi-label"))
         assert "has a head for single_label_classification" in message
-        assert "new head" in message
+        assert "--new-head" in message
 
     def test_a_checkpoint_trained_for_another_recipe(
         self, refused: Refused, run: Run, classifier: Path, labelled: Path, tmp_path: Path
