@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import logging
 import os
@@ -35,29 +34,6 @@ def _logging() -> Iterator[None]:
         root.removeHandler(handler)
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_table_of_operators() -> Iterator[None]:
-    """torch's exporter parses the sources of its 500 operators anew for every export, a third of a small one's time.
-
-    Here each process does it once an opset. Every export gets lists of its own, since it adds operators to them.
-    """
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    original = ONNXRegistry.from_torchlib.__func__  # type: ignore[attr-defined]
-    tables: dict[int, ONNXRegistry] = {}
-
-    def from_torchlib(cls: type[ONNXRegistry], opset_version: int = 18) -> ONNXRegistry:
-        if opset_version not in tables:
-            tables[opset_version] = original(cls, opset_version)
-        registry = copy.copy(tables[opset_version])
-        registry.functions = {target: list(found) for target, found in registry.functions.items()}
-        return registry
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", classmethod(from_torchlib))
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -526,7 +526,7 @@ class TestStatisticsOfSeveralMachines:
         kept = tmp_path / "kept"
         assert run(*common, "--calibrator", "mse", "--save-statistics", kept).code == 0
         message = refused(*common, "--calibrator", "max", "--add-statistics", kept)
-        assert 'method: {"name": "max"} here, {"name": "mse"} there' in message
+        assert 'method: {"name": "mse"} there, {"name": "max"} here' in message
 
     def test_with_smoothing_they_are_no_others(self, refused: Refused, model: Path, text: Path, tmp_path: Path) -> None:
         options = ["--save-statistics", tmp_path / "kept"]

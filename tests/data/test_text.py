@@ -43,7 +43,7 @@ def refusal(path: Path, error: type[QDQError] = DataError, **columns: str) -> st
 class TestFormats:
     @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "bom"])
     @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["lf", "crlf"])
-    def test_txt_is_a_sentence_a_line(self, tmp_path: Path, mark: str, end: int) -> None:
+    def test_txt_is_a_sentence_a_line(self, tmp_path: Path, mark: bytes, end: str) -> None:
         path = write(tmp_path / "a.txt", mark + end.join(["Üben.", "", "   ", " two words ", "last"]).encode())
         assert [sample.text for sample in read(path)] == ["Üben.", "two words", "last"]
 
