@@ -26,14 +26,18 @@ def _reproducible() -> None:
 @pytest.fixture(autouse=True)
 def _logging() -> Iterator[None]:
     """A command sets up logging for its process, to a stream that is gone after the test; here, tests share one."""
-    root = logging.getLogger()
-    loggers = [root, *(logging.getLogger(name) for name in ("qdq", "calibration", "exporters"))]
-    levels = [logger.level for logger in loggers]
+    _undo_logging()  # of fixtures that live longer than a test and run commands
     yield
+    _undo_logging()
+
+
+def _undo_logging() -> None:
+    root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, RichHandler)]:
         root.removeHandler(handler)
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+    root.setLevel(logging.WARNING)
+    for name in ("qdq", "calibration", "exporters"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
