@@ -43,7 +43,7 @@ class _Match:
 class AttentionNodePass(ir.passes.InPlacePass):
     """Replace the nodes of an attention by ``Attention`` of opset 23, which ONNX Runtime computes in one kernel.
 
-    It takes query, key and value as the linear layers give them, ``(batch, seq, hidden)``: three Reshapes, four
+    It takes query, key and value as the linear layers give them, ``(batch, seq, hidden)``: four Reshapes, four
     Transposes, two products, the scaling, the mask and the softmax become one node. The result is the same to the bit.
 
     Case 1: Query, key and value are reshaped into heads and transposed; scores are scaled by a constant, maybe masked
