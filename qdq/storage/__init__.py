@@ -2,14 +2,17 @@
 
 from qdq.storage.directory import atomic_directory
 from qdq.storage.files import read_json, write_bytes_atomic, write_json, write_text_atomic
+from qdq.storage.git_lfs import is_pointer, refuse_pointer
 from qdq.storage.manifest import MANIFEST
 from qdq.storage.messages import missing_directory, resume_mismatch
 
 __all__ = [
     "MANIFEST",
     "atomic_directory",
+    "is_pointer",
     "missing_directory",
     "read_json",
+    "refuse_pointer",
     "resume_mismatch",
     "write_bytes_atomic",
     "write_json",
