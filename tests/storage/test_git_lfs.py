@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from qdq.errors import DataError
 from qdq.storage import is_pointer, refuse_pointer
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a1' * 32}\nsize 438007537\n"
 
