@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from exporters.verification.double_precision import DoublePrecision
 from exporters.verification.numpy_conversion import to_float32, to_numpy
 from qdq.models.attention import Attention
 from qdq.quantization.functional import quantize_float8
@@ -18,27 +20,39 @@ from qdq.quantization.spec import FLOAT8_MAX, PerTensor
 from qdq.quantization.wrap import named_slots
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
 
     from exporters.export_model import ExportModel
+    from qdq.quantization.quantizer import Recorder
 
 __all__ = ["TIE", "Call", "RecordedTensor", "run_and_record", "run_float_outputs", "run_outputs"]
 
 TIE = 1e-3
-"""Width, in quantization steps, of the zone around a rounding tie in which float32 noise may decide the rounding.
+"""Least width, in quantization steps, of the zone around a rounding tie in which float32 noise may decide the rounding.
 
 The noise grows with the largest value of a tensor, which is 127 steps for int8 and 448 units for float8.
 """
+
+_NOISE = 8.0
+"""How many times larger than torch's own rounding errors in a channel those of another float32 implementation may be.
+
+Implementations add in other orders and approximate GELU and the softmax by other polynomials, but all of them work in
+float32, so their errors are of one size.
+"""
+
+_COMMON_SHARE = 0.9
+"""The share of channels whose rounding errors count for all channels: few rows say little about a single channel."""
 
 
 @dataclass(frozen=True)
 class RecordedTensor:
     """Hold what one quantizer saw.
 
-    All tensors of a batch are in memory at once, so they are stored in small types. float16 holds ``rounding_error`` to
-    an eighth of ``TIE``.
+    All tensors of a batch are in memory at once, so they are stored in small types: :meth:`with_exact` stores
+    ``rounding_error`` in float16, which holds it to an eighth of ``TIE``.
 
     Args:
         q: The integers; for float8 its numbers.
@@ -49,6 +63,8 @@ class RecordedTensor:
         score: For the output of a softmax, the largest magnitude of its input; 0 for everything else.
         largest: For a tensor that was smoothed or shifted, the largest magnitude before that, in the steps of each
             channel.
+        noise: What the rounding errors of float32 can amount to, in steps: for the tensor or for each channel of the
+            last axis. It is :data:`TIE` where it was not measured.
     """
 
     q: np.ndarray
@@ -58,6 +74,7 @@ class RecordedTensor:
     float8: bool = False
     score: float = 0.0
     largest: np.ndarray | None = None
+    noise: np.ndarray | float = TIE
 
     @classmethod
     def of(cls, steps: np.ndarray, q: np.ndarray, scale: Any, zero_point: Any, **more: Any) -> RecordedTensor:
@@ -66,7 +83,7 @@ class RecordedTensor:
         if more.get("float8"):  # its rounding errors are too large for float16
             return cls(q, rounding_error, scale, zero_point, **more)
         whole = np.nan_to_num(q).astype(np.int8 if q.min(initial=0) < 0 else np.uint8)
-        return cls(whole, rounding_error.astype(np.float16), scale, zero_point, **more)
+        return cls(whole, rounding_error, scale, zero_point, **more)
 
     @property
     def integers(self) -> np.ndarray:
@@ -98,9 +115,9 @@ class RecordedTensor:
             share = np.clip(steps * self.scale, 0, 1)
             zone = zone + rounding * self.score * np.abs(steps) * (1 - share)
         if not self.float8:
-            matches: np.ndarray = np.abs(integers - steps) <= 0.5 + TIE + zone
+            matches: np.ndarray = np.abs(integers - steps) <= 0.5 + self.noise + zone
             return matches
-        zone += TIE * FLOAT8_MAX / 127
+        zone = zone + np.maximum(self.noise, TIE * FLOAT8_MAX / 127)
         # Neighbors in float8 have no fixed distance, but rounding is monotonic: the ends of the zone bound the result.
         low, high = (_float8(steps + side * zone) for side in (-1, 1))
         return (low <= integers) & (integers <= high)
@@ -110,8 +127,30 @@ class RecordedTensor:
         if perm is None:
             return self
         q, rounding_error = self.q.transpose(perm), self.rounding_error.transpose(perm)
-        largest = None if self.largest is None else np.broadcast_to(self.largest, rounding_error.shape).transpose(perm)
-        return replace(self, q=q, rounding_error=rounding_error, largest=largest)
+        whole = self.rounding_error.shape
+        largest = None if self.largest is None else np.broadcast_to(self.largest, whole).transpose(perm)
+        noise = self.noise if np.ndim(self.noise) == 0 else np.broadcast_to(self.noise, whole).transpose(perm)
+        return replace(self, q=q, rounding_error=rounding_error, largest=largest, noise=noise)
+
+    def with_exact(self, steps: np.ndarray, smoothing_scale: np.ndarray | None) -> RecordedTensor:
+        """Return the same with the exact tensor in place of the one that was computed in float32.
+
+        The difference of the two is the rounding error of torch's own float32, from which ``noise`` follows.
+
+        Args:
+            steps: The exact tensor in steps, float64, with any number of axes and the channels on the last one.
+            smoothing_scale: The smoothing scale of each channel; None without smoothing.
+        """
+        whole = self.integers.astype(np.float64)
+        exact = steps - whole
+        errors = np.nan_to_num(np.abs(self.rounding_error - exact), posinf=0).reshape(-1, steps.shape[-1])
+        # Smoothing multiplies a channel with its rounding errors. Without it, channels can be compared.
+        factor = np.ones(1) if smoothing_scale is None else np.abs(smoothing_scale).astype(np.float64)
+        largest = errors.max(axis=0, initial=0)
+        common = np.quantile(largest / factor, _COMMON_SHARE) * factor
+        noise = np.maximum(TIE, _NOISE * np.maximum(largest, common)).astype(np.float32)
+        narrow = np.float32 if self.float8 else np.float16
+        return replace(self, rounding_error=exact.astype(narrow), noise=noise)
 
 
 def _float8(steps: np.ndarray) -> np.ndarray:
@@ -139,6 +178,31 @@ def run_and_record(
     Returns:
         What each call saw, and the outputs by name.
     """
+    model = export_model.model
+    quantizing = {
+        slot: quantizer
+        for slot, quantizer in named_slots(model)
+        if slot.name != "weight" and quantizer.mode is Mode.QUANTIZE and quantizer.spec is not None
+    }
+    records, outputs = _record(export_model, batch, [*quantizing.values()])
+    if export_model.interface.dtype == "fp32":
+        records = _with_exact_tensors(export_model, batch, records)
+    compared = {
+        quantizer
+        for slot, quantizer in quantizing.items()
+        if _is_per_tensor(quantizer) or f"{slot.module}.{slot.name}_quantizer" in per_token
+    }
+    return {call: record for call, record in records.items() if call[0] in compared}, outputs
+
+
+def _is_per_tensor(quantizer: Quantizer) -> bool:
+    return quantizer.spec is not None and quantizer.spec.granularity == PerTensor()
+
+
+def _record(
+    export_model: ExportModel, batch: Mapping[str, Tensor], active: Sequence[Quantizer]
+) -> tuple[dict[Call, RecordedTensor], dict[str, np.ndarray]]:
+    """Run the model and record what each of ``active`` sees."""
     records: dict[Call, RecordedTensor] = {}
     calls: Counter[Quantizer] = Counter()
     scores: dict[Quantizer, float] = {}
@@ -165,14 +229,6 @@ def run_and_record(
 
         return record
 
-    active = [
-        quantizer
-        for slot, quantizer in named_slots(export_model.model)
-        if slot.name != "weight"
-        and quantizer.mode is Mode.QUANTIZE
-        and quantizer.spec is not None
-        and (quantizer.spec.granularity == PerTensor() or f"{slot.module}.{slot.name}_quantizer" in per_token)
-    ]
     # The scores have no quantizer of their own, so a hook notes their largest magnitude for the softmax behind them.
     hooks = [
         attention.scores.register_forward_hook(score_of(weights, attention.head_size))
@@ -180,16 +236,62 @@ def run_and_record(
         if isinstance(attention, Attention)
         and isinstance(weights := getattr(attention.context, "input_quantizer", None), Quantizer)
     ]
-    try:
-        for quantizer in active:
-            quantizer.recorder = recorder_of(quantizer)
+    with _recorders({quantizer: recorder_of(quantizer) for quantizer in active}, hooks):
         outputs = export_model.run(batch)
+    return records, _as_arrays(outputs)
+
+
+def _with_exact_tensors(
+    export_model: ExportModel, batch: Mapping[str, Tensor], records: Mapping[Call, RecordedTensor]
+) -> dict[Call, RecordedTensor]:
+    """Run the model in float64 with the recorded integers, and return the records with what each quantizer then sees.
+
+    Every quantizer returns its recorded values, so that each tensor is the exact result of the integers before it.
+    """
+    exact: dict[Call, RecordedTensor] = {}
+    calls: Counter[Quantizer] = Counter()
+    double = DoublePrecision()
+
+    def recorder_of(quantizer: Quantizer) -> Any:
+        def replace_with_recorded(x: Tensor, q: Tensor) -> Tensor:  # noqa: ARG001
+            call = quantizer, calls[quantizer]
+            calls[quantizer] += 1
+            record, transform = records[call], quantizer.transform
+            smoothing = None if transform is None else transform.smoothing_scale
+            steps = x.double().numpy() / record.scale
+            exact[call] = record.with_exact(steps, None if smoothing is None else smoothing.numpy())
+            return torch.from_numpy(record.integers.astype(np.float64) * record.scale)
+
+        return replace_with_recorded
+
+    def switch(*, off: bool) -> Any:
+        def hook(*_: Any) -> None:
+            double.is_off = off
+
+        return hook
+
+    # The integers of a weight must be those of float32, so its transform and scale are computed in float32.
+    weights = [quantizer for slot, quantizer in named_slots(export_model.model) if slot.name == "weight"]
+    hooks = [weight.register_forward_pre_hook(switch(off=True)) for weight in weights]
+    hooks += [weight.register_forward_hook(switch(off=False)) for weight in weights]
+    active = {quantizer for quantizer, _ in records}
+    with _recorders({quantizer: recorder_of(quantizer) for quantizer in active}, hooks), double:
+        export_model.run(batch)
+    return {call: exact[call] for call in records}
+
+
+@contextmanager
+def _recorders(recorders: Mapping[Quantizer, Recorder], hooks: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Set the recorders inside the block. Remove them and the hooks at its end."""
+    try:
+        for quantizer, recorder in recorders.items():
+            quantizer.recorder = recorder
+        yield
     finally:
-        for quantizer in active:
+        for quantizer in recorders:
             quantizer.recorder = None
         for hook in hooks:
             hook.remove()
-    return records, _as_arrays(outputs)
 
 
 def _largest(quantizer: Quantizer, x: Tensor, scale: Tensor) -> np.ndarray | None:

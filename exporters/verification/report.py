@@ -53,7 +53,7 @@ class Segment:
     Args:
         name: Slot of the quantizer, or name of the output.
         values: Number of values that were compared.
-        ties: Number of values that differ by one step and lie within ``TIE`` of a rounding tie.
+        ties: Number of values that differ by one step and lie within the tolerance of a rounding tie.
         wrong: Number of values that differ otherwise.
         largest: Largest difference.
         unit: Unit of ``largest``: ``steps`` for integers of a quantizer, ``of the largest magnitude`` for float
@@ -61,6 +61,8 @@ class Segment:
         sqnr_db: SQNR of the file to torch; 200 if they are equal.
         scale_ratio: In half precision, the root mean square of the values of the file over that of torch, if it is
             farther from 1 than rounding can make it; 1 otherwise.
+        tolerance: Largest difference that rounding errors of the file's float type explain, in ``unit``. For integers
+            it is the width of the zone around a rounding tie, in the channel where it is widest.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Segment:
     unit: str
     sqnr_db: float = EQUAL_DB
     scale_ratio: float = 1.0
+    tolerance: float = 0.0
 
     @property
     def holds(self) -> bool:

@@ -64,7 +64,8 @@ class SegmentTotals:
         tie = differs & record.matches(integers, self._rounding)
         wrong = int((differs & ~tie).sum())
         largest = float(difference.max(initial=0))
-        row = Segment(name, difference.size, int(tie.sum()), wrong, largest, "steps")
+        noise = float(np.max(record.noise, initial=0))
+        row = Segment(name, difference.size, int(tie.sum()), wrong, largest, "steps", tolerance=noise)
         self._add(row, expected, difference)
         if self._rounding:
             self._scale_ratios.setdefault(name, ScaleRatio()).add(expected, integers)
@@ -83,7 +84,7 @@ class SegmentTotals:
         difference = np.abs(expected - actual) / amax
         wrong = int((~(difference <= self._tolerance)).sum())  # this way round, NaN is wrong
         largest = float(difference.max(initial=0))
-        row = Segment(name, difference.size, 0, wrong, largest, "of the largest magnitude")
+        row = Segment(name, difference.size, 0, wrong, largest, "of the largest magnitude", tolerance=self._tolerance)
         self._add(row, expected / amax, difference)
 
     def _add(self, new: Segment, signal: np.ndarray, difference: np.ndarray) -> None:
@@ -99,6 +100,7 @@ class SegmentTotals:
             float(np.maximum(old.largest, new.largest)),  # NaN stays
             new.unit,
             ratio_db(*power),
+            tolerance=max(old.tolerance, new.tolerance),
         )
 
     def segments(self) -> list[Segment]:

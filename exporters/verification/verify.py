@@ -1,8 +1,9 @@
 """Verify that an exported file computes what its checkpoint computes.
 
 By segment: the graph is cut at its quantizers, and every segment gets the integers of torch, with the optimizations of
-the runtime off. It must return the integers of torch. Values within ``TIE`` of a rounding tie may differ and are
-counted; half precision widens that zone by its own rounding.
+the runtime off. It must return the integers of torch. Values at a rounding tie may differ and are counted: torch
+computes each segment in float64 as well, and the difference to float32 says for each channel how near to a tie is near
+enough. Half precision widens that zone by its own rounding.
 
 End to end: the whole file runs with optimizations on. One value that rounds to the other neighbor grows through the
 layers, so file and checkpoint may differ. But both must be equally close to the float model, and close to each other

@@ -68,8 +68,12 @@ class Observer(Protocol):
 class Recorder(Protocol):
     """Gets the integers of a quantizer in mode QUANTIZE, for verification."""
 
-    def __call__(self, x: Tensor, q: Tensor) -> None:
-        """Record the tensor ``x`` and its integers ``q``, which are float32."""
+    def __call__(self, x: Tensor, q: Tensor) -> Tensor | None:
+        """Record the tensor ``x`` and its integers ``q``, which are float32.
+
+        Returns:
+            What the quantizer returns in place of its own result; None for its own.
+        """
 
 
 class Quantizer(nn.Module):
@@ -298,7 +302,9 @@ class Quantizer(nn.Module):
             return x
         assert self.spec is not None, "mode QUANTIZE needs a spec"
         if self.recorder is not None:
-            self.recorder(x.detach(), self.quantize(x.detach()))
+            replacement = self.recorder(x.detach(), self.quantize(x.detach()))
+            if replacement is not None:
+                return replacement
         # As one node it can be exported as a whole, for example as DynamicQuantizeLinear of ONNX.
         if self.spec.dynamic and self.spec.axis is None and torch.compiler.is_exporting():
             return operators.dynamic_fake_quantize(
