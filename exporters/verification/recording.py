@@ -256,10 +256,8 @@ def _with_exact_tensors(
         def replace_with_recorded(x: Tensor, q: Tensor) -> Tensor:  # noqa: ARG001
             call = quantizer, calls[quantizer]
             calls[quantizer] += 1
-            record, transform = records[call], quantizer.transform
-            smoothing = None if transform is None else transform.smoothing_scale
-            steps = x.double().numpy() / record.scale
-            exact[call] = record.with_exact(steps, None if smoothing is None else smoothing.numpy())
+            record = records[call]
+            exact[call] = record.with_exact(x.double().numpy() / record.scale, smoothing_scales.get(quantizer))
             return torch.from_numpy(record.integers.astype(np.float64) * record.scale)
 
         return replace_with_recorded
@@ -275,6 +273,11 @@ def _with_exact_tensors(
     hooks = [weight.register_forward_pre_hook(switch(off=True)) for weight in weights]
     hooks += [weight.register_forward_hook(switch(off=False)) for weight in weights]
     active = {quantizer for quantizer, _ in records}
+    smoothing_scales = {
+        quantizer: quantizer.transform.smoothing_scale.numpy()
+        for quantizer in active
+        if quantizer.transform is not None and quantizer.transform.smoothing_scale is not None
+    }
     with _recorders({quantizer: recorder_of(quantizer) for quantizer in active}, hooks), double:
         export_model.run(batch)
     return {call: exact[call] for call in records}
