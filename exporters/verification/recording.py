@@ -43,6 +43,8 @@ Implementations add in other orders and approximate GELU and the softmax by othe
 float32, so their errors are of one size.
 """
 
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
+
 _COMMON_SHARE = 0.9
 """The share of channels whose rounding errors count for all channels: few rows say little about a single channel."""
 
@@ -149,8 +151,9 @@ class RecordedTensor:
         largest = errors.max(axis=0, initial=0)
         common = np.quantile(largest / factor, _COMMON_SHARE) * factor
         noise = np.maximum(TIE, _NOISE * np.maximum(largest, common)).astype(np.float32)
-        narrow = np.float32 if self.float8 else np.float16
-        return replace(self, rounding_error=exact.astype(narrow), noise=noise)
+        if not self.float8:  # values far outside the range only have to stay there
+            exact = np.clip(exact, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
+        return replace(self, rounding_error=exact.astype(np.float32) if self.float8 else exact, noise=noise)
 
 
 def _float8(steps: np.ndarray) -> np.ndarray:
