@@ -327,7 +327,9 @@ class TestWhole:
         assert expected in refusal([{"a": 1, "b": 2}], task)
 
     def test_another_delimiter_is_recognised(self, tmp_path: Path) -> None:
-        message = refusal(text_file(tmp_path / "a.csv", "text;label\na;1\n"), "sequence-classification")
+        example, *_ = read(text_file(tmp_path / "a.csv", "text;label\na, b;1\n"), "sequence-classification")
+        assert (example.text, example.label) == ("a, b", 1)
+        message = refusal(text_file(tmp_path / "b.csv", "text;label\na;1;2\n"), "sequence-classification")
         assert "has a single column, 'text;label'; fields seem to stand between ';'" in message
 
     def test_a_file_can_be_read_again_and_an_iterator_once(self, tmp_path: Path) -> None:

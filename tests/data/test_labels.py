@@ -95,7 +95,7 @@ class TestFinding:
     @pytest.mark.parametrize(
         ("task", "rows", "expected"),
         [
-            ("sequence-classification", [("a", "yes", 1)] * 2, ("LABEL_0", "LABEL_1")),
+            ("sequence-classification", [("a", "yes", 1), ("a", "no", 0)], ("LABEL_0", "LABEL_1")),
             ("sequence-classification", labelled("pos", "neg", "-", "pos"), ("neg", "pos")),
             ("sequence-classification", labelled("0", "2"), ("LABEL_0", "LABEL_1", "LABEL_2")),
             ("sequence-classification", labelled(0.5, 2), ("LABEL_0",)),
@@ -113,7 +113,7 @@ class TestFinding:
             ([{"text": "a"}], "no column of labels for sequence-classification; its columns are 'text'"),
             ([{"text": "a", "label": None}], "no row has a label in 'label'"),
             (labelled("x", 1), "both names ('x') and numbers (1)"),
-            (labelled(-5), "classes count from 0"),
+            (labelled(-5), "all 1 rows have the label '-5'"),
             (labelled(*map("n{}".format, range(10_001))), "is it the column of labels?"),
         ],
         ids=["none", "empty", "mixed", "negative", "too many"],
