@@ -52,7 +52,7 @@ def order_notes(prediction: Numbers, label: Numbers, labels: Labels) -> list[str
         return []
     shown = ", ".join(f"{true} for {labels.names[predicted]!r}" for true, predicted in sorted(order.items())[:10])
     return [
-        f"the accuracy of {100 * accuracy:.1f} % is no better than guessing; the numbers of the data are taken as ids of "
-        f"the head ({labels.describe()}). If the data counts in another order ({shown}), it is {100 * best:.1f} %: give "
-        "names instead of numbers"
+        f"the accuracy of {100 * accuracy:.1f} % is no better than guessing; the numbers of the data are taken as ids "
+        f"of the head ({labels.describe()}). If the data counts in another order ({shown}), it is {100 * best:.1f} %: "
+        "give names instead of numbers"
     ]

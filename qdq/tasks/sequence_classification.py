@@ -41,9 +41,9 @@ def score(evaluator: Evaluator) -> Scores:
         target = batch["labels"].numpy()
         table.put(batch.index, **_numbers(outputs["logits"], target, labels))
     finished = table.finish()
-    notes = list(evaluator.notes)
+    notes = []
     if examples.takes_ids and not labels.multi_label and not labels.is_regression:
-        notes += order_notes(finished["prediction"], finished["label"], labels)
+        notes = order_notes(finished["prediction"], finished["label"], labels)
     return Scores(finished, metrics, skipped=examples.skipped, notes=tuple(notes))
 
 
