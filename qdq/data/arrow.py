@@ -198,7 +198,8 @@ def chosen_split(name: str, splits: Sequence[str], split: str | None, *, example
 def _files_in(path: Path) -> str:
     from qdq.data.formats import EXTENSIONS, format_of
 
-    files = sorted(file for file in path.rglob("*") if file.is_file() and format_of(file)[0] in EXTENSIONS)
+    near = (*path.glob("*"), *path.glob("*/*"))  # a whole tree may take long
+    files = sorted(file for file in near if format_of(file)[0] in EXTENSIONS and file.is_file())
     if not files:
         return ""
     more = f" or one of {len(files) - 3} others" if len(files) > 3 else ""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from qdq.data.records import Problems, Record
 from qdq.data.text_files import read_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 __all__ = ["looks_like_conll", "read_conll"]
@@ -25,8 +24,10 @@ _MOST_TAGS = 10_000
 #: A tag of entities in any of the usual schemes.
 _ENTITY_TAG = re.compile(r"O|[BIESLUM]-\S+")
 
-#: Lines that are looked at to tell a table of tokens from sentences, and how few of them say nothing.
-_LINES_TO_LOOK_AT = 2000
+#: A part of speech as Penn's and the universal sets write it.
+_POS_TAG = re.compile(r"[A-Z][A-Z0-9$_-]*|[^\w\s]+", re.ASCII)
+
+#: So few lines say nothing.
 _TOO_FEW_LINES = 6
 
 
@@ -92,20 +93,28 @@ def read_conll(path: Path, problems: Problems, _: object) -> Iterator[Record]:
         problems.note(f"{comments} lines that begin with # before a sentence were passed over as comments")
 
 
-def looks_like_conll(path: Path) -> bool:
-    """Return whether the lines of a text look like tokens with tags, by the first of them.
+def looks_like_conll(lines: Sequence[str], *, words: bool = False) -> bool:
+    """Return whether lines of a text look like tokens with tags.
 
     1. All lines have the same number of columns, two or more.
-    2. The last column holds tags of entities (``O``, ``B-PER``, ...), or a few words in capitals, as parts of speech.
+    2. The last column holds tags of entities (``O``, ``B-PER``, ...), or a few tags in capitals, as parts of speech.
+
+    Args:
+        lines: The first lines of the file.
+        words: Whether words with tags are wanted; then a blank line between sentences says enough.
     """
-    lines = islice((line.rstrip("\r\n") for line in read_lines(path, Problems(str(path)))), _LINES_TO_LOOK_AT)
     rows = [_fields(line) for line in lines if line.strip() and not line.startswith(("#", _DOCUMENT))]
-    if len(rows) < _TOO_FEW_LINES or len(widths := {len(row) for row in rows}) > 1 or max(widths) < 2:
+    if not rows or len(widths := {len(row) for row in rows}) > 1 or max(widths) < 2:
         return False
+    if words and any(not line.strip() for line in lines):
+        return True
     tags = Counter(row[-1] for row in rows)
+    if len(rows) < _TOO_FEW_LINES:
+        return False
     if all(_ENTITY_TAG.fullmatch(tag) for tag in tags):
         return True
-    return len(tags) <= max(2, len(rows) // 8) and all(tag.upper() == tag and not tag.isdigit() for tag in tags)
+    are_few = len(tags) <= max(2, len(rows) // 8)
+    return are_few and all(map(_POS_TAG.fullmatch, tags)) and any(tag.isalpha() for tag in tags)
 
 
 def _look_at(path: Path) -> _Shape:

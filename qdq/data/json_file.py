@@ -39,6 +39,9 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 #: Usual names of the array of rows in an object that describes them.
 _ROWS = ("data", "rows", "examples", "instances", "items", "records", "samples", "train", "validation", "dev", "test")
 
+#: Usual names of columns that hold a list in every row.
+_LISTS = ("tokens", "words", "input_ids")
+
 
 def read_json(path: Path, problems: Problems, hints: Hints, *, is_lines: bool = False) -> Iterator[Record]:
     """Yield the rows of a ``.json`` or ``.jsonl`` file; see the cases above.
@@ -89,7 +92,7 @@ def _is_a_value_a_line(path: Path, first: str, *, is_lines: bool) -> bool:
     except ValueError:
         # A damaged line is followed by one that begins like it; an object over several lines is not.
         return two.startswith(first) and one not in ("{", "[") if two else is_lines
-    return two.startswith(first) if first == "[" else bool(two)
+    return two.startswith(first) if first == "[" else bool(two) or is_lines
 
 
 def _items(items: Iterator[Any], problems: Problems) -> Iterator[Record]:
@@ -152,7 +155,7 @@ def _split(
     if hints.split is not None and hints.split not in kinds:
         raise DataError(f"{path}: has no split {hints.split!r}; its splits are {listed}")
     if hints.split is None and len(names) > 1:
-        raise DataError(f"{path}: is an object with the splits {listed}; name one (--split)")
+        raise DataError(f"{path}: is an object with the splits {listed}; name one (--split), or write it to a file")
     name = hints.split or names[0]
     if hints.split is None:
         problems.note(f"is an object, not a list of rows; the {kinds[name][1]} rows of its {name!r} are read")
@@ -166,6 +169,8 @@ def _rows_of_columns(path: Path, value: dict[str, Any]) -> Iterator[Any] | None:
         return None
     if set(value) == {"columns", "index", "data"}:
         raise DataError(f"{path}: is valid JSON in the form of pandas' orient='split'; write it with orient='records'")
+    if any(key.casefold() in _LISTS and column and not isinstance(column[0], list) for key, column in value.items()):
+        return None  # a row whose columns hold lists
     if all(isinstance(column, list) for column in columns):
         lengths = {name: len(column) for name, column in value.items()}
         if len(set(lengths.values())) > 1:

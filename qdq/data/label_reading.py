@@ -119,7 +119,8 @@ def choose_reading(source: Source, survey: LabelSurvey, labels: Labels) -> Label
     if labels.multi_label:
         # Lists of other lengths, or of names, cannot be vectors; then a list such as [0, 1] has the labels 0 and 1.
         is_vector = None if survey.widths <= {len(labels.names)} else False
-        return LabelReading(labels, names, is_vector=is_vector, separator=survey.separator)
+        separator = survey.separator_for(labels.knows)
+        return LabelReading(labels, names, is_vector=is_vector, separator=separator)
     _note_marks(source, survey, labels)
     _, counts = survey.parts()
     numbers = {number for number in counts if not (is_mark(number) and not labels.knows(_spelled(number)))}

@@ -12,7 +12,7 @@ from qdq.data.records import BARE, Problems
 from qdq.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from qdq.data.source import Source
 
@@ -118,6 +118,16 @@ class LabelSurvey:
         for mark in _SEPARATORS:
             parts = {part.strip() for text in texts for part in text.split(mark) if part.strip()}
             if any(mark in text for text in texts) and len(parts) < len(texts):
+                return mark
+        return None
+
+    def separator_for(self, knows: Callable[[str], bool]) -> str | None:
+        """Return what stands between several labels in one text, if splitting there gives known names alone."""
+        texts = {value for value in self.counts if isinstance(value, str)}
+        if all(map(knows, texts)):
+            return None
+        for mark in _SEPARATORS:
+            if all(knows(part.strip()) for text in texts for part in text.split(mark) if part.strip()):
                 return mark
         return None
 

@@ -6,14 +6,15 @@ import logging
 import os
 import random
 from collections.abc import Iterable, Iterator
+from functools import partial
 from glob import glob
 from pathlib import Path
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from qdq.data.conll import looks_like_conll, read_conll
-from qdq.data.formats import ARROW, EXTENSIONS, READERS, TABLES, format_of
-from qdq.data.memory import columns_of, rows_in_memory
+from qdq.data.conll import read_conll
+from qdq.data.formats import ARROW, EXTENSIONS, READERS, TABLES, format_inside, format_of
+from qdq.data.in_memory import columns_of, rows_in_memory
 from qdq.data.opening import is_compressed
 from qdq.data.records import HeaderRule, Hints, Problems, Record, first_row_is_header
 from qdq.errors import ConfigError, DataError, StorageError
@@ -171,7 +172,9 @@ def _open_path(path: Path, hints: Hints, say: Say | None) -> Source:
     if extension not in EXTENSIONS:
         shown = f"extension '{extension}' is not supported" if extension else "a file without extension"
         if compression:
-            shown = f"its name does not say what the compressed file holds (such as a.jsonl{compression})"
+            shown = f"its name does not say what the compressed file holds (as a.jsonl{compression} does)"
+        if compression == ".zip":
+            raise DataError(f"{path}: is an archive; unpack it first, and give one of its files")
         raise DataError(f"{path}: {shown}; supported are {supported}, also compressed (.gz, .bz2, .xz)")
     if hints.split is not None and extension != ".json":
         raise DataError(f"{path}: a file has no splits; leave out the split {hints.split!r}")
@@ -188,9 +191,9 @@ def _open_path(path: Path, hints: Hints, say: Say | None) -> Source:
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
     reader = READERS[extension]
-    # Many corpora of words with tags are called train.txt.
-    if extension == ".txt" and looks_like_conll(path):
-        reader = _read_columns if hints.words else _read_columns_as_sentences
+    if extension == ".txt" and (actual := format_inside(path, words=hints.words)):
+        # Many corpora of words with tags are called train.txt.
+        reader = _read_columns if hints.words and actual == ".conll" else partial(_read_with_warning, actual=actual)
     return Source(str(path), lambda problems, _: reader(path, problems, hints), is_table=extension in TABLES, say=say)
 
 
@@ -209,10 +212,10 @@ def _read_columns(path: Path, problems: Problems, hints: Hints) -> Iterator[Reco
     return read_conll(path, problems, hints)
 
 
-def _read_columns_as_sentences(path: Path, problems: Problems, hints: Hints) -> Iterator[Record]:
+def _read_with_warning(path: Path, problems: Problems, hints: Hints, *, actual: str) -> Iterator[Record]:
+    looks = {".conll": "tokens with tags", ".tsv": "rows of a table", ".jsonl": "JSON"}[actual]
     problems.note(
-        "its lines look like tokens with tags, and each is read as a sentence; to read the sentences, rename it to "
-        ".conll",
+        f"its lines look like {looks}, and each is read as a sentence; rename it to {actual} to read it as such a file",
         logging.WARNING,
     )
     return READERS[".txt"](path, problems, hints)

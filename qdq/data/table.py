@@ -158,16 +158,17 @@ class _Quotes:
     bare_comma: bool = False
     fields: dict[int, list[int]] = field(default_factory=dict)
 
-    def add(self, fields: list[str]) -> None:
-        """Count the fields of a line."""
+    def add(self, fields: list[str], *, is_first: bool) -> None:
+        """Count the fields of a line; the first line may be a header, and says nothing about columns."""
         for number, text in enumerate(fields):
             if not text:
                 continue
             inner = text[1:-1].replace('""', "")
             is_wrapped = len(text) > 1 and text[0] == text[-1] == '"' and '"' not in inner
-            counts = self.fields.setdefault(number, [0, 0])
-            counts[0] += 1
-            counts[1] += is_wrapped
+            if not is_first:
+                counts = self.fields.setdefault(number, [0, 0])
+                counts[0] += 1
+                counts[1] += is_wrapped
             if is_wrapped:
                 self.doubled += '""' in text[1:-1]
                 self.plain += '""' not in text[1:-1]
@@ -197,7 +198,7 @@ def _look_at(path: Path, delimiter: str, problems: Problems) -> Dialect:
     """Read the whole file and return how its fields are written; note what the name of the file does not say."""
     ignored = Problems(problems.name)  # the lines are read again, and their problems reported then
     first: dict[str, int] = {}
-    agreeing = dict.fromkeys(_NAMES, True)
+    has_tabs = True
     quotes = _Quotes()
     has_quotes = has_escapes = False
     lines = 0
@@ -206,14 +207,16 @@ def _look_at(path: Path, delimiter: str, problems: Problems) -> Dialect:
         if not text.strip():
             continue
         lines += 1
-        counts = {mark: text.count(mark) for mark in _NAMES}
-        first = first or counts
-        for mark, count in counts.items():
-            agreeing[mark] = agreeing[mark] and count == first[mark]
-        quotes.add(text.split("\t"))
+        first = first or {mark: text.count(mark) for mark in _NAMES}
+        has_tabs = has_tabs and text.count("\t") == first["\t"] > 0
+        quotes.add(text.split("\t"), is_first=lines == 1)
         has_quotes |= '"' in text
         has_escapes |= '\\"' in text
-    found = _delimiter(delimiter, first, agreeing) if lines > 1 else delimiter
+    found = delimiter
+    if lines > 1 and has_tabs and first["\t"] >= first[delimiter]:
+        found = "\t"  # texts have commas, but not the same number of tabs in every line
+    elif lines > 1:
+        found = _delimiter(path, delimiter, first)
     if found != delimiter:
         problems.note(f"{_NAMES[found]}, and not {_NAMES[delimiter]}, stand between the fields; they are read so")
     dialect = Dialect(found, has_quotes=found != "\t")
@@ -224,11 +227,14 @@ def _look_at(path: Path, delimiter: str, problems: Problems) -> Dialect:
     return dialect
 
 
-def _delimiter(named: str, first: dict[str, int], agreeing: dict[str, bool]) -> str:
-    """Return what stands between fields: what the name says, unless the first line has none or the lines disagree."""
-    if not first or (first[named] and (named == "\t" or agreeing[named])):
+def _delimiter(path: Path, named: str, first: dict[str, int]) -> str:
+    """Return what stands between fields: what the name says, unless its rows do not fit and those of another do."""
+    others = [mark for mark in _NAMES if mark != named and first[mark]]
+    if not others or (first[named] and not _misfits(path, Dialect(named, has_quotes=named != "\t"))[0]):
         return named
-    return next((mark for mark in _NAMES if mark != named and first[mark] and agreeing[mark]), named)
+    if first[named] and named == "\t":
+        return named
+    return next((mark for mark in others if not _misfits(path, Dialect(mark, has_quotes=True))[0]), named)
 
 
 def _with_quotes(path: Path, dialect: Dialect, quotes: _Quotes, problems: Problems) -> Dialect:

@@ -32,15 +32,15 @@ def rows_in_memory(source: Any, split: str | None = None) -> Iterable[Any]:
         if split is not None and split not in source:
             raise DataError(f"the rows given have no split {split!r}; their splits are {quoted([*source])}")
         return source[next(iter(source)) if split is None else split]  # type: ignore[no-any-return]
-    if not isinstance(source, Iterable) or isinstance(source, bytes | Mapping):
-        kind = type(source).__name__
-        raise DataError(f"rows cannot come from type {kind}; give a file, or a list of texts, tuples or dicts")
     if hasattr(source, "iter_rows") and hasattr(source, "to_dicts"):  # polars
         return source.to_dicts()  # type: ignore[no-any-return]
     if hasattr(source, "to_pylist") and hasattr(source, "schema"):  # pyarrow
         return source.to_pylist()  # type: ignore[no-any-return]
     if hasattr(source, "to_dict") and hasattr(source, "itertuples"):  # pandas
         return source.to_dict("records")  # type: ignore[no-any-return, operator]
+    if not isinstance(source, Iterable) or isinstance(source, bytes | Mapping):
+        kind = type(source).__name__
+        raise DataError(f"rows cannot come from type {kind}; give a file, or a list of texts, tuples or dicts")
     return source
 
 
