@@ -150,7 +150,9 @@ def _is_comment(text: str, fields: list[str], shape: _Shape) -> bool:
         return True
     if not shape.tags:
         return False
-    return len(fields) != shape.width or (shape.width > 1 and fields[-1] not in shape.tags)
+    if len(fields) != shape.width:
+        return True
+    return shape.width > 1 and fields[-1] not in shape.tags and not _ENTITY_TAG.fullmatch(fields[-1])
 
 
 def _fields(text: str) -> list[str]:

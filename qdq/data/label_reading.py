@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qdq.data.columns import Columns, choose_columns
-from qdq.data.label_values import is_mark, is_missing, number_name, number_of
+from qdq.data.label_values import is_mark, is_missing, number_of, spelled
 from qdq.data.labels import LabelError, Labels
 from qdq.data.records import BARE, Problems, quoted, share
 
@@ -53,7 +53,7 @@ class LabelReading:
             return True
         if score or not is_mark(value):
             return False
-        return not (self.labels is not None and self.labels.knows(_spelled(value)))
+        return not (self.labels is not None and self.labels.knows(spelled(value)))
 
     def class_of(self, column: str | None, value: Any) -> int:
         """Return the id of a label.
@@ -123,7 +123,7 @@ def choose_reading(source: Source, survey: LabelSurvey, labels: Labels) -> Label
         return LabelReading(labels, names, is_vector=is_vector, separator=separator)
     _note_marks(source, survey, labels)
     _, counts = survey.parts()
-    numbers = {number for number in counts if not (is_mark(number) and not labels.knows(_spelled(number)))}
+    numbers = {number for number in counts if not (is_mark(number) and not labels.knows(spelled(number)))}
     known = names.get(column, ())
     if not numbers or survey.booleans == survey.labelled:
         return reading
@@ -195,21 +195,16 @@ def choices_reading(source: Source, columns: Columns) -> LabelReading:
 
 def _note_marks(source: Source, survey: LabelSurvey, labels: Labels) -> None:
     marks = {
-        value: count for value, count in survey.counts.items() if is_mark(value) and not labels.knows(_spelled(value))
+        value: count for value, count in survey.counts.items() if is_mark(value) and not labels.knows(spelled(value))
     }
     count = sum(marks.values())
     if 0 < count < survey.labelled:
-        shown = quoted(sorted({_spelled(value) for value in marks}))
+        shown = quoted(sorted({spelled(value) for value in marks}))
         source.note(
             f"{share(count, survey.rows)} have {shown} in {survey.column!r}, which no label of the head is called "
             f"({labels.describe()}): they count as rows without a label and are skipped",
             logging.WARNING,
         )
-
-
-def _spelled(value: Any) -> str:
-    number = number_of(value)
-    return str(value).strip() if number is None else number_name(number)
 
 
 def _boolean(value: Any) -> bool | None:

@@ -10,7 +10,7 @@ from decimal import Decimal
 from numbers import Real
 from typing import Any
 
-__all__ = ["folded", "is_code", "is_unlabelled", "list_of", "number_name", "number_of"]
+__all__ = ["folded", "is_code", "is_unlabelled", "list_of", "number_name", "number_of", "spelled"]
 
 _GAPS = re.compile(r"[\s_-]+")
 _CODE = re.compile(r"[+-]?0\d+")
@@ -33,6 +33,12 @@ def number_of(value: Any) -> float | None:
 def number_name(number: float) -> str:
     """Return how a number is written as the name of a class: ``5`` for 5.0."""
     return f"{number:.0f}" if number.is_integer() else f"{number:g}"
+
+
+def spelled(value: Any) -> str:
+    """Return how a label is written as the name of a class."""
+    number = number_of(value)
+    return str(value).strip() if number is None else number_name(number)
 
 
 def is_code(text: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdq.data.columns import Columns, headerless_names
 from qdq.data.label_survey import MOST_LABELS, LabelSurvey, survey_labels, too_many
-from qdq.data.label_values import folded, is_mark, is_unlabelled, list_of, number_name, number_of
+from qdq.data.label_values import folded, is_mark, is_unlabelled, list_of, number_name, number_of, spelled
 from qdq.data.records import quoted, share
 from qdq.data.source import Source, SourceLike, open_source
 from qdq.errors import ConfigError, DataError, describe_problems
@@ -273,7 +273,7 @@ def _drop_marks(source: Source, survey: LabelSurvey, *, is_tags: bool) -> None:
     if not others:
         raise DataError(
             f"{source.name}: no row has a label in {column!r}: {share(marks, total)} have "
-            f"{quoted([str(value) for value in survey.counts])}, which says that there is none"
+            f"{quoted(sorted({spelled(value) for value in survey.counts}))}, which says that there is none"
         )
     numbers = sorted(number for value in others if (number := number_of(value)) is not None)
     if any(not number.is_integer() for number in numbers):

@@ -33,12 +33,12 @@ def refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("ending", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)], ids=["gz", "bz2", "xz"]
+    ("ending", "pack"),
+    [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)],
+    ids=["gz", "bz2", "xz"],
 )
 class TestCompressed:
-    def test_it_is_unpacked_while_it_is_read(
-        self, tmp_path: Path, ending: str, pack: Callable[[bytes], bytes]
-    ) -> None:
+    def test_it_is_unpacked_while_it_is_read(self, tmp_path: Path, ending: str, pack: Callable[[bytes], bytes]) -> None:
         assert texts(write(tmp_path / f"a.csv{ending}", pack(TEXT.encode()))) == ["Une école"]
         assert texts(write(tmp_path / f"a.jsonl{ending}", pack(b'{"text": "a"}\n'))) == ["a"]
         assert texts(write(tmp_path / f"a.json{ending}", pack(b'[{"text": "a"}]'))) == ["a"]

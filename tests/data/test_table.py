@@ -162,7 +162,11 @@ class TestDelimiters:
 
 class TestWidths:
     def test_empty_fields_at_the_end_are_no_columns(self, tmp_path: Path) -> None:
-        assert rows_of(write(tmp_path / "a.csv", "text,label\na,1,\nb,0,,\nc,1\n")) == [["a", "1"], ["b", "0"], ["c", "1"]]
+        assert rows_of(write(tmp_path / "a.csv", "text,label\na,1,\nb,0,,\nc,1\n")) == [
+            ["a", "1"],
+            ["b", "0"],
+            ["c", "1"],
+        ]
         assert rows_of(write(tmp_path / "b.csv", "text,label,\na,1,\nb,0\n")) == [["a", "1", ""], ["b", "0", ""]]
 
     def test_others_are_problems(self, tmp_path: Path) -> None:
