@@ -103,17 +103,23 @@ def looks_like_conll(lines: Sequence[str], *, words: bool = False) -> bool:
         lines: The first lines of the file.
         words: Whether words with tags are wanted; then a blank line between sentences says enough.
     """
-    rows = [_fields(line) for line in lines if line.strip() and not line.startswith(("#", _DOCUMENT))]
-    if not rows or len(widths := {len(row) for row in rows}) > 1 or max(widths) < 2:
-        return False
-    if words and any(not line.strip() for line in lines):
+    tags: Counter[str] = Counter()
+    width = 0
+    for line in lines:
+        if not line.strip() or line.startswith(("#", _DOCUMENT)):
+            continue
+        fields = _fields(line)
+        width = width or len(fields)
+        if width < 2 or len(fields) != width:
+            return False
+        tags[fields[-1]] += 1
+    if words and tags and any(not line.strip() for line in lines):
         return True
-    tags = Counter(row[-1] for row in rows)
-    if len(rows) < _TOO_FEW_LINES:
+    if tags.total() < _TOO_FEW_LINES:
         return False
     if all(_ENTITY_TAG.fullmatch(tag) for tag in tags):
         return True
-    are_few = len(tags) <= max(2, len(rows) // 8)
+    are_few = len(tags) <= max(2, tags.total() // 8)
     return are_few and all(map(_POS_TAG.fullmatch, tags)) and any(tag.isalpha() for tag in tags)
 
 

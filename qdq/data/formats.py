@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
 from qdq.data.conll import looks_like_conll, read_conll
@@ -12,7 +11,7 @@ from qdq.data.json_file import read_json
 from qdq.data.opening import COMPRESSIONS
 from qdq.data.records import Problems
 from qdq.data.table import read_table
-from qdq.data.text_files import read_lines, read_sentences
+from qdq.data.text_files import CHUNK, read_lines, read_sentences
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -79,7 +78,13 @@ def format_inside(path: Path, *, words: bool) -> str:
         path: The file.
         words: Whether words with tags are wanted.
     """
-    lines = [line.rstrip("\r\n") for line in islice(read_lines(path, Problems(str(path))), _LINES_TO_LOOK_AT)]
+    lines: list[str] = []
+    length = 0
+    for line in read_lines(path, Problems(str(path))):
+        lines.append(line.rstrip("\r\n"))
+        length += len(line)
+        if len(lines) == _LINES_TO_LOOK_AT or length > CHUNK:
+            break
     if looks_like_conll(lines, words=words):
         return ".conll"
     filled = [line for line in lines if line.strip()]
