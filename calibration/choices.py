@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from qdq.data.columns import Columns
@@ -39,12 +40,13 @@ def read_choices(
     try:
         if text_pair_column is not None:
             raise DataError("pairs were asked for")
-        examples = read_examples(source, "multiple-choice", columns=Columns(text=text_column))
+        examples = iter(read_examples(source, "multiple-choice", columns=Columns(text=text_column)))
+        first = next(examples)
     except DataError:
         # Plain text serves as well: every text is then the only choice of a question.
         yield from read_samples(source, text_column=text_column, text_pair_column=text_pair_column)
         return
-    for example in examples:
+    for example in chain([first], examples):
         if isinstance(example, ChoiceExample):
             for choice in example.choices:
                 yield TextSample(example.text, choice)
