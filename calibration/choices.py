@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -37,13 +38,13 @@ def read_choices(
     """
     if isinstance(source, Iterator):
         source = list(source)  # it is read again where it has no choices
-    try:
-        if text_pair_column is not None:
-            raise DataError("pairs were asked for")
-        examples = iter(read_examples(source, "multiple-choice", columns=Columns(text=text_column)))
-        first = next(examples)
-    except DataError:
+    first = None
+    if text_pair_column is None:
         # Plain text serves as well: every text is then the only choice of a question.
+        with suppress(DataError):
+            examples = iter(read_examples(source, "multiple-choice", columns=Columns(text=text_column)))
+            first = next(examples)
+    if first is None:
         yield from read_samples(source, text_column=text_column, text_pair_column=text_pair_column)
         return
     for example in chain([first], examples):
