@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qdq.data.columns import LABELLED_TASKS, Columns, choose_columns
-from qdq.data.label_values import is_code, is_mark, is_missing, list_of, number_name, number_of
+from qdq.data.label_values import is_code, is_exact, is_mark, is_missing, list_of, number_name, number_of
 from qdq.data.records import BARE, Problems
 from qdq.errors import DataError
 
@@ -34,6 +34,7 @@ class LabelSurvey:
         missing: How many rows have no value.
         counts: How often each value comes: texts without blanks around them, and numbers as float.
         booleans: How many values are true or false.
+        nested: How many values are lists or objects where one label is wanted.
         widths: The lengths of lists that are vectors of 0 and 1; -1 for values that are no such lists.
         repeats: Whether some vector has a number twice, which no list of classes has.
         is_full: Whether counting ended because there are more than :data:`MOST_LABELS` values.
@@ -45,6 +46,7 @@ class LabelSurvey:
     missing: int = 0
     counts: Counter[str | float] = field(default_factory=Counter)
     booleans: int = 0
+    nested: int = 0
     widths: set[int] = field(default_factory=set)
     repeats: bool = False
     is_full: bool = False
@@ -71,7 +73,8 @@ class LabelSurvey:
             if is_list and is_missing(one):
                 continue
             self.booleans += isinstance(one, bool)
-            number = None if isinstance(one, str) else number_of(one)
+            self.nested += isinstance(one, list | tuple | dict)
+            number = number_of(one) if not isinstance(one, str) and is_exact(one) else None
             self.counts[str(one).strip() if number is None else number] += 1
         self.is_full = len(self.counts) > MOST_LABELS
 

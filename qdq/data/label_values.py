@@ -10,16 +10,20 @@ from decimal import Decimal
 from numbers import Real
 from typing import Any
 
-__all__ = ["folded", "is_code", "is_unlabelled", "list_of", "number_name", "number_of", "spelled"]
+__all__ = ["folded", "is_code", "is_exact", "is_unlabelled", "list_of", "number_name", "number_of", "spelled"]
 
 _GAPS = re.compile(r"[\s_-]+")
-_CODE = re.compile(r"[+-]?0\d+")
+_CODE = re.compile(r"[+-]?(0\d+|\d{16,})")
+_EXACT = 2**53  # beyond it, two whole numbers may be one float
 
 
 def number_of(value: Any) -> float | None:
     """Return a finite number, also one that is written as text; None for everything else."""
     if isinstance(value, Real | Decimal):
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            return None
     elif isinstance(value, str):
         try:
             number = float(value)
@@ -28,6 +32,11 @@ def number_of(value: Any) -> float | None:
     else:
         return None
     return number if math.isfinite(number) else None
+
+
+def is_exact(value: Any) -> bool:
+    """Return whether a number keeps its value as a float."""
+    return not isinstance(value, int) or abs(value) < _EXACT
 
 
 def number_name(number: float) -> str:
@@ -42,7 +51,11 @@ def spelled(value: Any) -> str:
 
 
 def is_code(text: str) -> bool:
-    """Return whether a text is digits with a leading zero: a code, of which ``12`` and ``0012`` are different ones."""
+    """Return whether a text of digits is a code and no number.
+
+    1. It has a leading zero: ``12`` and ``0012`` are different codes.
+    2. It has so many digits that different codes are one number of floating point.
+    """
     return _CODE.fullmatch(text) is not None
 
 

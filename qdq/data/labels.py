@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdq.data.columns import Columns, headerless_names
 from qdq.data.label_survey import MOST_LABELS, LabelSurvey, survey_labels, too_many
-from qdq.data.label_values import folded, is_mark, is_unlabelled, list_of, number_name, number_of, spelled
+from qdq.data.label_values import folded, is_exact, is_mark, is_unlabelled, list_of, number_name, number_of, spelled
 from qdq.data.records import quoted, share
 from qdq.data.source import Source, SourceLike, open_source
 from qdq.errors import ConfigError, DataError, describe_problems
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["LabelError", "Labels", "find_labels", "is_unlabelled", "number_of"]
 
 _SHOWN = 20  # labels that a message lists
+
+#: What programs write for a value that is missing; no class is called so.
+_LOST = ("nan", "null", "n/a", "#n/a")
 
 #: A number of rows is a rare exception below this share.
 _RARE = 0.01
@@ -124,6 +127,8 @@ class Labels:
         Raises:
             LabelError: The head has no such label; the message lists its labels.
         """
+        if not is_exact(value):
+            value = str(value)  # as a float it may be another number
         if isinstance(value, str) and not (as_id and number_of(value) is not None):
             found = self._ids.get(value.strip(), self._ids.get(folded(value)))
             if found is not None:
@@ -239,12 +244,17 @@ def _classes(source: Source, survey: LabelSurvey, *, is_tags: bool) -> Labels:
             f"{source.name}: {column!r} holds both names ({min(names)!r}) and numbers ({number_name(min(numbers))}); "
             f"keep one: {survey.describe()}"
         )
+    if survey.nested:
+        raise DataError(
+            f"{source.name}: {survey.nested} values in {column!r} are lists or objects, where one label is wanted; "
+            "several labels per text need --multi-label (multi_label=True)"
+        )
     what = "tokens have" if is_tags else "rows have"
     if len(names) + len(numbers) == 1:
         only = next(iter(names), None) or number_name(next(iter(numbers)))
         raise DataError(
             f"{source.name}: all {survey.labelled} {what} the label {only!r} in {column!r}; a classifier needs two "
-            "labels or more"
+            f"labels or more{'; another column may hold the tags: --label-column' if is_tags else ''}"
         )
     if any(not number.is_integer() for number in numbers):
         if is_tags:
@@ -327,6 +337,12 @@ def _of_names(source: Source, survey: LabelSurvey, names: Mapping[str, int]) -> 
         shown = "; ".join(", ".join(f"{name!r} ({names[name]} times)" for name in group) for group in alike[:3])
         source.note(
             f"labels in {survey.column!r} differ in their spelling alone, and are different classes: {shown}",
+            logging.WARNING,
+        )
+    if lost := [name for name in names if name.casefold() in _LOST]:
+        source.note(
+            f"{quoted(lost)} in {survey.column!r} looks like a lost value, and is read as a class "
+            f"({survey.describe()}); remove these rows, or leave the field empty",
             logging.WARNING,
         )
     return Labels(tuple(sorted(names, key=lambda name: (name != "O", name))))

@@ -94,7 +94,9 @@ class _Label:
         if score:
             number = number_of(value)
             if number is None:
-                raise LabelError(f"the score {value!r} is not a number")
+                comma = isinstance(value, str) and number_of(value.replace(",", ".", 1)) is not None
+                hint = "; write decimals with a point" if comma else ""
+                raise LabelError(f"the score {value!r} is not a number{hint}")
             return number
         if reading.labels is not None and reading.labels.multi_label:
             return reading.vector_of(value)

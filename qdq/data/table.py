@@ -38,20 +38,28 @@ class Dialect:
         delimiter: What stands between fields.
         has_quotes: Whether fields may stand in double quotes; otherwise these are ordinary characters.
         has_escapes: Whether a backslash before a double quote makes it an ordinary character.
+        has_blanks: Whether blanks after a delimiter are no part of the field, which may be in quotes after them.
     """
 
     delimiter: str
     has_quotes: bool
     has_escapes: bool = False
+    has_blanks: bool = False
 
     def parse(self, lines: Iterable[str]) -> Any:
         """Return the csv module's reader of these lines."""
-        quoting = csv.QUOTE_MINIMAL if self.has_quotes else csv.QUOTE_NONE
-        if not self.has_escapes:
-            return csv.reader(lines, delimiter=self.delimiter, quoting=quoting, strict=True)
-        # The csv module drops a backslash before any character. Doubling the others keeps them.
-        kept = (_BACKSLASHES.sub(_double, line) if "\\" in line else line for line in lines)
-        return csv.reader(kept, delimiter=self.delimiter, quoting=quoting, escapechar="\\", strict=True)
+        escape = "\\" if self.has_escapes else None
+        if self.has_escapes:
+            # The csv module drops a backslash before any character. Doubling the others keeps them.
+            lines = (_BACKSLASHES.sub(_double, line) if "\\" in line else line for line in lines)
+        return csv.reader(
+            lines,
+            delimiter=self.delimiter,
+            quoting=csv.QUOTE_MINIMAL if self.has_quotes else csv.QUOTE_NONE,
+            escapechar=escape,
+            skipinitialspace=self.has_blanks,
+            strict=True,
+        )
 
 
 def _double(match: re.Match[str]) -> str:
@@ -148,7 +156,9 @@ class _Quotes:
         plain: Fields in quotes without quotes inside.
         plain_with_comma: Those of them with a comma, which spreadsheets put into quotes in files with tabs, too.
         characters: Fields that RFC 4180 would have written in another way.
-        fields: By column, all fields that are not empty, and those in quotes.
+        bare_comma: Whether a field has a comma and no quotes.
+        has_bare_header: Whether the first line has a field without quotes.
+        fields: By column, all fields below the first line that are not empty, and those in quotes.
     """
 
     doubled: int = 0
@@ -156,6 +166,7 @@ class _Quotes:
     plain_with_comma: int = 0
     characters: int = 0
     bare_comma: bool = False
+    has_bare_header: bool = False
     fields: dict[int, list[int]] = field(default_factory=dict)
 
     def add(self, fields: list[str], *, is_first: bool) -> None:
@@ -165,7 +176,9 @@ class _Quotes:
                 continue
             inner = text[1:-1].replace('""', "")
             is_wrapped = len(text) > 1 and text[0] == text[-1] == '"' and '"' not in inner
-            if not is_first:
+            if is_first:
+                self.has_bare_header |= not is_wrapped
+            else:
                 counts = self.fields.setdefault(number, [0, 0])
                 counts[0] += 1
                 counts[1] += is_wrapped
@@ -182,8 +195,9 @@ class _Quotes:
 
     @property
     def has_full_column(self) -> bool:
-        """Whether a column has all its fields in quotes, three or more."""
-        return any(count > 2 and count == wrapped for count, wrapped in self.fields.values())
+        """Whether a column has all its fields in quotes: three or more, or fewer below a header in quotes."""
+        fewest = 3 if self.has_bare_header else 1
+        return any(fewest <= count == wrapped for count, wrapped in self.fields.values())
 
     @property
     def are_marks(self) -> bool:
@@ -200,7 +214,7 @@ def _look_at(path: Path, delimiter: str, problems: Problems) -> Dialect:
     first: dict[str, int] = {}
     has_tabs = True
     quotes = _Quotes()
-    has_quotes = has_escapes = False
+    has_quotes = has_escapes = has_blanks = False
     lines = 0
     for line in read_lines(path, ignored):
         text = line.rstrip("\r\n")
@@ -212,6 +226,7 @@ def _look_at(path: Path, delimiter: str, problems: Problems) -> Dialect:
         quotes.add(text.split("\t"), is_first=lines == 1)
         has_quotes |= '"' in text
         has_escapes |= '\\"' in text
+        has_blanks |= ' "' in text
     found = delimiter
     if lines > 1 and has_tabs and first["\t"] >= first[delimiter]:
         found = "\t"  # texts have commas, but not the same number of tabs in every line
@@ -222,6 +237,9 @@ def _look_at(path: Path, delimiter: str, problems: Problems) -> Dialect:
     dialect = Dialect(found, has_quotes=found != "\t")
     if has_quotes and found == "\t":
         dialect = _with_quotes(path, dialect, quotes, problems)
+    if has_blanks and dialect.has_quotes and _misfits(path, dialect)[0]:
+        spaced = replace(dialect, has_blanks=True)
+        dialect = dialect if _misfits(path, spaced)[0] else spaced
     if has_escapes and dialect.has_quotes:
         dialect = _with_escapes(path, dialect, problems)
     return dialect
@@ -287,4 +305,14 @@ def _misfits(path: Path, dialect: Dialect) -> tuple[int, int]:
             continue
         width = width or len(fields)
         rows += 1
-        bad += len(fields) < width or any(text.strip() for text in fields[width:])
+        bad += (
+            len(fields) < width
+            or any(text.strip() for text in fields[width:])
+            # A quote after a blank was meant to be a mark.
+            or (dialect.has_quotes and not dialect.has_blanks and any(map(_is_wrapped_after_blank, fields)))
+        )
+
+
+def _is_wrapped_after_blank(text: str) -> bool:
+    inner = text.strip(" ")
+    return text.startswith(" ") and len(inner) > 1 and inner[0] == inner[-1] == '"'

@@ -135,6 +135,7 @@ class TestScores:
         assert one(("a", "b", -1), "sts").label == -1.0
 
     def test_what_is_no_score_is_named(self) -> None:
+        assert "'3,5' is not a number; write decimals with a point" in refusal([("a", "b", "3,5")], "sts")
         assert "row 1: the score 'high' is not a number" in refusal([{"text": "a", "score": "high"}], "sts")
 
 

@@ -105,7 +105,9 @@ def test_what_says_that_there_is_no_label(value: object, of_classes: bool, of_sc
     assert is_unlabelled(value, score=True) == of_scores
 
 
-@pytest.mark.parametrize(("value", "expected"), [("1e3", 1000), ("x", None), ("inf", None), (None, None), (True, 1)])
+@pytest.mark.parametrize(
+    ("value", "expected"), [("1e3", 1000), ("x", None), (10**400, None), ("inf", None), (None, None), (True, 1)]
+)
 def test_numbers_and_texts_that_spell_one(value: object, expected: float | None) -> None:
     assert number_of(value) == expected
 
@@ -167,6 +169,18 @@ class TestNumbersOfANewHead:
             (["pos", "neg", -1] * 5, ("neg", "pos"), logging.WARNING, "5 of 15 rows (33.3 %) have -1"),
             (["Pos", "pos", "neg"] * 5, ("Pos", "neg", "pos"), logging.WARNING, "'Pos' (5 times), 'pos' (5 times)"),
             (list(range(30)), Labels.of(30).names, logging.WARNING, "30 different labels in 30 rows"),
+            (
+                ["nan", "neg", "pos"] * 5,
+                ("nan", "neg", "pos"),
+                logging.WARNING,
+                "'nan' in 'label' looks like a lost value",
+            ),
+            (
+                [9007199254740992, 9007199254740993] * 5,
+                ("9007199254740992", "9007199254740993"),
+                logging.INFO,
+                "2 labels",
+            ),
             ([0.5, -1, 2] * 5, ("LABEL_0",), logging.INFO, "gives a score"),
         ],
         ids=str,
@@ -204,6 +218,7 @@ class TestNumbersOfANewHead:
             ([1, None, ""], "all 1 rows have the label '1'"),
             ([-1] * 5, "no row has a label in 'label': 5 of 5 rows (100.0 %) have '-1'"),
             (["-"] * 5, "no row has a label"),
+            ([[0], [1]], "2 values in 'label' are lists or objects, where one label is wanted"),
             (["0", "1", "unknown"], "both names ('unknown') and numbers (0); keep one: 0 33.3 %"),
         ],
         ids=str,

@@ -81,6 +81,19 @@ class TestQuotes:
         found = rows_of(write(tmp_path / "b.tsv", raw([HEADER, *rows, *bare])))
         assert found[0][0] == '"One, 0"'
 
+    def test_a_header_in_quotes_says_enough(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.tsv", '"text"\t"label"\n"a film"\t1\n')
+        assert [record.values for record in open_source(path)] == [{"text": "a film", "label": "1"}]
+
+    def test_blanks_before_quotes(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", 'text, label\n"a, b", "neg"\n"c", "pos"\n')
+        assert [record.values for record in open_source(path)] == [
+            {"text": "a, b", "label": "neg"},
+            {"text": "c", "label": "pos"},
+        ]
+        frame = pd.read_csv(path, skipinitialspace=True)
+        assert frame.to_dict("records") == [record.values for record in open_source(path)]
+
     def test_both_ways_in_one_file_are_warned_of(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         rows = [['"He said ""no"""', "a", "1"], ['She said "yes"', "b", "2"]]
         assert rows_of(write(tmp_path / "a.tsv", raw([HEADER, *rows]))) == rows
