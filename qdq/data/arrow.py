@@ -22,9 +22,6 @@ __all__ = ["class_names_of", "open_columns", "open_dataset"]
 #: Reads rows: problems go to the first argument, and the second one names the columns to read, or is None for all.
 Read: TypeAlias = "Callable[[Problems, Sequence[str] | None], Iterator[Record]]"
 
-#: Reads rows: problems go to the first argument, and the second one names the columns to read, or is None for all.
-Read: TypeAlias = "Callable[[Problems, Sequence[str] | None], Iterator[Record]]"
-
 #: A reader of rows, the class names of each column of class labels, and the names of all columns.
 Opened: TypeAlias = "tuple[Read, Mapping[str, tuple[str, ...]], tuple[str, ...]]"
 

@@ -37,7 +37,7 @@ def rows_in_memory(source: Any, split: str | None = None) -> Iterable[Any]:
     if hasattr(source, "to_pylist") and hasattr(source, "schema"):  # pyarrow
         return source.to_pylist()  # type: ignore[no-any-return]
     if hasattr(source, "to_dict") and hasattr(source, "itertuples"):  # pandas
-        return source.to_dict("records")  # type: ignore[no-any-return, operator]
+        return source.to_dict("records")  # type: ignore[no-any-return]
     if not isinstance(source, Iterable) or isinstance(source, bytes | Mapping):
         kind = type(source).__name__
         raise DataError(f"rows cannot come from type {kind}; give a file, or a list of texts, tuples or dicts")

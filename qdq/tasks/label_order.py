@@ -31,13 +31,13 @@ def order_notes(prediction: Numbers, label: Numbers, labels: Labels) -> list[str
         labels: The labels of the head.
     """
     known = np.isfinite(prediction) & np.isfinite(label)
-    prediction, label = prediction[known].astype(np.int64), label[known].astype(np.int64)
+    predicted_ids, true_ids = prediction[known].astype(np.int64), label[known].astype(np.int64)
     count = len(labels.names)
-    if len(label) < _TOO_FEW:
+    if len(true_ids) < _TOO_FEW:
         return []
-    accuracy = float((prediction == label).mean())
+    accuracy = float((predicted_ids == true_ids).mean())
     pairs = np.zeros((count, count), dtype=np.int64)
-    np.add.at(pairs, (label, prediction), 1)
+    np.add.at(pairs, (true_ids, predicted_ids), 1)
     order: dict[int, int] = {}
     right = 0
     for flat in np.argsort(-pairs, axis=None, kind="stable")[: count * count]:
@@ -47,7 +47,7 @@ def order_notes(prediction: Numbers, label: Numbers, labels: Labels) -> list[str
         if true not in order and predicted not in order.values():
             order[true] = predicted
             right += int(pairs[true, predicted])
-    best = right / len(label)
+    best = right / len(true_ids)
     if accuracy > 1.2 / count or best < accuracy + _MUCH_BETTER:
         return []
     shown = ", ".join(f"{true} for {labels.names[predicted]!r}" for true, predicted in sorted(order.items())[:10])
