@@ -150,15 +150,15 @@ class Examples:
 
     def _label_reading(self) -> LabelReading:
         """Return how labels are read, after a look at all of them where the source can be read again."""
-        source = self._source
-        if self._reading is None:
-            self._reading = LabelReading(self._labels, source.class_names)
-            if self._labels is not None and source.can_repeat and self.task in LABELLED_TASKS:
-                labels = self._labels
-                survey = survey_labels(source, self.task, self._columns, multi_label=labels.multi_label)
-                self._reading = choose_reading(source, survey, labels)
-            elif self.task == "multiple-choice" and source.can_repeat:
-                self._reading = choices_reading(source, self._columns)
+        source, labels = self._source, self._labels
+        if self._reading is not None:
+            return self._reading
+        self._reading = LabelReading(labels, source.class_names)
+        if source.can_repeat and self.task == "multiple-choice":
+            self._reading = choices_reading(source, self._columns)
+        elif source.can_repeat and labels is not None and not labels.is_regression and self.task in LABELLED_TASKS:
+            survey = survey_labels(source, self.task, self._columns, multi_label=labels.multi_label)
+            self._reading = choose_reading(source, survey, labels)
         return self._reading
 
     def _note_words(self, rows: int, *, blank: int, invisible: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from qdq.data.labels import Labels
 from qdq.tasks.evaluator import Scores
 from qdq.tasks.example_table import TableBuilder
-from qdq.tasks.label_order import order_notes
+from qdq.tasks.label_order import LabelPairs
 from qdq.tasks.metrics import classification, correlations, mean, mean_squared_error, overlap
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ def score(evaluator: Evaluator) -> Scores:
     finished = table.finish()
     notes = []
     if examples.takes_ids and not labels.multi_label and not labels.is_regression:
-        notes = order_notes(finished["prediction"], finished["label"], labels)
+        pairs = LabelPairs(labels)
+        pairs.add(finished["prediction"], finished["label"])
+        notes = pairs.notes()
     return Scores(finished, metrics, skipped=examples.skipped, notes=tuple(notes))
 
 

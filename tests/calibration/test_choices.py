@@ -11,6 +11,7 @@ import transformers
 
 import qdq
 from calibration.choices import each_alone, read_choices
+from qdq.analysis.checkpoint import analyze_checkpoint
 from qdq.data.text import TextSample
 from qdq.errors import DataError
 from qdq.quantization.quantizer import Mode, set_mode
@@ -55,6 +56,14 @@ def test_a_model_of_multiple_choice_is_calibrated(model: Path, tmp_path: Path, i
     reference = transformers.BertForMultipleChoice.from_pretrained(model).eval()
     with torch.no_grad():
         torch.testing.assert_close(quantized(**batch).logits, reference(**batch).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_the_slots_of_such_a_model_are_ranked(model: Path, tmp_path: Path) -> None:
+    qdq.calibrate_checkpoint(model, tmp_path / "quantized", ROWS)
+    found = analyze_checkpoint(tmp_path / "quantized", ROWS)
+    assert found.complete
+    with pytest.raises(DataError, match="bare text"):
+        analyze_checkpoint(tmp_path / "quantized", ["the cat sat"])
 
 
 def test_each_choice_is_a_pair_with_its_text() -> None:
