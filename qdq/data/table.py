@@ -188,8 +188,10 @@ class _Quotes:
                 self.plain_with_comma += '""' not in text[1:-1] and "," in text
             elif '"' in text:
                 # A text that spans lines, or has the delimiter, begins in one piece and ends in another.
-                is_part = '"' not in text[1:].replace('""', "") or '"' not in text[:-1].replace('""', "")
-                self.characters += not is_part
+                is_begin = text[0] == '"' and '"' not in text[1:].replace('""', "")
+                is_end = text[-1] == '"' and '"' not in text[:-1].replace('""', "")
+                is_middle = '"' not in text.replace('""', "")
+                self.characters += not (is_begin or is_end or is_middle)
             else:
                 self.bare_comma |= "," in text
 
@@ -239,7 +241,9 @@ def _look_at(path: Path, delimiter: str, problems: Problems) -> Dialect:
         dialect = _with_quotes(path, dialect, quotes, problems)
     if has_blanks and dialect.has_quotes and _misfits(path, dialect)[0]:
         spaced = replace(dialect, has_blanks=True)
-        dialect = dialect if _misfits(path, spaced)[0] else spaced
+        if not _misfits(path, spaced)[0]:
+            problems.note("blanks stand before fields in double quotes, and are no part of them")
+            dialect = spaced
     if has_escapes and dialect.has_quotes:
         dialect = _with_escapes(path, dialect, problems)
     return dialect
@@ -261,15 +265,15 @@ def _with_quotes(path: Path, dialect: Dialect, quotes: _Quotes, problems: Proble
     bad_marks, _ = _misfits(path, marks)
     bad_characters, _ = _misfits(path, dialect)
     # A tab or a line end in a quoted text breaks the columns where quotes are characters.
-    if not bad_marks and (quotes.are_marks or (bad_characters and not quotes.characters)):
-        problems.note(
-            "texts stand in double quotes, and quotes inside are doubled; the marks are not part of the texts"
-        )
+    fits = not bad_marks and (quotes.are_marks or (bad_characters and not quotes.characters))
+    # A few damaged lines do not change how the others are written: they are problems of the file.
+    if fits or (bad_marks + quotes.characters <= quotes.doubled // 10 and quotes.doubled):
+        problems.note("texts stand in double quotes, as csv writers put them; these are not part of the texts")
         return marks
     if quotes.doubled:
         problems.note(
-            f"{quotes.doubled} fields stand in double quotes with doubled quotes inside, but {quotes.characters} "
-            "others have quotes as characters; all quotes are read as characters",
+            f"{quotes.doubled} fields stand in double quotes with doubled quotes inside, but "
+            f"{quotes.characters or bad_marks} others have quotes as characters; all quotes are read as characters",
             logging.WARNING,
         )
     elif quotes.plain > 2 or quotes.has_full_column:

@@ -101,6 +101,16 @@ class TestQuotes:
         assert record.levelno == logging.WARNING
         assert "1 fields stand in double quotes with doubled quotes inside, but 1 others" in record.message
 
+    def test_a_damaged_line_among_many_is_a_problem_of_its_own(self, tmp_path: Path) -> None:
+        rows = [[f'He said "no" {n}', "a", "1"] for n in range(20)]
+        text = written([HEADER, *rows], "\t", csv.QUOTE_MINIMAL) + '"unclosed" x\tb\t1\n'
+        assert "line 22: " in refusal(write(tmp_path / "a.tsv", text))
+
+    def test_quotes_at_one_end_of_texts_are_characters(self, tmp_path: Path) -> None:
+        rows = [['""bar"" baz', "a", "1"], ['"open', "b", "2"], ['close"', "c", "3"], ['a 5" pipe', "d", "4"]]
+        assert rows_of(write(tmp_path / "a.tsv", raw([HEADER, *rows]))) == rows
+        assert rows_of(write(tmp_path / "b.tsv", raw([HEADER, *rows[1:3]]))) == rows[1:3]
+
     def test_decisions_are_said_once(self, tmp_path: Path) -> None:
         said: list[str] = []
         source = open_source(
