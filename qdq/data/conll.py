@@ -101,7 +101,7 @@ def looks_like_conll(lines: Sequence[str], *, words: bool = False) -> bool:
 
     Args:
         lines: The first lines of the file.
-        words: Whether words with tags are wanted; then a blank line between sentences says enough.
+        words: Whether words with tags are wanted; then tags of entities, or a blank line between sentences, say enough.
     """
     tags: Counter[str] = Counter()
     width = 0
@@ -113,14 +113,14 @@ def looks_like_conll(lines: Sequence[str], *, words: bool = False) -> bool:
         if width < 2 or len(fields) != width:
             return False
         tags[fields[-1]] += 1
-    if words and tags and any(not line.strip() for line in lines):
+    are_entities = all(map(_ENTITY_TAG.fullmatch, tags))
+    if words and tags and (are_entities or any(not line.strip() for line in lines)):
         return True
     if tags.total() < _TOO_FEW_LINES:
         return False
-    if all(_ENTITY_TAG.fullmatch(tag) for tag in tags):
-        return True
     are_few = len(tags) <= max(2, tags.total() // 8)
-    return are_few and all(map(_POS_TAG.fullmatch, tags)) and any(tag.isalpha() for tag in tags)
+    are_parts = are_few and all(map(_POS_TAG.fullmatch, tags)) and any(tag.isalpha() for tag in tags)
+    return are_entities or are_parts
 
 
 def _look_at(path: Path) -> _Shape:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["COMPRESSIONS", "is_compressed", "open_text", "zero_byte"]
+__all__ = ["COMPRESSIONS", "is_compressed", "is_page", "open_text", "zero_byte"]
 
 #: File name extensions of compressed files.
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".lzma", ".zst", ".zip")
@@ -64,6 +64,20 @@ def is_compressed(path: Path) -> bool:
     """Return whether a file begins as a compressed file or an archive does."""
     begin = _first_bytes(path)
     return begin.startswith((*_OPENERS, *_ARCHIVES, _ZSTANDARD))
+
+
+def is_page(path: Path) -> bool:
+    """Return whether a file is an HTML page, which servers send in place of a file that they do not give.
+
+    Raises:
+        StorageError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            begin = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    return begin.startswith((b"<!doctype html", b"<html"))
 
 
 def zero_byte(path: Path, line: int, at: int) -> DataError:

@@ -122,8 +122,6 @@ def _value(values: Mapping[str, Any], column: str) -> Any:
 
 def _text(values: Mapping[str, Any], column: str | None) -> str:
     value = _value(values, column or "")
-    if is_missing(value):
-        return value if isinstance(value, str) else ""  # null, as an empty field of a table is
     if not isinstance(value, str):
         raise RowError(f"{column!r} is {json_type(value)}, not text" if column else f"{json_type(value)}, not text")
     return value
@@ -132,7 +130,8 @@ def _text(values: Mapping[str, Any], column: str | None) -> str:
 def _text_and_pair(values: Mapping[str, Any], layout: Layout) -> tuple[str, str | None]:
     if layout.tokens is not None:
         return " ".join(_tokens(values, layout.tokens)), None
-    text = _text(values, layout.text)
+    # A null is no text, as an empty field of a table is.
+    text = "" if _is_null(_value(values, layout.text or "")) else _text(values, layout.text)
     if layout.choices:
         return text, _after_stem(values, layout, _choices(values, layout))[0]
     if layout.text_pair is None or _is_null(_value(values, layout.text_pair)):

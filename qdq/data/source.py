@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from qdq.data.conll import read_conll
 from qdq.data.formats import ARROW, EXTENSIONS, READERS, TABLES, format_inside, format_of
 from qdq.data.in_memory import columns_of, rows_in_memory
-from qdq.data.opening import is_compressed
+from qdq.data.opening import is_compressed, is_page
 from qdq.data.records import HeaderRule, Hints, Problems, Record, first_row_is_header
 from qdq.errors import ConfigError, DataError, StorageError
 from qdq.storage import refuse_pointer
@@ -190,6 +190,8 @@ def _open_path(path: Path, hints: Hints, say: Say | None) -> Source:
             raise DataError(f"{path}: is not compressed, or damaged: it does not begin as a {compression} file does")
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    if is_page(path):
+        raise DataError(f"{path}: is an HTML page, not the data itself; download the raw file")
     reader = READERS[extension]
     if extension == ".txt" and (actual := format_inside(path, words=hints.words)):
         # Many corpora of words with tags are called train.txt.

@@ -69,6 +69,9 @@ class TestTextFiles:
         assert words_of(write(tmp_path / "a.txt", text)) == words_of(write(tmp_path / "a.conll", text))
         assert find_labels(tmp_path / "a.txt", "token-classification").names == ("O", "B-X", "I-X")
 
+    def test_a_single_sentence_is_enough_where_words_are_wanted(self, tmp_path: Path) -> None:
+        assert words_of(write(tmp_path / "a.txt", "Brim B-X\nsleeps O\n")) == [("Brim", "sleeps")]
+
     def test_lower_case_tags_are_read_too_where_words_are_wanted(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.txt", "the det\ncat noun\n\na det\n")
         assert find_labels(path, "token-classification").names == ("det", "noun")

@@ -305,6 +305,21 @@ class TestWhole:
         assert "no column has a usual name for labels" in message
         assert "'text', 'note'" in message
 
+    @pytest.mark.parametrize("null", [None, float("nan"), ""], ids=["null", "nan", "empty"])
+    def test_a_null_is_a_row_without_text(self, null: object, caplog: pytest.LogCaptureFixture) -> None:
+        rows = [{"text": "a", "label": 0}, {"text": null, "label": 1}, {"text": "b", "label": 1}]
+        examples = read_examples(rows, "feature-extraction")
+        assert [e.text for e in examples] == ["a", "b"]  # type: ignore[union-attr]
+        assert examples.skipped == 1
+        assert "1 of 3 rows (33.3 %) have no text and are skipped" in caplog.text
+        # With a label that is needed it counts, as an empty text of a table does.
+        assert [e.label for e in read(rows, "sequence-classification", need_labels=True)] == [0, 1, 1]
+
+    def test_a_null_is_no_context_and_no_choice(self) -> None:
+        assert "'context' is null, not text" in refusal([{"question": "q", "context": None}], "question-answering")
+        row = {"question": "q", "choice0": "a", "choice1": None}
+        assert "'choice1' is null, not text" in refusal([row], "multiple-choice")
+
     def test_rows_without_text_are_skipped_unless_they_have_a_label_that_counts(self) -> None:
         rows = [{"text": " ", "label": 1}, {"text": "a", "label": 0}]
         assert [e.text for e in read(rows, "masked-lm")] == ["a"]

@@ -74,6 +74,12 @@ class TestArchives:
         assert "unpack it first" in refusal(write(tmp_path / "a.parquet.gz", gzip.compress(b"PAR1")))
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl", "a.json", "a.conll"])
+def test_a_page_in_place_of_the_file(tmp_path: Path, name: str) -> None:
+    page = "\n<!DOCTYPE html>\n<html><head></head></html>\n"
+    assert "is an HTML page, not the data itself; download the raw file" in refusal(write(tmp_path / name, page))
+
+
 class TestEncodings:
     @pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE"])
     @pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tsv", "a.jsonl", "a.json", "a.conll"])
