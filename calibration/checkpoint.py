@@ -8,6 +8,7 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from calibration.choices import each_alone, read_choices
 from calibration.digests import text_digest
 from calibration.distributed import torchrun_process
 from calibration.methods import adjustments as adjust
@@ -153,7 +154,8 @@ def calibrate_checkpoint(
         _check_needs_no_data(planned, say)
     else:
         tokenizer = directory.tokenizer
-        samples = read_samples(data, text_column=text_column, text_pair_column=text_pair_column)
+        read = read_choices if (task or directory.task) == "multiple-choice" else read_samples
+        samples = read(data, text_column=text_column, text_pair_column=text_pair_column)
         texts = draw(samples, settings.num_samples, settings.seed)
     statistics = [SavedStatistics.load(path) for path in add_statistics] if tokenizer is not None else []
     with (
@@ -259,14 +261,15 @@ def _find_ranges(
     seq_len = min(settings.seq_len, model.config.max_length)
     count = -(-len(texts) // settings.batch_size)
 
-    def batches() -> Iterator[dict[str, Tensor]]:
-        return encode_batches(
+    def batches() -> Iterator[Mapping[str, Tensor]]:
+        encoded = encode_batches(
             texts,
             tokenizer,
             batch_size=settings.batch_size,
             seq_len=seq_len,
             pad_token_id=model.config.pad_token_id or 0,
         )
+        return each_alone(encoded) if model.task == "multiple-choice" else iter(encoded)
 
     def stage(name: str) -> Callable[..., object]:
         # Only the layer-wise stage knows how many steps it has; the others take a step per batch.
