@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from qdq.errors import ConfigError
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
