@@ -70,7 +70,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     # one handle for a directory: it reads what lies there, and loads no model
     "qdq.source": (*BASE, "qdq.models", "qdq.data", "qdq.sentence"),
     # files of sentence-transformers: read without torch, and what follows the transformer with the weights
-    "qdq.sentence": (*BASE, "qdq.models"),
+    "qdq.sentence": (*BASE, "qdq.models", "qdq.data"),
     # loading takes over what another package left in a checkpoint; interop therefore knows nothing of ours
     "qdq.checkpoint": (*(room for room in CORE if room != "qdq.checkpoint"), "qdq.interop"),
     "qdq.interop": tuple(room for room in CORE if room != "qdq.checkpoint"),

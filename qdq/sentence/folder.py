@@ -169,27 +169,21 @@ class SentenceFolder:
             return [f"the pooling {pooling} makes the vectors, {MODULES_FILE} asks for {stated or 'another'}"]
         return []
 
-    def left_out_of_file(self, pooling: str, *, normalize: bool) -> list[str]:
+    def left_out_of_file(self, pooling: str, *, normalize: bool, cuts: bool = False) -> list[str]:
         """Return how the vectors of a file that pools by itself differ from those of the directory, in sentences.
 
         Args:
             pooling: The pooling inside the file.
             normalize: Whether the file scales its vectors to length 1.
+            cuts: Whether its caller keeps as many numbers of a vector as the directory says.
         """
         notes = self.left_out_by(pooling)
         if self.normalizes and not normalize:
             notes.append(f"the vectors of the file do not have length 1, as {MODULES_FILE} asks for: give --normalize")
-        return notes + self.outside_of_file()
-
-    def outside_of_file(self) -> list[str]:
-        """Return what a file that pools by itself cannot do and its caller has to, in sentences."""
-        notes = []
         stated = self.stated_pooling
         if stated is not None and not stated.include_prompt and any(self.prompts.values()):
-            notes.append(
-                "the vectors of the file include the tokens of a prompt, the pooling's config.json excludes them"
-            )
-        if self.truncate_dim is not None:
+            notes.append("the tokens of a prompt count in the vectors of the file, although include_prompt is false")
+        if self.truncate_dim is not None and not cuts:
             notes.append(f"cut the vectors of the file to {self.truncate_dim} numbers, as {SETTINGS_FILE} says")
         return notes
 

@@ -10,7 +10,7 @@ types have changed from release to release, their last part has not.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -74,16 +74,16 @@ def read_modules(root: Path) -> tuple[ModuleEntry, ...] | None:
     problems: list[str] = []
     entries: list[ModuleEntry] = []
     for number, values in enumerate(given):
-        found = values if isinstance(values, dict) else {}
-        path, kind = found.get("path"), found.get("type")
-        if not isinstance(path, str) or not isinstance(kind, str):
-            problems.append(f"module {number} must be an object with the texts path and type")
-        elif _leaves_directory(path):
-            problems.append(
-                f"module {number}: the path {path!r} leaves the directory: it must be a relative path without .."
-            )
+        kind = values.get("type") if isinstance(values, dict) else None
+        if not isinstance(kind, str):
+            problems.append(f"module {number} must be an object with a type, the name of a class")
+            continue
+        entry = ModuleEntry("", kind)
+        path = values.get("path", "" if entry.is_transformer else f"{number}_{entry.kind}")
+        if not isinstance(path, str) or _leaves_directory(path):
+            problems.append(f"module {number}: the path {path!r} leaves the directory; give a relative path without ..")
         else:
-            entries.append(ModuleEntry(Path(path).as_posix() if path and path != "." else "", kind))
+            entries.append(replace(entry, path="" if path in ("", ".") else Path(path).as_posix()))
     if not given:
         problems.append("it names no module")
     if problems:

@@ -150,7 +150,9 @@ class Embeddings:
                 notes.append(f"the pooling {chosen} has no effect: the model gives one vector for each text")
             interface = self._interface
             if pooling := interface.get("pooling"):
-                notes += folder.left_out_of_file(pooling, normalize=bool(interface.get("normalize")))
+                # A cosine does not depend on the length of the vectors.
+                normalizes = bool(interface.get("normalize")) or self.similarity == "cosine"
+                notes += folder.left_out_of_file(pooling, normalize=normalizes, cuts=True)
         limit = folder.max_length
         if limit is not None and self.length > limit:
             notes.append(f"texts of up to {self.length} tokens were read, sentence-transformers cuts them at {limit}")
