@@ -63,7 +63,7 @@ def read_modules(root: Path) -> tuple[ModuleEntry, ...] | None:
     """Return the modules that ``modules.json`` names, in its order; None if there is no such file.
 
     Raises:
-        ConfigError: The file is damaged, names no module, or has paths that leave the directory; all problems are
+        ConfigError: The file is damaged, or has paths that leave the directory; all problems are
             listed.
         StorageError: The file cannot be read.
     """
@@ -84,8 +84,6 @@ def read_modules(root: Path) -> tuple[ModuleEntry, ...] | None:
             problems.append(f"module {number}: the path {path!r} leaves the directory; give a relative path without ..")
         else:
             entries.append(replace(entry, path="" if path in ("", ".") else Path(path).as_posix()))
-    if not given:
-        problems.append("it names no module")
     if problems:
         raise ConfigError(describe_problems(str(file), problems))
     return tuple(entries)

@@ -52,7 +52,6 @@ PLAIN = entries()
     [
         ("{", "not valid JSON"),
         ({}, "must hold a JSON list"),
-        ([], "it names no module"),
         (["Pooling"], "module 0 must be an object with a type"),
         (entries(("../2_Dense", "Dense")), "module 2: the path '../2_Dense' leaves the directory"),
         (entries(("a/../../b", "Dense")), "leaves the directory"),
@@ -62,7 +61,7 @@ PLAIN = entries()
         ([*PLAIN, {"path": 3, "type": "a.B"}], "module 2: the path 3"),
         (POINTER, "is a Git LFS pointer"),
     ],
-    ids=["json", "object", "empty", "text", "above", "inside", "root", "drive", "backslash", "number", "pointer"],
+    ids=["json", "object", "text", "above", "inside", "root", "drive", "backslash", "number", "pointer"],
 )
 def test_modules_that_are_refused(modules: object, problem: str, tmp_path: Path) -> None:
     directory_of(tmp_path, modules)
@@ -95,13 +94,14 @@ def test_pooling(config: dict[str, Any], expected: PoolingSettings, tmp_path: Pa
 @pytest.mark.parametrize(
     ("modules", "pooling", "problem"),
     [
+        ([], None, "it names no pooling"),
         (PLAIN[:1], None, "it names no pooling, and a vector for a text needs one; choose one with --pooling"),
         ([*PLAIN, PLAIN[1]], None, "it names 2 poolings"),
         (PLAIN, {"pooling_mode": 3}, "the pooling 3 is not supported"),
         (PLAIN, {"pooling_mode": ["cls", "first"]}, "the pooling first is not supported"),
         (PLAIN, {"include_prompt": "no"}, "include_prompt is 'no', must be true or false"),
     ],
-    ids=["none", "two", "number", "unknown", "prompt"],
+    ids=["empty", "none", "two", "number", "unknown", "prompt"],
 )
 def test_pooling_that_is_refused(modules: object, pooling: object, problem: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
