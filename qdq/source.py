@@ -213,7 +213,7 @@ class ModelDirectory:
         if others := sentence.changes_vectors:
             raise ConfigError(
                 f"{sentence.file}: the vectors of this model are not those of a pooling alone, they are made with "
-                f"{', '.join(map(str, others))}; {cure} leaves it out"
+                f"{', '.join(map(str, others))}; {cure} leaves it out, and an export without --pooling takes it along"
             )
         modes = sentence.pooling.modes
         if len(modes) > 1:

@@ -56,8 +56,8 @@ _FLAGS: dict[str, Pooling] = {
 }
 _SUPPORTED = ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 # What has no effect on the vectors, or is the only value that this package computes.
-_FOLLOWED = ("max_seq_length", "do_lower_case", "unpad_inputs", "model_args", "tokenizer_args", "config_args")
-_FOLLOWED += ("model_kwargs", "processor_kwargs", "config_kwargs")
+_ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
+_FOLLOWED = {"max_seq_length", "do_lower_case", "unpad_inputs", "modality_config", *_ARGUMENTS}
 _USUAL = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
 _USUAL_METHOD = {"method": "forward", "method_output_name": "last_hidden_state"}
 _HARMLESS_ARGUMENTS = (
@@ -373,12 +373,12 @@ def _not_followed(values: dict[str, Any]) -> list[str]:
     ignored = [
         f"{name} {value!r}"
         for name, value in values.items()
-        if value not in (None, {}, []) and name not in (*_FOLLOWED, "modality_config") and value != _USUAL.get(name)
+        if value not in (None, {}, []) and name not in _FOLLOWED and value != _USUAL.get(name)
     ]
     modality = values.get("modality_config")
     if isinstance(modality, dict) and (method := modality.get("text", _USUAL_METHOD)) != _USUAL_METHOD:
         ignored.append(f"modality_config of text {method!r}")
-    for name in ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs"):
+    for name in _ARGUMENTS:
         arguments = values.get(name)
         for key, value in (arguments if isinstance(arguments, dict) else {}).items():
             is_float32 = key in ("dtype", "torch_dtype") and value in ("float32", "auto")

@@ -33,8 +33,10 @@ def pairwise_similarity(one: Vectors, other: Vectors, name: str) -> NDArray[Any]
         name: ``cosine``, ``dot``, or a distance (``euclidean``, ``manhattan``), whose negative is returned.
     """
     if name in _NORMS:
-        return -np.linalg.norm(one - other, ord=_NORMS[name], axis=-1)
-    return np.einsum("ph,ph->p", one, other)
+        distances: NDArray[Any] = np.linalg.norm(one - other, ord=_NORMS[name], axis=-1)
+        return -distances
+    cosines: NDArray[Any] = np.einsum("ph,ph->p", one, other)
+    return cosines
 
 
 def similarity_matrix(queries: Vectors, passages: Vectors, name: str) -> NDArray[Any]:
@@ -46,6 +48,8 @@ def similarity_matrix(queries: Vectors, passages: Vectors, name: str) -> NDArray
         name: As for :func:`pairwise_similarity`.
     """
     if name in _NORMS:
-        distances: NDArray[Any] = torch.cdist(*map(torch.from_numpy, (queries, passages)), p=_NORMS[name]).numpy()
+        distances: NDArray[Any] = torch.cdist(
+            torch.from_numpy(queries), torch.from_numpy(passages), p=_NORMS[name]
+        ).numpy()
         return -distances
     return queries @ passages.T
