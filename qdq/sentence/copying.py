@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from typing import TYPE_CHECKING
 
 from qdq.sentence.folder import SETTINGS_FILE, TRANSFORMER_FILES
-from qdq.sentence.modules_file import MODULES_FILE, read_json_file, read_modules
+from qdq.sentence.modules_file import EMPTY_KINDS, MODULES_FILE, read_json_file, read_modules
 from qdq.storage import refuse_pointer, write_json
 
 if TYPE_CHECKING:
@@ -14,12 +15,15 @@ if TYPE_CHECKING:
 
 __all__ = ["copy_sentence_files"]
 
+_LOG = logging.getLogger(__name__)
+
 
 def copy_sentence_files(root: Path, model: Path, target: Path) -> None:
     """Copy the files and the directories that ``modules.json`` names; nothing where there is no such file.
 
     The transformer of an output lies in the output itself: a path that places it below, as releases before 2.0 had it,
-    is written as the empty path. Contents are copied, never links, and get usual permissions.
+    is written as the empty path. A directory that is missing is warned of. Contents are copied, never links, and get
+    usual permissions.
 
     Args:
         root: The directory of ``modules.json``.
@@ -39,6 +43,9 @@ def copy_sentence_files(root: Path, model: Path, target: Path) -> None:
             entry["path"] = ""
         elif module.path and (root / module.path).is_dir():
             _copy_directory(root / module.path, target / module.path)
+        elif module.path and module.kind not in EMPTY_KINDS and not module.is_transformer:
+            message = "%s names %s, but there is no such directory: sentence-transformers will not load the output"
+            _LOG.warning(message, root / MODULES_FILE, module)
     if model == root:
         shutil.copyfile(root / MODULES_FILE, target / MODULES_FILE)
     else:

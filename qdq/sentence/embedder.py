@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qdq.errors import CheckpointError, ConfigError, describe_problems
 from qdq.models.huggingface import read_tensors
 from qdq.sentence.folder import PoolingSettings
-from qdq.sentence.modules_file import read_json_file
+from qdq.sentence.modules_file import EMPTY_KINDS, read_json_file
 from qdq.sentence.pooling import pool, without_prompt
 
 if TYPE_CHECKING:
@@ -112,8 +112,11 @@ def load_embedder(
 
 def _load(path: Path, entry: ModuleEntry) -> list[nn.Module]:
     """Return the module of an entry; none where it has no effect."""
-    # Their configuration is optional, and the package of a model may not hold an empty directory.
-    config = read_json_file(path / "config.json", dict, missing={}) if entry.path else {}
+    # What has no settings of its own may have no directory either: git, for one, keeps no empty directories.
+    missing: dict[str, Any] | None = {} if entry.kind in EMPTY_KINDS else None
+    config = read_json_file(path / "config.json", dict, missing=missing) if entry.path else missing
+    if config is None:
+        raise ConfigError(f"{path / 'config.json'}: no such file, although modules.json names {entry}: copy it there")
     names = {config.get(key) or _POOLED for key in ("module_input_name", "module_output_name")}
     if names != {_POOLED}:
         raise ConfigError(

@@ -302,7 +302,7 @@ class SentenceFolder:
         """The longest text in tokens; None where no file says it.
 
         Raises:
-            ConfigError: It is not a whole number of at least 1.
+            ConfigError: It is not a whole number of at least 3: a token between two special ones.
         """
         arguments: dict[str, Any] = {}
         for name in ("tokenizer_args", "processor_kwargs"):
@@ -316,8 +316,8 @@ class SentenceFolder:
         )
         name, key, value = next((entry for entry in given if entry[2] is not None), ("", "", None))
         # Tokenizers without a limit hold a number like 1e30.
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 1):
-            raise ConfigError(f"{self.model / name}: {key} is {value!r}, must be a whole number of at least 1")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 3):
+            raise ConfigError(f"{self.model / name}: {key} is {value!r}, must be a whole number of at least 3")
         return None if value is None else int(value)
 
     # --- vectors ---

@@ -17,9 +17,11 @@ from typing import Any
 from qdq.errors import ConfigError, StorageError, describe_problems
 from qdq.storage import refuse_pointer
 
-__all__ = ["MODULES_FILE", "ModuleEntry", "read_json_file", "read_modules", "transformer_folder"]
+__all__ = ["EMPTY_KINDS", "MODULES_FILE", "ModuleEntry", "read_json_file", "read_modules", "transformer_folder"]
 
 MODULES_FILE = "modules.json"
+#: The modules that need no file of their own.
+EMPTY_KINDS = ("Normalize", "Dropout")
 
 _PACKAGE = "sentence_transformers."
 # Classes of releases before 1.0, each for one family of transformers.
@@ -92,14 +94,19 @@ def read_modules(root: Path) -> tuple[ModuleEntry, ...] | None:
 def transformer_folder(root: Path) -> Path:
     """Return the directory of configuration, weights and tokenizer, which ``modules.json`` may place below ``root``.
 
-    It is ``root`` itself without ``modules.json``, and where the directory that it names does not exist.
+    It is ``root`` itself without ``modules.json``.
 
     Raises:
-        ConfigError: ``modules.json`` is damaged.
+        ConfigError: ``modules.json`` is damaged, or the directory that it names does not exist.
         StorageError: It cannot be read.
     """
     path = next((entry.path for entry in read_modules(root) or () if entry.is_transformer), "")
-    return root / path if path and (root / path).is_dir() else root
+    if path and not (root / path).is_dir():
+        # Someone may have moved the model up without writing modules.json anew.
+        if (root / "config.json").is_file():
+            return root
+        raise ConfigError(f"{root / MODULES_FILE}: the model should be in {path}, which does not exist: copy it there")
+    return root / path if path else root
 
 
 def read_json_file(file: Path, kind: type[Any], *, missing: Any = None) -> Any:

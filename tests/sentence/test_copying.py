@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 from typing import TYPE_CHECKING
 
@@ -51,11 +52,10 @@ def test_a_quantized_checkpoint_is_the_same_sentence_transformer(folder: Path, i
     assert not (tmp_path / "out" / "0_Transformer").exists()
 
 
-@pytest.mark.parametrize("is_old", [False, True], ids=["current", "old"])
-def test_an_export_has_all_that_follows_the_transformer(folder: Path, is_old: bool, tmp_path: Path) -> None:
+def test_an_export_has_all_that_follows_the_transformer(folder: Path, tmp_path: Path) -> None:
     """What ``SentenceTransformer(export, backend="onnx")`` does, with the file run by ONNX Runtime."""
     expected = encode(folder)
-    folder = in_old_layout(folder) if is_old else folder
+    in_old_layout(folder)
     qdq.calibrate_checkpoint(folder, tmp_path / "quantized", list(TEXTS) * 8, recipe="linear")
     for target, closeness in ((None, 1e-4), ("onnxruntime", 0.05)):
         out = tmp_path / f"{target}"
@@ -134,3 +134,14 @@ def test_a_pointer_in_a_module_is_not_copied(folder: Path, tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match=r"2_Dense/model\.safetensors: is a Git LFS pointer"):
         qdq.calibrate_checkpoint(folder, tmp_path / "out", list(TEXTS) * 8, recipe="linear")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_that_is_missing_is_warned_of(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(folder / "2_Dense")
+    shutil.rmtree(folder / "3_Normalize")  # git keeps no empty directories
+    (tmp_path / "out").mkdir()
+    copy_tokenizer(folder, tmp_path / "out")
+    (record,) = caplog.records
+    assert "modules.json names 2_Dense (Dense), but there is no such directory" in record.getMessage()

@@ -162,6 +162,12 @@ def test_a_dense_layer_that_is_refused(config: dict[str, Any], problem: str, tmp
     assert problem in str(caught.value)
 
 
+def test_a_module_whose_directory_is_missing_is_refused(tmp_path: Path) -> None:
+    folder = directory_of(tmp_path, entries(("2_Dense", "Dense"), ("3_Normalize", "Normalize")))
+    with pytest.raises(ConfigError, match=r"2_Dense/config\.json: no such file, although modules\.json names 2_Dense"):
+        load_embedder(folder)
+
+
 def test_a_dense_layer_without_weights_is_refused(tmp_path: Path) -> None:
     folder = directory_of(tmp_path, entries(("2_Dense", "Dense")))
     (tmp_path / "2_Dense").mkdir()
@@ -190,7 +196,7 @@ def test_settings_that_are_refused(settings: dict[str, Any], read: str, problem:
 
 def test_a_longest_text_that_is_refused(tmp_path: Path) -> None:
     folder = directory_of(tmp_path, PLAIN, transformer={"max_seq_length": "long"})
-    with pytest.raises(ConfigError, match="max_seq_length is 'long', must be a whole number of at least 1"):
+    with pytest.raises(ConfigError, match="max_seq_length is 'long', must be a whole number of at least 3"):
         _ = folder.max_length
 
 
@@ -243,3 +249,11 @@ def test_nothing_is_warned_of_in_the_real_directory(minilm_dir: Path, caplog: py
     assert (folder.lowercases, folder.max_length, folder.truncate_dim) == (False, 256, None)
     assert (folder.default_prompt, folder.query_prompt, folder.document_prompt) == ("", "", "")
     assert not caplog.records
+
+
+def test_a_model_that_is_not_where_modules_json_says(tmp_path: Path) -> None:
+    directory_of(tmp_path, [{"path": "0_Transformer", "type": PLAIN[0]["type"]}, PLAIN[1]])
+    with pytest.raises(ConfigError, match=r"modules\.json: the model should be in 0_Transformer, which does not exist"):
+        qdq.open(tmp_path)
+    (tmp_path / "config.json").write_text("{}")  # moved up
+    assert qdq.open(tmp_path).path == tmp_path
