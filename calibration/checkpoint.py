@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from qdq.quantization.wrap import named_slots
 from qdq.recipes.apply import quantize
 from qdq.recipes.plan import needing_data, plan, skeleton
 from qdq.recipes.recipe import load_recipe, presets
+from qdq.sentence.prompts import with_prompt
 from qdq.source import ModelDirectory
 from qdq.storage import atomic_directory
 
@@ -157,6 +158,8 @@ def calibrate_checkpoint(
         read = read_choices if (task or directory.task) == "multiple-choice" else read_samples
         samples = read(data, text_column=text_column, text_pair_column=text_pair_column)
         texts = draw(samples, settings.num_samples, settings.seed)
+        if directory.sentence.modules is not None and task in (None, "feature-extraction"):
+            texts, settings = _prepared(directory, texts, settings, say)
     statistics = [SavedStatistics.load(path) for path in add_statistics] if tokenizer is not None else []
     with (
         torchrun_process() as process,
@@ -206,6 +209,16 @@ def resume_folder(output: Path) -> Path:
 
 def _silent(*_: object) -> None:
     """Say nothing."""
+
+
+def _prepared(
+    directory: ModelDirectory, texts: Sequence[TextSample], settings: CalibrationSettings, say: Say
+) -> tuple[list[TextSample], CalibrationSettings]:
+    """Prepare texts as sentence-transformers does: with the default prompt in front, and not longer than it reads."""
+    if prompt := directory.sentence.default_prompt:
+        say(f"the default prompt of the model is put in front of every text: {prompt!r}")
+    seq_len = min(settings.seq_len, directory.max_length)
+    return list(with_prompt(texts, prompt)), replace(settings, seq_len=seq_len)
 
 
 def _method(settings: CalibrationSettings) -> Method:

@@ -18,6 +18,7 @@ from qdq.data.examples import Columns, read_examples
 from qdq.data.source import draw
 from qdq.data.text import encode_batches, read_samples
 from qdq.errors import CheckpointError
+from qdq.sentence.prompts import with_prompt
 from qdq.source import ModelDirectory
 from qdq.tasks.evaluation_settings import EvaluationSettings
 from qdq.tasks.model_under_test import ModelUnderTest, open_model_under_test
@@ -141,13 +142,16 @@ def _text_batches(
         return [batch.inputs for batch in batches]
     samples = read_samples(data, text_column=columns.text, text_pair_column=columns.text_pair)
     texts = draw(samples, settings.num_samples, settings.seed)
+    directory, longest = under_test.directory, under_test.max_length
+    if directory.sentence.modules is not None:
+        texts, longest = list(with_prompt(texts, directory.sentence.default_prompt)), directory.max_length
     texts.sort(key=lambda sample: len(sample.text))  # texts of one length in a batch need little padding
     return list(
         encode_batches(
             texts,
-            under_test.directory.tokenizer,
+            directory.tokenizer,
             batch_size=settings.batch_size,
-            seq_len=length,
+            seq_len=min(settings.seq_len, longest),
             pad_token_id=under_test.config.pad_token_id or 0,
         )
     )

@@ -214,9 +214,9 @@ def test_embeddings_with_a_teacher(run: Run, model: Path, tmp_path: Path) -> Non
     other = tmp_path / "cls"
     shutil.copytree(model, other)
     (other / "1_Pooling").mkdir()
-    (other / "modules.json").write_text(
-        json.dumps([{"path": "", "type": "models.Transformer"}, {"path": "1_Pooling", "type": "models.Pooling"}])
-    )
+    package = "sentence_transformers.models"
+    entries = [{"path": path, "type": f"{package}.{path[2:] or 'Transformer'}"} for path in ("", "1_Pooling")]
+    (other / "modules.json").write_text(json.dumps(entries))
     (other / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
     refused = trained("no", [1, 2], "--teacher", other)
     assert refused.code == 2
