@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from calibration.choices import each_alone, read_choices
 from calibration.digests import text_digest
 from calibration.distributed import torchrun_process
 from calibration.methods import adjustments as adjust
@@ -27,6 +28,7 @@ from qdq.quantization.wrap import named_slots
 from qdq.recipes.apply import quantize
 from qdq.recipes.plan import needing_data, plan, skeleton
 from qdq.recipes.recipe import load_recipe, presets
+from qdq.sentence.prompts import with_prompt
 from qdq.source import ModelDirectory
 from qdq.storage import atomic_directory
 
@@ -153,8 +155,11 @@ def calibrate_checkpoint(
         _check_needs_no_data(planned, say)
     else:
         tokenizer = directory.tokenizer
-        samples = read_samples(data, text_column=text_column, text_pair_column=text_pair_column)
+        read = read_choices if (task or directory.task) == "multiple-choice" else read_samples
+        samples = read(data, text_column=text_column, text_pair_column=text_pair_column)
         texts = draw(samples, settings.num_samples, settings.seed)
+        if directory.sentence.modules is not None and task in (None, "feature-extraction"):
+            texts, settings = _prepared(directory, texts, settings, say)
     statistics = [SavedStatistics.load(path) for path in add_statistics] if tokenizer is not None else []
     with (
         torchrun_process() as process,
@@ -204,6 +209,16 @@ def resume_folder(output: Path) -> Path:
 
 def _silent(*_: object) -> None:
     """Say nothing."""
+
+
+def _prepared(
+    directory: ModelDirectory, texts: Sequence[TextSample], settings: CalibrationSettings, say: Say
+) -> tuple[list[TextSample], CalibrationSettings]:
+    """Prepare texts as sentence-transformers does: with the default prompt in front, and not longer than it reads."""
+    if prompt := directory.sentence.default_prompt:
+        say(f"the default prompt of the model is put in front of every text: {prompt!r}")
+    seq_len = min(settings.seq_len, directory.max_length)
+    return list(with_prompt(texts, prompt)), replace(settings, seq_len=seq_len)
 
 
 def _method(settings: CalibrationSettings) -> Method:
@@ -259,14 +274,15 @@ def _find_ranges(
     seq_len = min(settings.seq_len, model.config.max_length)
     count = -(-len(texts) // settings.batch_size)
 
-    def batches() -> Iterator[dict[str, Tensor]]:
-        return encode_batches(
+    def batches() -> Iterator[Mapping[str, Tensor]]:
+        encoded = encode_batches(
             texts,
             tokenizer,
             batch_size=settings.batch_size,
             seq_len=seq_len,
             pad_token_id=model.config.pad_token_id or 0,
         )
+        return each_alone(encoded) if model.task == "multiple-choice" else iter(encoded)
 
     def stage(name: str) -> Callable[..., object]:
         # Only the layer-wise stage knows how many steps it has; the others take a step per batch.

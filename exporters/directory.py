@@ -9,6 +9,7 @@ export interface (under the key ``form``).
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,12 +79,17 @@ def export(
         warnings.warn("the argument form is named interface now", DeprecationWarning, stacklevel=2)
         interface = form if interface is None else interface
     check_options(target, opset, interface, isa)
+    directory = ModelDirectory.of(checkpoint)
+    left_out = []
+    if interface is not None and interface.pooling is not None:
+        left_out = directory.sentence.left_out_of_file(interface.pooling, normalize=interface.normalize)
     with atomic_directory(Path(output), kind="export") as folder:
-        model = load(checkpoint)
+        model = load(directory)
         exported = export_onnx(
             model, folder / MODEL_FILE, target=target, recipe=recipe, opset=opset, interface=interface, isa=isa
         )
-        copy_tokenizer(checkpoint, folder)
+        exported = replace(exported, notes=(*exported.notes, *left_out))
+        copy_tokenizer(directory, folder)
         write_json(folder / "config.json", config_to_json(model.config, model.task))
         record = {"format": FORMAT, **exported.to_dict()}
         write_json(folder / EXPORT_FILE, record if tuning is None else {**record, "tuning": dict(tuning)})

@@ -15,6 +15,7 @@ from exporters.interface import ExportInterface, check_interface
 from exporters.io_signature import PAST_AND_SEQ, TOKEN_INPUTS, InputSpec, IOSignature, example_inputs
 from qdq.models.model import EncoderModel, Model
 from qdq.models.realm_models import Reader, Scorer
+from qdq.sentence.pooling import pool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -107,7 +108,7 @@ class ExportModel(nn.Module):
         interface = self.interface
         if interface.pooling is not None:
             hidden = found["last_hidden_state"]
-            pooled = _pooled(hidden, values["attention_mask"], interface.pooling)
+            pooled = pool(hidden, values["attention_mask"], interface.pooling)
             return {"sentence_embedding": nn.functional.normalize(pooled, dim=-1) if interface.normalize else pooled}
         if interface.normalize:
             return {name: nn.functional.normalize(value, dim=-1) for name, value in found.items()}
@@ -150,19 +151,6 @@ def cache_names(layer: int, prefix: str = "past_key_values", *, crossed: bool) -
     """Name the key and value of a layer; with cross-attention those of the decoder, then those of the encoder."""
     sides = ("decoder.", "encoder.") if crossed else ("",)
     return [f"{prefix}.{layer}.{side}{part}" for side in sides for part in ("key", "value")]
-
-
-def _pooled(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
-    """Pool ``(batch, seq, hidden)`` to ``(batch, hidden)`` over the tokens whose mask is not 0."""
-    if how == "cls":
-        # With padding on the left, the first visible token is not at position 0.
-        first = (mask != 0).int().argmax(dim=1)
-        return hidden[torch.arange(hidden.shape[0], device=hidden.device), first]
-    visible = (mask != 0)[..., None]
-    if how == "max":
-        return torch.where(visible, hidden, torch.finfo(hidden.dtype).min).amax(dim=1)
-    # A row without visible tokens gives 0 instead of NaN.
-    return torch.where(visible, hidden, 0).sum(dim=1) / visible.sum(dim=1).clamp_min(1).to(hidden.dtype)
 
 
 def _inputs(model: nn.Module, interface: ExportInterface) -> tuple[InputSpec, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from qdq.errors import CheckpointError, ExportError, describe_problems
@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from qdq.models.model import Model
+    from qdq.source import ModelDirectory
 
-__all__ = ["CACHES", "DTYPES", "Cache", "DType", "ExportInterface", "check_interface"]
+__all__ = ["CACHES", "DTYPES", "Cache", "DType", "ExportInterface", "check_interface", "with_pooling_of"]
 
 Cache = Literal["first", "step"]
 DType = Literal["fp32", "fp16", "bf16"]
@@ -31,7 +32,8 @@ class ExportInterface:
 
     Args:
         pooling: Return one vector per text, ``sentence_embedding`` ``(batch, hidden)``, instead of one per token: the
-            mean of the visible tokens, the first visible token (``cls``), or the maximum of each component.
+            mean of the visible tokens, the first visible token (``cls``), the maximum of each component, or another
+            pooling of :func:`qdq.sentence.pooling.pool`.
         normalize: Scale the pooled vector, or the vector of a retriever, to length 1.
         softmax: Return ``probabilities`` instead of ``logits``. A model with several labels per text gets the sigmoid.
         argmax: Return ``labels`` (int64) instead of ``logits``. Together with ``softmax``, return both.
@@ -81,6 +83,22 @@ class ExportInterface:
         return cls(**values)
 
 
+def with_pooling_of(directory: ModelDirectory, interface: ExportInterface) -> ExportInterface:
+    """Return the interface with the pooling that the files of sentence-transformers ask for, as ``auto`` means it.
+
+    The vectors get length 1 if ``modules.json`` names ``Normalize``.
+
+    Args:
+        directory: The checkpoint's directory.
+        interface: The other inputs and outputs.
+
+    Raises:
+        ConfigError: One pooling alone does not make the vectors of this directory.
+    """
+    normalize = interface.normalize or directory.sentence.normalizes
+    return replace(interface, pooling=directory.pooling, normalize=normalize)
+
+
 def check_interface(model: Model, interface: ExportInterface) -> None:
     """Check that ``model`` can be exported with ``interface``.
 
@@ -101,7 +119,7 @@ def check_interface(model: Model, interface: ExportInterface) -> None:
         ),
         (
             not interface.normalize or interface.pooling is not None or task == "retrieval",
-            "normalize is for one vector per text: add a pooling (mean, cls or max)",
+            "normalize is for one vector per text: add a pooling (mean, cls, max, ...)",
         ),
         (
             not (interface.softmax or interface.argmax) or has_logits,

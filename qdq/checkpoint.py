@@ -44,6 +44,7 @@ from qdq.quantization.quantizer import Mode, Quantizer, Range, quantizers, set_m
 from qdq.quantization.spec import QuantSpec
 from qdq.quantization.transform import Transform
 from qdq.quantization.wrap import apply_specs, named_slots, slots, unshared_slots, wrap
+from qdq.sentence.copying import copy_sentence_files
 from qdq.source import QUANTIZATION_FILE, QUANTIZERS_FILE, ModelDirectory
 from qdq.storage import atomic_directory, write_json
 
@@ -68,10 +69,6 @@ _RANGE = ("lower", "upper", "amax")
 _TRANSFORM = {"shift": "shift", "factor": "smoothing_scale", "rows": "row_scale"}  # names on disk and in code
 _CORRECTION = "bias_correction"
 _WEIGHT = ".weight_quantizer"
-
-# sentence-transformers keeps beside the model how token vectors become one vector per text.
-_TEXT_FILES = (*TOKENIZER_FILES, "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
-_TEXT_FOLDERS = ("1_Pooling", "2_Normalize")
 
 
 def save(
@@ -129,14 +126,19 @@ def write(
 
 
 def copy_tokenizer(source: str | Path | ModelDirectory, target: Path) -> None:
-    """Copy the files of the tokenizer and of sentence-transformers, as far as they exist."""
-    folder = Path(str(source))
-    for name in _TEXT_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, target / name)
-    for name in _TEXT_FOLDERS:
-        if (folder / name).is_dir():
-            shutil.copytree(folder / name, target / name, dirs_exist_ok=True)
+    """Copy the files of the tokenizer and of sentence-transformers, as far as they exist.
+
+    Contents are copied, never links, and get usual permissions.
+
+    Raises:
+        CheckpointError: There is no such directory.
+        ConfigError: ``modules.json`` is damaged, or a path in it leaves the directory.
+    """
+    directory = ModelDirectory.of(source)
+    for name in TOKENIZER_FILES:
+        if (directory.path / name).is_file():
+            shutil.copyfile(directory.path / name, target / name)
+    copy_sentence_files(directory.root or directory.path, directory.path, target)
 
 
 def load(

@@ -4,7 +4,7 @@
     directory.kind                            "float", "quantized" or "export"
     directory.config, directory.task          from config.json
     directory.tokenizer, directory.encoder    from the tokenizer's files
-    directory.pooling, directory.max_length   from the files of sentence-transformers
+    directory.sentence, directory.pooling     from the files of sentence-transformers
     directory.quantization, directory.export  what quantization.json and export.json record
 
 Nothing is read before it is asked for, and nothing is read twice. Importing this module loads no torch.
@@ -12,13 +12,14 @@ Nothing is read before it is asked for, and nothing is read twice. Importing thi
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from qdq.errors import CheckpointError, ConfigError, QDQError, describe_problems
+from qdq.sentence.folder import POOLINGS, Pooling, SentenceFolder
+from qdq.sentence.modules_file import transformer_folder
 from qdq.storage import missing_directory, read_json
 
 if TYPE_CHECKING:
@@ -52,21 +53,6 @@ READABLE_QUANTIZATION = (1, 2, 3)
 READABLE_EXPORT = 1
 
 Kind = Literal["float", "quantized", "export"]
-Pooling = Literal["mean", "cls", "max"]
-POOLINGS: tuple[str, ...] = get_args(Pooling)
-
-# The names of sentence-transformers. A mean divided by the root of the length has the same direction as the mean.
-_POOLING_MODES: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "max": "max", "mean_sqrt_len_tokens": "mean"}
-_OLD_POOLING_MODES = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-# The modules of a sentence-transformers directory that leave cosines as they are.
-_KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
 
 
 @dataclass(frozen=True)
@@ -77,10 +63,12 @@ class ModelDirectory:
     been written anew.
 
     Args:
-        path: The directory.
+        path: The directory of the configuration, the weights and the tokenizer.
+        root: The directory of sentence-transformers around it; None if that is ``path`` itself.
     """
 
     path: Path
+    root: Path | None = None
 
     @classmethod
     def of(cls, given: str | Path | ModelDirectory) -> ModelDirectory:
@@ -88,16 +76,18 @@ class ModelDirectory:
 
         Raises:
             CheckpointError: There is no such directory.
+            ConfigError: Its ``modules.json``, which may place the model below it, is damaged.
         """
         if isinstance(given, ModelDirectory):
             return given
         path = Path(given)
         if not path.is_dir():
             raise CheckpointError(missing_directory(path, _CURE))
-        return cls(path)
+        model = transformer_folder(path)
+        return cls(path) if model == path else cls(model, path)
 
     def __str__(self) -> str:
-        return str(self.path)
+        return str(self.root or self.path)
 
     @property
     def kind(self) -> Kind:
@@ -192,7 +182,7 @@ class ModelDirectory:
         """
         from qdq.data.tokenizer import load_tokenizer
 
-        return load_tokenizer(self.path)
+        return self.sentence.lowercased(load_tokenizer(self.path))
 
     @cached_property
     def encoder(self) -> TextEncoder:
@@ -203,38 +193,39 @@ class ModelDirectory:
         """
         from qdq.data.tokenizer import load_encoder
 
-        return load_encoder(self.path, max_length=self.config.max_length, pad_id=self.config.pad_token_id)
+        encoder = load_encoder(self.path, max_length=self.config.max_length, pad_id=self.config.pad_token_id)
+        return replace(encoder, tokenizer=self.sentence.lowercased(encoder.tokenizer))
+
+    @cached_property
+    def sentence(self) -> SentenceFolder:
+        """What the files of sentence-transformers say of texts and vectors."""
+        return SentenceFolder(self.root or self.path, self.path)
 
     @cached_property
     def pooling(self) -> Pooling:
-        """The pooling that the files of sentence-transformers ask for, ``mean`` where they say nothing.
+        """The one pooling that makes the vector of a text, ``mean`` where ``modules.json`` does not exist.
 
         Raises:
-            ConfigError: They ask for a pooling that is not supported, or for modules that change cosines.
+            ConfigError: The vector is made of several poolings, or by further modules, or not supported.
         """
-        file = self.path / "modules.json"
-        kinds = [str(module.get("type", "")).rpartition(".")[-1] for module in _read_optional(file, [])]
-        if foreign := [kind for kind in kinds if kind not in _KNOWN_MODULES]:
+        sentence = self.sentence
+        cure = f"--pooling {'|'.join(POOLINGS)}"
+        if others := sentence.changes_vectors:
             raise ConfigError(
-                f"{file}: the module {', '.join(foreign)} is not supported; --pooling {'|'.join(POOLINGS)} leaves it "
-                "out"
+                f"{sentence.file}: the vectors of this model are not those of a pooling alone, they are made with "
+                f"{', '.join(map(str, others))}; {cure} leaves it out, and an export without --pooling takes it along"
             )
-        file = self.path / "1_Pooling" / "config.json"
-        config = _read_optional(file, {})
-        modes = config.get("pooling_mode", [name for key, name in _OLD_POOLING_MODES.items() if config.get(key)])
-        modes = [modes] if isinstance(modes, str) else modes
-        if not modes:
-            return "mean"
-        if len(modes) > 1 or modes[0] not in _POOLING_MODES:
-            pooling = " and ".join(map(str, modes))
-            raise ConfigError(f"{file}: the pooling {pooling} is not supported; choose one with --pooling")
-        return _POOLING_MODES[modes[0]]
+        modes = sentence.pooling.modes
+        if len(modes) > 1:
+            raise ConfigError(
+                f"{sentence.file}: the poolings {' and '.join(modes)} are joined; {cure} takes one of them"
+            )
+        return modes[0]
 
-    @cached_property
+    @property
     def sentence_length(self) -> int | None:
-        """The longest text in tokens that the files of sentence-transformers ask for; None where they do not say."""
-        length = _read_optional(self.path / "sentence_bert_config.json", {}).get("max_seq_length")
-        return length if isinstance(length, int) else None
+        """The longest text in tokens that sentence-transformers or the tokenizer asks for; None if they do not say."""
+        return self.sentence.max_length
 
     @property
     def max_length(self) -> int:
@@ -247,6 +238,7 @@ def open(path: str | Path | ModelDirectory) -> ModelDirectory:  # noqa: A001 (it
 
     Raises:
         CheckpointError: There is no such directory.
+        ConfigError: Its ``modules.json``, which may place the model below it, is damaged.
     """
     return ModelDirectory.of(path)
 
@@ -295,17 +287,4 @@ def read_export(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(describe_problems(str(file), missing))
     if not (folder / MODEL_FILE).is_file():
         raise CheckpointError(f"{folder}: {MODEL_FILE} is missing")
-    return document
-
-
-def _read_optional(file: Path, default: Any) -> Any:
-    """Read a JSON file that may be missing; it must hold the same kind of value as ``default``."""
-    if not file.is_file():
-        return default
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(document, type(default)):
-        raise ConfigError(f"{file}: must hold a JSON {'object' if default == {} else 'list'}")
     return document

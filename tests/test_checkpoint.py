@@ -197,8 +197,9 @@ def test_fused_attention_is_for_float_models(folder: Path, tmp_path: Path) -> No
 def test_tokenizer_and_sentence_transformers_files_come_along(tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "1_Pooling").mkdir(parents=True)
-    for name in ("vocab.txt", "modules.json", "1_Pooling/config.json", "notes.txt"):
+    for name in ("vocab.txt", "1_Pooling/config.json", "notes.txt"):
         (source / name).write_text("{}")
+    (source / "modules.json").write_text('[{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]')
     model = quantize(tiny(), "linear")
     calibration.calibrate(model, [batch()])
     save(model, tmp_path / "c", recipe=load_recipe("linear"), calibration={}, source=source)

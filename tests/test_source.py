@@ -137,7 +137,8 @@ def with_pooling(path: Path, config: object, *modules: str) -> ModelDirectory:
     [
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
         ({"pooling_mode_max_tokens": True}, "max"),
-        ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean"),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean_sqrt_len_tokens"),
+        ({"pooling_mode": "lasttoken"}, "lasttoken"),
         ({"pooling_mode": "cls"}, "cls"),
         ({"pooling_mode": ["max"]}, "max"),
         ({"word_embedding_dimension": 384}, "mean"),
@@ -157,12 +158,12 @@ def test_the_real_folder(minilm_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "modules", "culprit"),
     [
-        ({"pooling_mode": "lasttoken"}, (), "the pooling lasttoken is not supported"),
-        ({"pooling_mode": ["cls", "mean"]}, (), "the pooling cls and mean is not supported"),
-        ({"pooling_mode": "mean"}, ("Dense",), "the module Dense is not supported"),
+        ({"pooling_mode": "first"}, (), "the pooling first is not supported; choose one with --pooling"),
+        ({"pooling_mode": ["cls", "mean"]}, (), "the poolings cls and mean are joined"),
+        ({"pooling_mode": "mean"}, ("Dense",), r"2_Dense \(Dense\); --pooling .* leaves it out"),
         ([], (), "must hold a JSON object"),
     ],
-    ids=["last-token", "two", "dense", "list"],
+    ids=["unknown", "two", "dense", "list"],
 )
 def test_pooling_that_is_not_supported(config: object, modules: tuple[str, ...], culprit: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=culprit):

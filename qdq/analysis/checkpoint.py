@@ -13,10 +13,12 @@ from qdq.analysis.findings import Findings, MetricFigures
 from qdq.analysis.settings import AnalysisSettings, TaskMetricSettings
 from qdq.analysis.task_metric import TaskMetric
 from qdq.checkpoint import load
-from qdq.data.examples import Columns
+from qdq.data.batches import make_batches
+from qdq.data.examples import Columns, read_examples
 from qdq.data.source import draw
 from qdq.data.text import encode_batches, read_samples
 from qdq.errors import CheckpointError
+from qdq.sentence.prompts import with_prompt
 from qdq.source import ModelDirectory
 from qdq.tasks.evaluation_settings import EvaluationSettings
 from qdq.tasks.model_under_test import ModelUnderTest, open_model_under_test
@@ -131,15 +133,25 @@ def _text_batches(
     under_test: ModelUnderTest, data: Any, settings: AnalysisSettings, columns: Columns | None
 ) -> list[dict[str, Tensor]]:
     columns = columns or Columns()
+    length = min(settings.seq_len, under_test.max_length)
+    if under_test.directory.task == "multiple-choice":
+        # The scores of one choice alone cannot be compared: a batch has all choices of its questions.
+        questions = draw(read_examples(data, "multiple-choice", columns=columns), settings.num_samples, settings.seed)
+        encoder = under_test.directory.encoder
+        batches = make_batches(questions, encoder, "multiple-choice", batch_size=settings.batch_size, max_length=length)
+        return [batch.inputs for batch in batches]
     samples = read_samples(data, text_column=columns.text, text_pair_column=columns.text_pair)
     texts = draw(samples, settings.num_samples, settings.seed)
+    directory, longest = under_test.directory, under_test.max_length
+    if directory.sentence.modules is not None:
+        texts, longest = list(with_prompt(texts, directory.sentence.default_prompt)), directory.max_length
     texts.sort(key=lambda sample: len(sample.text))  # texts of one length in a batch need little padding
     return list(
         encode_batches(
             texts,
-            under_test.directory.tokenizer,
+            directory.tokenizer,
             batch_size=settings.batch_size,
-            seq_len=min(settings.seq_len, under_test.max_length),
+            seq_len=min(settings.seq_len, longest),
             pad_token_id=under_test.config.pad_token_id or 0,
         )
     )

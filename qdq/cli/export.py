@@ -72,8 +72,8 @@ def export(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Return one vector per text, pooled by mean, cls or max; auto reads the pooling from the model's "
-            "directory (1_Pooling).",
+            help="Return one vector per text, pooled by mean, cls, max, mean_sqrt_len_tokens, weightedmean or "
+            "lasttoken; auto does what the model's modules.json says, scaling to length 1 included.",
             rich_help_panel="Export interface",
         ),
     ] = None,
@@ -184,17 +184,15 @@ def export(
     if in_float and recipe is not None:
         raise ExportError("--recipe goes with --target: a model exported with --float has no quantizers")
     from exporters import directory
-    from exporters.interface import CACHES, ExportInterface
+    from exporters.interface import CACHES, ExportInterface, with_pooling_of
     from exporters.onnx.inspect import model_bytes
     from qdq.source import MODEL_FILE, POOLINGS, ModelDirectory
 
     for option, value, known in (("--pooling", pooling, ("auto", *POOLINGS)), ("--cache", cache, CACHES)):
         if value is not None and value not in known:
             raise ExportError(f"{option} {value}: it must be one of {', '.join(known)}")
-    if pooling == "auto":
-        pooling = ModelDirectory.of(model).pooling
     interface = ExportInterface(
-        pooling=pooling,  # type: ignore[arg-type]
+        pooling=None if pooling == "auto" else pooling,  # type: ignore[arg-type]
         normalize=normalize,
         softmax=softmax,
         argmax=argmax,
@@ -204,6 +202,8 @@ def export(
         cache=cache,  # type: ignore[arg-type]
         dtype=dtype,  # type: ignore[arg-type]
     )
+    if pooling == "auto":
+        interface = with_pooling_of(ModelDirectory.of(model), interface)
     tuning = None
     if tune:
         if target != "onnxruntime":

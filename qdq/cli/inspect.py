@@ -75,6 +75,9 @@ def inspect(
     wants_plan = recipe is not None or bool(recipe_changes)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or directory")
+    from qdq.sentence.modules_file import transformer_folder
+
+    path = transformer_folder(path) if path.is_dir() else path
     is_config = path.is_file() and path.suffix == ".json"
     if is_config or (wants_plan and path.is_dir() and (path / "config.json").is_file()):
         _inspect_plan(session, path, choice if wants_plan else None, task)

@@ -211,7 +211,9 @@ def check_task(task: str) -> None:
         raise ConfigError(f"there is no task {task!r} to read examples for; there are {', '.join(TASKS)}")
 
 
-def choose_columns(columns: Columns, task: str, available: Sequence[str], *, name: str) -> Layout:
+def choose_columns(
+    columns: Columns, task: str, available: Sequence[str], *, name: str, is_table: bool = False
+) -> Layout:
     """Choose the columns to read for a task.
 
     Args:
@@ -219,6 +221,7 @@ def choose_columns(columns: Columns, task: str, available: Sequence[str], *, nam
         task: One of :data:`TASKS`.
         available: The columns of the source.
         name: The name of the source, for messages.
+        is_table: Whether the columns are the first line of a file, which may be data.
 
     Raises:
         DataError: A column that the user names does not exist, or no column has a usual name for something that the
@@ -244,7 +247,10 @@ def choose_columns(columns: Columns, task: str, available: Sequence[str], *, nam
         raise DataError(f"{name}: plain text has no columns, which {task} needs; give a .csv, .tsv or .jsonl file")
     if layout is None:
         nothing = f"{_lacking(task)} has a usual name among its columns {quoted(available)}"
-        raise DataError(f"{name}: {nothing}; {_CURES[task]}")
+        cure = _CURES[task]
+        if is_table:
+            cure += "; if the first line is data and no header, the columns are called 0, 1, ..."
+        raise DataError(f"{name}: {nothing}; {cure}")
     return layout
 
 
@@ -338,6 +344,7 @@ _SHAPES = {
     "nt": ("label", "sentence"),
     "tnet": ("source", "label", "mark", "sentence"),
     "tntt": ("source", "label", "mark", "sentence"),
+    "tttnntt": ("genre", "filename", "year", "index", "score", "sentence1", "sentence2"),
 }
 
 
@@ -349,6 +356,7 @@ def headerless_names(columns: Columns, task: str, first: Sequence[str]) -> tuple
     3. ``score, text, text`` or ``text, text, score``, with a number or nothing as score: a pair with its score.
     4. ``text, number`` or ``number, text``: a sentence with its label.
     5. ``text, number, anything, text``: the source, label, mark and sentence of CoLA.
+    6. ``text, text, text, number, number, text, text``: the genre, file, year, number, score and sentences of STS-B.
 
     Args:
         columns: The columns that the user names.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -11,7 +12,17 @@ from qdq.errors import DataError, describe_problems
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["BARE", "HeaderRule", "Problems", "Record", "first_row_is_header", "json_type", "quoted"]
+__all__ = [
+    "BARE",
+    "HeaderRule",
+    "Hints",
+    "Problems",
+    "Record",
+    "first_row_is_header",
+    "json_type",
+    "quoted",
+    "share",
+]
 
 #: The column name of a row without columns: a line of text, or a bare JSON string.
 BARE = ""
@@ -37,7 +48,7 @@ class Record:
 
 
 class Problems:
-    """Collect the problems of one input, so that the user sees them together.
+    """Collect the problems of one input, so that the user sees them together, and what its reader decided.
 
     The first twenty are kept as text and the others are only counted: memory does not grow with a damaged file.
 
@@ -50,6 +61,7 @@ class Problems:
     def __init__(self, name: str) -> None:
         self.name = name
         self.count = 0
+        self.notes: dict[str, int] = {}
         self._shown: list[str] = []
 
     def __bool__(self) -> bool:
@@ -60,6 +72,15 @@ class Problems:
         self.count += 1
         if len(self._shown) < self.LIMIT:
             self._shown.append(f"{location}: {problem}")
+
+    def note(self, text: str, level: int = logging.INFO) -> None:
+        """Note what the reader decided about the input, or what a user should know of it.
+
+        Args:
+            text: A sentence without the name of the input.
+            level: ``logging.WARNING`` where the input is likely not what the user meant.
+        """
+        self.notes[text] = level
 
     def raise_if_any(self) -> None:
         """Raise the problems that were added, if there are any.
@@ -76,9 +97,29 @@ def first_row_is_header(_: Sequence[str]) -> None:
     """Apply the header rule of tables whose first row always names the columns."""
 
 
+@dataclass(frozen=True)
+class Hints:
+    """What a reader of files should know of its caller.
+
+    Args:
+        header: The header rule of tables.
+        split: The split to read, where one file may hold several.
+        words: Whether the caller wants words with tags rather than texts.
+    """
+
+    header: HeaderRule = first_row_is_header
+    split: str | None = None
+    words: bool = False
+
+
 def quoted(names: Sequence[str]) -> str:
     """Return the names in quotes, separated by commas."""
     return ", ".join(repr(name) for name in names)
+
+
+def share(part: float, whole: float) -> str:
+    """Return ``40 of 60 rows (66.7 %)``."""
+    return f"{part} of {whole} rows ({100 * part / max(whole, 1):.1f} %)"
 
 
 def json_type(value: Any) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qdq.data.example_types import ChoiceExample, Example, IdsExample, Label, QuestionExample, TextExample, TokenExample
-from qdq.data.labels import LabelError, Labels, is_unlabelled, number_of
+from qdq.data.label_values import is_missing, is_unlabelled, number_of
+from qdq.data.labels import LabelError
 from qdq.data.records import BARE, json_type, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from qdq.data.columns import Layout
+    from qdq.data.label_reading import LabelReading
     from qdq.data.records import Record
 
 __all__ = ["RowError", "build_example", "is_labelled"]
@@ -27,8 +29,7 @@ def build_example(
     task: str,
     *,
     index: int,
-    labels: Labels | None,
-    class_names: Mapping[str, Sequence[str]],
+    reading: LabelReading,
 ) -> Example:
     """Build the example of a row.
 
@@ -37,8 +38,7 @@ def build_example(
         layout: The columns to read.
         task: The task that the example is for.
         index: The index of the example.
-        labels: The labels of the head; None keeps numbers as they are.
-        class_names: By column, the class names of its numbers, where the source has them.
+        reading: How labels become ids of the head.
 
     Raises:
         RowError: The row has no such column, or a value has the wrong type.
@@ -48,15 +48,16 @@ def build_example(
     if record.repeated and (repeated := [name for name in layout.names if name in record.repeated]):
         raise RowError(f"more than one column is called {quoted(repeated)}; rename all but one")
     location = record.location
-    label = _Label(values, labels, class_names)
+    label = _Label(values, reading)
     if layout.ids:
         return _ids(values, layout, task, label, index, location)
     if task == "question-answering":
         return _question(values, layout, index, location)
     if task == "multiple-choice":
         choices = _choices(values, layout)
-        right = _right_choice(values, layout, len(choices))
-        return ChoiceExample(index, location, _text(values, layout.text), choices, right)
+        right = _right_choice(values, layout, choices, first=reading.first_number)
+        whole = _after_stem(values, layout, choices)
+        return ChoiceExample(index, location, _text(values, layout.text), whole, right)
     if task == "token-classification":
         tokens = _tokens(values, layout.tokens)
         tags = label.list_of(layout.tags)
@@ -79,25 +80,27 @@ def is_labelled(example: Example) -> bool:
 class _Label:
     """Read the labels of one row as ids of the head."""
 
-    def __init__(self, values: Mapping[str, Any], labels: Labels | None, names: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, values: Mapping[str, Any], reading: LabelReading) -> None:
         self._values = values
-        self._labels = labels
-        self._names = names
+        self._reading = reading
 
     def of(self, column: str | None, *, score: bool) -> Label | None:
         """Return the label in a column, or None where the row has none."""
+        reading = self._reading
         value = None if column is None else self._values.get(column)
-        score = score or (self._labels is not None and self._labels.is_regression)
-        if is_unlabelled(value, score=score):
+        score = score or (reading.labels is not None and reading.labels.is_regression)
+        if reading.is_unlabelled(value, score=score):
             return None
         if score:
             number = number_of(value)
             if number is None:
-                raise LabelError(f"the score {value!r} is not a number")
+                comma = isinstance(value, str) and number_of(value.replace(",", ".", 1)) is not None
+                hint = "; write decimals with a point" if comma else ""
+                raise LabelError(f"the score {value!r} is not a number{hint}")
             return number
-        if self._labels is not None and self._labels.multi_label:
-            return self._labels.vector_of(value)
-        return self._class(column, value)
+        if reading.labels is not None and reading.labels.multi_label:
+            return reading.vector_of(value)
+        return reading.class_of(column, value)
 
     def list_of(self, column: str | None) -> tuple[int, ...] | None:
         """Return one label for each token, or None where the row has none."""
@@ -106,19 +109,7 @@ class _Label:
             return None
         if not isinstance(value, list | tuple):
             raise RowError(f"{column!r} is {json_type(value)}, where a list with a tag for each token is expected")
-        return tuple([self._class(column, tag) for tag in value])
-
-    def _class(self, column: str | None, value: Any) -> int:
-        names = self._names.get(column or "", ())
-        if self._labels is None:
-            number = number_of(value)
-            if number is None or not number.is_integer():
-                raise LabelError(f"the label {value!r} is not a whole number, and no label names of a head are known")
-            return int(number)
-        # The model may number its labels in another order than the data set: only the name says what a number means.
-        if names and type(value) is int and 0 <= value < len(names) and all(map(self._labels.knows, names)):
-            value = names[value]
-        return self._labels.id_of(value)
+        return tuple([self._reading.class_of(column, tag) for tag in value])
 
 
 def _value(values: Mapping[str, Any], column: str) -> Any:
@@ -139,12 +130,17 @@ def _text(values: Mapping[str, Any], column: str | None) -> str:
 def _text_and_pair(values: Mapping[str, Any], layout: Layout) -> tuple[str, str | None]:
     if layout.tokens is not None:
         return " ".join(_tokens(values, layout.tokens)), None
-    text = _text(values, layout.text)
+    # A null is no text, as an empty field of a table is.
+    text = "" if _is_null(_value(values, layout.text or "")) else _text(values, layout.text)
     if layout.choices:
-        return text, _choices(values, layout)[0]
-    if layout.text_pair is None or _value(values, layout.text_pair) is None:
+        return text, _after_stem(values, layout, _choices(values, layout))[0]
+    if layout.text_pair is None or _is_null(_value(values, layout.text_pair)):
         return text, None
     return text, _text(values, layout.text_pair)
+
+
+def _is_null(value: Any) -> bool:
+    return is_missing(value) and not isinstance(value, str)
 
 
 def _tokens(values: Mapping[str, Any], column: str | None) -> tuple[str, ...]:
@@ -155,24 +151,29 @@ def _tokens(values: Mapping[str, Any], column: str | None) -> tuple[str, ...]:
 
 
 def _choices(values: Mapping[str, Any], layout: Layout) -> tuple[str, ...]:
-    if len(layout.choices) == 1:
-        value = _value(values, layout.choices[0])
-        found = value.get("text") if isinstance(value, dict) else value
-        if not isinstance(found, list | tuple) or not all(isinstance(choice, str) for choice in found) or not found:
-            raise RowError(f"{layout.choices[0]!r} is {json_type(value)}, where a list of texts is expected")
-        choices = tuple(found)
-    else:
-        choices = tuple(_text(values, column) for column in layout.choices)
+    """Return the choices as they stand in the row."""
+    if len(layout.choices) > 1:
+        return tuple(_text(values, column) for column in layout.choices)
+    value = _value(values, layout.choices[0])
+    found = value.get("text") if isinstance(value, dict) else value
+    if not isinstance(found, list | tuple) or not all(isinstance(choice, str) for choice in found) or not found:
+        raise RowError(f"{layout.choices[0]!r} is {json_type(value)}, where a list of texts is expected")
+    return tuple(found)
+
+
+def _after_stem(values: Mapping[str, Any], layout: Layout, choices: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the choices after the beginning that each of them completes."""
     stem = _text(values, layout.stem) if layout.stem is not None else ""
     return tuple(f"{stem} {choice}" for choice in choices) if stem else choices
 
 
-def _right_choice(values: Mapping[str, Any], layout: Layout, choices: int) -> int | None:
-    """Return the index of the right choice, which rows write in one of three ways.
+def _right_choice(values: Mapping[str, Any], layout: Layout, choices: tuple[str, ...], *, first: int) -> int | None:
+    """Return the index of the right choice, which rows write in one of four ways.
 
     1. The key of a choice, where the choices have keys (``{"text": [...], "label": ["A", ...]}``).
     2. A letter; A is the first choice.
-    3. A number from 0. In a column ``answer`` beside choices that are numbered from 1, it counts from 1.
+    3. The text of a choice.
+    4. A number from ``first``. In a column ``answer`` beside choices that are numbered from 1, it counts from 1.
     """
     value = None if layout.label is None else values.get(layout.label)
     if is_unlabelled(value, score=False):
@@ -181,16 +182,22 @@ def _right_choice(values: Mapping[str, Any], layout: Layout, choices: int) -> in
     keys = whole.get("label") if isinstance(whole, dict) else None
     if isinstance(keys, list | tuple) and value in keys:
         return keys.index(value)
-    if isinstance(value, str) and len(value.strip()) == 1 and value.strip().isalpha():
-        number: float | None = ord(value.strip().upper()) - ord("A")
-    else:
-        number = number_of(value)
+    number = number_of(value)
+    count = len(choices)
+    if number is None and isinstance(value, str):
+        text = value.strip()
+        if len(text) == 1 and text.isalpha():
+            number = ord(text.upper()) - ord("A")
+        elif choices.count(text) == 1:
+            number = choices.index(text)
+    elif number is not None:
         # Sets such as WinoGrande have option1 and option2, and an answer of 1 or 2.
         from_one = layout.label == "answer" and layout.choices[0].endswith("1")
-        number = number - 1 if number is not None and from_one else number
-    if number is None or not float(number).is_integer() or not 0 <= number < choices:
+        number -= 1 if from_one else first
+    if number is None or not float(number).is_integer() or not 0 <= number < count:
         raise LabelError(
-            f"the label {value!r} is not one of the {choices} choices, 0 to {choices - 1} or A to {chr(64 + choices)}"
+            f"the label {value!r} is not one of the {count} choices, {first} to {count - 1 + first} or A to "
+            f"{chr(64 + count)}"
         )
     return int(number)
 

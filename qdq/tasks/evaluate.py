@@ -216,7 +216,9 @@ def score_model(
         raise ConfigError(f"no task {task!r} to evaluate; there are {', '.join(TASKS)}")
     # Each task is a module with a function score(), imported only when it is evaluated.
     score: Callable[[Evaluator], Scores] = import_module(f"qdq.tasks.{task.replace('-', '_')}").score
-    scores = score(Evaluator(model, data, settings, progress))
+    evaluator = Evaluator(model, data, settings, progress)
+    scores = score(evaluator)
+    scores = replace(scores, notes=(*evaluator.notes, *scores.notes))
     if not rows_of(scores.table):
         name = data if isinstance(data, str | Path) else "the rows given"
         raise DataError(f"{name}: no labeled example for the task {task}")

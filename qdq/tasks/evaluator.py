@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from qdq.data.batches import make_batches
 from qdq.data.examples import read_examples
+from qdq.data.source import log
 from qdq.errors import VerificationError
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ class Evaluator:
         settings: How to evaluate.
         progress: Called after every batch.
         total: The number of examples, which is known after :meth:`examples`.
+        notes: What was decided about the data that a reader of the figures should know.
     """
 
     model: ModelUnderTest
@@ -72,6 +75,7 @@ class Evaluator:
     settings: EvaluationSettings
     progress: Progress = silent
     total: int | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def encoder(self) -> TextEncoder:
@@ -100,11 +104,19 @@ class Evaluator:
             seed=settings.seed,
             need_labels=need_labels,
             split=settings.split,
+            say=self._say,
         )
         # Checking reads all the data, which would use up an iterator.
         if not isinstance(self.data, Iterator):
             self.total = examples.check().examples
         return examples
+
+    def _say(self, level: int, text: str) -> None:
+        """Keep a note that matters to the figures with them; log one that only tells how the data is read."""
+        if level < logging.WARNING:
+            log(level, text)
+        else:
+            self.notes.append(text)
 
     def batches(self, examples: Iterable[Example], task: str, **options: Any) -> Iterator[Batch]:
         """Make batches of rows of similar length; the options are those of ``make_batches``."""

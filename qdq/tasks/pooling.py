@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from qdq.sentence import pooling
 
 if TYPE_CHECKING:
     from qdq.source import Pooling
@@ -21,16 +24,7 @@ def pool(hidden: NDArray[Any], mask: NDArray[Any], how: Pooling) -> Vectors:
     Args:
         hidden: Token vectors ``(batch, seq, hidden)``.
         mask: Attention mask ``(batch, seq)``; tokens with 0 do not count.
-        how: ``mean`` of the tokens, ``cls`` for the first token, or ``max`` of each component.
+        how: The name of the pooling, see :func:`qdq.sentence.pooling.pool`.
     """
-    visible = mask != 0
-    if how == "cls":
-        return np.take_along_axis(hidden, visible.argmax(axis=1)[:, np.newaxis, np.newaxis], axis=1)[:, 0]
-    if how == "max":
-        # Padding must never be the largest value.
-        largest: Vectors = np.where(visible[..., np.newaxis], hidden, -np.inf).max(axis=1).astype(hidden.dtype)
-        return largest
-    # A product of matrices instead of a masked mean: it needs no copy of the token vectors.
-    shares = visible / np.maximum(visible.sum(axis=1, keepdims=True), 1)
-    mean: Vectors = np.matmul(shares[:, np.newaxis].astype(hidden.dtype), hidden)[:, 0]
-    return mean
+    found: Vectors = pooling.pool(torch.from_numpy(hidden), torch.from_numpy(mask), how).numpy()
+    return found

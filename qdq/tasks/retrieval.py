@@ -23,16 +23,19 @@ from qdq.data.examples import TextExample
 from qdq.data.records import Problems
 from qdq.data.source import draw, open_source
 from qdq.errors import DataError
-from qdq.tasks.embeddings import embed, embed_in_batches, embedding_settings
+from qdq.sentence.folder import SETTINGS_FILE
+from qdq.tasks.embeddings import Embeddings
 from qdq.tasks.evaluator import Scores
 from qdq.tasks.example_table import TableBuilder
 from qdq.tasks.metrics import mean
+from qdq.tasks.similarity import similarity_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from qdq.sentence.folder import SentenceFolder
     from qdq.tasks.evaluator import Evaluator
     from qdq.tasks.example_table import Numbers
 
@@ -55,43 +58,66 @@ class _Row:
 
 
 def score(evaluator: Evaluator) -> Scores:
-    """Score recall at 1, 5 and 10 and the mean reciprocal rank within 10, by the cosine of embeddings.
+    """Score recall at 1, 5 and 10 and the mean reciprocal rank within 10, by the similarity of embeddings.
 
-    Recall is the share of a query's positives among the nearest passages. Passages with the same cosine as a positive
+    The similarity is the cosine, unless the model's directory names another. Queries and passages get the prompts that
+    ``encode_query`` and ``encode_document`` of sentence-transformers put in front of them.
+
+    Recall is the share of a query's positives among the nearest passages. Passages as similar as a positive
     count as nearer, so that a model with equal embeddings for all texts scores 0. Four numbers are kept for each query,
     and the embedding of each passage.
 
     Raises:
+        ConfigError: The directory asks for vectors that are not supported.
         DataError: Rows have no query or no positive; the message lists all of them.
     """
     rows = _Rows(evaluator)
+    embeddings = Embeddings(evaluator)
+    folder = embeddings.folder
     ids: dict[bytes, int] = {}
     # The data is read twice: first for all passages, whose embeddings stay in memory, then for the queries.
-    passages = np.stack(list(embed(evaluator, _passages(rows, ids))) or [np.zeros(0, dtype=np.float32)])
+    vectors = list(embeddings.embed(_passages(rows, ids), prompt=folder.document_prompt))
+    passages = np.stack(vectors or [np.zeros(0, dtype=np.float32)])
     if not ids:
         raise DataError(f"{rows.name}: no row with a query and a passage that answers it")
     relevant: dict[int, NDArray[Any]] = {}
     table = TableBuilder(*(f"recall@{k}" for k in RECALLS), f"mrr@{MRR}")
     count, seed = evaluator.settings.num_samples, evaluator.settings.seed
     chosen = rows if count is None else draw(rows, count, seed)
-    for batch, queries in embed_in_batches(evaluator, _queries(chosen, ids, relevant)):
+    texts = _queries(chosen, ids, relevant)
+    for batch, queries in embeddings.embed_in_batches(texts, prompt=folder.query_prompt):
+        similarities = similarity_matrix(queries, passages, embeddings.similarity)
         found = [
-            _of_query(cosines, relevant.pop(index))
-            for index, cosines in zip(batch.index.tolist(), queries @ passages.T, strict=True)
+            _of_query(values, relevant.pop(index))
+            for index, values in zip(batch.index.tolist(), similarities, strict=True)
         ]
         table.put(batch.index, **{name: [row[name] for row in found] for name in found[0]})
     return Scores(
         table.finish(),
         tuple(mean(name) for name in (f"mrr@{MRR}", *(f"recall@{k}" for k in RECALLS))),
-        settings={**embedding_settings(evaluator), "passages": len(passages)},
+        settings={
+            **embeddings.settings(query_prompt=folder.query_prompt, passage_prompt=folder.document_prompt),
+            "passages": len(passages),
+        },
+        notes=(*embeddings.notes(), *_prompt_notes(folder)),
     )
 
 
-def _of_query(cosines: Numbers, positives: NDArray[Any]) -> dict[str, float]:
-    """Return the metrics of one query from its cosine to every passage."""
-    # A positive ranks after all other passages of the same cosine; the order among positives does not matter.
-    others = np.delete(cosines, positives)
-    own = -np.sort(-cosines[positives])
+def _prompt_notes(folder: SentenceFolder) -> list[str]:
+    """Return a sentence if a prompt looks made for passages, and is not put in front of them."""
+    if (name := folder.unused_passage_prompt) is None:
+        return []
+    return [
+        f"the prompt {name!r} is not put in front of passages, as in sentence-transformers, which takes 'document' "
+        f"first: call it 'document' in {folder.root / SETTINGS_FILE} to use it"
+    ]
+
+
+def _of_query(similarities: Numbers, positives: NDArray[Any]) -> dict[str, float]:
+    """Return the metrics of one query from its similarity to every passage."""
+    # A positive ranks after all other passages of the same similarity; the order among positives does not matter.
+    others = np.delete(similarities, positives)
+    own = -np.sort(-similarities[positives])
     ranks = np.array([int((others >= value).sum()) for value in own]) + np.arange(1, len(own) + 1)
     recalls = {f"recall@{k}": float((ranks <= k).mean()) for k in RECALLS}
     return {**recalls, f"mrr@{MRR}": 1 / ranks[0] if ranks[0] <= MRR else 0.0}

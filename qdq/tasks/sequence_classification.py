@@ -9,6 +9,7 @@ import numpy as np
 from qdq.data.labels import Labels
 from qdq.tasks.evaluator import Scores
 from qdq.tasks.example_table import TableBuilder
+from qdq.tasks.label_order import LabelPairs
 from qdq.tasks.metrics import classification, correlations, mean, mean_squared_error, overlap
 
 if TYPE_CHECKING:
@@ -39,14 +40,22 @@ def score(evaluator: Evaluator) -> Scores:
     for batch, outputs in evaluator.outputs(evaluator.batches(examples, "sequence-classification")):
         target = batch["labels"].numpy()
         table.put(batch.index, **_numbers(outputs["logits"], target, labels))
-    return Scores(table.finish(), metrics, skipped=examples.skipped)
+    finished = table.finish()
+    notes = []
+    if examples.takes_ids and not labels.multi_label and not labels.is_regression:
+        pairs = LabelPairs(labels)
+        pairs.add(finished["prediction"], finished["label"])
+        notes = pairs.notes()
+    return Scores(finished, metrics, skipped=examples.skipped, notes=tuple(notes))
 
 
 def labels_of(config: ModelConfig) -> Labels:
     """Return the labels of a head."""
-    # Some configurations have only one of the two maps.
-    ids = config.label2id or {name: index for index, name in (config.id2label or {}).items()}
-    return Labels.of(config.num_labels, ids, multi_label=config.problem_type == "multi_label_classification")
+    multi_label = config.problem_type == "multi_label_classification"
+    # id2label is what pipelines answer with, so it decides; label2id may be left over from an earlier head.
+    if config.id2label:
+        return Labels.of_ids(config.num_labels, config.id2label, multi_label=multi_label)
+    return Labels.of(config.num_labels, config.label2id, multi_label=multi_label)
 
 
 def _kind(labels: Labels) -> tuple[tuple[str, ...], tuple[Metric, ...]]:

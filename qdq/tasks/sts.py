@@ -1,4 +1,4 @@
-"""Semantic textual similarity: how the cosine of two embeddings correlates with the scores of people."""
+"""Semantic textual similarity: how the similarity of two embeddings correlates with the scores of people."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 
 from qdq.data.examples import TextExample
 from qdq.errors import DataError
-from qdq.tasks.embeddings import embed, embedding_settings
+from qdq.tasks.embeddings import Embeddings
 from qdq.tasks.evaluator import Scores
 from qdq.tasks.example_table import TableBuilder
 from qdq.tasks.metrics import correlations
+from qdq.tasks.similarity import pairwise_similarity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,30 +23,37 @@ if TYPE_CHECKING:
 
 __all__ = ["score"]
 
-_CHUNK = 512  # vectors whose cosines are computed at once
+_CHUNK = 512  # vectors whose similarities are computed at once
 
 
 def score(evaluator: Evaluator) -> Scores:
-    """Score Spearman's and Pearson's correlation of cosine and score. Two numbers are kept for each pair.
+    """Score Spearman's and Pearson's correlation of similarity and score. Two numbers are kept for each pair.
+
+    The similarity is the cosine, unless the model's directory names another. The directory's default prompt is put in
+    front of both texts.
 
     Raises:
+        ConfigError: The directory asks for vectors that are not supported.
         DataError: The data has no pairs of texts with scores.
     """
     examples = evaluator.examples("sts")
     table = TableBuilder("similarity", "score")
+    embeddings = Embeddings(evaluator)
+    prompt = embeddings.folder.default_prompt
     # While embed() consumes the texts, _texts() stores the scores of their pairs in the table.
-    vectors = embed(evaluator, _texts(examples, table), rows_per_example=2)
+    vectors = embeddings.embed(_texts(examples, table), prompt=prompt, rows_per_example=2)
     done = 0
     while chunk := list(islice(vectors, _CHUNK)):
         pairs = np.stack(chunk).reshape(len(chunk) // 2, 2, -1)
-        cosines = np.einsum("ph,ph->p", pairs[:, 0], pairs[:, 1])
-        table.put(np.arange(done, done + len(cosines)), similarity=cosines)
-        done += len(cosines)
+        values = pairwise_similarity(pairs[:, 0], pairs[:, 1], embeddings.similarity)
+        table.put(np.arange(done, done + len(values)), similarity=values)
+        done += len(values)
     return Scores(
         table.finish(),
         correlations("similarity", "score"),
         skipped=examples.skipped,
-        settings=embedding_settings(evaluator),
+        settings=embeddings.settings(prompt=prompt),
+        notes=embeddings.notes(),
     )
 
 

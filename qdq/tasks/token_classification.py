@@ -10,6 +10,7 @@ from qdq.data.examples import TokenExample
 from qdq.errors import DataError, MissingPackageError
 from qdq.tasks.evaluator import Scores
 from qdq.tasks.example_table import TableBuilder
+from qdq.tasks.label_order import LabelPairs
 from qdq.tasks.metrics import overlap, ratio
 from qdq.tasks.sequence_classification import labels_of
 
@@ -42,6 +43,7 @@ def score(evaluator: Evaluator) -> Scores:
     has_entities = _describe_entities(labels.names)
     table = TableBuilder("right", "words", "hits", "predicted", "true")
     count = _EntityCounter(labels.names) if has_entities else None
+    orders = LabelPairs(labels)
     unseen = 0
     examples = evaluator.examples("token-classification", labels)
     for batch, outputs in evaluator.outputs(evaluator.batches(examples, "token-classification")):
@@ -50,6 +52,8 @@ def score(evaluator: Evaluator) -> Scores:
         # A word that has no first token in its row was cut off, or is empty for the tokenizer.
         unseen += sum(map(len, truths)) - int((batch.word_ids.numpy() >= 0).sum())  # type: ignore[union-attr]
         pairs = list(zip(predictions, truths, strict=True))
+        if examples.takes_ids:
+            orders.add(np.concatenate(predictions), np.concatenate(truths))
         entities = np.array([count(*pair) if count else (0, 0, 0) for pair in pairs], dtype=np.float64).reshape(-1, 3)
         table.put(
             batch.index,
@@ -61,6 +65,7 @@ def score(evaluator: Evaluator) -> Scores:
         )
     accuracy = ratio("accuracy", "right", "words")
     notes = [] if has_entities else ["the labels of the head describe no entities (B-, I-, E-, S-, O): accuracy only"]
+    notes += orders.notes()
     if unseen:
         notes.append(
             f"{unseen} words are beyond the longest sequence or have no token, and count as outside of entities"

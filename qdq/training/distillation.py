@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from qdq.models.config import ModelConfig
+    from qdq.training.embedding_loss import Embedder
     from qdq.training.settings import Distillation
 
 __all__ = ["DistillationLoss", "attention_loss", "hidden_loss", "logits_loss", "teacher_problems"]
@@ -143,12 +144,21 @@ class DistillationLoss:
         weights: Weights of the terms, and the temperature.
         pooling: How token vectors become one vector, for models that embed pairs of texts
             (:mod:`qdq.training.embedding_loss`); None for models with a head.
+        teacher_pooling: The same for the teacher, if it is another.
     """
 
-    def __init__(self, teacher: nn.Module, weights: Distillation, *, pooling: str | None = None) -> None:
+    def __init__(
+        self,
+        teacher: nn.Module,
+        weights: Distillation,
+        *,
+        pooling: Embedder | None = None,
+        teacher_pooling: Embedder | None = None,
+    ) -> None:
         self.teacher = teacher.eval().requires_grad_(requires_grad=False)
         self.weights = weights
         self._pooling = pooling
+        self._teacher_pooling = pooling if teacher_pooling is None else teacher_pooling
         kind = getattr(getattr(teacher, "config", None), "problem_type", None)
         self._independent = kind == "multi_label_classification"
 
@@ -184,15 +194,16 @@ class DistillationLoss:
 
     def _task_loss(self, student: Any, batch: Mapping[str, Tensor]) -> Tensor:
         if self._pooling is not None:
-            return pairs_loss(self._embed(student, batch), batch["labels"])
+            return pairs_loss(_embed(student, batch, self._pooling), batch["labels"])
         if student.loss is None:
             raise ConfigError("batches have no labels: give the task the weight 0 to learn from the teacher alone")
         loss: Tensor = student.loss
         return loss
 
     def _logits_loss(self, student: Any, teacher: Any, batch: Mapping[str, Tensor], mask: Tensor) -> Tensor:
-        if self._pooling is not None:
-            return embedding_loss(self._embed(student, batch), self._embed(teacher, batch))
+        if self._pooling is not None and self._teacher_pooling is not None:
+            vectors = _embed(student, batch, self._pooling), _embed(teacher, batch, self._teacher_pooling)
+            return embedding_loss(*vectors)
         names = [name for name in _LOGITS if getattr(student, name, None) is not None]
         losses = []
         for name in names:
@@ -208,8 +219,9 @@ class DistillationLoss:
             losses.append(logits_loss(a, b, self.weights.temperature, counts, independent=self._independent))
         return torch.stack(losses).mean()
 
-    def _embed(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        return embed(output.last_hidden_state, batch["attention_mask"].flatten(0, 1), str(self._pooling))
+
+def _embed(output: Any, batch: Mapping[str, Tensor], pooling: Embedder) -> Tensor:
+    return embed(output.last_hidden_state, batch["attention_mask"].flatten(0, 1), pooling)
 
 
 def _mean(each: Tensor, counts: Tensor) -> Tensor:

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from qdq.errors import ConfigError
+from qdq.sentence.pooling import pool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["cosent_loss", "embed", "embedding_loss", "pairs_loss", "sts_loss", "texts_of"]
+__all__ = ["Embedder", "cosent_loss", "embed", "embedding_loss", "pairs_loss", "sts_loss", "texts_of"]
+
+#: The name of a pooling, or a function that makes vectors ``(texts, width)`` of token vectors and attention mask.
+Embedder: TypeAlias = str | Callable[[Tensor, Tensor], Tensor]
 
 _SCALE = 20.0  # of cosines; that of the paper and of sentence-transformers
 
 
-def sts_loss(model: nn.Module, batch: Mapping[str, Tensor], *, pooling: str = "mean") -> Tensor:
+def sts_loss(model: nn.Module, batch: Mapping[str, Tensor], *, pooling: Embedder = "mean") -> Tensor:
     """Return the :func:`cosent_loss` of the embeddings of pairs, ``()``.
 
     Args:
         model: A model that returns ``last_hidden_state``.
         batch: ``input_ids`` and the other inputs ``(batch, 2, seq)``, ``labels`` ``(batch,)``.
-        pooling: How token vectors become one vector: ``mean``, ``cls`` or ``max``.
+        pooling: How token vectors become one vector: the name of a pooling, or a function.
 
     Raises:
-        ConfigError: If the pooling is another one.
+        ConfigError: If there is no such pooling.
     """
     texts = texts_of(batch)
     hidden = model(**texts).last_hidden_state
@@ -39,19 +43,20 @@ def texts_of(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.flatten(0, 1) for name, tensor in batch.items() if name != "labels"}
 
 
-def embed(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
+def embed(hidden: Tensor, mask: Tensor, pooling: Embedder) -> Tensor:
     """Return embeddings of length 1 in float32, ``(texts, hidden)``.
 
     Args:
         hidden: Token vectors, ``(texts, seq, hidden)``.
         mask: Attention mask, ``(texts, seq)``, 0 at padding.
-        pooling: ``mean``, ``cls`` or ``max``.
+        pooling: The name of a pooling (:func:`qdq.sentence.pooling.pool`), or a function of the two.
 
     Raises:
-        ConfigError: If the pooling is another one.
+        ConfigError: If there is no such pooling.
     """
     hidden = hidden.to(torch.float32)
-    return normalize(_pooled(hidden, mask, pooling), dim=-1)
+    vectors = pool(hidden, mask, pooling) if isinstance(pooling, str) else pooling(hidden, mask)
+    return normalize(vectors, dim=-1)
 
 
 def pairs_loss(embeddings: Tensor, scores: Tensor) -> Tensor:
@@ -92,14 +97,3 @@ def embedding_loss(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: Embeddings of length 1, ``(texts, hidden)``.
     """
     return _SCALE * (1 - (student * teacher).sum(-1)).mean()
-
-
-def _pooled(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    if pooling == "cls":
-        return hidden[:, 0]
-    seen = mask[..., None].to(hidden.dtype)
-    if pooling == "mean":
-        return (hidden * seen).sum(1) / seen.sum(1).clamp_min(1e-9)
-    if pooling == "max":
-        return hidden.masked_fill(seen == 0, torch.finfo(hidden.dtype).min).amax(1)
-    raise ConfigError(f"pooling is {pooling!r}, must be one of mean, cls, max")

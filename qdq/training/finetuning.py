@@ -25,6 +25,7 @@ from qdq.training.quantization import ready_for_training, update_ranges
 from qdq.training.random_state import seed_generators
 from qdq.training.request import FinetuneRequest
 from qdq.training.resume_file import ResumeFile
+from qdq.training.sentence_vectors import SentenceVectors, notes_on_training, prepare_pairs, vector_width
 from qdq.training.settings import QAT_LR, Distillation, InitialCalibration, TaskSettings, TrainingSettings
 from qdq.training.task_metrics import TaskMetrics
 from qdq.training.training_log import TrainingLog
@@ -127,12 +128,15 @@ def finetune_checkpoint(
     with open_accelerator(settings) as accelerator:
         if skipped and accelerator.is_main_process:
             request.say(f"{skipped} rows without label are left out")
+        if initial.task == "sts" and accelerator.is_main_process:
+            for note in notes_on_training(directory):
+                request.say(note)
         loader = EpochLoader(
             examples,
             directory.encoder,
             initial.task,
             batch_size=request.task.batch_size * accelerator.num_processes,
-            seq_len=request.task.seq_len,
+            seq_len=_seq_len(request, initial),
             seed=settings.seed,
         )
         return _train(request, initial, loader, metrics, log, accelerator)
@@ -155,8 +159,12 @@ def _teacher_problems(request: FinetuneRequest, initial: InitialModel) -> list[s
     assert teacher is not None
     embeds = initial.task == "sts"
     problems = teacher_problems(initial.config, teacher.config, request.distillation, embeds=embeds)
-    if embeds and (theirs := teacher.pooling) != (ours := model.pooling):
-        problems.append(f"its pooling is {theirs}, the model's {ours}")
+    if embeds and (pooling := teacher.sentence.pooling) != (own := model.sentence.pooling):
+        problems.append(f"its pooling is {pooling}, the model's {own}")
+    if embeds and request.distillation.logits and not problems:
+        widths = vector_width(teacher), vector_width(model)
+        if widths[0] != widths[1]:
+            problems.append(f"its vectors have {widths[0]} numbers, the model's {widths[1]}")
     if not problems and teacher.tokenizer.get_vocab() != model.tokenizer.get_vocab():
         problems.append("its tokenizer has another vocabulary")
     return problems
@@ -189,7 +197,15 @@ def _read_training_data(request: FinetuneRequest, initial: InitialModel) -> tupl
         need_labels=initial.task != "masked-lm",
         split=request.task.split,
     )
-    return list(examples), examples.skipped
+    found = list(examples)
+    return (prepare_pairs(found, request.model) if initial.task == "sts" else found), examples.skipped
+
+
+def _seq_len(request: FinetuneRequest, initial: InitialModel) -> int | None:
+    """Return the longest row in tokens: for vectors of texts, what the files of sentence-transformers say."""
+    if request.task.seq_len is not None or initial.task != "sts":
+        return request.task.seq_len
+    return request.model.max_length
 
 
 def _train(
@@ -260,11 +276,14 @@ def _quantize(
 
 
 def _make_loss(request: FinetuneRequest, initial: InitialModel, accelerator: TrainingAccelerator) -> Loss:
-    pooling = request.model.pooling if initial.task == "sts" else None
+    device = accelerator.device
+    of = {"seq_len": _seq_len(request, initial) or request.model.max_length, "device": device}
+    vectors = SentenceVectors.of(request.model, **of) if initial.task == "sts" else None
     if request.teacher is None:
-        return model_loss if pooling is None else partial(sts_loss, pooling=pooling)
+        return model_loss if vectors is None else partial(sts_loss, pooling=vectors)
     teacher = load_for_task(request.teacher, initial.task)
-    return DistillationLoss(teacher.to(accelerator.device), request.distillation, pooling=pooling)
+    theirs = None if vectors is None else SentenceVectors.of(request.teacher, **of)
+    return DistillationLoss(teacher.to(device), request.distillation, pooling=vectors, teacher_pooling=theirs)
 
 
 def _with_eval_steps(request: FinetuneRequest, loader: EpochLoader) -> TrainingSettings:

@@ -214,9 +214,9 @@ def test_embeddings_with_a_teacher(run: Run, model: Path, tmp_path: Path) -> Non
     other = tmp_path / "cls"
     shutil.copytree(model, other)
     (other / "1_Pooling").mkdir()
-    (other / "modules.json").write_text(
-        json.dumps([{"path": "", "type": "models.Transformer"}, {"path": "1_Pooling", "type": "models.Pooling"}])
-    )
+    package = "sentence_transformers.models"
+    entries = [{"path": path, "type": f"{package}.{path[2:] or 'Transformer'}"} for path in ("", "1_Pooling")]
+    (other / "modules.json").write_text(json.dumps(entries))
     (other / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
     refused = trained("no", [1, 2], "--teacher", other)
     assert refused.code == 2
@@ -239,6 +239,30 @@ def test_several_labels_a_text(run: Run, model: Path, tmp_path: Path) -> None:
     ended = run("finetune", "-m", tmp_path / "float", "-o", tmp_path / "qat", *fit, *more)
     assert ended.code == 0, ended.err
     assert load(tmp_path / "qat").config.problem_type == "multi_label_classification"
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "said"),
+    [
+        (["-1", "0", "1"], ["-1", "0", "1"], "(33.3 %) have the label -1 in 'label', which is a class like the others"),
+        (["1001", "1002", "1005"], ["1001", "1002", "1005"], "a new head for 1001, 1002, 1005"),
+        (["1", "2", "3", "4", "5"], ["1", "2", "3", "4", "5"], "a new head for 1, 2, 3, 4, 5"),
+    ],
+    ids=["minus one", "codes", "ratings"],
+)
+def test_the_labels_of_a_new_head_are_those_of_the_data(
+    run: Run, model: Path, tmp_path: Path, values: list[str], names: list[str], said: str
+) -> None:
+    data = tmp_path / "a.csv"
+    data.write_text("text,label\n" + "".join(f"a film of {n} scenes,{values[n % len(values)]}\n" for n in range(30)))
+    ended = run(*request(model, tmp_path / "out", data))
+    assert ended.code == 0, ended.err
+    assert said in " ".join(ended.err.split())
+    table = json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]
+    assert table == {str(index): name for index, name in enumerate(names)}
+    ended = run("evaluate", tmp_path / "out", "--task", "sequence-classification", "--data", data, "--json")
+    assert (ended.document["examples"], ended.document["skipped"]) == (30, 0)
+    assert ended.document["notes"] == []
 
 
 class TestRefusals:

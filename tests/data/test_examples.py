@@ -135,6 +135,7 @@ class TestScores:
         assert one(("a", "b", -1), "sts").label == -1.0
 
     def test_what_is_no_score_is_named(self) -> None:
+        assert "'3,5' is not a number; write decimals with a point" in refusal([("a", "b", "3,5")], "sts")
         assert "row 1: the score 'high' is not a number" in refusal([{"text": "a", "score": "high"}], "sts")
 
 
@@ -304,6 +305,21 @@ class TestWhole:
         assert "no column has a usual name for labels" in message
         assert "'text', 'note'" in message
 
+    @pytest.mark.parametrize("null", [None, float("nan"), ""], ids=["null", "nan", "empty"])
+    def test_a_null_is_a_row_without_text(self, null: object, caplog: pytest.LogCaptureFixture) -> None:
+        rows = [{"text": "a", "label": 0}, {"text": null, "label": 1}, {"text": "b", "label": 1}]
+        examples = read_examples(rows, "feature-extraction")
+        assert [e.text for e in examples] == ["a", "b"]  # type: ignore[union-attr]
+        assert examples.skipped == 1
+        assert "1 of 3 rows (33.3 %) have no text and are skipped" in caplog.text
+        # With a label that is needed it counts, as an empty text of a table does.
+        assert [e.label for e in read(rows, "sequence-classification", need_labels=True)] == [0, 1, 1]
+
+    def test_a_null_is_no_context_and_no_choice(self) -> None:
+        assert "'context' is null, not text" in refusal([{"question": "q", "context": None}], "question-answering")
+        row = {"question": "q", "choice0": "a", "choice1": None}
+        assert "'choice1' is null, not text" in refusal([row], "multiple-choice")
+
     def test_rows_without_text_are_skipped_unless_they_have_a_label_that_counts(self) -> None:
         rows = [{"text": " ", "label": 1}, {"text": "a", "label": 0}]
         assert [e.text for e in read(rows, "masked-lm")] == ["a"]
@@ -327,7 +343,9 @@ class TestWhole:
         assert expected in refusal([{"a": 1, "b": 2}], task)
 
     def test_another_delimiter_is_recognised(self, tmp_path: Path) -> None:
-        message = refusal(text_file(tmp_path / "a.csv", "text;label\na;1\n"), "sequence-classification")
+        example, *_ = read(text_file(tmp_path / "a.csv", "text;label\na, b;1\n"), "sequence-classification")
+        assert (example.text, example.label) == ("a, b", 1)
+        message = refusal(text_file(tmp_path / "b.csv", "text;label\na;1;2\n"), "sequence-classification")
         assert "has a single column, 'text;label'; fields seem to stand between ';'" in message
 
     def test_a_file_can_be_read_again_and_an_iterator_once(self, tmp_path: Path) -> None:

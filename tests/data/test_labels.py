@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
+from qdq.data.examples import read_examples
 from qdq.data.labels import LabelError, Labels, find_labels, is_unlabelled, number_of
 from qdq.errors import ConfigError, DataError
 
@@ -54,6 +57,22 @@ class TestIds:
 
 
 class TestConfiguration:
+    def test_the_names_of_ids_decide(self) -> None:
+        assert Labels.of_ids(2, {0: "a", 1: "b"}).names == ("a", "b")
+        with pytest.raises(ConfigError, match="the id 1 has no name"):
+            Labels.of_ids(2, {0: "a", 2: "b"})
+
+    def test_ids_that_are_no_numbers_are_named(self) -> None:
+        with pytest.raises(ConfigError, match="the id of 'neg' is not a whole number, such as 'a'"):
+            Labels.of(2, {"neg": "a"})  # type: ignore[dict-item]
+
+    def test_a_name_of_two_ids_is_no_label_of_data(self) -> None:
+        labels = Labels(("neg", "pos", "pos"))
+        assert labels.id_of("neg") == 0
+        assert labels.id_of(2) == 2
+        with pytest.raises(LabelError, match="'pos' is the name of the ids 1, 2 of the head; give ids"):
+            labels.id_of("pos")
+
     def test_ids_need_not_be_in_order(self) -> None:
         assert Labels.of(2, {"b": 1, "a": 0}).names == ("a", "b")
         assert Labels.of(2).names == ("LABEL_0", "LABEL_1")
@@ -86,7 +105,9 @@ def test_what_says_that_there_is_no_label(value: object, of_classes: bool, of_sc
     assert is_unlabelled(value, score=True) == of_scores
 
 
-@pytest.mark.parametrize(("value", "expected"), [("1e3", 1000), ("x", None), ("inf", None), (None, None), (True, 1)])
+@pytest.mark.parametrize(
+    ("value", "expected"), [("1e3", 1000), ("x", None), (10**400, None), ("inf", None), (None, None), (True, 1)]
+)
 def test_numbers_and_texts_that_spell_one(value: object, expected: float | None) -> None:
     assert number_of(value) == expected
 
@@ -95,7 +116,7 @@ class TestFinding:
     @pytest.mark.parametrize(
         ("task", "rows", "expected"),
         [
-            ("sequence-classification", [("a", "yes", 1)] * 2, ("LABEL_0", "LABEL_1")),
+            ("sequence-classification", [("a", "yes", 1), ("a", "no", 0)], ("LABEL_0", "LABEL_1")),
             ("sequence-classification", labelled("pos", "neg", "-", "pos"), ("neg", "pos")),
             ("sequence-classification", labelled("0", "2"), ("LABEL_0", "LABEL_1", "LABEL_2")),
             ("sequence-classification", labelled(0.5, 2), ("LABEL_0",)),
@@ -113,7 +134,7 @@ class TestFinding:
             ([{"text": "a"}], "no column of labels for sequence-classification; its columns are 'text'"),
             ([{"text": "a", "label": None}], "no row has a label in 'label'"),
             (labelled("x", 1), "both names ('x') and numbers (1)"),
-            (labelled(-5), "classes count from 0"),
+            (labelled(-5), "all 1 rows have the label '-5'"),
             (labelled(*map("n{}".format, range(10_001))), "is it the column of labels?"),
         ],
         ids=["none", "empty", "mixed", "negative", "too many"],
@@ -124,7 +145,113 @@ class TestFinding:
         assert expected in str(caught.value)
 
 
+class TestNumbersOfANewHead:
+    @pytest.mark.parametrize(
+        ("labels", "names", "level", "said"),
+        [
+            ([-1, 0, 1] * 20, ("-1", "0", "1"), logging.WARNING, "20 of 60 rows (33.3 %) have the label -1"),
+            (["-1", "1"] * 20, ("-1", "1"), logging.INFO, "20 of 40 rows (50.0 %) have the label -1"),
+            ([1001, 1002, 1005] * 9, ("1001", "1002", "1005"), logging.INFO, "3 labels for the new head: 1001 33.3 %"),
+            ([1, 2, 3, 4, 5] * 5, ("1", "2", "3", "4", "5"), logging.INFO, "5 labels for the new head: 1 20.0 %"),
+            (["1.0", "2.0"] * 5, ("1", "2"), logging.INFO, "2 labels"),
+            ([1, 2, 5] * 5, ("1", "2", "5"), logging.INFO, "3 labels"),
+            ([0, 4] * 5, ("0", "4"), logging.INFO, "2 labels"),
+            ([0, 2, 4] * 5, ("0", "2", "4"), logging.INFO, "3 labels"),
+            ([0, 1, 3] * 5, ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"), logging.WARNING, "no row has the label 2"),
+            (
+                [0, 1, 2] * 50 + [-1],
+                ("LABEL_0", "LABEL_1", "LABEL_2"),
+                logging.WARNING,
+                "1 of 151 rows (0.7 %) have -1",
+            ),
+            ([True, False] * 5, ("LABEL_0", "LABEL_1"), logging.INFO, "2 labels"),
+            (["0012", "12", "0104"] * 5, ("0012", "0104", "12"), logging.INFO, "3 labels"),
+            (["pos", "neg", -1] * 5, ("neg", "pos"), logging.WARNING, "5 of 15 rows (33.3 %) have -1"),
+            (["Pos", "pos", "neg"] * 5, ("Pos", "neg", "pos"), logging.WARNING, "'Pos' (5 times), 'pos' (5 times)"),
+            (list(range(30)), Labels.of(30).names, logging.WARNING, "30 different labels in 30 rows"),
+            (
+                ["nan", "neg", "pos"] * 5,
+                ("nan", "neg", "pos"),
+                logging.WARNING,
+                "'nan' in 'label' looks like a lost value",
+            ),
+            (
+                [9007199254740992, 9007199254740993] * 5,
+                ("9007199254740992", "9007199254740993"),
+                logging.INFO,
+                "2 labels",
+            ),
+            ([0.5, -1, 2] * 5, ("LABEL_0",), logging.INFO, "gives a score"),
+        ],
+        ids=str,
+    )
+    def test_classes_are_those_found_and_it_is_said(
+        self, labels: list[object], names: tuple[str, ...], level: int, said: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, logger="qdq")
+        rows = labelled(*labels)
+        found = find_labels(rows, "sequence-classification")
+        assert found.names == names
+        assert any(record.levelno == level and said in record.message for record in caplog.records)
+        # What the new head is trained on has all rows but those that were said to be left out.
+        examples = list(read_examples(rows, "sequence-classification", labels=found, need_labels=True))
+        left_out = sum(label == -1 for label in labels) if "-1" not in names and names != ("LABEL_0",) else 0
+        assert len(examples) == len(rows) - left_out
+        if not found.are_generic or found.names[0] != "LABEL_0":
+            kept = [label for label in labels if label != -1 or "-1" in names]
+            assert [names[e.label] for e in examples] == [str(label).removesuffix(".0") for label in kept]  # type: ignore[index, union-attr]
+
+    def test_names_of_the_file_say_that_there_is_no_label(self, caplog: pytest.LogCaptureFixture) -> None:
+        datasets = pytest.importorskip("datasets")
+        names = datasets.ClassLabel(names=["bad", "good"])
+        features = datasets.Features({"text": datasets.Value("string"), "label": names})
+        rows = datasets.Dataset.from_dict({"text": ["a"] * 4, "label": [-1, 0, 1, -1]}, features=features)
+        assert find_labels(rows, "sequence-classification").names == ("bad", "good")
+        assert "2 of 4 rows (50.0 %) have -1 in 'label', which is taken as no label" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("labels", "expected"),
+        [
+            (["pos"] * 5, "all 5 rows have the label 'pos'"),
+            ([1] * 5, "all 5 rows have the label '1' in 'label'; a classifier needs two labels or more"),
+            ([0.5] * 5, "all 5 rows have the label '0.5'"),
+            ([1, None, ""], "all 1 rows have the label '1'"),
+            ([-1] * 5, "no row has a label in 'label': 5 of 5 rows (100.0 %) have '-1'"),
+            (["-"] * 5, "no row has a label"),
+            ([[0], [1]], "2 values in 'label' are lists or objects, where one label is wanted"),
+            (["0", "1", "unknown"], "both names ('unknown') and numbers (0); keep one: 0 33.3 %"),
+        ],
+        ids=str,
+    )
+    def test_what_makes_no_classifier(self, labels: list[object], expected: str) -> None:
+        with pytest.raises(DataError) as caught:
+            find_labels(labelled(*labels), "sequence-classification")
+        assert expected in str(caught.value)
+
+    def test_tags_count_from_zero(self) -> None:
+        rows = [{"tokens": ["a", "b"], "ner_tags": [-100, 1]}]
+        with pytest.raises(DataError, match="holds -100 to 1; tags count from 0"):
+            find_labels(rows, "token-classification")
+        with pytest.raises(DataError, match="all 2 tokens have the label 'O'"):
+            find_labels([{"tokens": ["a", "b"], "ner_tags": ["O", "O"]}], "token-classification")
+
+
 class TestSeveralLabels:
+    @pytest.mark.parametrize("mark", [",", ";", "|", " , "])
+    def test_texts_of_a_table_are_divided(self, mark: str) -> None:
+        rows = labelled(f"red{mark}blue", "blue", f"red{mark}green{mark}blue", f"green{mark}red", "red")
+        found = find_labels(rows, "sequence-classification", multi_label=True)
+        assert found.names == ("blue", "green", "red")
+        first, *_ = read_examples(rows, "sequence-classification", labels=found)
+        assert first.label == (1, 0, 1)
+
+    def test_lists_as_texts(self) -> None:
+        rows = labelled("['red', 'blue']", '["blue"]', "[]")
+        found = find_labels(rows, "sequence-classification", multi_label=True)
+        assert found.names == ("blue", "red")
+        labels = [example.label for example in read_examples(rows, "sequence-classification", labels=found)]
+        assert labels == [(1, 1), (1, 0), (0, 0)]
+
     @pytest.mark.parametrize(
         ("labels", "names"),
         [

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 COPIED_FILES = {
     "special_tokens_map.json": "{}",
-    "modules.json": "[]",
+    "modules.json": '[{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]',
     "1_Pooling/config.json": '{"pooling_mode_mean_tokens": true}',
 }
 

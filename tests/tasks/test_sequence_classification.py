@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import transformers
 
 import qdq
 from qdq.errors import DataError
+from qdq.models.huggingface import save_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,3 +122,53 @@ def test_rows_without_label_are_skipped_and_counted(tiny_models: TinyModels, tmp
     rows = [{"text": "fine", "label": 1}, {"text": "unknown", "label": None}, {"text": "bad", "label": 0}]
     found = qdq.evaluate(folder, "sequence-classification", rows, resamples=0)
     assert (found.examples, found.skipped) == (2, 1)
+
+
+class TestLabelTables:
+    """Heads whose two tables of labels disagree, and data that counts its labels in another order."""
+
+    NAMES = ("neg", "neu", "pos")
+
+    def model(self, tiny_models: TinyModels, folder: Path, **changes: object) -> Path:
+        """A model that answers ``neu`` to everything."""
+        tiny_models.save_labelled(folder, "sequence-classification", list(self.NAMES))
+        model = qdq.load(folder)
+        with torch.no_grad():
+            model.head.classifier.weight.zero_()
+            model.head.classifier.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+        save_model(model, folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        return folder
+
+    @pytest.mark.parametrize(
+        "label2id",
+        [
+            {"neg": 0, "neu": 1, "pos": 2},
+            {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2},
+            {"LABEL_0": 0, "LABEL_1": 1},
+            {"neu": 0, "neg": 1, "pos": 2},
+        ],
+        ids=["right", "stale", "short", "permuted"],
+    )
+    def test_id2label_decides(self, tiny_models: TinyModels, tmp_path: Path, label2id: dict[str, int]) -> None:
+        folder = self.model(tiny_models, tmp_path / "model", label2id=label2id)
+        answer = transformers.pipeline("text-classification", str(folder), device="cpu")("a film")[0]["label"]
+        rows = [{"text": "a film", "label": answer}] * 4 + [{"text": "a film", "label": "pos"}]
+        assert qdq.evaluate(folder, "sequence-classification", rows, resamples=0).metrics["accuracy"] == 0.8
+
+    def test_another_order_of_numbers_is_noted(self, tiny_models: TinyModels, tmp_path: Path) -> None:
+        folder = self.model(tiny_models, tmp_path / "model")
+        rows = [{"text": "a film", "label": 0}] * 20
+        found = qdq.evaluate(folder, "sequence-classification", rows, resamples=0)
+        assert found.metrics["accuracy"] == 0
+        (note,) = found.notes
+        assert "If the data counts in another order (0 for 'neu'), it is 100.0 %" in note
+        assert found.to_dict()["notes"] == [note]
+
+    def test_rows_without_a_label_are_noted_with_their_share(self, tiny_models: TinyModels, tmp_path: Path) -> None:
+        folder = self.model(tiny_models, tmp_path / "model")
+        rows = [{"text": "a film", "label": label} for label in (-1, 1, 1, 2)]
+        found = qdq.evaluate(folder, "sequence-classification", rows, resamples=0)
+        assert (found.examples, found.skipped) == (3, 1)
+        assert any("1 of 4 rows (25.0 %) have '-1' in 'label'" in note for note in found.notes)

@@ -15,6 +15,7 @@ from qdq.data.batches import make_batches
 from qdq.data.examples import read_examples
 from qdq.data.labels import Labels
 from qdq.data.tokenizer import load_encoder
+from qdq.models.huggingface import save_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,3 +96,19 @@ def test_labels_that_describe_no_entities_give_the_accuracy_alone(tiny_models: T
     found = qdq.evaluate(folder, "token-classification", rows, resamples=0)
     assert list(found.metrics) == ["accuracy"]
     assert "describe no entities" in found.notes[0]
+
+
+def test_numbers_of_tags_in_another_order_are_noted(tiny_models: TinyModels, tmp_path: Path) -> None:
+    names = ["O", "B-X", "I-X"]
+    folder = tiny_models.save_labelled(tmp_path / "model", "token-classification", names)
+    model = qdq.load(folder)
+    with torch.no_grad():
+        model.head.classifier.weight.zero_()
+        model.head.classifier.bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+    save_model(model, folder)
+    rows = [{"tokens": ["a", "film"], "ner_tags": [2, 2]}] * 10
+    found = qdq.evaluate(folder, "token-classification", rows, resamples=0)
+    assert found.metrics["accuracy"] == 0
+    assert any("another order (2 for 'O'), it is 100.0 %" in note for note in found.notes)
+    named = [{"tokens": ["a", "film"], "ner_tags": ["I-X", "I-X"]}] * 10
+    assert not qdq.evaluate(folder, "token-classification", named, resamples=0).notes

@@ -157,6 +157,9 @@ FORMS = {
     ),
     "pooled by the first": ("feature-extraction", ExportInterface(pooling="cls")),
     "pooled by the largest": ("feature-extraction", ExportInterface(pooling="max")),
+    "pooled by the last": ("feature-extraction", ExportInterface(pooling="lasttoken")),
+    "pooled by a weighted mean": ("feature-extraction", ExportInterface(pooling="weightedmean", normalize=True)),
+    "pooled by a sum": ("feature-extraction", ExportInterface(pooling="mean_sqrt_len_tokens")),
     "probabilities and labels": ("sequence-classification", ExportInterface(softmax=True, argmax=True)),
     "embedded tokens": ("token-classification", ExportInterface(inputs_embeds=True)),
 }
