@@ -203,7 +203,14 @@ class ModelDirectory:
         """
         from qdq.data.tokenizer import load_encoder
 
-        return load_encoder(self.path, max_length=self.config.max_length, pad_id=self.config.pad_token_id)
+        config = self.config
+        return load_encoder(
+            self.path,
+            max_length=config.max_length,
+            pad_id=config.pad_token_id,
+            word_rows=config.vocab_size,
+            type_rows=getattr(config, "type_vocab_size", None),
+        )
 
     @cached_property
     def pooling(self) -> Pooling:

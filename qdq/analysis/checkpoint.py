@@ -137,7 +137,7 @@ def _text_batches(
     return list(
         encode_batches(
             texts,
-            under_test.directory.tokenizer,
+            under_test.directory.encoder,
             batch_size=settings.batch_size,
             seq_len=min(settings.seq_len, under_test.max_length),
             pad_token_id=under_test.config.pad_token_id or 0,
