@@ -13,6 +13,7 @@ from exporters.interface import ExportInterface
 from exporters.io_signature import PAST_AND_SEQ, SIZES, TOKEN_INPUTS, InputSpec, example_inputs
 from qdq.data.source import draw
 from qdq.data.text import TextSample, encode_batches, read_samples, sample_text
+from qdq.data.tokenizer import TextEncoder
 from qdq.errors import CheckpointError
 from qdq.source import ModelDirectory
 
@@ -66,9 +67,11 @@ def verification_batches(
 def _encoder(checkpoint: str | Path | ModelDirectory, config: Any) -> Callable[[int, int, int], Mapping[str, Tensor]]:
     """Return a function that makes the token inputs from the number of texts, the length and the seed."""
     try:
-        encoder = ModelDirectory.of(checkpoint).encoder
+        tokenizer = ModelDirectory.of(checkpoint).tokenizer
     except CheckpointError:
         encoder = None
+    else:
+        encoder = TextEncoder(tokenizer, word_rows=config.vocab_size)
     if encoder is not None and encoder.has_more_tokens:
         _LOG.warning(
             "%s: the tokenizer has %d tokens, and the model has vectors for %d: the texts to verify with keep to "

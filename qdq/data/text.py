@@ -151,9 +151,8 @@ def _encode(
         encodings = tokenizer.encode_batch(
             [sample.text if sample.text_pair is None else (sample.text, sample.text_pair) for sample in batch]
         )
-        check_vectors(
-            encoder, ((sample.location, encoding.ids) for sample, encoding in zip(batch, encodings, strict=True))
-        )
+        rows = ((sample.location, encoding.ids) for sample, encoding in zip(batch, encodings, strict=True))
+        check_vectors(encoder, rows, source="texts")
         for encoding in encodings:
             unknown.count(np.array(encoding.ids), np.array(encoding.special_tokens_mask))
         length = pad_to or max(len(encoding) for encoding in encodings)

@@ -131,7 +131,7 @@ class Evaluator:
         for batch in batches:
             if lacks_types and bool(batch["token_type_ids"].any()):
                 _LOG.warning(
-                    "%s takes no token_type_ids: the second text of a pair has type 0 there, where the tokenizer gives 1",
+                    "%s takes no token_type_ids: the second text of a pair has type 0, where the tokenizer gives 1",
                     self.model.name,
                 )
                 lacks_types = False
