@@ -9,7 +9,8 @@ The way of a row, and the module of each step:
     labels      names and numbers of a data set, translated to the ids of a head
     rows        one record -> one example (the kinds of examples are in example_types)
     examples    read_examples(): the stream of examples of a task
-    tokenizer   the tokenizer of a checkpoint (vocabularies builds it from old files)
+    tokenizer   the tokenizer of a checkpoint with its special ids (tokenizer_loading reads tokenizer.json, vocabularies
+                builds it from old files, tokenizer_classes says which classes of transformers are followed)
     features    examples -> token ids and targets (featurizer chooses the function for a task)
     batches     make_batches(): padded tensors, rows of similar length together
 

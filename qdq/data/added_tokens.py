@@ -82,10 +82,7 @@ def _numbered(settings: Mapping[str, Any], model_dir: Path, special: set[str]) -
     added: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in settings:
         path = model_dir / "tokenizer_config.json"
-        decoder = settings["added_tokens_decoder"]
-        if not isinstance(decoder, dict):
-            raise CheckpointError(f"{path}: added_tokens_decoder must be an object of tokens by their ids")
-        for index, entry in decoder.items():
+        for index, entry in (settings["added_tokens_decoder"] or {}).items():
             if not isinstance(entry, dict) or not isinstance(entry.get("content"), str) or not str(index).isdigit():
                 raise CheckpointError(f"{path}: added_tokens_decoder: {index!r} is not a token")
             flags = {name: entry[name] for name in _FLAGS if name in entry}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from qdq.errors import CheckpointError, StorageError
+from qdq.errors import CheckpointError, StorageError, describe_problems
 from qdq.storage import refuse_pointer
 
 if TYPE_CHECKING:
@@ -34,15 +34,53 @@ def read_settings(model_dir: Path) -> dict[str, Any]:
     The second file wins, as in transformers, which reads it only where the first has no ``added_tokens_decoder``.
 
     Raises:
-        CheckpointError: One of them is damaged.
+        CheckpointError: One of them is damaged, or settings have values of the wrong kind; all of them are listed.
         StorageError: One of them cannot be read.
     """
     path = model_dir / "tokenizer_config.json"
     settings = read_object(path) if path.is_file() else {}
-    path = model_dir / "special_tokens_map.json"
-    if path.is_file() and "added_tokens_decoder" not in settings:
-        settings |= read_object(path)
+    if problems := _problems(settings):
+        raise CheckpointError(describe_problems(str(path), problems))
+    beside = model_dir / "special_tokens_map.json"
+    if beside.is_file() and "added_tokens_decoder" not in settings:
+        settings |= read_object(beside)
+        if problems := _problems(settings):
+            raise CheckpointError(describe_problems(str(beside), problems))
     return settings
+
+
+_SWITCHES = (
+    "add_prefix_space",
+    "do_lower_case",
+    "keep_accents",
+    "split_special_tokens",
+    "strip_accents",
+    "tokenize_chinese_chars",
+    "trim_offsets",
+)
+
+
+def _problems(settings: Mapping[str, Any]) -> list[str]:
+    """Return a problem for each setting whose value is not of its kind; null counts as missing."""
+    kinds: dict[str, tuple[tuple[type, ...], str]] = {
+        **dict.fromkeys(_SWITCHES, ((bool,), "true or false")),
+        "added_tokens_decoder": ((dict,), "an object of tokens by their ids"),
+        "additional_special_tokens": ((list, dict), "a list of tokens"),
+        "extra_special_tokens": ((list, dict), "a list of tokens, or an object of tokens by their names"),
+        "model_input_names": ((list,), "a list of names"),
+        "tokenizer_class": ((str,), "a name"),
+    }
+    problems = [
+        f"{name} must be {wanted}, not {settings[name]!r}"
+        for name, (types, wanted) in kinds.items()
+        if settings.get(name) is not None and not isinstance(settings[name], types)
+    ]
+    sides = ("truncation_side", "padding_side")
+    return problems + [
+        f"{name} must be left or right, not {settings[name]!r}"
+        for name in sides
+        if settings.get(name) not in (None, "left", "right")
+    ]
 
 
 def read_config(model_dir: Path) -> dict[str, Any]:

@@ -120,6 +120,7 @@ def read_tokenizer(model_dir: str | Path, *, type_rows: int | None = None) -> So
         tokenizer.no_truncation()
         tokenizer.no_padding()
         _apply_class(tokenizer, given, settings, model_dir)
+        _warn_of_code(given, settings, model_dir)
     else:
         found = _class_by_files(model_dir, given)
         tokenizer = _BUILDERS[found.kind](model_dir, found, settings)
@@ -362,6 +363,15 @@ def _warn_of_unreachable(
 
 def _has_capital(word: str) -> bool:
     return any(unicodedata.category(letter) in ("Lu", "Lt") for letter in word)
+
+
+def _warn_of_code(given: TokenizerClass | None, settings: Mapping[str, Any], model_dir: Path) -> None:
+    """Warn where the class is Python code of the folder, which is never run."""
+    if given is not None and given.kind == "file" and "AutoTokenizer" in (settings.get("auto_map") or ()):
+        _warn(
+            f"{model_dir}: the tokenizer class {given.name} is code of this folder (auto_map), which is not run: "
+            "tokenizer.json is followed. With trust_remote_code, transformers runs the code, which may give other ids"
+        )
 
 
 def _warn_of_padding(settings: Mapping[str, Any], config: Mapping[str, Any], model_dir: Path) -> None:

@@ -29,7 +29,7 @@ def complete(
         charsmap: The compiled text normalization of a SentencePiece model; empty if there is none.
     """
     special = special_tokens(settings, followed.special)
-    cls, sep = ((special[role], tokenizer.token_to_id(special[role])) for role in ("cls", "sep"))
+    cls, sep = ((special[role], tokenizer.token_to_id(special[role]) or 0) for role in ("cls", "sep"))
     if followed.kind in ("bert", "mpnet"):
         tokenizer.normalizer = normalizers.BertNormalizer(
             lowercase=lowercases(followed, settings),
@@ -99,8 +99,12 @@ def without_token_types(tokenizer: Tokenizer) -> Tokenizer:
     processor = _of_one_type(document["post_processor"])
     if processor is None or processor["type"] == "ByteLevel":
         # Without a template, tokenizers gives the second text the type 1.
-        template = {"type": "TemplateProcessing", "single": [_text("A")], "pair": [_text("A"), _text("B")]}
-        template["special_tokens"] = {}
+        template = {
+            "type": "TemplateProcessing",
+            "single": [_text("A")],
+            "pair": [_text("A"), _text("B")],
+            "special_tokens": {},
+        }
         processor = {"type": "Sequence", "processors": [*([processor] if processor else []), template]}
     return copied(tokenizer, json.dumps({**document, "post_processor": processor}))
 

@@ -377,6 +377,37 @@ class TestRefused:
             load_tokenizer(tmp_path)
 
 
+class TestSettingsOfTheWrongKind:
+    def test_all_are_named(self, tmp_path: Path) -> None:
+        settings = {
+            "do_lower_case": "false",
+            "strip_accents": 1,
+            "model_input_names": "input_ids",
+            "padding_side": "both",
+        }
+        with pytest.raises(CheckpointError) as raised:
+            load_tokenizer(bert_folder(tmp_path / "model", {**settings, "tokenizer_class": 7}))
+        assert str(raised.value).splitlines() == [
+            f"{tmp_path / 'model' / 'tokenizer_config.json'}: 5 problems",
+            "  - do_lower_case must be true or false, not 'false'",
+            "  - strip_accents must be true or false, not 1",
+            "  - model_input_names must be a list of names, not 'input_ids'",
+            "  - tokenizer_class must be a name, not 7",
+            "  - padding_side must be left or right, not 'both'",
+        ]
+
+    def test_those_of_the_special_tokens_map(self, tmp_path: Path) -> None:
+        folder = put(bert_folder(tmp_path / "model"), special_tokens_map={"additional_special_tokens": "[NEW]"})
+        with pytest.raises(CheckpointError, match=r"map\.json: additional_special_tokens must be a list"):
+            load_tokenizer(folder)
+
+    def test_null_counts_as_missing(self, tmp_path: Path) -> None:
+        empty = dict.fromkeys(("do_lower_case", "model_input_names", "additional_special_tokens", "truncation_side"))
+        encoder = load_encoder(bert_folder(tmp_path / "model", empty))
+        assert encoder.truncation_side == "right"
+        assert encoder.tokenizer.encode("The").ids == encoder.tokenizer.encode("the").ids
+
+
 class TestWarnings:
     def test_capitals_that_no_text_reaches(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         load_tokenizer(bert_folder(tmp_path / "model"))
@@ -433,6 +464,13 @@ class TestWarnings:
         load_tokenizer(bert_folder(tmp_path / "model", {"tokenizer_class": "AlbertTokenizer", "do_lower_case": True}))
         assert "AlbertTokenizer needs spiece.model" in caplog.text
         assert "vocab.txt is read as BertTokenizer" in caplog.text
+
+    def test_code_of_the_folder(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        auto_map = {"AutoTokenizer": ["tokenization.Own", None]}
+        folder = put(tmp_path, tokenizer_config={"tokenizer_class": "OwnTokenizer", "auto_map": auto_map})
+        bert_json().save(str(folder / "tokenizer.json"))
+        load_tokenizer(folder)
+        assert "OwnTokenizer is code of this folder (auto_map), which is not run" in caplog.text
 
     def test_each_once(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         folder = bert_folder(tmp_path / "model")
