@@ -35,11 +35,11 @@ from qdq.storage import atomic_directory
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-    from tokenizers import Tokenizer
     from torch import Tensor
 
     from calibration.distributed import ProcessRank
     from calibration.methods.method import Method
+    from qdq.data.tokenizer import TextEncoder
     from qdq.models.model import Model
     from qdq.quantization.slot import Slot
     from qdq.recipes.plan import Plan
@@ -154,7 +154,7 @@ def calibrate_checkpoint(
         resume = None
         _check_needs_no_data(planned, say)
     else:
-        tokenizer = directory.tokenizer
+        tokenizer = directory.encoder
         read = read_choices if (task or directory.task) == "multiple-choice" else read_samples
         samples = read(data, text_column=text_column, text_pair_column=text_pair_column)
         texts = draw(samples, settings.num_samples, settings.seed)
@@ -258,7 +258,7 @@ def _check_needs_no_data(planned: Plan, say: Say) -> None:
 def _find_ranges(
     model: Model,
     texts: Sequence[TextSample],
-    tokenizer: Tokenizer,
+    tokenizer: TextEncoder,
     recipe: Recipe,
     settings: CalibrationSettings,
     *,

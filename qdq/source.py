@@ -193,7 +193,14 @@ class ModelDirectory:
         """
         from qdq.data.tokenizer import load_encoder
 
-        encoder = load_encoder(self.path, max_length=self.config.max_length, pad_id=self.config.pad_token_id)
+        config = self.config
+        encoder = load_encoder(
+            self.path,
+            max_length=config.max_length,
+            pad_id=config.pad_token_id,
+            word_rows=config.vocab_size,
+            type_rows=getattr(config, "type_vocab_size", None),
+        )
         return replace(encoder, tokenizer=self.sentence.lowercased(encoder.tokenizer))
 
     @cached_property

@@ -55,6 +55,7 @@ def generate(
     session = Session(json=json, verbose=verbose, quiet=quiet)
     import torch
 
+    from qdq.data.tokenizer import TextEncoder, check_vectors
     from qdq.errors import DataError
     from qdq.generation import GenerationSettings, visible_tokens
     from qdq.generation import generate as run
@@ -78,6 +79,8 @@ def generate(
         if not ends:
             raise DataError(f"nothing to continue in {text!r}: give at least one word")
         rows.append(encoding.ids[:ends])
+    limits = TextEncoder(tokenizer, word_rows=decoder.config.vocab_size)
+    check_vectors(limits, zip(map(repr, texts), rows, strict=True), source="texts")
     longest = max(map(len, rows))
     pad = decoder.config.pad_token_id or 0
     ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
