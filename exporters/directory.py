@@ -16,6 +16,7 @@ from exporters.interface import ExportInterface
 from qdq.checkpoint import copy_tokenizer, load
 from qdq.errors import ExportError
 from qdq.models.huggingface import config_to_json
+from qdq.models.stored_types import type_name
 from qdq.quantization.quantizer import Mode, quantizers, set_mode
 from qdq.recipes.apply import apply_recipe
 from qdq.recipes.recipe import Recipe
@@ -73,6 +74,7 @@ def export(
         StorageError: If the directory cannot be written, for example because the disk is full.
     """
     from exporters.onnx.export import check_options, export_onnx
+    from exporters.onnx.precision import TORCH_DTYPES
 
     if form is not None:
         warnings.warn("the argument form is named interface now", DeprecationWarning, stacklevel=2)
@@ -84,7 +86,8 @@ def export(
             model, folder / MODEL_FILE, target=target, recipe=recipe, opset=opset, interface=interface, isa=isa
         )
         copy_tokenizer(checkpoint, folder)
-        write_json(folder / "config.json", config_to_json(model.config, model.task))
+        dtype = type_name(TORCH_DTYPES[exported.interface.dtype])
+        write_json(folder / "config.json", config_to_json(model.config, model.task, dtype=dtype))
         record = {"format": FORMAT, **exported.to_dict()}
         write_json(folder / EXPORT_FILE, record if tuning is None else {**record, "tuning": dict(tuning)})
     return exported
