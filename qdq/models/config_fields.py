@@ -82,7 +82,7 @@ def _remote_code(value: Any, config: ModelConfig) -> str | None:
         return None
     return (
         f"names code that is not run ({', '.join(code)}); the model is computed as model_type '{config.model_type}', "
-        "as transformers does without trust_remote_code"
+        "as transformers does without trust_remote_code, and what is written does not name the code"
     )
 
 
@@ -122,6 +122,12 @@ def _labels(value: Any, config: ModelConfig) -> str | None:
     if not moved or len(set((config.id2label or {}).values())) < config.num_labels:
         return None
     return f"gives {', '.join(map(repr, moved[:3]))} other ids than id2label, which decides, as in transformers"
+
+
+def _number_of_labels(value: Any, config: ModelConfig) -> str | None:
+    if value == config.num_labels or not _classifies(config):
+        return None
+    return f"is {value!r}, but id2label names {config.num_labels}, which decides; transformers 5 takes {value!r}"
 
 
 def _classifies(config: ModelConfig) -> bool:
@@ -219,6 +225,13 @@ CONFIG_FIELDS: tuple[ConfigField, ...] = (
         check=_labels,
     ),
     _field(
+        "num_labels",
+        "warned",
+        "The length of `id2label` decides. Mentioned if a classifier has another number, which transformers 5 takes.",
+        written=False,
+        check=_number_of_labels,
+    ),
+    _field(
         "configuration_files",
         "warned",
         "Names other configurations by the version of transformers, which are not read.",
@@ -275,17 +288,22 @@ CONFIG_FIELDS: tuple[ConfigField, ...] = (
     _field(
         "layer_norm_type layer_norm_epsilon embedding_size classifier_dropout classifier_dropout_prob summary_type "
         "summary_activation summary_last_dropout summary_first_dropout summary_use_proj attention_dropout head_dim "
-        "attention_head_size num_key_value_heads mlp_bias rope_theta rope_scaling rotary_value alibi_starting_size "
+        "attention_head_size num_key_value_heads mlp_bias rotary_value alibi_starting_size "
         "feed_forward_type emb_pooler use_flash_attn",
         "ignored",
         "Fields of other families, unless the table above says that the model's own family follows them. transformers' "
         "code does not read them either.",
     ),
     _field(
-        "is_encoder_decoder tie_encoder_decoder cross_attention_hidden_size decoder_start_token_id sep_token_id "
-        "text_config vision_config",
+        "is_encoder_decoder tie_encoder_decoder cross_attention_hidden_size decoder_start_token_id sep_token_id",
         "ignored",
-        "Of models with several parts. These families read them from no file.",
+        "Of models with several parts, of which these are one.",
+    ),
+    _field(
+        "text_config vision_config rope_theta rope_scaling",
+        "ignored",
+        "Of other families. Left out of outputs, since transformers cannot read some of their values for these.",
+        written=False,
     ),
     _field(
         "max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty "

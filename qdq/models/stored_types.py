@@ -65,7 +65,7 @@ def check_stored_types(config: ModelConfig, tensors: Mapping[str, Tensor], *, so
     if named in _SHORT and wide & {"float64", "float32", *_SHORT}:
         _LOG.warning(
             "%s: config.json says that the weights are %s, but they are %s; qdq computes with them as they are, "
-            "transformers rounds them: set dtype in config.json to the type that is meant",
+            "transformers rounds them unless it is called with dtype=torch.float32",
             source,
             named,
             " and ".join(sorted(wide)),
