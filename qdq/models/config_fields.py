@@ -312,7 +312,7 @@ CONFIG_FIELDS: tuple[ConfigField, ...] = (
         "forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty "
         "suppress_tokens begin_suppress_tokens prefix",
         "ignored",
-        "Of generation. transformers 5 does not read them here either; options of `qdq generate` decide.",
+        "Of generation. Options of `qdq generate` decide; it mentions values that transformers would follow.",
     ),
     _field(
         "sbert_ce_default_activation_function sentence_transformers",
