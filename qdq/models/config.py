@@ -1,6 +1,7 @@
 """The configuration of a model: the fields of ``config.json`` under Hugging Face's names, and their rules."""
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform, get_args
@@ -177,14 +178,16 @@ def _is_token(value: object) -> bool:
 
 
 def _is_number(value: object, high: float = math.inf) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= high
+    # JSON files of Python may hold Infinity, and whole numbers that are larger than any float.
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return known and 0 <= value <= min(high, sys.float_info.max)
 
 
 # The rule of a field as (predicate, description). The name of a field goes before its type.
 _RULES: dict[Any, tuple[Callable[[Any], bool], str]] = {
     int: (lambda v: _is_whole_number(v, 1), "a positive whole number below 2**31"),
     bool: (lambda v: isinstance(v, bool), "true or false"),
-    float: (_is_number, "a number of at least 0"),
+    float: (_is_number, "a finite number of at least 0"),
     float | None: (lambda v: v is None or _is_number(v, 1), "a probability between 0 and 1"),
     "hidden_dropout_prob": (lambda v: _is_number(v, 1), "a probability between 0 and 1"),
     "attention_probs_dropout_prob": (lambda v: _is_number(v, 1), "a probability between 0 and 1"),

@@ -12,6 +12,7 @@ The page of the documentation on fields is made from this table, and a test trie
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -93,7 +94,8 @@ def _not_causal(value: Any, config: ModelConfig) -> str | None:
 
 
 def _window(value: Any, config: ModelConfig) -> str | None:
-    if not value or not config.is_decoder or (isinstance(value, list) and set(value) == {"full_attention"}):
+    whole = isinstance(value, list) and all(kind == "full_attention" for kind in value)
+    if not value or whole or not config.is_decoder:
         return None
     return "is not followed: every token attends to all tokens before it; transformers may keep fewer in its cache"
 
@@ -364,7 +366,17 @@ def written_fields(extra: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """
     kept = {name: value for name, value in extra.items() if name not in _BY_NAME or _BY_NAME[name].written}
     # Without such a field, transformers takes the type that the weights have.
-    return kept | {name: dtype for name in ("dtype", "torch_dtype") if name in extra}
+    named = {name: dtype for name in ("dtype", "torch_dtype") if name in extra}
+    return {name: _finite(value) for name, value in (kept | named).items()}
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers that JSON does not have by the objects that transformers writes for them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"__float__": "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list) else value
 
 
 @lru_cache(maxsize=1024)

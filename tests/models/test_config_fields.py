@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from transformers import BertConfig
 
 from qdq.errors import ConfigError
 from qdq.models.config_fields import CONFIG_FIELDS
@@ -124,6 +125,14 @@ def test_of_several_architectures_the_first_that_is_known_is_taken() -> None:
 def test_whole_numbers_are_written_as_transformers_reads_them() -> None:
     written = config_to_json(configure("bert", layer_norm_eps=0, initializer_range=1))
     assert [str(written[name]) for name in ("layer_norm_eps", "initializer_range")] == ["0.0", "1.0"]
+
+
+def test_numbers_that_json_does_not_have_are_written_as_transformers_writes_them(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "a": Infinity, "b": [-Infinity, {"c": NaN}]}')
+    written = json.dumps(config_to_json(read_config(tmp_path)), allow_nan=False)
+    read = BertConfig.from_pretrained(tmp_path)
+    tmp_path.joinpath("config.json").write_text(written)
+    assert str(BertConfig.from_pretrained(tmp_path).b) == str(read.b) == "[-inf, {'c': nan}]"
 
 
 @pytest.mark.parametrize("value", ["[SEP]", ["[SEP]"], 1.5, True, {}], ids=str)
