@@ -179,8 +179,8 @@ def _is_token(value: object) -> bool:
 
 def _is_number(value: object, high: float = math.inf) -> bool:
     # JSON files of Python may hold Infinity, and whole numbers that are larger than any float.
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return known and 0 <= value <= min(high, sys.float_info.max)
+    largest = min(high, sys.float_info.max)
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= largest
 
 
 # The rule of a field as (predicate, description). The name of a field goes before its type.

@@ -97,11 +97,14 @@ def config_to_json(config: ModelConfig, task: str | None = None, *, dtype: str =
         if value != getattr(defaults, name) or not isinstance(value, bool | Mapping | None):
             values[config.read_as.get(name) or upstream.get(name, name)] = value
     labels = config.id2label or {index: f"LABEL_{index}" for index in range(config.num_labels)}
-    for name in ("num_labels", "label2id"):
+    for name in ("num_labels", "id2label", "label2id"):
         values.pop(name, None)
-    if config.num_labels != 2 or config.id2label is not None:
+    name, entry = task_of(config, task)
+    # A question-answering head has two outputs for every token. transformers would make one for every leftover label.
+    leftover = name == "question-answering" and config.num_labels != 2
+    if (config.num_labels != 2 or config.id2label is not None) and not leftover:
         values |= {"id2label": labels, "label2id": {label: index for index, label in labels.items()}}
-    return {**values, "model_type": config.model_type, "architectures": [task_of(config, task)[1].name]}
+    return {**values, "model_type": config.model_type, "architectures": [entry.name]}
 
 
 # --- weights: files ---
