@@ -118,10 +118,11 @@ def _several_heads(value: Any, config: ModelConfig) -> str | None:
 
 def _labels(value: Any, config: ModelConfig) -> str | None:
     # A stale or incomplete table does no harm. A table with the same names in another order is a question.
-    if not isinstance(value, dict) or not config.label2id or not _classifies(config):
+    ids = {name: index for index, name in (config.id2label or {}).items()}
+    if not isinstance(value, dict) or len(ids) < config.num_labels or not _classifies(config):
         return None
-    moved = [name for name, index in value.items() if name in config.label2id and config.label2id[name] != index]
-    if not moved or len(set((config.id2label or {}).values())) < config.num_labels:
+    moved = [name for name, index in value.items() if name in ids and ids[name] != index]
+    if not moved:
         return None
     return f"gives {', '.join(map(repr, moved[:3]))} other ids than id2label, which decides, as in transformers"
 

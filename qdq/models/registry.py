@@ -91,8 +91,11 @@ def _from_json(values: dict[str, Any]) -> dict[str, Any]:
     try:
         known = {int(index): str(label) for index, label in dict(labels).items()}
         known = known or _names_by_id(result.get("label2id"), result.get("num_labels", 2))
-        # id2label decides, as in transformers: label2id may be of another data set, or hold anything.
-        result["label2id"] = {label: index for index, label in known.items()} or None
+        # id2label decides, as in transformers: label2id may be of another data set, or hold anything. One that agrees
+        # stays as it is, because digests of statistics contain its order.
+        own = {label: index for index, label in known.items()} or None
+        if result.get("label2id") not in (None, own):
+            result["label2id"] = own
         result |= {"id2label": known, "num_labels": len(known)} if known else {}
     except (TypeError, ValueError):
         problems.append(f"id2label is {labels!r}, must map numbers to names")
