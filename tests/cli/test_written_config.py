@@ -87,7 +87,7 @@ def test_convert(run: Run, source: Path, tmp_path: Path) -> None:
 
 
 def test_generate_mentions_settings_of_the_folder(run: Run, model_folders: ModelFolders, tmp_path: Path) -> None:
-    fields = {"task": "causal-lm", "is_decoder": True, "bos_token_id": 2, "eos_token_id": [3, 4]}
+    fields: dict[str, Any] = {"task": "causal-lm", "is_decoder": True, "bos_token_id": 2, "eos_token_id": [3, 4]}
     folder = model_folders.model(tmp_path / "causal", **fields)
     assert "not followed" not in run("generate", "the cat", "-m", folder).err
     (folder / "generation_config.json").write_text(json.dumps({"num_beams": 4, "do_sample": True, "eos_token_id": 3}))
@@ -99,7 +99,7 @@ def test_generate_mentions_settings_of_the_folder(run: Run, model_folders: Model
 
 
 def test_generate_stops_at_any_of_several_ends(run: Run, model_folders: ModelFolders, tmp_path: Path) -> None:
-    fields = {"task": "causal-lm", "is_decoder": True, "initializer_range": 0.6}
+    fields: dict[str, Any] = {"task": "causal-lm", "is_decoder": True, "initializer_range": 0.6}
     folder = model_folders.model(tmp_path / "causal", **fields)
     options = ("generate", "the cat", "-m", folder, "--max-new-tokens", 8, "--json")
     first, *_ = run(*options).document["results"][0]["added_ids"][0]
