@@ -227,7 +227,9 @@ def fields() -> str:
     by_family = {name: fields_of(family.config) for name, family in FAMILIES.items()}
     common = set.intersection(*by_family.values())
     lines = [f"Every family follows {_names(common)}.", ""]
-    lines += [f"- {_code(name)} also follows {_names(own - common)}." for name, own in by_family.items() if own > common]
+    lines += [
+        f"- {_code(name)} also follows {_names(own - common)}." for name, own in by_family.items() if own > common
+    ]
     lines += ["", "| field | reading | writing | why |", "|---|---|---|---|"]
     for entry in CONFIG_FIELDS:
         writing = "written" if entry.written else "left out"
