@@ -59,6 +59,7 @@ def generate(
     from qdq.errors import DataError
     from qdq.generation import GenerationSettings, visible_tokens
     from qdq.generation import generate as run
+    from qdq.generation.settings import SpecialTokens, mention_other_settings
     from qdq.source import ModelDirectory
 
     settings = GenerationSettings(
@@ -71,14 +72,15 @@ def generate(
     with session.progress("loading"):
         directory = ModelDirectory.of(model)
         decoder, tokenizer = _decoder(directory), directory.tokenizer
+    mention_other_settings(directory.path, decoder.config, settings)
     rows = []
     for text in texts:
         encoding = tokenizer.encode(text)
         # The tokenizer adds an end token ([SEP]), after which nothing would be continued.
-        ends = next((n for n in range(len(encoding.ids), 0, -1) if not encoding.special_tokens_mask[n - 1]), 0)
-        if not ends:
+        end = next((n for n in range(len(encoding.ids), 0, -1) if not encoding.special_tokens_mask[n - 1]), 0)
+        if not end:
             raise DataError(f"nothing to continue in {text!r}: give at least one word")
-        rows.append(encoding.ids[:ends])
+        rows.append(encoding.ids[:end])
     limits = TextEncoder(tokenizer, word_rows=decoder.config.vocab_size)
     check_vectors(limits, zip(map(repr, texts), rows, strict=True), source="texts")
     longest = max(map(len, rows))
@@ -87,11 +89,11 @@ def generate(
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     with session.progress("generating"):
         found = run(decoder, ids, mask, settings=settings).tolist()
-    end = decoder.config.eos_token_id
+    ends = SpecialTokens.of(decoder.config, settings).eos
     results: list[dict[str, Any]] = []
     for number, text in enumerate(texts):
         own = found[number * num_return_sequences : (number + 1) * num_return_sequences]
-        added = [visible_tokens(row, longest, () if end is None else (end,)) for row in own]
+        added = [visible_tokens(row, longest, ends) for row in own]
         shown = [tokenizer.decode(rows[number] + tokens) for tokens in added]
         results.append({"text": text, "continued": shown, "added_ids": added})
     session.result({"model": model, "results": results}, *(line for entry in results for line in entry["continued"]))

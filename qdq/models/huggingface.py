@@ -31,10 +31,12 @@ from torch import Tensor, nn
 from qdq.errors import CheckpointError, ConfigError, StorageError, describe_problems
 from qdq.models.attention import AttentionImplementation
 from qdq.models.config import ModelConfig
+from qdq.models.config_fields import check_fields, written_fields
 from qdq.models.family import Family
 from qdq.models.keymap import Key, name_of, parts_of, select_part, shape_of_whole, translate
 from qdq.models.model import Model, fresh_parameter
 from qdq.models.registry import configure, construct, family_of, fields_of, task_of
+from qdq.models.stored_types import check_stored_types, type_name
 from qdq.storage import missing_directory, read_json, write_json
 
 _WEIGHT_FILES = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -51,6 +53,8 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
         CheckpointError: The directory does not exist, or has no ``config.json``.
         ConfigError: The file is not JSON, the ``model_type`` is unknown, or values are invalid. The message lists all
             of them.
+
+    Fields that transformers follows otherwise have a warning; see :mod:`qdq.models.config_fields`.
     """
     path = Path(path)
     if path.suffix != ".json":
@@ -61,26 +65,30 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
         raise CheckpointError(f"{path}: no such file; a model directory needs a config.json")
     values = read_json(path, error=ConfigError)
     try:
-        return configure(values.pop("model_type", None), **values)
+        config = configure(values.pop("model_type", None), **values)
+        check_fields(values, config, source=str(path))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    return config
 
 
-def config_to_json(config: ModelConfig, task: str | None = None) -> dict[str, Any]:
-    """Return the content of ``config.json`` for a model.
+def config_to_json(config: ModelConfig, task: str | None = None, *, dtype: str = "float32") -> dict[str, Any]:
+    """Return the content of ``config.json`` for a model, which describes what is written beside it.
 
-    Fields have the names under which they were read. Those that the family does not use are unchanged.
+    Fields have the names under which they were read. Those that the family does not use are unchanged, but for those
+    that describe the file that was read; see :func:`qdq.models.config_fields.written_fields`.
 
     Args:
         config: The configuration.
         task: The task of the model, which determines ``architectures``. None takes the configured one.
+        dtype: The type of the weights that are written, under torch's name.
 
     Raises:
         ConfigError: The activation is a function, which JSON cannot express.
     """
     if not isinstance(config.hidden_act, str):
         raise ConfigError("hidden_act is a function; only a named activation can be written to config.json")
-    values: dict[str, Any] = dict(config.extra)
+    values = written_fields(config.extra, dtype)
     defaults = configure(config.model_type)
     upstream = {own: theirs for theirs, own in reversed([*config.names.items()])}  # the first name of each
     for name in sorted(fields_of(config)):
@@ -89,10 +97,14 @@ def config_to_json(config: ModelConfig, task: str | None = None) -> dict[str, An
         if value != getattr(defaults, name) or not isinstance(value, bool | Mapping | None):
             values[config.read_as.get(name) or upstream.get(name, name)] = value
     labels = config.id2label or {index: f"LABEL_{index}" for index in range(config.num_labels)}
-    values.pop("num_labels", None)
-    if config.num_labels != 2 or config.id2label is not None:
-        values |= {"id2label": labels, "label2id": config.label2id or {label: index for index, label in labels.items()}}
-    return {**values, "model_type": config.model_type, "architectures": [task_of(config, task)[1].name]}
+    for name in ("num_labels", "id2label", "label2id"):
+        values.pop(name, None)
+    name, entry = task_of(config, task)
+    # A question-answering head has two outputs for every token. transformers would make one for every leftover label.
+    leftover = name == "question-answering" and config.num_labels != 2
+    if (config.num_labels != 2 or config.id2label is not None) and not leftover:
+        values |= {"id2label": labels, "label2id": {label: index for index, label in labels.items()}}
+    return {**values, "model_type": config.model_type, "architectures": [entry.name]}
 
 
 # --- weights: files ---
@@ -385,6 +397,7 @@ def load_model(
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     tensors = read_tensors(path)
+    check_stored_types(config, tensors, source=str(path))
     load_weights(model, tensors, source=str(path), allow_missing=allow_missing, ignore=ignore, dtype=dtype)
     return model.eval()
 
@@ -409,7 +422,8 @@ def save_model(
     # Upstream stores the bias of a language-model head twice. Write both, so that tied and untied models find it.
     state |= {copy: tensor.clone() for key, tensor in state.items() if (copy := _second_bias_key(key))}
     state |= extra
-    values = dict(sorted(config_to_json(model.config, model.task).items()))
+    dtype = type_name(next(model.parameters()).dtype)
+    values = dict(sorted(config_to_json(model.config, model.task, dtype=dtype).items()))
     # Write another file first, because the weights may be mapped from the one to replace.
     partial = path / f".model.safetensors.{secrets.token_hex(4)}"
     try:
