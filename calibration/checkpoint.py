@@ -20,7 +20,6 @@ from qdq import checkpoint
 from qdq.data.source import draw
 from qdq.data.text import TextSample, encode_batches, read_samples
 from qdq.errors import CalibrationError, CheckpointError, DataError, QDQError, StorageError
-from qdq.models.huggingface import load_model
 from qdq.processes import terminated_as_interrupted
 from qdq.quantization.quantizer import Mode, set_mode
 from qdq.quantization.wrap import named_slots
@@ -105,7 +104,7 @@ def calibrate_checkpoint(
     all. Under torchrun the processes share the batches; all of them get the same result, and the first one writes it.
 
     Args:
-        model: Directory of the float model.
+        model: Directory of the float model. A handle brings its settings of loading.
         output: Directory to write.
         data: Sample text, see :func:`qdq.read_samples`. None for recipes without static activations.
         recipe: A recipe, the name of a preset, or a YAML file.
@@ -163,7 +162,7 @@ def calibrate_checkpoint(
         ) as resume_file,
         _written_by_first(process.rank, output) as folder,
     ):
-        wrapped = load_model(directory.path, task, allow_missing=allow_missing, config=directory.config)
+        wrapped = checkpoint.load_float(directory, task, allow_missing=allow_missing, seed=settings.seed)
         quantize(wrapped, planned.recipe)
         changes: list[dict[str, Any]] = []
         if tokenizer is not None:

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from qdq.quantization.slot import Slot
     from qdq.recipes.recipe import Recipe
 
-__all__ = ["copy_tokenizer", "load", "save", "write"]
+__all__ = ["copy_tokenizer", "load", "load_float", "save", "write"]
 
 FORMAT = 3
 
@@ -129,11 +129,16 @@ def write(
 
 
 def copy_tokenizer(source: str | Path | ModelDirectory, target: Path) -> None:
-    """Copy the files of the tokenizer and of sentence-transformers, as far as they exist."""
+    """Copy the files of the tokenizer and of sentence-transformers, as far as they exist.
+
+    A handle whose settings of loading name another directory for the tokenizer gives the tokenizer's files of that one.
+    """
     folder = Path(str(source))
+    tokenizer = source.tokenizer_folder if isinstance(source, ModelDirectory) else folder
     for name in _TEXT_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, target / name)
+        file = (tokenizer if name in TOKENIZER_FILES else folder) / name
+        if file.is_file():
+            shutil.copyfile(file, target / name)
     for name in _TEXT_FOLDERS:
         if (folder / name).is_dir():
             shutil.copytree(folder / name, target / name, dirs_exist_ok=True)
@@ -152,9 +157,9 @@ def load(
     where it holds none. ``qdq.models.huggingface.load_model`` loads the float model of any checkpoint.
 
     Args:
-        path: Hugging Face directory, or one that ``qdq calibrate`` wrote.
+        path: Hugging Face directory, or one that ``qdq calibrate`` wrote. A handle brings its settings of loading.
         task: Task whose head is loaded. None reads it from ``architectures`` in config.json.
-        allow_missing: ``{"head"}`` to put a new head on a base checkpoint.
+        allow_missing: ``{"head"}`` to put a new head on a base checkpoint, besides what the handle's settings allow.
         attn_implementation: ``eager``, or for float models ``sdpa``, torch's fused attention.
 
     Raises:
@@ -167,9 +172,7 @@ def load(
     if directory.is_quantized and attn_implementation != "eager":
         raise ConfigError(f"{path} is quantized: attn_implementation must be eager, not {attn_implementation}")
     document = directory.quantization
-    model = load_model(
-        path, task, allow_missing=allow_missing, attn_implementation=attn_implementation, config=directory.config
-    )
+    model = load_float(directory, task, allow_missing=allow_missing, attn_implementation=attn_implementation)
     if document is not None:
         wrap(model)
         # The float weights may hold a head or a pooler that this task does not have; so may the quantizers' file.
@@ -190,6 +193,39 @@ def load(
         except CalibrationError as error:
             raise CheckpointError(f"{path}: {error}") from error
     return model
+
+
+def load_float(
+    directory: ModelDirectory,
+    task: str | None = None,
+    *,
+    allow_missing: Collection[str] = (),
+    attn_implementation: AttentionImplementation = "eager",
+    seed: int | None = None,
+) -> Model:
+    """Load the float model of any checkpoint as the settings of its handle say.
+
+    Args:
+        directory: The handle.
+        task: Task whose head is loaded. None reads it from ``architectures`` in config.json.
+        allow_missing: Modules that may be missing, besides those of the handle's settings.
+        attn_implementation: ``eager`` or ``sdpa``.
+        seed: Seed of weights that are drawn where the handle's settings have none.
+
+    Raises:
+        CheckpointError: Files are damaged, missing or left over; all problems at once.
+        ConfigError: The configuration is not supported.
+    """
+    loading = directory.loading
+    return load_model(
+        directory.path,
+        task,
+        allow_missing={*allow_missing, *loading.allow_missing},
+        ignore_keys=loading.ignore_keys,
+        seed=seed if loading.seed is None else loading.seed,
+        attn_implementation=attn_implementation,
+        config=directory.config,
+    )
 
 
 def _checksum(file: Path) -> str:

@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from qdq.errors import CheckpointError, ConfigError, QDQError, describe_problems
+from qdq.load_settings import DEFAULT_LOADING, LoadSettings
 from qdq.storage import missing_directory, read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tokenizers import Tokenizer
 
     from qdq.data.tokenizer import TextEncoder
@@ -73,28 +76,39 @@ _KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
 class ModelDirectory:
     """The handle of a directory with a checkpoint or an export; :func:`open` returns one.
 
-    Two handles are equal if their paths are. A handle keeps what it has read: take a new one after the directory has
-    been written anew.
+    Two handles are equal if their paths and their settings of loading are. A handle keeps what it has read: take a new
+    one after the directory has been written anew.
 
     Args:
         path: The directory.
+        loading: How its model is loaded, and where the tokenizer comes from. Every job that gets the handle follows it.
     """
 
     path: Path
+    loading: LoadSettings = DEFAULT_LOADING
 
     @classmethod
-    def of(cls, given: str | Path | ModelDirectory) -> ModelDirectory:
-        """Return the handle of a directory; a handle is returned as it is.
+    def of(cls, given: str | Path | ModelDirectory, loading: LoadSettings | None = None) -> ModelDirectory:
+        """Return the handle of a directory; a handle is returned as it is, unless ``loading`` says otherwise.
+
+        Args:
+            given: The directory or its handle.
+            loading: How its model is loaded; None takes the settings of the handle, or the defaults.
 
         Raises:
-            CheckpointError: There is no such directory.
+            CheckpointError: There is no such directory, or none for the tokenizer.
         """
         if isinstance(given, ModelDirectory):
-            return given
-        path = Path(given)
+            return given if loading in (None, given.loading) else cls.of(given.path, loading)
+        path, loading = Path(given), loading or DEFAULT_LOADING
         if not path.is_dir():
             raise CheckpointError(missing_directory(path, _CURE))
-        return cls(path)
+        directory = cls(path, loading)
+        if not directory.tokenizer_folder.is_dir():
+            raise CheckpointError(
+                missing_directory(directory.tokenizer_folder, "give a directory with tokenizer files")
+            )
+        return directory
 
     def __str__(self) -> str:
         return str(self.path)
@@ -183,6 +197,11 @@ class ModelDirectory:
         """The ONNX file of an export."""
         return self.path / MODEL_FILE
 
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The directory of the tokenizer's files: this one, unless the settings of loading name another."""
+        return self.path if self.loading.tokenizer is None else Path(self.loading.tokenizer)
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, without truncation and padding.
@@ -192,7 +211,7 @@ class ModelDirectory:
         """
         from qdq.data.tokenizer import load_tokenizer
 
-        return load_tokenizer(self.path)
+        return load_tokenizer(self.tokenizer_folder)
 
     @cached_property
     def encoder(self) -> TextEncoder:
@@ -203,7 +222,7 @@ class ModelDirectory:
         """
         from qdq.data.tokenizer import load_encoder
 
-        return load_encoder(self.path, max_length=self.config.max_length, pad_id=self.config.pad_token_id)
+        return load_encoder(self.tokenizer_folder, max_length=self.config.max_length, pad_id=self.config.pad_token_id)
 
     @cached_property
     def pooling(self) -> Pooling:
@@ -242,13 +261,37 @@ class ModelDirectory:
         return min(self.sentence_length or self.config.max_length, self.config.max_length)
 
 
-def open(path: str | Path | ModelDirectory) -> ModelDirectory:  # noqa: A001 (it is read as qdq.open)
+def open(  # noqa: A001 (it is read as qdq.open)
+    path: str | Path | ModelDirectory,
+    *,
+    allow_missing: Iterable[str] = (),
+    ignore_keys: Iterable[str] = (),
+    tokenizer: str | Path | None = None,
+    seed: int | None = None,
+) -> ModelDirectory:
     """Open the directory of a checkpoint or an export; see :class:`ModelDirectory` for what it tells.
+
+    Every job that gets the handle instead of a path follows its settings of loading.
+
+    Args:
+        path: The directory.
+        allow_missing: ``head`` or ``pooler``: modules that may be missing from the checkpoint and are then drawn.
+        ignore_keys: Patterns of names of tensors to leave out, such as ``"fit_dense.*"``.
+        tokenizer: Directory whose tokenizer files are used instead of those of ``path``.
+        seed: Seed of the weights that ``allow_missing`` draws; None takes torch's random numbers as they come.
 
     Raises:
         CheckpointError: There is no such directory.
+        ConfigError: A setting breaks its rule.
     """
-    return ModelDirectory.of(path)
+    loading = LoadSettings(
+        allow_missing=tuple(allow_missing),
+        ignore_keys=tuple(ignore_keys),
+        tokenizer=None if tokenizer is None else str(tokenizer),
+        seed=seed,
+    )
+    # Without settings a handle stays as it is.
+    return ModelDirectory.of(path, None if loading == DEFAULT_LOADING else loading)
 
 
 def read_quantization(folder: str | Path) -> dict[str, Any]:

@@ -10,18 +10,21 @@ import typer
 
 from qdq.cli.build import shown_report
 from qdq.cli.calibrate import describe
+from qdq.cli.loading import opened
 from qdq.cli.plan import described, planned, shown
 from qdq.cli.profile import ProfileOption, RuntimeOption, ShapeOption, ThreadsOption, profiled
 from qdq.cli.recipe_options import NO_CHANGES, RecipeChanges, RecipeChoice
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table, span
 from qdq.errors import CheckpointError, ConfigError
+from qdq.load_settings import DEFAULT_LOADING, LoadSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from exporters.onnx.inspect import GraphReport
     from qdq.quantization.quantizer import Quantizer
+    from qdq.source import ModelDirectory
 
 __all__ = ["inspect"]
 
@@ -54,10 +57,11 @@ def inspect(
     runtime: RuntimeOption = None,
     shape: ShapeOption = "8x128",
     threads: ThreadsOption = 2,
+    loading: LoadSettings = DEFAULT_LOADING,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
-    seed: SeedOption = 0,  # noqa: ARG001 (nothing is random here)
+    seed: SeedOption = 0,
 ) -> None:
     """Show what is quantized in a checkpoint, an ONNX file or an engine, and how.
 
@@ -98,7 +102,7 @@ def inspect(
     elif profile:
         raise CheckpointError(f"{path}: --profile runs an exported directory or an .onnx file, and this is neither")
     elif (path / "config.json").is_file():
-        _inspect_checkpoint(session, path)
+        _inspect_checkpoint(session, opened(path, loading, seed=seed))
     else:
         raise CheckpointError(f"{path}: neither a checkpoint (no config.json) nor an export (no {MODEL_FILE})")
 
@@ -138,13 +142,11 @@ def _inspect_plan(session: Session, path: Path, choice: RecipeChoice | None, tas
     session.result(document | found, f"{head}, recipe {found['recipe']}", *shown(found))
 
 
-def _inspect_checkpoint(session: Session, path: Path) -> None:
+def _inspect_checkpoint(session: Session, directory: ModelDirectory) -> None:
     from qdq.checkpoint import load
     from qdq.quantization.wrap import named_slots
-    from qdq.source import ModelDirectory
 
-    directory = ModelDirectory.of(path)
-    model = load(directory)
+    path, model = directory.path, load(directory)
     parameters = sum(p.numel() for p in model.parameters())
     document: dict[str, Any] = {
         "kind": "checkpoint",

@@ -18,6 +18,7 @@ import secrets
 import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -240,7 +241,9 @@ def load_weights(
     source: str = "checkpoint",
     allow_missing: Collection[str] = (),
     ignore: tuple[str, ...] = (),
+    ignore_keys: Collection[str] = (),
     dtype: torch.dtype = torch.float32,
+    seed: int | None = None,
 ) -> None:
     """Make tensors the parameters of a model. A tensor is copied only if its dtype changes.
 
@@ -250,13 +253,17 @@ def load_weights(
         source: What messages call the checkpoint.
         allow_missing: Top-level modules that may be missing and are then initialized.
         ignore: Endings of keys to skip.
+        ignore_keys: Patterns of keys to leave out, such as ``fit_dense.*``.
         dtype: The dtype of the parameters.
+        seed: Seed of the weights that are drawn; None takes torch's random numbers as they come.
 
     Raises:
         CheckpointError: Tensors are missing, unexpected or misshaped. The message lists them.
     """
     family = family_of(model.config.model_type)
+    tensors = _without(tensors, ignore_keys)
     given = _by_current_key(tensors, family, ignore)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
     keys = parameter_keys(model)
     problems = _Problems()
     state: dict[str, nn.Parameter] = {}
@@ -277,7 +284,7 @@ def load_weights(
             weight = select_part(present[0], tensor).to(dtype)
             parameter = nn.Parameter(weight, requires_grad=wanted.requires_grad)
         elif top in allow_missing or names[0].startswith(unused):
-            parameter = fresh_parameter(model, names[0], dtype)
+            parameter = fresh_parameter(model, names[0], dtype, generator)
         else:
             problems.missing.append(name_of(keys[names[0]][-1]))
             problems.incomplete_modules.add(top)
@@ -289,6 +296,11 @@ def load_weights(
         where = f"{source}: the tensors do not fit {model.config.model_type} {model.task}"
         raise CheckpointError(describe_problems(where, lines))
     model.assign(state)
+
+
+def _without(tensors: Mapping[str, Tensor], patterns: Collection[str]) -> Mapping[str, Tensor]:
+    """Return the tensors whose names match none of the patterns."""
+    return {name: tensor for name, tensor in tensors.items() if not any(fnmatchcase(name, one) for one in patterns)}
 
 
 def _by_current_key(
@@ -360,8 +372,10 @@ def load_model(
     attn_implementation: AttentionImplementation = "eager",
     allow_missing: Collection[str] = (),
     ignore: tuple[str, ...] = (),
+    ignore_keys: Collection[str] = (),
     dtype: torch.dtype = torch.float32,
     config: ModelConfig | None = None,
+    seed: int | None = None,
 ) -> Model:
     """Load the model of a directory, in evaluation mode. The weights are mapped from the file, not copied.
 
@@ -372,8 +386,10 @@ def load_model(
         allow_missing: Top-level modules that may be missing and are then initialized. ``{"head"}`` puts a new head on
             a bare encoder.
         ignore: Endings of keys to skip, for checkpoints that hold more than weights.
+        ignore_keys: Patterns of keys to leave out, such as ``fit_dense.*``.
         dtype: The dtype of the parameters. The file may hold another floating type.
         config: Replaces the directory's ``config.json``.
+        seed: Seed of the weights that are drawn; None takes torch's random numbers as they come.
 
     Raises:
         CheckpointError: Files are missing or damaged, or tensors are missing, unexpected or misshaped.
@@ -385,7 +401,16 @@ def load_model(
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     tensors = read_tensors(path)
-    load_weights(model, tensors, source=str(path), allow_missing=allow_missing, ignore=ignore, dtype=dtype)
+    load_weights(
+        model,
+        tensors,
+        source=str(path),
+        allow_missing=allow_missing,
+        ignore=ignore,
+        ignore_keys=ignore_keys,
+        dtype=dtype,
+        seed=seed,
+    )
     return model.eval()
 
 
