@@ -139,7 +139,8 @@ def calibrate_checkpoint(
     if directory.is_export:
         raise CheckpointError(f"{directory} is an exported directory, which cannot be calibrated: give its checkpoint")
     method = _method(settings)
-    planned = plan(skeleton(directory.config, task), load_recipe(recipe) if isinstance(recipe, str) else recipe)
+    outline = skeleton(directory.config, task, with_pooler=directory.has_pooler or "pooler" in allow_missing)
+    planned = plan(outline, load_recipe(recipe) if isinstance(recipe, str) else recipe)
     if (add_statistics or save_statistics) and planned.recipe.refinement.has_transforms:
         raise CalibrationError(
             "smoothing and shift depend on the data of each run, so that its statistics cannot be shared: give "

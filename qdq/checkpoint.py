@@ -37,7 +37,7 @@ from qdq.errors import (
     StorageError,
     describe_problems,
 )
-from qdq.models.huggingface import load_model, read_tensors, save_model
+from qdq.models.huggingface import load_model, read_weights, save_model
 from qdq.models.registry import task_of
 from qdq.quantization.modules import QuantAdd, QuantLinear
 from qdq.quantization.quantizer import Mode, Quantizer, Range, quantizers, set_mode
@@ -45,7 +45,7 @@ from qdq.quantization.spec import QuantSpec
 from qdq.quantization.transform import Transform
 from qdq.quantization.wrap import apply_specs, named_slots, slots, unshared_slots, wrap
 from qdq.source import QUANTIZATION_FILE, QUANTIZERS_FILE, ModelDirectory
-from qdq.storage import atomic_directory, write_json
+from qdq.storage import atomic_directory, refuse_pointer, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -189,7 +189,8 @@ def load(
         from qdq.interop.pytorch_quantization import load_amax
 
         try:
-            load_amax(model, read_tensors(path), source=str(path))
+            ranges = read_weights(path, directory.config, ignore_keys=directory.loading.ignore_keys)
+            load_amax(model, ranges, source=str(path))
         except CalibrationError as error:
             raise CheckpointError(f"{path}: {error}") from error
     return model
@@ -311,6 +312,7 @@ def _unshared(model: Model, document: Mapping[str, Any], file: Path, elsewhere: 
 
 def _fill(model: Model, file: Path, elsewhere: tuple[str, ...]) -> None:
     """Set scales, zero points and ranges, strictly: every tensor belongs to a slot and every slot has its tensors."""
+    refuse_pointer(file)
     try:
         tensors = load_file(file)
     except FileNotFoundError as error:

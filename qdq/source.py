@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from qdq.errors import CheckpointError, ConfigError, QDQError, describe_problems
 from qdq.load_settings import DEFAULT_LOADING, LoadSettings
-from qdq.storage import missing_directory, read_json
+from qdq.storage import missing_directory, read_json, refuse_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -149,6 +149,14 @@ class ModelDirectory:
         from qdq.models.huggingface import read_config
 
         return read_config(self.path)
+
+    @cached_property
+    def has_pooler(self) -> bool:
+        """Whether a feature extractor that is loaded from here has a pooler: one that is stored, or drawn."""
+        from qdq.models.weights import stores_pooler
+
+        drawn = "pooler" in self.loading.allow_missing
+        return drawn or stores_pooler(self.path, self.config, ignore_keys=self.loading.ignore_keys)
 
     @cached_property
     def head(self) -> str | None:
@@ -345,6 +353,7 @@ def _read_optional(file: Path, default: Any) -> Any:
     """Read a JSON file that may be missing; it must hold the same kind of value as ``default``."""
     if not file.is_file():
         return default
+    refuse_pointer(file, ConfigError)
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:

@@ -110,6 +110,10 @@ MODEL_STEPS: tuple[frozenset[str], ...] = tuple(
         "realm_models roberta_prelayernorm",
         "albert megatron_bert qdqbert realm roberta",
         "registry",
+        "folder_diagnosis",
+        "weight_files checkpoint_keys stored_names",
+        "tensor_problems",
+        "weights",
         "huggingface",
     )
 )

@@ -81,7 +81,8 @@ def inspect(
         raise CheckpointError(f"{path}: no such file or directory")
     is_config = path.is_file() and path.suffix == ".json"
     if is_config or (wants_plan and path.is_dir() and (path / "config.json").is_file()):
-        _inspect_plan(session, path, choice if wants_plan else None, task)
+        given = path if is_config else opened(path, loading, seed=seed)
+        _inspect_plan(session, given, choice if wants_plan else None, task)
         return
     if wants_plan:
         raise CheckpointError(f"{path}: a recipe is for a model, which is a directory with a config.json, or that file")
@@ -131,10 +132,12 @@ def _inspect_engine(session: Session, path: Path, *, full: bool) -> None:
     )
 
 
-def _inspect_plan(session: Session, path: Path, choice: RecipeChoice | None, task: str | None) -> None:
-    model, plan = planned(path, choice, task)
-    document = {"kind": "plan" if plan else "config", "path": path, **model}
-    head = f"{path}: {model['model_type']}, {model['task']}, {model['parameters'] / 1e6:.1f} M parameters"
+def _inspect_plan(
+    session: Session, given: Path | ModelDirectory, choice: RecipeChoice | None, task: str | None
+) -> None:
+    model, plan = planned(given, choice, task)
+    document = {"kind": "plan" if plan else "config", "path": str(given), **model}
+    head = f"{given}: {model['model_type']}, {model['task']}, {model['parameters'] / 1e6:.1f} M parameters"
     if plan is None:
         session.result(document, f"{head}; --recipe NAME shows what a recipe makes of it")
         return

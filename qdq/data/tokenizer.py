@@ -111,6 +111,8 @@ def _apply_settings(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
 def _no_tokenizer(model_dir: Path) -> str:
     looked_for = "tokenizer.json, vocab.txt, spiece.model, or vocab.json with merges.txt"
     message = f"{model_dir}: no tokenizer; put one of these files there: {looked_for}"
+    if (model_dir / "config.json").is_file():  # a trainer saves a model so, if it is given no tokenizer
+        message += "; copy those of the model that the training began with, or name its directory with --tokenizer DIR"
     others = [name for name in ("sentencepiece.bpe.model", "vocab.json") if (model_dir / name).is_file()]
     if others:
         message += (

@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from qdq.errors import CheckpointError, StorageError
 from qdq.protobuf import VARINT, read_fields, read_varint
+from qdq.storage import refuse_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -80,6 +81,7 @@ def unigrams(model_dir: Path) -> Tokenizer:
     path = model_dir / "spiece.model"
     settings = read_settings(model_dir)
     special = special_tokens(settings, _ALBERT)
+    refuse_pointer(path)
     try:
         model = parse_sentencepiece(path.read_bytes())
     except ValueError as error:
@@ -172,9 +174,10 @@ def read_text(path: Path) -> str:
     """Read a UTF-8 file.
 
     Raises:
-        CheckpointError: The file is not UTF-8.
+        CheckpointError: The file is not UTF-8, or is a pointer of Git LFS.
         StorageError: The file cannot be read.
     """
+    refuse_pointer(path)
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qdq.errors import CheckpointError, ConfigError, DataError
-from qdq.models.huggingface import config_to_json, load_weights, read_tensors, upstream_state
+from qdq.models.huggingface import config_to_json, load_weights, read_tensors, read_weights, upstream_state
 from qdq.models.registry import construct
 from qdq.retrieval.candidates import find_answers, pair_with_blocks
 from qdq.retrieval.search import ExactSearcher
@@ -265,8 +265,7 @@ def load_component(path: str | Path | ModelDirectory, task: str) -> Model:
     if ARCHITECTURE not in config.architectures:
         return load_checkpoint(directory, task)
     model = construct(config, task)
-    prefix = f"{component}."
-    tensors = {key.removeprefix(prefix): t for key, t in read_tensors(path).items() if key.startswith(prefix)}
+    tensors = read_weights(path, config, part=f"{component}.", ignore_keys=directory.loading.ignore_keys)
     load_weights(model, tensors, source=f"{path} ({component})")
     return model.eval()
 
