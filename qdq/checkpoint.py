@@ -189,7 +189,7 @@ def load(
         from qdq.interop.pytorch_quantization import load_amax
 
         try:
-            ranges = read_weights(path, directory.config, ignore_keys=directory.loading.ignore_keys)
+            ranges = read_weights(path, directory.config, ignore_keys=directory.loading.ignore_keys, warn=False)
             load_amax(model, ranges, source=str(path))
         except CalibrationError as error:
             raise CheckpointError(f"{path}: {error}") from error

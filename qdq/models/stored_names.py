@@ -55,7 +55,8 @@ class KnownNames:
         self._prefix = f"{family.prefix}."
         self._foreign = tuple({f"{other.prefix}." for other in FAMILIES.values()} - {self._prefix})
         tables = [family.keys, *(task.keys for task in family.tasks.values())]
-        self._encoder, self._others = set(), set()
+        self._encoder: set[str] = set()
+        self._others: set[str] = set()
         for table in tables:
             for ours, key in table.items():
                 is_other = ours.startswith(("head.", "pooler."))

@@ -138,7 +138,10 @@ def _other_family(unexpected: list[str], model_type: str) -> list[str]:
     like = families_like(unexpected)
     if not like or model_type in like:
         return []
-    return [f"the names are those of {' or '.join(like)}: is the model_type '{model_type}' in config.json right?"]
+    return [
+        f"the tensors are named like those of {' or '.join(like)}: is the model_type '{model_type}' of config.json "
+        "right?"
+    ]
 
 
 def describe_missing_model_type(folder: Path) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import torch
@@ -22,6 +23,9 @@ from torch import Tensor
 from qdq.errors import CheckpointError, StorageError, describe_problems
 from qdq.models.folder_diagnosis import describe_missing_weights
 from qdq.storage import read_json, refuse_pointer
+
+if TYPE_CHECKING:
+    import os
 
 __all__ = ["WEIGHT_FILES", "read_tensors", "tensor_names"]
 
@@ -36,7 +40,7 @@ WEIGHT_FILES = (
 """The names of the weights, in the order in which transformers looks for them."""
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read all tensors of a model directory. They are mapped into memory, not copied, if the format allows it.
 
     Args:
@@ -49,11 +53,16 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: There are no weights, shards are missing, a file is damaged, or a pickle would run code.
         StorageError: A file cannot be read.
     """
-    files = _weight_files(Path(path))
-    return {name: tensor for file in files for name, tensor in _read_file(file).items()}
+    tensors: dict[str, Tensor] = {}
+    for file in _weight_files(Path(path)):
+        state, note = _read_file(file)
+        tensors |= state
+        if note:
+            _LOG.warning("%s: %s", file, note)
+    return tensors
 
 
-def tensor_names(path: str | Path) -> list[str]:
+def tensor_names(path: str | os.PathLike[str]) -> list[str]:
     """Return the names of all tensors of a model directory. The values of safetensors files are not read.
 
     Raises:
@@ -62,7 +71,7 @@ def tensor_names(path: str | Path) -> list[str]:
     """
     names: list[str] = []
     for file in _weight_files(Path(path)):
-        names += _names_in_header(file) if file.suffix == ".safetensors" else _read_file(file)
+        names += _names_in_header(file) if file.suffix == ".safetensors" else _read_file(file)[0]
     return names
 
 
@@ -109,18 +118,21 @@ def _damaged_safetensors(path: Path, error: Exception) -> str:
     return f"{path}: damaged or incomplete safetensors file ({error}); copy it again"
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def _read_file(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of a file, and what a reader of the log should know about them."""
     _check_readable(path)
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return load_file(path), ""
         except safetensors.SafetensorError as error:
             raise CheckpointError(_damaged_safetensors(path, error)) from error
         except OSError as error:
             raise StorageError(f"{path}: {error}") from error
     try:
-        # Files of torch before 1.6 are not zip archives and cannot be mapped.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a TorchScript program, which is an error below
+            # Files of torch before 1.6 are not zip archives and cannot be mapped.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refused_pickle(path, error)) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -145,14 +157,14 @@ def _refused_pickle(path: Path, error: Exception) -> str:
 # --- weights inside a larger record ---
 
 
-def _weights_in(path: Path, content: Any) -> dict[str, Tensor]:
-    """Return the only state dict in what a pickle holds; a warning says which one, where the file holds more.
+def _weights_in(path: Path, content: Any) -> tuple[dict[str, Tensor], str]:
+    """Return the only state dict in what a pickle holds, and a note that says which one, where the file holds more.
 
     Raises:
         CheckpointError: It holds none, or several.
     """
     if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
-        return dict(content)
+        return dict(content), ""
     found = dict(_state_dicts(content))
     if not found:
         raise CheckpointError(f"{path}: not a state dict of tensors; {_kind_of(content)}")
@@ -164,9 +176,8 @@ def _weights_in(path: Path, content: Any) -> dict[str, Tensor]:
         )
     ((where, state),) = found.items()
     others = [str(key) for key in content if key != where.partition(".")[0]]
-    if where:
-        _LOG.warning('%s: the weights are taken from its part "%s"; left out: %s', path, where, _listed(others))
-    return state
+    note = f'the weights are taken from its part "{where}"; left out: {_listed(others)}' if where else ""
+    return state, note
 
 
 def _state_dicts(content: Any, where: str = "") -> list[tuple[str, dict[str, Tensor]]]:

@@ -35,6 +35,7 @@ def read_weights(
     part: str = "",
     ignore_keys: Collection[str] = (),
     with_ranges: bool = False,
+    warn: bool = True,
 ) -> dict[str, Tensor]:
     """Read the tensors of a model directory under the names of its family; warnings tell what was changed for that.
 
@@ -44,6 +45,7 @@ def read_weights(
         part: Beginning of the names of one of several models in a file; the names are read without it.
         ignore_keys: Patterns of keys to leave out, such as ``fit_dense.*``.
         with_ranges: Whether to keep the ranges of pytorch-quantization whatever the family is.
+        warn: Whether to tell; not for weights that are read a second time.
 
     Raises:
         CheckpointError: Files are missing or damaged, or hold an adapter that is not merged, or several models.
@@ -57,7 +59,7 @@ def read_weights(
         found = read_names(tensors, family, ignore_keys=ignore_keys, with_ranges=with_ranges)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    for note in found.notes:
+    for note in found.notes if warn else ():
         _LOG.warning("%s: %s", path, note)
     return {own: tensors[name] for name, own in found.names.items()}
 
@@ -70,10 +72,10 @@ def stores_pooler(path: str | os.PathLike[str], config: ModelConfig, *, ignore_k
         config: The configuration, which names the family.
         ignore_keys: Patterns of keys to leave out.
     """
-    model, family = construct(config, "feature-extraction"), family_of(config.model_type)
     try:
+        model, family = construct(config, "feature-extraction"), family_of(config.model_type)
         names = [*read_names(tensor_names(path), family, ignore_keys=ignore_keys).names.values()]
-    except QDQError:  # whoever loads them gets the message
+    except QDQError:  # whoever loads the model gets the message
         return True
     return holds_pooler(model, names)
 
