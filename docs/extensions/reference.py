@@ -220,7 +220,7 @@ def presets() -> str:
 
 
 def fields() -> str:
-    """Return what is done with every field of ``config.json``: those that families follow, and a table of the others."""
+    """Return what is done with every field of ``config.json``: those that families follow, and the others."""
     from qdq.models.config_fields import CONFIG_FIELDS
     from qdq.models.registry import FAMILIES, fields_of
 

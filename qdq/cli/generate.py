@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qdq.cli.loading import opened
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
+from qdq.load_settings import DEFAULT_LOADING, LoadSettings
 
 if TYPE_CHECKING:
     from qdq.generation import Decoder
@@ -43,10 +45,11 @@ def generate(
     num_return_sequences: Annotated[
         int, typer.Option(metavar="N", help="Number of continuations to print for each text.", min=1)
     ] = 1,
+    loading: LoadSettings = DEFAULT_LOADING,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
-    seed: SeedOption = 0,  # noqa: ARG001 (nothing is drawn)
+    seed: SeedOption = 0,
 ) -> None:
     """Continue texts with a causal language model, greedily or with beam search.
 
@@ -60,7 +63,6 @@ def generate(
     from qdq.generation import GenerationSettings, visible_tokens
     from qdq.generation import generate as run
     from qdq.generation.settings import SpecialTokens, mention_other_settings
-    from qdq.source import ModelDirectory
 
     settings = GenerationSettings(
         max_new_tokens=max_new_tokens,
@@ -70,7 +72,7 @@ def generate(
         num_return_sequences=num_return_sequences,
     )
     with session.progress("loading"):
-        directory = ModelDirectory.of(model)
+        directory = opened(model, loading, seed=seed)
         decoder, tokenizer = _decoder(directory), directory.tokenizer
     mention_other_settings(directory.path, decoder.config, settings)
     rows = []

@@ -191,6 +191,8 @@ def _has(model_dir: Path, followed: TokenizerClass) -> bool:
 def _no_tokenizer(model_dir: Path) -> str:
     looked_for = "tokenizer.json, vocab.txt, spiece.model, or vocab.json with merges.txt"
     message = f"{model_dir}: no tokenizer; put one of these files there: {looked_for}"
+    if (model_dir / "config.json").is_file():  # a trainer saves a model so, if it is given no tokenizer
+        message += "; copy those of the model that the training began with, or name its directory with --tokenizer DIR"
     others = ("sentencepiece.bpe.model", "spm.model", "tokenizer.model", "bpe.codes", "vocab.json")
     if found := [name for name in others if (model_dir / name).is_file()]:
         message += f"; {found[0]} has to be converted once: {SAVE_CURE}"
