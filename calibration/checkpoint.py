@@ -21,7 +21,6 @@ from qdq import checkpoint
 from qdq.data.source import draw
 from qdq.data.text import TextSample, encode_batches, read_samples
 from qdq.errors import CalibrationError, CheckpointError, DataError, QDQError, StorageError
-from qdq.models.huggingface import load_model
 from qdq.processes import terminated_as_interrupted
 from qdq.quantization.quantizer import Mode, set_mode
 from qdq.quantization.wrap import named_slots
@@ -35,11 +34,11 @@ from qdq.storage import atomic_directory
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-    from tokenizers import Tokenizer
     from torch import Tensor
 
     from calibration.distributed import ProcessRank
     from calibration.methods.method import Method
+    from qdq.data.tokenizer import TextEncoder
     from qdq.models.model import Model
     from qdq.quantization.slot import Slot
     from qdq.recipes.plan import Plan
@@ -107,7 +106,7 @@ def calibrate_checkpoint(
     all. Under torchrun the processes share the batches; all of them get the same result, and the first one writes it.
 
     Args:
-        model: Directory of the float model.
+        model: Directory of the float model. A handle brings its settings of loading.
         output: Directory to write.
         data: Sample text, see :func:`qdq.read_samples`. None for recipes without static activations.
         recipe: A recipe, the name of a preset, or a YAML file.
@@ -142,7 +141,8 @@ def calibrate_checkpoint(
     if directory.is_export:
         raise CheckpointError(f"{directory} is an exported directory, which cannot be calibrated: give its checkpoint")
     method = _method(settings)
-    planned = plan(skeleton(directory.config, task), load_recipe(recipe) if isinstance(recipe, str) else recipe)
+    outline = skeleton(directory.config, task, with_pooler=directory.has_pooler or "pooler" in allow_missing)
+    planned = plan(outline, load_recipe(recipe) if isinstance(recipe, str) else recipe)
     if (add_statistics or save_statistics) and planned.recipe.refinement.has_transforms:
         raise CalibrationError(
             "smoothing and shift depend on the data of each run, so that its statistics cannot be shared: give "
@@ -154,7 +154,7 @@ def calibrate_checkpoint(
         resume = None
         _check_needs_no_data(planned, say)
     else:
-        tokenizer = directory.tokenizer
+        tokenizer = directory.encoder
         read = read_choices if (task or directory.task) == "multiple-choice" else read_samples
         samples = read(data, text_column=text_column, text_pair_column=text_pair_column)
         texts = draw(samples, settings.num_samples, settings.seed)
@@ -168,7 +168,7 @@ def calibrate_checkpoint(
         ) as resume_file,
         _written_by_first(process.rank, output) as folder,
     ):
-        wrapped = load_model(directory.path, task, allow_missing=allow_missing, config=directory.config)
+        wrapped = checkpoint.load_float(directory, task, allow_missing=allow_missing, seed=settings.seed)
         quantize(wrapped, planned.recipe)
         changes: list[dict[str, Any]] = []
         if tokenizer is not None:
@@ -258,7 +258,7 @@ def _check_needs_no_data(planned: Plan, say: Say) -> None:
 def _find_ranges(
     model: Model,
     texts: Sequence[TextSample],
-    tokenizer: Tokenizer,
+    tokenizer: TextEncoder,
     recipe: Recipe,
     settings: CalibrationSettings,
     *,

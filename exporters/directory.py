@@ -17,6 +17,7 @@ from exporters.interface import ExportInterface
 from qdq.checkpoint import copy_tokenizer, load
 from qdq.errors import ExportError
 from qdq.models.huggingface import config_to_json
+from qdq.models.stored_types import type_name
 from qdq.quantization.quantizer import Mode, quantizers, set_mode
 from qdq.recipes.apply import apply_recipe
 from qdq.recipes.recipe import Recipe
@@ -74,6 +75,7 @@ def export(
         StorageError: If the directory cannot be written, for example because the disk is full.
     """
     from exporters.onnx.export import check_options, export_onnx
+    from exporters.onnx.precision import TORCH_DTYPES
 
     if form is not None:
         warnings.warn("the argument form is named interface now", DeprecationWarning, stacklevel=2)
@@ -90,7 +92,8 @@ def export(
         )
         exported = replace(exported, notes=(*exported.notes, *left_out))
         copy_tokenizer(directory, folder)
-        write_json(folder / "config.json", config_to_json(model.config, model.task))
+        dtype = type_name(TORCH_DTYPES[exported.interface.dtype])
+        write_json(folder / "config.json", config_to_json(model.config, model.task, dtype=dtype))
         record = {"format": FORMAT, **exported.to_dict()}
         write_json(folder / EXPORT_FILE, record if tuning is None else {**record, "tuning": dict(tuning)})
     return exported

@@ -37,7 +37,7 @@ from qdq.errors import (
     StorageError,
     describe_problems,
 )
-from qdq.models.huggingface import load_model, read_tensors, save_model
+from qdq.models.huggingface import load_model, read_weights, save_model
 from qdq.models.registry import task_of
 from qdq.quantization.modules import QuantAdd, QuantLinear
 from qdq.quantization.quantizer import Mode, Quantizer, Range, quantizers, set_mode
@@ -46,7 +46,7 @@ from qdq.quantization.transform import Transform
 from qdq.quantization.wrap import apply_specs, named_slots, slots, unshared_slots, wrap
 from qdq.sentence.copying import copy_sentence_files
 from qdq.source import QUANTIZATION_FILE, QUANTIZERS_FILE, ModelDirectory
-from qdq.storage import atomic_directory, write_json
+from qdq.storage import atomic_directory, refuse_pointer, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from qdq.quantization.slot import Slot
     from qdq.recipes.recipe import Recipe
 
-__all__ = ["copy_tokenizer", "load", "save", "write"]
+__all__ = ["copy_tokenizer", "load", "load_float", "save", "write"]
 
 FORMAT = 3
 
@@ -128,7 +128,8 @@ def write(
 def copy_tokenizer(source: str | Path | ModelDirectory, target: Path) -> None:
     """Copy the files of the tokenizer and of sentence-transformers, as far as they exist.
 
-    Contents are copied, never links, and get usual permissions.
+    Contents are copied, never links, and get usual permissions. A handle whose settings of loading name another
+    directory for the tokenizer gives the tokenizer's files of that one.
 
     Raises:
         CheckpointError: There is no such directory.
@@ -136,8 +137,8 @@ def copy_tokenizer(source: str | Path | ModelDirectory, target: Path) -> None:
     """
     directory = ModelDirectory.of(source)
     for name in TOKENIZER_FILES:
-        if (directory.path / name).is_file():
-            shutil.copyfile(directory.path / name, target / name)
+        if (directory.tokenizer_folder / name).is_file():
+            shutil.copyfile(directory.tokenizer_folder / name, target / name)
     copy_sentence_files(directory.root or directory.path, directory.path, target)
 
 
@@ -154,9 +155,9 @@ def load(
     where it holds none. ``qdq.models.huggingface.load_model`` loads the float model of any checkpoint.
 
     Args:
-        path: Hugging Face directory, or one that ``qdq calibrate`` wrote.
+        path: Hugging Face directory, or one that ``qdq calibrate`` wrote. A handle brings its settings of loading.
         task: Task whose head is loaded. None reads it from ``architectures`` in config.json.
-        allow_missing: ``{"head"}`` to put a new head on a base checkpoint.
+        allow_missing: ``{"head"}`` to put a new head on a base checkpoint, besides what the handle's settings allow.
         attn_implementation: ``eager``, or for float models ``sdpa``, torch's fused attention.
 
     Raises:
@@ -169,9 +170,7 @@ def load(
     if directory.is_quantized and attn_implementation != "eager":
         raise ConfigError(f"{path} is quantized: attn_implementation must be eager, not {attn_implementation}")
     document = directory.quantization
-    model = load_model(
-        path, task, allow_missing=allow_missing, attn_implementation=attn_implementation, config=directory.config
-    )
+    model = load_float(directory, task, allow_missing=allow_missing, attn_implementation=attn_implementation)
     if document is not None:
         wrap(model)
         # The float weights may hold a head or a pooler that this task does not have; so may the quantizers' file.
@@ -188,10 +187,44 @@ def load(
         from qdq.interop.pytorch_quantization import load_amax
 
         try:
-            load_amax(model, read_tensors(path), source=str(path))
+            ranges = read_weights(path, directory.config, ignore_keys=directory.loading.ignore_keys, warn=False)
+            load_amax(model, ranges, source=str(path))
         except CalibrationError as error:
             raise CheckpointError(f"{path}: {error}") from error
     return model
+
+
+def load_float(
+    directory: ModelDirectory,
+    task: str | None = None,
+    *,
+    allow_missing: Collection[str] = (),
+    attn_implementation: AttentionImplementation = "eager",
+    seed: int | None = None,
+) -> Model:
+    """Load the float model of any checkpoint as the settings of its handle say.
+
+    Args:
+        directory: The handle.
+        task: Task whose head is loaded. None reads it from ``architectures`` in config.json.
+        allow_missing: Modules that may be missing, besides those of the handle's settings.
+        attn_implementation: ``eager`` or ``sdpa``.
+        seed: Seed of weights that are drawn where the handle's settings have none.
+
+    Raises:
+        CheckpointError: Files are damaged, missing or left over; all problems at once.
+        ConfigError: The configuration is not supported.
+    """
+    loading = directory.loading
+    return load_model(
+        directory.path,
+        task,
+        allow_missing={*allow_missing, *loading.allow_missing},
+        ignore_keys=loading.ignore_keys,
+        seed=seed if loading.seed is None else loading.seed,
+        attn_implementation=attn_implementation,
+        config=directory.config,
+    )
 
 
 def _checksum(file: Path) -> str:
@@ -277,6 +310,7 @@ def _unshared(model: Model, document: Mapping[str, Any], file: Path, elsewhere: 
 
 def _fill(model: Model, file: Path, elsewhere: tuple[str, ...]) -> None:
     """Set scales, zero points and ranges, strictly: every tensor belongs to a slot and every slot has its tensors."""
+    refuse_pointer(file)
     try:
         tensors = load_file(file)
     except FileNotFoundError as error:

@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qdq.errors import CheckpointError, ConfigError, QDQError, describe_problems
+from qdq.load_settings import DEFAULT_LOADING, LoadSettings
 from qdq.sentence.folder import POOLINGS, Pooling, SentenceFolder
 from qdq.sentence.modules_file import transformer_folder
 from qdq.storage import missing_directory, read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tokenizers import Tokenizer
 
     from qdq.data.tokenizer import TextEncoder
@@ -59,32 +62,43 @@ Kind = Literal["float", "quantized", "export"]
 class ModelDirectory:
     """The handle of a directory with a checkpoint or an export; :func:`open` returns one.
 
-    Two handles are equal if their paths are. A handle keeps what it has read: take a new one after the directory has
-    been written anew.
+    Two handles are equal if their paths and their settings of loading are. A handle keeps what it has read: take a new
+    one after the directory has been written anew.
 
     Args:
         path: The directory of the configuration, the weights and the tokenizer.
         root: The directory of sentence-transformers around it; None if that is ``path`` itself.
+        loading: How its model is loaded, and where the tokenizer comes from. Every job that gets the handle follows it.
     """
 
     path: Path
     root: Path | None = None
+    loading: LoadSettings = DEFAULT_LOADING
 
     @classmethod
-    def of(cls, given: str | Path | ModelDirectory) -> ModelDirectory:
-        """Return the handle of a directory; a handle is returned as it is.
+    def of(cls, given: str | Path | ModelDirectory, loading: LoadSettings | None = None) -> ModelDirectory:
+        """Return the handle of a directory; a handle is returned as it is, unless ``loading`` says otherwise.
+
+        Args:
+            given: The directory or its handle.
+            loading: How its model is loaded; None takes the settings of the handle, or the defaults.
 
         Raises:
-            CheckpointError: There is no such directory.
+            CheckpointError: There is no such directory, or none for the tokenizer.
             ConfigError: Its ``modules.json``, which may place the model below it, is damaged.
         """
         if isinstance(given, ModelDirectory):
-            return given
-        path = Path(given)
+            return given if loading in (None, given.loading) else cls.of(given.root or given.path, loading)
+        path, loading = Path(given), loading or DEFAULT_LOADING
         if not path.is_dir():
             raise CheckpointError(missing_directory(path, _CURE))
         model = transformer_folder(path)
-        return cls(path) if model == path else cls(model, path)
+        directory = cls(model, None if model == path else path, loading)
+        if not directory.tokenizer_folder.is_dir():
+            raise CheckpointError(
+                missing_directory(directory.tokenizer_folder, "give a directory with tokenizer files")
+            )
+        return directory
 
     def __str__(self) -> str:
         return str(self.root or self.path)
@@ -125,6 +139,14 @@ class ModelDirectory:
         from qdq.models.huggingface import read_config
 
         return read_config(self.path)
+
+    @cached_property
+    def has_pooler(self) -> bool:
+        """Whether a feature extractor that is loaded from here has a pooler: one that is stored, or drawn."""
+        from qdq.models.weights import stores_pooler
+
+        drawn = "pooler" in self.loading.allow_missing
+        return drawn or stores_pooler(self.path, self.config, ignore_keys=self.loading.ignore_keys)
 
     @cached_property
     def head(self) -> str | None:
@@ -173,6 +195,11 @@ class ModelDirectory:
         """The ONNX file of an export."""
         return self.path / MODEL_FILE
 
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The directory of the tokenizer's files: this one, unless the settings of loading name another."""
+        return self.path if self.loading.tokenizer is None else Path(self.loading.tokenizer)
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, without truncation and padding.
@@ -182,7 +209,7 @@ class ModelDirectory:
         """
         from qdq.data.tokenizer import load_tokenizer
 
-        return self.sentence.lowercased(load_tokenizer(self.path))
+        return self.sentence.lowercased(load_tokenizer(self.tokenizer_folder))
 
     @cached_property
     def encoder(self) -> TextEncoder:
@@ -193,7 +220,14 @@ class ModelDirectory:
         """
         from qdq.data.tokenizer import load_encoder
 
-        encoder = load_encoder(self.path, max_length=self.config.max_length, pad_id=self.config.pad_token_id)
+        config = self.config
+        encoder = load_encoder(
+            self.tokenizer_folder,
+            max_length=config.max_length,
+            pad_id=config.pad_token_id,
+            word_rows=config.vocab_size,
+            type_rows=getattr(config, "type_vocab_size", None),
+        )
         return replace(encoder, tokenizer=self.sentence.lowercased(encoder.tokenizer))
 
     @cached_property
@@ -233,14 +267,37 @@ class ModelDirectory:
         return min(self.sentence_length or self.config.max_length, self.config.max_length)
 
 
-def open(path: str | Path | ModelDirectory) -> ModelDirectory:  # noqa: A001 (it is read as qdq.open)
+def open(  # noqa: A001 (it is read as qdq.open)
+    path: str | Path | ModelDirectory,
+    *,
+    allow_missing: Iterable[str] = (),
+    ignore_keys: Iterable[str] = (),
+    tokenizer: str | Path | None = None,
+    seed: int | None = None,
+) -> ModelDirectory:
     """Open the directory of a checkpoint or an export; see :class:`ModelDirectory` for what it tells.
+
+    Every job that gets the handle instead of a path follows its settings of loading.
+
+    Args:
+        path: The directory.
+        allow_missing: ``head`` or ``pooler``: modules that may be missing from the checkpoint and are then drawn.
+        ignore_keys: Patterns of names of tensors to leave out, such as ``"fit_dense.*"``.
+        tokenizer: Directory whose tokenizer files are used instead of those of ``path``.
+        seed: Seed of the weights that ``allow_missing`` draws; None takes torch's random numbers as they come.
 
     Raises:
         CheckpointError: There is no such directory.
-        ConfigError: Its ``modules.json``, which may place the model below it, is damaged.
+        ConfigError: Its ``modules.json``, which may place the model below it, is damaged, or a setting breaks its rule.
     """
-    return ModelDirectory.of(path)
+    loading = LoadSettings(
+        allow_missing=tuple(allow_missing),
+        ignore_keys=tuple(ignore_keys),
+        tokenizer=None if tokenizer is None else str(tokenizer),
+        seed=seed,
+    )
+    # Without settings a handle stays as it is.
+    return ModelDirectory.of(path, None if loading == DEFAULT_LOADING else loading)
 
 
 def read_quantization(folder: str | Path) -> dict[str, Any]:

@@ -26,8 +26,8 @@ NUMBERS = tuple(
     f"qdq.quantization.{name}" for name in ("spec", "functional", "operators", "transform", "quantizer", "slot")
 )
 QUANTIZATION = (*NUMBERS, *(f"qdq.quantization.{name}" for name in ("modules", "wrap", "graph", "fold")))
-CORE = (*BASE, "qdq.protobuf", "qdq.models", *QUANTIZATION, "qdq.recipes", "qdq.source", "qdq.checkpoint", "qdq.data")
-CORE += ("qdq.sentence",)
+MODELS = ("qdq.protobuf", "qdq.models", *QUANTIZATION, "qdq.recipes")
+CORE = (*BASE, *MODELS, "qdq.load_settings", "qdq.source", "qdq.checkpoint", "qdq.data", "qdq.sentence")
 RULES = tuple(f"qdq.recipes.{name}" for name in ("yaml_reader", "refinement", "rule"))
 SIDES = ("calibration", "exporters", "qdq.tasks", "qdq.interop", "qdq.generation", "qdq.retrieval")
 EVERYTHING = (*CORE, *SIDES, "qdq.training", "qdq.analysis", "qdq.quickstart", "qdq.conversion")
@@ -68,7 +68,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.recipes.apply": (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes.recipe"),
     "qdq.recipes.plan": (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes.recipe"),
     # one handle for a directory: it reads what lies there, and loads no model
-    "qdq.source": (*BASE, "qdq.models", "qdq.data", "qdq.sentence"),
+    "qdq.load_settings": ("qdq.errors", "qdq.settings"),
+    "qdq.source": (*BASE, "qdq.models", "qdq.data", "qdq.load_settings", "qdq.sentence"),
     # files of sentence-transformers: read without torch, and what follows the transformer with the weights
     "qdq.sentence": (*BASE, "qdq.models", "qdq.data"),
     # loading takes over what another package left in a checkpoint; interop therefore knows nothing of ours
@@ -111,6 +112,10 @@ MODEL_STEPS: tuple[frozenset[str], ...] = tuple(
         "realm_models roberta_prelayernorm",
         "albert megatron_bert qdqbert realm roberta",
         "registry",
+        "folder_diagnosis",
+        "weight_files checkpoint_keys stored_names",
+        "tensor_problems",
+        "weights",
         "huggingface",
     )
 )

@@ -5,6 +5,7 @@ A page asks for generated text with a comment on a line of its own, which is rep
     <!-- generated: commands -->           every command of ``qdq`` with its arguments and options
     <!-- generated: names of MODULE -->    every name in ``MODULE.__all__``, documented by its docstring
     <!-- generated: presets -->            every preset with the comment at the head of its file
+    <!-- generated: fields -->             every field of ``config.json``, and what is done with it
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from sphinx.application import Sphinx
 
-__all__ = ["commands", "expanded", "names_of", "presets", "setup"]
+__all__ = ["commands", "expanded", "fields", "names_of", "presets", "setup"]
 
 _REQUEST = re.compile(r"^<!-- generated: (?P<what>.+?) -->$", flags=re.MULTILINE)
 _EXAMPLE = re.compile(r"^Examples?:\s+(?P<lines>.+)$", flags=re.MULTILINE)
@@ -42,6 +43,8 @@ def _generated(what: str) -> str:
         return commands()
     if what == "presets":
         return presets()
+    if what == "fields":
+        return fields()
     if what.startswith("names of "):
         return names_of(what.removeprefix("names of "))
     raise ValueError(f"nothing is known about how to generate {what!r}")
@@ -210,3 +213,29 @@ def presets() -> str:
         prose = " ".join(line for line in comment if "$schema" not in line)
         entries.append(f"`{name}`\n: {_escaped(prose)}")
     return "\n\n".join(entries)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fields
+
+
+def fields() -> str:
+    """Return what is done with every field of ``config.json``: those that families follow, and the others."""
+    from qdq.models.config_fields import CONFIG_FIELDS
+    from qdq.models.registry import FAMILIES, fields_of
+
+    by_family = {name: fields_of(family.config) for name, family in FAMILIES.items()}
+    common = set.intersection(*by_family.values())
+    lines = [f"Every family follows {_names(common)}.", ""]
+    lines += [
+        f"- {_code(name)} also follows {_names(own - common)}." for name, own in by_family.items() if own > common
+    ]
+    lines += ["", "| field | reading | writing | why |", "|---|---|---|---|"]
+    for entry in CONFIG_FIELDS:
+        writing = "written" if entry.written else "left out"
+        lines.append(f"| {_names(entry.names)} | {entry.reading} | {writing} | {_escaped(entry.why)} |")
+    return "\n".join(lines)
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(map(_code, sorted(names)))

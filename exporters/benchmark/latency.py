@@ -16,6 +16,7 @@ import numpy as np
 from exporters.benchmark.machine import Machine
 from exporters.tensorrt.nvidia_driver import require_driver
 from qdq.errors import CheckpointError, ConfigError, MissingPackageError, QDQError, describe_problems
+from qdq.storage import is_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +44,8 @@ class Candidate:
     @property
     def problem(self) -> str | None:
         """Why the model cannot be timed; None if it can."""
+        if is_pointer(self.path):
+            return f"{self.path}: is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
         if self.path.is_file():
             return None
         where = "" if self.name == str(self.path) else f": {self.path}"

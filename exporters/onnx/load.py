@@ -20,6 +20,7 @@ from exporters.onnx.proto_fields import (
 )
 from qdq.errors import CheckpointError, describe_problems
 from qdq.protobuf import BYTES, VARINT, encode_bytes_field, encode_key, read_fields
+from qdq.storage import is_pointer, refuse_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,11 +36,12 @@ def load_onnx(path: Path) -> ir.Model:
     """Load the model in ``path``. The values of large tensors are read when they are first used.
 
     Raises:
-        CheckpointError: If the file is not an ONNX file, or is incomplete.
+        CheckpointError: If the file is not an ONNX file, is a pointer of Git LFS, or is incomplete.
     """
     import onnx
     import onnx_ir as ir
 
+    refuse_pointer(path)
     try:
         with path.open("rb") as file:
             if not file.seek(0, 2):
@@ -70,7 +72,8 @@ def _check_data(model: ir.Model, path: Path) -> None:
         if tensor.length is not None and tensor.length != tensor.nbytes:
             problems.append(f"{value.name} has {tensor.length} bytes of data, its shape needs {tensor.nbytes}")
         elif (tensor.offset or 0) + tensor.nbytes > have:
-            problems.append(f"{value.name} lies in {file.name}, which is missing or too short")
+            what = "a Git LFS pointer (git lfs pull fetches the file)" if is_pointer(file) else "missing or too short"
+            problems.append(f"{value.name} lies in {file.name}, which is {what}")
     if problems:
         raise CheckpointError(describe_problems(str(path), problems))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from exporters.interface import ExportInterface
 from exporters.io_signature import PAST_AND_SEQ, SIZES, TOKEN_INPUTS, InputSpec, example_inputs
 from qdq.data.source import draw
 from qdq.data.text import TextSample, encode_batches, read_samples, sample_text
+from qdq.data.tokenizer import TextEncoder
 from qdq.errors import CheckpointError
 from qdq.source import ModelDirectory
 
@@ -30,6 +32,8 @@ VERIFICATION_SHAPES = ((1, 128), (8, 32), (3, 64))
 
 The batches are small, because everything that the quantizers of a large model see in one batch is in memory at once.
 """
+
+_LOG = logging.getLogger(__name__)
 
 _SENTENCES = 40  # together longer than any of the lengths
 
@@ -50,7 +54,7 @@ def verification_batches(
         The tensors of ``export_model.signature``, by name, for each shape.
 
     Raises:
-        CheckpointError: If the tokenizer has more tokens than the model.
+        QDQError: If the files of the tokenizer cannot be read.
     """
     config: Any = export_model.model.config
     encode = _encoder(checkpoint, config)
@@ -65,14 +69,20 @@ def _encoder(checkpoint: str | Path | ModelDirectory, config: Any) -> Callable[[
     try:
         tokenizer = ModelDirectory.of(checkpoint).tokenizer
     except CheckpointError:
-        tokenizer = None
-    if tokenizer is not None and tokenizer.get_vocab_size() > config.vocab_size:
-        raise CheckpointError(
-            f"{checkpoint}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {config.vocab_size}"
+        encoder = None
+    else:
+        encoder = TextEncoder(tokenizer, word_rows=config.vocab_size)
+    if encoder is not None and encoder.has_more_tokens:
+        _LOG.warning(
+            "%s: the tokenizer has %d tokens, and the model has vectors for %d: the texts to verify with keep to "
+            "these; other texts that use more are refused",
+            checkpoint,
+            encoder.vocab_size,
+            config.vocab_size,
         )
 
     def encode(rows: int, seq_len: int, seed: int) -> Mapping[str, Tensor]:
-        if tokenizer is None:
+        if encoder is None:
             plain = tuple(InputSpec(name) for name in TOKEN_INPUTS)
             return example_inputs(
                 plain,
@@ -86,8 +96,9 @@ def _encoder(checkpoint: str | Path | ModelDirectory, config: Any) -> Callable[[
         whole = TextSample(" ".join(sample.text for sample in draw(sentences, _SENTENCES, seed=seed)))
         samples = [whole, *(draw(sentences, rows - 1, seed=seed) if rows > 1 else ())]
         pad = config.pad_token_id or 0
-        (batch,) = encode_batches(samples, tokenizer, batch_size=rows, seq_len=seq_len, pad_token_id=pad)
-        return batch
+        # The tokenizer alone knows no limit, so that no text is refused.
+        (batch,) = encode_batches(samples, encoder.tokenizer, batch_size=rows, seq_len=seq_len, pad_token_id=pad)
+        return {**batch, "input_ids": batch["input_ids"].clamp(max=config.vocab_size - 1)}
 
     return encode
 

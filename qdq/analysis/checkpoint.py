@@ -149,7 +149,7 @@ def _text_batches(
     return list(
         encode_batches(
             texts,
-            directory.tokenizer,
+            directory.encoder,
             batch_size=settings.batch_size,
             seq_len=min(settings.seq_len, longest),
             pad_token_id=under_test.config.pad_token_id or 0,

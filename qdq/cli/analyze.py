@@ -10,8 +10,10 @@ import typer
 
 from qdq.analysis.settings import AnalysisSettings, TaskMetricSettings
 from qdq.cli.analyze_report import shown
+from qdq.cli.loading import opened
 from qdq.cli.session import INTERRUPTED, JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.threads import ThreadsOption, set_threads
+from qdq.load_settings import DEFAULT_LOADING, LoadSettings
 
 __all__ = ["analyze"]
 
@@ -56,6 +58,7 @@ def analyze(
         ),
     ] = None,
     task_metric: Annotated[TaskMetricSettings, "Metric of a task"] = _NO_METRIC,
+    loading: LoadSettings = DEFAULT_LOADING,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -79,7 +82,7 @@ def analyze(
     set_threads(threads)
     with session.progress("reading", total=1) as advance:
         found = analyze_checkpoint(
-            path,
+            opened(path, loading, seed=seed),
             data,
             settings=replace(settings, seed=seed),
             task_metric=task_metric,

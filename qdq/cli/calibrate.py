@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from calibration.settings import CalibrationSettings, RangeAdjustments
+from qdq.cli.loading import opened
 from qdq.cli.recipe_options import AS_RECIPE_SAYS, NO_CHANGES, RecipeChanges, RecipeChoice, RefinementChoice
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
+from qdq.load_settings import DEFAULT_LOADING, LoadSettings
 from qdq.processes import Process
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ __all__ = ["calibrate", "describe"]
 _STATISTICS = "Several machines"
 _DEFAULT = CalibrationSettings()
 _NO_ADJUSTMENTS = RangeAdjustments()
-_MODULES = ("head", "pooler")  # what a base checkpoint may lack
 
 
 @command
@@ -54,13 +55,6 @@ def calibrate(
     task: Annotated[
         str | None, typer.Option(metavar="TASK", help="Task whose head is loaded; by default that of config.json.")
     ] = None,
-    allow_missing: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="head|pooler",
-            help="Use a randomly initialized head or pooler if the checkpoint has none. Repeatable.",
-        ),
-    ] = None,
     text_column: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Column or key of the text; by default the usual names are tried."),
@@ -68,6 +62,7 @@ def calibrate(
     text_pair_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Column or key of the second text of each sample.")
     ] = None,
+    loading: LoadSettings = DEFAULT_LOADING,
     recipe_changes: RecipeChanges = NO_CHANGES,
     refinement: RefinementChoice = AS_RECIPE_SAYS,
     adjustments: Annotated[RangeAdjustments, "Ranges after calibration"] = _NO_ADJUSTMENTS,
@@ -108,13 +103,8 @@ def calibrate(
     is_first = Process.of_torchrun().is_first
     session = Session(json=json and is_first, verbose=verbose, quiet=quiet or not is_first)
     from calibration.checkpoint import calibrate_checkpoint
-    from qdq.errors import ConfigError
-    from qdq.source import ModelDirectory
 
-    for name in allow_missing or ():
-        if name not in _MODULES:
-            raise ConfigError(f"--allow-missing {name}: it must be {' or '.join(_MODULES)}")
-    directory = ModelDirectory.of(model)
+    directory = opened(model, loading, seed=seed)
     choice = RecipeChoice(recipe=recipe, changes=recipe_changes, refinement=refinement)
     with session.progress("calibrating", total=1) as advance:
         written = calibrate_checkpoint(
@@ -125,7 +115,6 @@ def calibrate(
             settings=replace(settings, seed=seed),
             adjustments=adjustments,
             task=task,
-            allow_missing=allow_missing or (),
             text_column=text_column,
             text_pair_column=text_pair_column,
             resume=resume,

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qdq.cli.column_options import USUAL_COLUMNS, ColumnOptions
+from qdq.cli.loading import opened, opened_beside
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
 from qdq.cli.threads import ThreadsOption, set_threads
+from qdq.load_settings import DEFAULT_LOADING, LoadSettings
 from qdq.tasks.evaluation_settings import EvaluationSettings
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ def evaluate(
         ),
     ] = 1000,
     columns: ColumnOptions = USUAL_COLUMNS,
+    loading: LoadSettings = DEFAULT_LOADING,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -92,10 +95,10 @@ def evaluate(
     set_threads(threads)
     with session.progress("evaluating", total=1) as advance:
         result = run(
-            path,
+            opened(path, loading, seed=seed) if path.is_dir() else path,  # an engine is a file
             task,
             data,
-            against=against,
+            against=opened_beside(against, loading, seed=seed) if against and against.is_dir() else against,
             max_drop=max_drop,
             metric=metric,
             runtime=runtime,

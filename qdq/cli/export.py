@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qdq.cli.loading import opened
 from qdq.cli.profile import parse_shape
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
+from qdq.load_settings import DEFAULT_LOADING, LoadSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from exporters.tune import TuningResult
+    from qdq.source import ModelDirectory
 
 __all__ = ["export"]
 
@@ -167,10 +170,11 @@ def export(
             metavar="N", help="Number of timing rounds; the files take turns in each.", min=1, rich_help_panel="Tune"
         ),
     ] = 5,
+    loading: LoadSettings = DEFAULT_LOADING,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
-    seed: SeedOption = 0,  # noqa: ARG001 (an export has nothing random)
+    seed: SeedOption = 0,
 ) -> None:
     """Export a checkpoint to an ONNX model for a target, with its weights stored in int8.
 
@@ -186,11 +190,12 @@ def export(
     from exporters import directory
     from exporters.interface import CACHES, ExportInterface, with_pooling_of
     from exporters.onnx.inspect import model_bytes
-    from qdq.source import MODEL_FILE, POOLINGS, ModelDirectory
+    from qdq.source import MODEL_FILE, POOLINGS
 
     for option, value, known in (("--pooling", pooling, ("auto", *POOLINGS)), ("--cache", cache, CACHES)):
         if value is not None and value not in known:
             raise ExportError(f"{option} {value}: it must be one of {', '.join(known)}")
+    source = opened(model, loading, seed=seed)
     interface = ExportInterface(
         pooling=None if pooling == "auto" else pooling,  # type: ignore[arg-type]
         normalize=normalize,
@@ -203,14 +208,14 @@ def export(
         dtype=dtype,  # type: ignore[arg-type]
     )
     if pooling == "auto":
-        interface = with_pooling_of(ModelDirectory.of(model), interface)
+        interface = with_pooling_of(source, interface)
     tuning = None
     if tune:
         if target != "onnxruntime":
             raise ExportError("--tune goes with --target onnxruntime: it chooses between static and dynamic ranges")
         tuning = _tuned(
             session,
-            model,
+            source,
             shape=shape,
             min_cosine=min_cosine,
             threads=threads,
@@ -223,7 +228,7 @@ def export(
         recipe = tuning.recipe
     with session.progress(f"exporting for {target or 'float'}"):
         exported = directory.export(
-            model,
+            source,
             output,
             target=target,
             recipe=recipe,
@@ -248,7 +253,7 @@ def export(
     )
 
 
-def _tuned(session: Session, model: Path, *, shape: str, **options: Any) -> TuningResult:
+def _tuned(session: Session, model: ModelDirectory, *, shape: str, **options: Any) -> TuningResult:
     from exporters.benchmark import Shape
     from exporters.tune import tune
 

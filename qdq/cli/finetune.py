@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qdq.cli.column_options import USUAL_COLUMNS, ColumnOptions
+from qdq.cli.loading import opened, opened_beside
 from qdq.cli.recipe_options import NO_CHANGES, RecipeChanges, RecipeChoice
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
 from qdq.cli.threads import ThreadsOption, set_threads
+from qdq.load_settings import DEFAULT_LOADING, LoadSettings
 from qdq.processes import Process
 from qdq.training.settings import Distillation, InitialCalibration, TaskSettings, TrainingSettings
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from qdq.recipes.recipe import Recipe
+    from qdq.source import ModelDirectory
 
 __all__ = ["finetune"]
 
@@ -85,6 +88,7 @@ def finetune(
             help="Also write logs for TensorBoard to this directory. <output>.training.csv is always written.",
         ),
     ] = None,
+    loading: LoadSettings = DEFAULT_LOADING,
     threads: ThreadsOption = None,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
@@ -107,13 +111,14 @@ def finetune(
 
     settings = replace(settings, seed=seed)
     set_threads(threads)
-    chosen = _recipe(RecipeChoice(recipe=recipe or "linear", changes=recipe_changes), model, task.task, recipe)
+    directory = opened(model, loading, seed=seed)
+    chosen = _recipe(RecipeChoice(recipe=recipe or "linear", changes=recipe_changes), directory, task.task, recipe)
     if resume and not resume_folder_of(output).is_dir():
         session.say(f"nothing to resume in {resume_folder_of(output)}: the training starts from the beginning")
     try:
         with session.progress("training", total=1) as advance:
             document = finetune_checkpoint(
-                model,
+                directory,
                 output,
                 train_data,
                 eval_data=eval_data,
@@ -122,7 +127,7 @@ def finetune(
                 columns=columns.chosen(),
                 recipe=chosen,
                 calibration=calibration,
-                teacher=teacher,
+                teacher=None if teacher is None else opened_beside(teacher, loading, seed=seed),
                 distillation=distillation,
                 tensorboard=tensorboard,
                 resume=resume,
@@ -140,17 +145,15 @@ def finetune(
         session.result(document, *_shown(output, document))
 
 
-def _recipe(choice: RecipeChoice, model: Path, task: str | None, name: str | None) -> Recipe | None:
+def _recipe(choice: RecipeChoice, directory: ModelDirectory, task: str | None, name: str | None) -> Recipe | None:
     """Return the recipe with its changes; None if ``name``, the option --recipe, is not given."""
     from qdq.errors import ConfigError
-    from qdq.source import ModelDirectory
     from qdq.training.initial_model import choose_task
 
     if name is None:
         if choice.changes:
             raise ConfigError("options that change a recipe need --recipe; a quantized checkpoint keeps its own recipe")
         return None
-    directory = ModelDirectory.of(model)
     return choice.recipe_for(directory, choose_task(directory, task))
 
 

@@ -10,18 +10,21 @@ import typer
 
 from qdq.cli.build import shown_report
 from qdq.cli.calibrate import describe
+from qdq.cli.loading import opened
 from qdq.cli.plan import described, planned, shown
 from qdq.cli.profile import ProfileOption, RuntimeOption, ShapeOption, ThreadsOption, profiled
 from qdq.cli.recipe_options import NO_CHANGES, RecipeChanges, RecipeChoice
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table, span
 from qdq.errors import CheckpointError, ConfigError
+from qdq.load_settings import DEFAULT_LOADING, LoadSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from exporters.onnx.inspect import GraphReport
     from qdq.quantization.quantizer import Quantizer
+    from qdq.source import ModelDirectory
 
 __all__ = ["inspect"]
 
@@ -54,10 +57,11 @@ def inspect(
     runtime: RuntimeOption = None,
     shape: ShapeOption = "8x128",
     threads: ThreadsOption = 2,
+    loading: LoadSettings = DEFAULT_LOADING,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
-    seed: SeedOption = 0,  # noqa: ARG001 (nothing is random here)
+    seed: SeedOption = 0,
 ) -> None:
     """Show what is quantized in a checkpoint, an ONNX file or an engine, and how.
 
@@ -80,7 +84,8 @@ def inspect(
     path = transformer_folder(path) if path.is_dir() else path
     is_config = path.is_file() and path.suffix == ".json"
     if is_config or (wants_plan and path.is_dir() and (path / "config.json").is_file()):
-        _inspect_plan(session, path, choice if wants_plan else None, task)
+        given = path if is_config else opened(path, loading, seed=seed)
+        _inspect_plan(session, given, choice if wants_plan else None, task)
         return
     if wants_plan:
         raise CheckpointError(f"{path}: a recipe is for a model, which is a directory with a config.json, or that file")
@@ -101,7 +106,7 @@ def inspect(
     elif profile:
         raise CheckpointError(f"{path}: --profile runs an exported directory or an .onnx file, and this is neither")
     elif (path / "config.json").is_file():
-        _inspect_checkpoint(session, path)
+        _inspect_checkpoint(session, opened(path, loading, seed=seed))
     else:
         raise CheckpointError(f"{path}: neither a checkpoint (no config.json) nor an export (no {MODEL_FILE})")
 
@@ -130,10 +135,12 @@ def _inspect_engine(session: Session, path: Path, *, full: bool) -> None:
     )
 
 
-def _inspect_plan(session: Session, path: Path, choice: RecipeChoice | None, task: str | None) -> None:
-    model, plan = planned(path, choice, task)
-    document = {"kind": "plan" if plan else "config", "path": path, **model}
-    head = f"{path}: {model['model_type']}, {model['task']}, {model['parameters'] / 1e6:.1f} M parameters"
+def _inspect_plan(
+    session: Session, given: Path | ModelDirectory, choice: RecipeChoice | None, task: str | None
+) -> None:
+    model, plan = planned(given, choice, task)
+    document = {"kind": "plan" if plan else "config", "path": str(given), **model}
+    head = f"{given}: {model['model_type']}, {model['task']}, {model['parameters'] / 1e6:.1f} M parameters"
     if plan is None:
         session.result(document, f"{head}; --recipe NAME shows what a recipe makes of it")
         return
@@ -141,13 +148,11 @@ def _inspect_plan(session: Session, path: Path, choice: RecipeChoice | None, tas
     session.result(document | found, f"{head}, recipe {found['recipe']}", *shown(found))
 
 
-def _inspect_checkpoint(session: Session, path: Path) -> None:
+def _inspect_checkpoint(session: Session, directory: ModelDirectory) -> None:
     from qdq.checkpoint import load
     from qdq.quantization.wrap import named_slots
-    from qdq.source import ModelDirectory
 
-    directory = ModelDirectory.of(path)
-    model = load(directory)
+    path, model = directory.path, load(directory)
     parameters = sum(p.numel() for p in model.parameters())
     document: dict[str, Any] = {
         "kind": "checkpoint",

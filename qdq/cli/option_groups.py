@@ -86,14 +86,25 @@ class _Group:
         options = type(self._kind.__name__, (), {"__annotations__": types, "__module__": self._kind.__module__})
         hints = get_type_hints(options, include_extras=True)
         for parameter, one in self._fields.items():
-            annotation = hints[one.name]
+            annotation = _repeatable(hints[one.name])
             if self._settings:
                 annotation = Annotated[annotation, _option(one.name, annotation, self._settings[one.name], self._panel)]
             yield Parameter(parameter, parameter_kind, default=one.default, annotation=annotation)
 
     def instance(self, given: dict[str, Any]) -> Any:
         """Take the values of the group out of ``given`` and return the dataclass made from them."""
-        return self._kind(**{one.name: given.pop(parameter) for parameter, one in self._fields.items()})
+        values = {}
+        for parameter, one in self._fields.items():
+            value = given.pop(parameter)
+            # typer gives a list for an option that is repeatable.
+            values[one.name] = tuple(value) if isinstance(one.default, tuple) else value
+        return self._kind(**values)
+
+
+def _repeatable(annotation: Any) -> Any:
+    """Return the annotation by which typer makes a repeatable option of a tuple of any length."""
+    kind, *rest = get_args(annotation) or (None,)
+    return list[kind] if get_origin(annotation) is tuple and rest == [...] else annotation  # type: ignore[valid-type]
 
 
 def _option(name: str, kind: Any, setting: Setting, panel: str | None) -> Any:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.cli.tables import new_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
     from rich.table import Table
 
     from qdq.cli.recipe_options import RecipeChoice
     from qdq.recipes.plan import Plan
+    from qdq.source import ModelDirectory
 
 __all__ = ["described", "planned", "shown", "whole_layers"]
 
 _LAYER = re.compile(r"\blayers\.([0-9]+)\.")
 
 
-def planned(config: Path, choice: RecipeChoice | None, task: str | None) -> tuple[dict[str, Any], Plan | None]:
-    """Return a description of the model of a config.json, and the plan of a recipe for it.
+def planned(
+    given: Path | ModelDirectory, choice: RecipeChoice | None, task: str | None
+) -> tuple[dict[str, Any], Plan | None]:
+    """Return a description of the model of a directory or a config.json, and the plan of a recipe for it.
 
     Raises:
         ConfigError: The configuration is not supported.
@@ -32,7 +35,10 @@ def planned(config: Path, choice: RecipeChoice | None, task: str | None) -> tupl
     from qdq.models.huggingface import read_config
     from qdq.recipes.plan import skeleton
 
-    model = skeleton(read_config(config), task)
+    if isinstance(given, Path):
+        model = skeleton(read_config(given), task)
+    else:
+        model = skeleton(given.config, task, with_pooler=given.has_pooler)
     document = {
         "model_type": model.config.model_type,
         "task": model.task,

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qdq.cli.loading import opened
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
 from qdq.errors import VerificationError, describe_problems
+from qdq.load_settings import DEFAULT_LOADING, LoadSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,6 +39,7 @@ def quickstart(
     rounds: Annotated[
         int, typer.Option(metavar="N", help="Number of timing rounds; the files take turns in each.", min=1)
     ] = 5,
+    loading: LoadSettings = DEFAULT_LOADING,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -52,7 +55,7 @@ def quickstart(
     source = model or demo_model()
     with session.progress("calibrating", total=1) as advance:
         report = demonstrate(
-            source,
+            opened(source, loading, seed=seed),
             output,
             name=source.name if model else "all-MiniLM-L6-v2",
             threads=threads,

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qdq.cli.loading import opened, opened_beside
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
 from qdq.cli.threads import ThreadsOption, set_threads
+from qdq.load_settings import DEFAULT_LOADING, LoadSettings
 
 if TYPE_CHECKING:
     from qdq.retrieval.embedding import TextEmbedder
+    from qdq.source import ModelDirectory
 
 __all__ = ["answer", "app", "index"]
 
@@ -53,6 +56,7 @@ def index(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="B", help="Number of blocks in a batch.", min=1)] = 32,
+    loading: LoadSettings = DEFAULT_LOADING,
     threads: ThreadsOption = None,
     no_resume: Annotated[
         bool,
@@ -63,7 +67,7 @@ def index(
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
-    seed: SeedOption = 0,  # noqa: ARG001 (an index has nothing random)
+    seed: SeedOption = 0,
 ) -> None:
     """Embed blocks of text for qdq realm answer. Run the same command again to continue an interrupted run.
 
@@ -76,7 +80,8 @@ def index(
     from qdq.retrieval.records import read_texts
 
     shard = Shard.of_torchrun()
-    embed, length = _embedder(model, seq_len=seq_len, batch_size=batch_size, threads=threads)
+    directory = opened(model, loading, seed=seed)
+    embed, length = _embedder(directory, seq_len=seq_len, batch_size=batch_size, threads=threads)
     about = {
         "records": str(records),
         "records_bytes": Path(records).stat().st_size if Path(records).is_file() else None,
@@ -135,11 +140,12 @@ def answer(
             metavar="K", help="Number of answers to print for each question, each from a different block.", min=1
         ),
     ] = 1,
+    loading: LoadSettings = DEFAULT_LOADING,
     threads: ThreadsOption = None,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
-    seed: SeedOption = 0,  # noqa: ARG001 (an answer has nothing random)
+    seed: SeedOption = 0,
 ) -> None:
     """Answer questions from an index of text blocks.
 
@@ -156,8 +162,13 @@ def answer(
         raise DataError("the question is empty")
     set_threads(threads)
     with session.progress("loading"):
-        opened = Index(index_folder)
-        answering = load(model, opened.records, opened.searcher(searcher), reader=reader)
+        blocks = Index(index_folder)
+        answering = load(
+            opened(model, loading, seed=seed),
+            blocks.records,
+            blocks.searcher(searcher),
+            reader=None if reader is None else opened_beside(reader, loading, seed=seed),
+        )
     found: list[dict[str, Any]] = []
     with session.progress("answering", total=len(questions)) as advance:
         for number, question in enumerate(questions, start=1):
@@ -178,7 +189,9 @@ def answer(
     session.result({"model": model, "index": index_folder, "results": found}, *shown)
 
 
-def _embedder(model: Path, *, seq_len: int | None, batch_size: int, threads: int | None) -> tuple[TextEmbedder, int]:
+def _embedder(
+    given: ModelDirectory, *, seq_len: int | None, batch_size: int, threads: int | None
+) -> tuple[TextEmbedder, int]:
     """Return the embedder, in torch or an export in ONNX Runtime, and the longest block in tokens."""
     from exporters.runners import OnnxRuntimeRunner
     from qdq.models.realm_config import RealmConfig
@@ -187,13 +200,14 @@ def _embedder(model: Path, *, seq_len: int | None, batch_size: int, threads: int
     from qdq.source import ModelDirectory
 
     set_threads(threads)
-    directory = ModelDirectory.of(model / "embedder" if (model / "embedder" / "config.json").is_file() else model)
+    inner = given.path / "embedder"
+    directory = ModelDirectory.of(inner, given.loading) if (inner / "config.json").is_file() else given
     config = directory.config
     run: Any
     if directory.export is not None:
         run = OnnxRuntimeRunner(directory.model_file, threads=threads)
     else:
-        run = torch_runner(load_component(model, "retrieval"))
+        run = torch_runner(load_component(given, "retrieval"))
     length = config.max_length
     if isinstance(config, RealmConfig):
         # Room that the reader has beside a question: 288 of 320 tokens in the published models.

@@ -202,7 +202,7 @@ class RecipeChoice:
         """
         from qdq.recipes.plan import skeleton
 
-        return self.plan(skeleton(directory.config, task)).recipe
+        return self.plan(skeleton(directory.config, task, with_pooler=directory.has_pooler)).recipe
 
     def plan(self, model: nn.Module) -> Plan:
         """Return the recipe with all changes, and what it does to a wrapped model.

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qdq.cli.loading import opened
 from qdq.cli.session import JsonOption, QuietOption, SeedOption, Session, VerboseOption, command
 from qdq.cli.tables import new_table
 from qdq.errors import VerificationError, describe_problems
+from qdq.load_settings import DEFAULT_LOADING, LoadSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,10 +42,11 @@ def verify(
             "was exported for. Saturation of integer products on that CPU is simulated.",
         ),
     ] = None,
+    loading: LoadSettings = DEFAULT_LOADING,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
-    seed: SeedOption = 0,  # noqa: ARG001 (the texts are fixed: a verification is repeatable)
+    seed: SeedOption = 0,
 ) -> None:
     """Verify that an export computes what its checkpoint computes. Exit code 1 means that it does not.
 
@@ -54,7 +57,7 @@ def verify(
     from exporters import directory
 
     with session.progress("verifying"):
-        verification = directory.verify(model, exported, engine=engine, isa=isa)
+        verification = directory.verify(opened(model, loading, seed=seed), exported, engine=engine, isa=isa)
     error = None
     if not verification.holds:
         error = VerificationError(describe_problems(f"{exported} is not what {model} computes", verification.problems))

@@ -11,7 +11,8 @@ The way of a row, and the module of each step:
                 column, label_reading decides how its values become ids, label_values knows single values)
     rows        one record -> one example (the kinds of examples are in example_types)
     examples    read_examples(): the stream of examples of a task
-    tokenizer   the tokenizer of a checkpoint (vocabularies builds it from old files)
+    tokenizer   the tokenizer of a checkpoint with its special ids (tokenizer_loading reads tokenizer.json, vocabularies
+                builds it from old files, tokenizer_classes says which classes of transformers are followed)
     features    examples -> token ids and targets (featurizer chooses the function for a task)
     batches     make_batches(): padded tensors, rows of similar length together
 

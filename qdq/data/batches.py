@@ -76,7 +76,7 @@ def make_batches(
         batch_size: The number of rows in a batch; the last batch of a window may have fewer.
         max_length: The largest number of tokens in a row, special ones included. Longer rows are cut at the end of
             their longer text; the context of a question continues in further windows. The default is 384 for questions
-            and 512 for other tasks, or the model's longest sequence if that is shorter.
+            and 512 for other tasks, or the longest sequence of the model or the tokenizer if that is shorter.
         stride: The tokens that a window of a context repeats; by default 128, or a third of ``max_length``.
         pad_to: A fixed length of all batches, instead of the length of the longest row.
         pad_to_multiple_of: Round the length of a batch up to a multiple of this.
@@ -86,20 +86,23 @@ def make_batches(
 
     Raises:
         ConfigError: A setting does not fit the other settings, the model or the task.
-        DataError: While iterating: an example is not of the kind that the task takes.
+        DataError: While iterating: an example is not of the kind that the task takes, or it has a token that the model
+            has no vector for.
     """
     check_task(task)
     is_question = task == "question-answering"
     if max_length is None:
         usual = _MAX_LENGTH_WITH_QUESTION if is_question else _MAX_LENGTH
-        max_length = min(usual, encoder.max_length or usual, pad_to or usual)
+        limits = (encoder.max_length, encoder.usual_length, pad_to)
+        max_length = min([usual, *(limit for limit in limits if limit)])
     if stride is None:
         stride = min(_STRIDE, max_length // 3)
     settings = _BatchSettings(
         batch_size, max_length, stride, pad_to, pad_to_multiple_of, window, shuffle_seed, masking or Masking()
     )
     _check(settings, encoder, is_question=is_question)
-    return _batches(iter(examples), encoder, task, settings)
+    # The examples of a file know its name.
+    return _batches(iter(examples), encoder, task, settings, source=str(getattr(examples, "name", "the data")))
 
 
 def in_order(results: Iterable[tuple[int, T]]) -> Iterator[T]:
@@ -146,9 +149,16 @@ def _check(settings: _BatchSettings, encoder: TextEncoder, *, is_question: bool)
         raise ConfigError(describe_problems("batches", problems))
 
 
-def _batches(examples: Iterator[Example], encoder: TextEncoder, task: str, settings: _BatchSettings) -> Iterator[Batch]:
+def _batches(
+    examples: Iterator[Example], encoder: TextEncoder, task: str, settings: _BatchSettings, *, source: str
+) -> Iterator[Batch]:
     featurize = Featurizer(
-        encoder, task, max_length=settings.max_length, stride=settings.stride, masking=settings.masking
+        encoder,
+        task,
+        max_length=settings.max_length,
+        stride=settings.stride,
+        masking=settings.masking,
+        source=source,
     )
     unknown = UnknownTokens(encoder.tokenizer)
     known_specials = encoder.special_ids[encoder.special_ids != encoder.unk_id]

@@ -186,17 +186,25 @@ def question_features(
     return features
 
 
-def ids_features(examples: Sequence[IdsExample], *, max_length: int, vocab_size: int, of_tokens: bool) -> list[Feature]:
+def ids_features(
+    examples: Sequence[IdsExample],
+    *,
+    max_length: int,
+    vocab_size: int,
+    type_rows: int | None = None,
+    of_tokens: bool,
+) -> list[Feature]:
     """Return the features of token ids. Padding at their end is removed, and long rows are cut before the last token.
 
     Args:
         examples: The examples.
         max_length: The largest number of tokens.
         vocab_size: The size of the vocabulary.
+        type_rows: The number of token types of the model; None where it is not known.
         of_tokens: Whether a label that is a tuple has one entry for each token.
 
     Raises:
-        DataError: An id is not in the vocabulary.
+        DataError: An id is not in the vocabulary, or a type not one of the model's.
     """
     features = []
     for example in examples:
@@ -212,6 +220,9 @@ def ids_features(examples: Sequence[IdsExample], *, max_length: int, vocab_size:
             # The last token is the separator, which a cut row keeps.
             keep = np.append(keep[: max_length - 1], end - 1)
         types = np.zeros_like(ids) if example.token_type_ids is None else np.array(example.token_type_ids)
+        if type_rows and (types.min() < 0 or types.max() >= type_rows):
+            wrong = types[(types < 0) | (types >= type_rows)][0]
+            raise DataError(f"{example.location}: the token type {wrong} is not one of the model's {type_rows}")
         row = Row(*(array[keep].astype(np.int32) for array in (ids, types, mask)))
         targets = _labels(example.label)
         if of_tokens and isinstance(example.label, tuple):

@@ -6,7 +6,7 @@ For calibration and verification, which need no labels. The source may be writte
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from itertools import chain, islice
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from qdq.data.batches import padded
 from qdq.data.columns import Columns
 from qdq.data.examples import TextExample, read_examples
-from qdq.data.tokenizer import UnknownTokens, check_room, with_truncation
+from qdq.data.tokenizer import TextEncoder, UnknownTokens, check_room, check_vectors, with_truncation
 from qdq.errors import ConfigError, describe_problems
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class TextSample:
 
     text: str
     text_pair: str | None = None
+    #: The file and the line, for messages; two samples are equal wherever they come from.
+    location: str = field(default="", compare=False, repr=False)
 
 
 def read_samples(
@@ -59,14 +61,15 @@ def read_samples(
         StorageError: A file exists and cannot be read.
     """
     columns = Columns(text=text_column, text_pair=text_pair_column)
-    samples = _samples(iter(read_examples(source, "feature-extraction", columns=columns, split=split)))
+    examples = read_examples(source, "feature-extraction", columns=columns, split=split)
+    samples = _samples(iter(examples), examples.name)
     return chain([next(samples)], samples)
 
 
-def _samples(examples: Iterator[object]) -> Iterator[TextSample]:
+def _samples(examples: Iterator[object], name: str) -> Iterator[TextSample]:
     for example in examples:
         if isinstance(example, TextExample):
-            yield TextSample(example.text, example.text_pair)
+            yield TextSample(example.text, example.text_pair, f"{name}, {example.location}")
         else:
             raise ConfigError("rows of token ids have no text; make batches of them with qdq.data.batches.make_batches")
 
@@ -88,7 +91,7 @@ def sample_text(name: Literal["calibration", "heldout"]) -> Path:
 
 def encode_batches(
     samples: Iterable[TextSample],
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | TextEncoder,
     *,
     batch_size: int,
     seq_len: int,
@@ -99,12 +102,14 @@ def encode_batches(
 
     Each batch is a dict of int64 tensors ``input_ids``, ``attention_mask`` and ``token_type_ids`` of shape
     ``(batch, seq)``, where ``seq`` is the longest row of the batch, or ``pad_to``. Rows longer than ``seq_len`` are cut
-    at their end (of a pair, the longer text first). The tokenizer itself is not changed. When the samples are used up
-    and the vocabulary knows less than half of their text, a warning is logged.
+    at their end (of a pair, the longer text first), or at their beginning if the ``truncation_side`` of an encoder says
+    so. The tokenizer itself is not changed. When the samples are used up and the vocabulary knows less than half of
+    their text, a warning is logged.
 
     Args:
         samples: The texts, which are read one batch at a time.
-        tokenizer: From :func:`qdq.data.tokenizer.load_tokenizer`.
+        tokenizer: From :func:`qdq.data.tokenizer.load_tokenizer`, or an encoder from
+            :func:`qdq.data.tokenizer.load_encoder`, which also knows how many tokens the model has vectors for.
         batch_size: The number of samples in a batch.
         seq_len: The largest number of tokens in a row, special tokens included.
         pad_token_id: The padding token of the model (``config.pad_token_id``).
@@ -112,6 +117,7 @@ def encode_batches(
 
     Raises:
         ConfigError: ``batch_size``, ``seq_len`` or ``pad_to`` is too small.
+        DataError: While iterating: a text has a token that the model of an encoder has no vector for.
     """
     problems = []
     if batch_size < 1:
@@ -122,27 +128,31 @@ def encode_batches(
         problems.append(f"pad_to must be at least seq_len ({seq_len}), not {pad_to}")
     if problems:
         raise ConfigError(describe_problems("batches of text", problems))
-    tokenizer = with_truncation(tokenizer, seq_len)
+    encoder = tokenizer if isinstance(tokenizer, TextEncoder) else TextEncoder(tokenizer)
+    encoder = replace(encoder, tokenizer=with_truncation(encoder.tokenizer, seq_len, side=encoder.truncation_side))
     return _encode(
-        iter(samples), tokenizer, batch_size=batch_size, seq_len=seq_len, pad_token_id=pad_token_id, pad_to=pad_to
+        iter(samples), encoder, batch_size=batch_size, seq_len=seq_len, pad_token_id=pad_token_id, pad_to=pad_to
     )
 
 
 def _encode(
     samples: Iterator[TextSample],
-    tokenizer: Tokenizer,
+    encoder: TextEncoder,
     *,
     batch_size: int,
     seq_len: int,
     pad_token_id: int,
     pad_to: int | None,
 ) -> Iterator[dict[str, torch.Tensor]]:
+    tokenizer = encoder.tokenizer
     unknown = UnknownTokens(tokenizer)
     while batch := list(islice(samples, batch_size)):
         check_room(tokenizer, seq_len, is_pair=any(sample.text_pair is not None for sample in batch))
         encodings = tokenizer.encode_batch(
             [sample.text if sample.text_pair is None else (sample.text, sample.text_pair) for sample in batch]
         )
+        rows = ((sample.location, encoding.ids) for sample, encoding in zip(batch, encodings, strict=True))
+        check_vectors(encoder, rows, source="texts")
         for encoding in encodings:
             unknown.count(np.array(encoding.ids), np.array(encoding.special_tokens_mask))
         length = pad_to or max(len(encoding) for encoding in encodings)

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
-from tokenizers.normalizers import BertNormalizer
 
-from qdq.data.vocabularies import (
-    SPECIAL_ROLES,
-    byte_level_pairs,
-    read_settings,
-    read_text,
-    special_tokens,
-    unigrams,
-    wordpieces,
-)
-from qdq.errors import CheckpointError, ConfigError
+from qdq.data.tokenizer_files import SPECIAL_ROLES
+from qdq.data.tokenizer_loading import TOKENIZER_FILES, load_tokenizer, read_tokenizer
+from qdq.data.tokenizer_parts import copied
+from qdq.errors import ConfigError, DataError, describe_problems
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from qdq.data.tokenizer_loading import Side
 
 __all__ = [
     "TOKENIZER_FILES",
     "TextEncoder",
     "UnknownTokens",
     "check_room",
+    "check_vectors",
     "for_words",
     "load_encoder",
     "load_tokenizer",
@@ -41,84 +37,6 @@ __all__ = [
 _LOG = logging.getLogger(__name__)
 
 Strategy: TypeAlias = Literal["longest_first", "only_first", "only_second"]
-
-#: The files of a tokenizer in a checkpoint directory, which are copied with the checkpoint.
-TOKENIZER_FILES: tuple[str, ...] = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
-)
-
-
-def load_tokenizer(model_dir: str | Path) -> Tokenizer:
-    """Load the tokenizer of a checkpoint directory, without the truncation and padding that its file may set.
-
-    The first of these files that exists is read:
-
-    1. ``tokenizer.json``, in the format of the package ``tokenizers``. Settings of BERT's text cleaning in
-       ``tokenizer_config.json`` (``do_lower_case``, ...) override it.
-    2. ``vocab.txt``: WordPiece, with BERT's text cleaning as ``tokenizer_config.json`` sets it.
-    3. ``spiece.model``: SentencePiece, with ALBERT's text cleaning as ``tokenizer_config.json`` sets it.
-    4. ``vocab.json`` and ``merges.txt``: byte-level pairs, as RoBERTa has them.
-
-    Raises:
-        CheckpointError: The directory has none of these files, or one is damaged.
-        StorageError: A file exists and cannot be read.
-    """
-    model_dir = Path(model_dir)
-    if (model_dir / "tokenizer.json").is_file():
-        tokenizer = _from_json(model_dir / "tokenizer.json")
-        _apply_settings(tokenizer, read_settings(model_dir))
-    elif (model_dir / "vocab.txt").is_file():
-        tokenizer = wordpieces(model_dir)
-    elif (model_dir / "spiece.model").is_file():
-        tokenizer = unigrams(model_dir)
-    elif (model_dir / "vocab.json").is_file() and (model_dir / "merges.txt").is_file():
-        tokenizer = byte_level_pairs(model_dir)
-    else:
-        raise CheckpointError(_no_tokenizer(model_dir))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _from_json(path: Path) -> Tokenizer:
-    text = read_text(path)
-    try:
-        return Tokenizer.from_str(text)
-    except Exception as error:  # tokenizers raises nothing more specific
-        raise CheckpointError(f"{path}: is damaged or of an unknown format: {error}") from error
-
-
-def _apply_settings(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
-    cleaning = tokenizer.normalizer
-    if isinstance(cleaning, BertNormalizer):
-        tokenizer.normalizer = BertNormalizer(
-            clean_text=cleaning.clean_text,
-            lowercase=settings.get("do_lower_case", cleaning.lowercase),
-            strip_accents=settings.get("strip_accents", cleaning.strip_accents),
-            handle_chinese_chars=settings.get("tokenize_chinese_chars", cleaning.handle_chinese_chars),
-        )
-
-
-def _no_tokenizer(model_dir: Path) -> str:
-    looked_for = "tokenizer.json, vocab.txt, spiece.model, or vocab.json with merges.txt"
-    message = f"{model_dir}: no tokenizer; put one of these files there: {looked_for}"
-    others = [name for name in ("sentencepiece.bpe.model", "vocab.json") if (model_dir / name).is_file()]
-    if others:
-        message += (
-            f"; {others[0]} has to be converted once: "
-            "transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes tokenizer.json"
-        )
-    return message
-
 
 # --- special ids ---
 
@@ -145,6 +63,11 @@ class TextEncoder:
         sep_id: The token at the end of each text.
         mask_id: The token of a masked word; None where the vocabulary has none.
         max_length: The longest sequence that the model has positions for; None where there is no limit.
+        usual_length: The longest sequence where no other is asked for (``model_max_length``); None without a limit.
+        truncation_side: The end at which longer texts are cut.
+        word_rows: The number of tokens that the model has vectors for; None where it is not known.
+        type_rows: The number of token types of the model; None where it is not known.
+        pair_note: What to tell about pairs of texts, if anything.
     """
 
     tokenizer: Tokenizer
@@ -154,6 +77,11 @@ class TextEncoder:
     sep_id: int | None = None
     mask_id: int | None = None
     max_length: int | None = None
+    usual_length: int | None = None
+    truncation_side: Side = "right"
+    word_rows: int | None = None
+    type_rows: int | None = None
+    pair_note: str | None = None
 
     @classmethod
     def of(
@@ -163,6 +91,7 @@ class TextEncoder:
         tokens: dict[str, str] | None = None,
         max_length: int | None = None,
         pad_id: int | None = None,
+        word_rows: int | None = None,
     ) -> TextEncoder:
         """Look up the ids of a tokenizer's special tokens.
 
@@ -172,6 +101,7 @@ class TextEncoder:
                 missing the usual names are tried.
             max_length: The longest sequence of the model.
             pad_id: The padding token of the model's configuration, for a tokenizer without one; 0 without either.
+            word_rows: The number of tokens that the model has vectors for.
         """
         tokens = tokens or {}
         ids: dict[str, int | None] = {}
@@ -179,7 +109,10 @@ class TextEncoder:
             names = (tokens[role],) if role in tokens else _USUAL[role]
             found = (tokenizer.token_to_id(name) for name in names)
             ids[role] = next((index for index in found if index is not None), None)
-        pad = ids["pad"] if ids["pad"] is not None else pad_id
+        pad = ids["pad"]
+        # Padding is masked, so that any token of the model serves where it has none for the tokenizer's.
+        if pad is None or (word_rows is not None and pad >= word_rows):
+            pad = pad_id
         return cls(
             tokenizer=tokenizer,
             pad_id=0 if pad is None else pad,
@@ -188,6 +121,7 @@ class TextEncoder:
             sep_id=ids["sep"],
             mask_id=ids["mask"],
             max_length=max_length,
+            word_rows=word_rows,
         )
 
     @property
@@ -208,51 +142,96 @@ class TextEncoder:
     def ordinary_ids(self) -> np.ndarray:
         """The ids of all other tokens, int64, sorted."""
         every = np.array(sorted(self.tokenizer.get_vocab(with_added_tokens=True).values()), dtype=np.int64)
+        if self.word_rows is not None:
+            every = every[every < self.word_rows]
         return np.setdiff1d(every, self.special_ids)
 
+    @cached_property
+    def has_more_tokens(self) -> bool:
+        """Whether the tokenizer has ids that the model has no vector for."""
+        ids = self.tokenizer.get_vocab(with_added_tokens=True).values()
+        return self.word_rows is not None and max(ids, default=0) >= self.word_rows
 
-def load_encoder(model_dir: Path, *, max_length: int | None = None, pad_id: int | None = None) -> TextEncoder:
+    def missing_vectors(self, ids: np.ndarray) -> list[str]:
+        """Return a problem for each token that the model has no vector for.
+
+        Args:
+            ids: Token ids of any shape.
+        """
+        if not self.has_more_tokens:
+            return []
+        added = self.tokenizer.get_added_tokens_decoder()
+        return [
+            f"the token {(added[index].content if index in added else self.tokenizer.id_to_token(index))!r} has id "
+            f"{index}, but the model has only {self.word_rows} word vectors"
+            for index in np.unique(ids[ids >= self.word_rows]).tolist()
+        ]
+
+
+def load_encoder(
+    model_dir: Path,
+    *,
+    max_length: int | None = None,
+    pad_id: int | None = None,
+    word_rows: int | None = None,
+    type_rows: int | None = None,
+) -> TextEncoder:
     """Load the tokenizer of a checkpoint directory with the special tokens that its files name.
 
     Args:
         model_dir: The directory.
         max_length: The longest sequence of the model.
         pad_id: ``pad_token_id`` of the model's configuration, for a tokenizer that names no padding token.
+        word_rows: The number of tokens that the model has vectors for (``vocab_size``).
+        type_rows: The number of token types of the model (``type_vocab_size``).
 
     Raises:
-        CheckpointError: There is no tokenizer, or it is damaged.
+        CheckpointError: There is no tokenizer, it is damaged, or its class is not followed.
         StorageError: A file exists and cannot be read.
     """
-    settings = read_settings(model_dir)
-    tokens = special_tokens(settings, dict.fromkeys(SPECIAL_ROLES, ""))
-    named = {role: token for role, token in tokens.items() if token}
-    return TextEncoder.of(load_tokenizer(model_dir), tokens=named, max_length=max_length, pad_id=pad_id)
+    source = read_tokenizer(model_dir, type_rows=type_rows)
+    encoder = TextEncoder.of(
+        source.tokenizer, tokens=dict(source.special), max_length=max_length, pad_id=pad_id, word_rows=word_rows
+    )
+    return replace(
+        encoder,
+        usual_length=source.usual_length,
+        truncation_side=source.truncation_side,
+        type_rows=type_rows,
+        pair_note=source.pair_note,
+    )
 
 
 # --- copies with truncation ---
 
 
 def with_truncation(
-    tokenizer: Tokenizer, max_length: int, *, strategy: Strategy = "longest_first", stride: int = 0
+    tokenizer: Tokenizer,
+    max_length: int,
+    *,
+    strategy: Strategy = "longest_first",
+    stride: int = 0,
+    side: Side = "right",
 ) -> Tokenizer:
     """Return a copy of a tokenizer that cuts its results to ``max_length`` tokens, special ones included.
 
     Args:
         tokenizer: The tokenizer, which is not changed.
         max_length: The largest number of tokens.
-        strategy: Which text of a pair is cut at its end: ``longest_first`` takes tokens from the longer one first.
+        strategy: Which text of a pair is cut: ``longest_first`` takes tokens from the longer one first.
         stride: With ``only_second``, the tokens that the next window repeats: the rest of the text follows in further
             windows.
+        side: The end at which texts are cut.
     """
-    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy = copied(tokenizer)
     copy.no_padding()
-    copy.enable_truncation(max_length, strategy=strategy, stride=stride)
+    copy.enable_truncation(max_length, strategy=strategy, stride=stride, direction=side)
     return copy
 
 
 def for_words(tokenizer: Tokenizer) -> Tokenizer:
     """Return a copy for texts that are split into words; a byte-level one puts the blank before each word."""
-    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy = copied(tokenizer)
     if isinstance(copy.pre_tokenizer, pre_tokenizers.ByteLevel):
         copy.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=copy.pre_tokenizer.use_regex)
     return copy
@@ -268,6 +247,33 @@ def check_room(tokenizer: Tokenizer, max_length: int, *, is_pair: bool) -> None:
     if specials > max_length:
         what = "a pair of texts" if is_pair else "a text"
         raise ConfigError(f"seq_len {max_length} has no room for {what}: the special tokens alone are {specials}")
+
+
+def check_vectors(
+    encoder: TextEncoder, rows: Iterable[tuple[str, Sequence[int] | np.ndarray]], *, source: str = "the data"
+) -> None:
+    """Raise if texts have tokens that the model has no vector for.
+
+    Args:
+        encoder: The tokenizer, which knows how many tokens the model has vectors for.
+        rows: For each text, where it stands in its source, and its token ids.
+        source: The name of the source.
+
+    Raises:
+        DataError: There are such tokens; all of them are listed.
+    """
+    if not encoder.has_more_tokens:
+        return
+    problems = dict.fromkeys(
+        f"{location}: {problem}" if location else problem
+        for location, ids in rows
+        for problem in encoder.missing_vectors(np.asarray(ids))
+    )
+    if problems:
+        raise DataError(
+            f"{describe_problems(source, problems)}; leave out texts with such tokens, or give the model the tokenizer "
+            "that it was trained with"
+        )
 
 
 # --- unknown tokens ---

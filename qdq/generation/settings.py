@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from qdq.errors import ConfigError, DataError, describe_problems
+from qdq.storage import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +19,27 @@ if TYPE_CHECKING:
 
     from qdq.models.config import ModelConfig
 
-__all__ = ["GenerationSettings", "SpecialTokens", "check_prompts"]
+__all__ = ["GenerationSettings", "SpecialTokens", "check_prompts", "mention_other_settings"]
+
+_LOG = logging.getLogger(__name__)
+
+# What ``generate`` of transformers reads from a folder and is not offered here, with the value that does nothing.
+# temperature, top_k and their like count only if do_sample is true, which is mentioned.
+_NOT_HERE: dict[str, Any] = {
+    "do_sample": False,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "num_beam_groups": 1,
+    "bad_words_ids": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "exponential_decay_length_penalty": None,
+    "renormalize_logits": False,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +126,40 @@ class SpecialTokens:
     def ends(self, tokens: Tensor) -> Tensor:
         """Return which of the tokens end a text."""
         return torch.isin(tokens, torch.tensor(self.eos, dtype=tokens.dtype, device=tokens.device))
+
+
+def mention_other_settings(folder: str | Path, config: ModelConfig, settings: GenerationSettings) -> None:
+    """Warn about settings of a folder that ``generate`` of transformers would follow and that differ from these.
+
+    transformers reads ``generation_config.json``, and without one the same fields in ``config.json``.
+
+    Args:
+        folder: The folder of the model.
+        config: The configuration of the model.
+        settings: The settings in use.
+
+    Raises:
+        ConfigError: The file is not JSON.
+    """
+    file = Path(folder) / "generation_config.json"
+    values = read_json(file, error=ConfigError) if file.is_file() else config.extra
+    here = {name: getattr(settings, name) for name in ("num_beams", "length_penalty", "early_stopping")}
+    here |= {"max_new_tokens": settings.max_new_tokens, "num_return_sequences": settings.num_return_sequences}
+    here |= {
+        "eos_token_id": config.eos_token_id if settings.eos_token_id is None else settings.eos_token_id,
+        "pad_token_id": config.pad_token_id if settings.pad_token_id is None else settings.pad_token_id,
+    }
+    other = [name for name, value in (_NOT_HERE | here).items() if values.get(name) not in (None, value)]
+    if other:
+        source = file if file.is_file() else Path(folder) / "config.json"
+        listed = ", ".join(f"{name} {values[name]!r}" for name in other)
+        _LOG.warning("%s: %s: not followed, the options decide; generate of transformers follows it", source, listed)
+    if settings.first_position is None and config.first_position:
+        _LOG.warning(
+            "positions begin at %d, as in training; generate of transformers 5 begins at 0 and gives other texts "
+            "(in Python, GenerationSettings(first_position=0) does the same)",
+            config.first_position,
+        )
 
 
 def check_prompts(

@@ -1,7 +1,8 @@
 """The configuration of a model: the fields of ``config.json`` under Hugging Face's names, and their rules."""
 
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform, get_args
 
@@ -72,7 +73,7 @@ class ModelConfig:
     layer_norm_eps: float = 1e-12
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    eos_token_id: int | Sequence[int] | None = None
     pruned_heads: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     is_decoder: bool = False
     add_cross_attention: bool = False
@@ -171,20 +172,32 @@ def _is_whole_number(value: object, low: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**31
 
 
+def _is_token(value: object) -> bool:
+    # Ids outside of the vocabulary, such as -1 for none, do no harm before a text is generated.
+    return _is_whole_number(value, -(2**31))
+
+
 def _is_number(value: object, high: float = math.inf) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= high
+    # JSON files of Python may hold Infinity, and whole numbers that are larger than any float.
+    largest = min(high, sys.float_info.max)
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= largest
 
 
 # The rule of a field as (predicate, description). The name of a field goes before its type.
 _RULES: dict[Any, tuple[Callable[[Any], bool], str]] = {
     int: (lambda v: _is_whole_number(v, 1), "a positive whole number below 2**31"),
     bool: (lambda v: isinstance(v, bool), "true or false"),
-    float: (_is_number, "a number of at least 0"),
+    float: (_is_number, "a finite number of at least 0"),
     float | None: (lambda v: v is None or _is_number(v, 1), "a probability between 0 and 1"),
     "hidden_dropout_prob": (lambda v: _is_number(v, 1), "a probability between 0 and 1"),
     "attention_probs_dropout_prob": (lambda v: _is_number(v, 1), "a probability between 0 and 1"),
     "chunk_size_feed_forward": (lambda v: _is_whole_number(v, 0), "a whole number of at least 0, below 2**31"),
     "position_embedding_type": (lambda v: v in get_args(PositionType), f"one of {', '.join(get_args(PositionType))}"),
+    "bos_token_id": (lambda v: v is None or _is_token(v), "null or the id of a token"),
+    "eos_token_id": (
+        lambda v: v is None or _is_token(v) or (isinstance(v, list | tuple) and all(map(_is_token, v))),
+        "null, the id of a token or a list of them",
+    ),
     "problem_type": (lambda v: v in PROBLEM_TYPES, f"null or one of {', '.join(map(str, PROBLEM_TYPES[1:]))}"),
     "hidden_act": (lambda v: callable(v) or v in [*ACTIVATIONS], f"one of {', '.join(sorted(ACTIVATIONS))}"),
 }

@@ -394,13 +394,16 @@ def _resized(weight: Tensor, size: int, std: float) -> Tensor:
     return new
 
 
-def fresh_parameter(model: Model, name: str, dtype: torch.dtype | None = None) -> nn.Parameter:
+def fresh_parameter(
+    model: Model, name: str, dtype: torch.dtype | None = None, generator: torch.Generator | None = None
+) -> nn.Parameter:
     """Return a fresh value for a parameter: normal weights, zeros for biases and the padding row, ones for norms.
 
     Args:
         model: The model, which may be on the meta device.
         name: The name of the parameter.
         dtype: The dtype of the value. None takes torch's default.
+        generator: Source of the random numbers. None takes torch's own.
     """
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
@@ -408,7 +411,7 @@ def fresh_parameter(model: Model, name: str, dtype: torch.dtype | None = None) -
     if isinstance(owner, nn.LayerNorm | nn.RMSNorm) and leaf == "weight":
         new.fill_(1.0)
     elif leaf == "weight":
-        new.normal_(0.0, model.config.initializer_range)
+        new.normal_(0.0, model.config.initializer_range, generator=generator)
         if isinstance(owner, nn.Embedding) and owner.padding_idx is not None and model.config.zero_padding_row:
             new[owner.padding_idx] = 0.0
     return nn.Parameter(new)

@@ -1,5 +1,6 @@
 """The table of families by ``model_type``, and functions that build a model from its configuration."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
@@ -53,6 +54,7 @@ def configure(model_type: str, **values: Any) -> ModelConfig:
     """
     cls = family_of(model_type).config
     known = fields_of(cls)
+    floats = {one.name for one in fields(cls) if one.type is float}
     given: dict[str, Any] = {}
     read_as: dict[str, str] = {}
     extra: dict[str, Any] = {}
@@ -63,7 +65,7 @@ def configure(model_type: str, **values: Any) -> ModelConfig:
             continue
         if own in given and given[own] != value:
             raise ConfigError(f"{name} is {value!r}, but {read_as.get(own, own)} is {given[own]!r}: they are one field")
-        given[own] = value
+        given[own] = float(value) if own in floats and type(value) is int else value  # transformers refuses 0 for 0.0
         if own != name:
             read_as[own] = name
     return cls(extra=extra, read_as=read_as, **_from_json(given))
@@ -75,7 +77,7 @@ def fields_of(config: ModelConfig | type[ModelConfig]) -> set[str]:
 
 
 def _from_json(values: dict[str, Any]) -> dict[str, Any]:
-    """Convert JSON's types to ours: integer keys, tuples, and ``num_labels`` from ``id2label``."""
+    """Convert JSON's types to ours: integer keys, tuples, and from ``id2label`` ``num_labels`` and ``label2id``."""
     result, problems = dict(values), []
     names, pruned, labels = (result.pop(name, None) or () for name in ("architectures", "pruned_heads", "id2label"))
     if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
@@ -88,12 +90,27 @@ def _from_json(values: dict[str, Any]) -> dict[str, Any]:
         problems.append(f"pruned_heads is {pruned!r}, must map layers to lists of heads")
     try:
         known = {int(index): str(label) for index, label in dict(labels).items()}
+        known = known or _names_by_id(result.get("label2id"), result.get("num_labels", 2))
+        # id2label decides, as in transformers: label2id may be of another data set, or hold anything. One that agrees
+        # stays as it is, because digests of statistics contain its order.
+        own = {label: index for index, label in known.items()} or None
+        if result.get("label2id") not in (None, own):
+            result["label2id"] = own
         result |= {"id2label": known, "num_labels": len(known)} if known else {}
     except (TypeError, ValueError):
         problems.append(f"id2label is {labels!r}, must map numbers to names")
     if problems:
         raise ConfigError(describe_problems("configuration", problems))
     return result
+
+
+def _names_by_id(label2id: Any, num_labels: Any) -> dict[int, str]:
+    """Return the names of labels from the only table of a file, if it names every id once; otherwise nothing."""
+    if not isinstance(label2id, Mapping) or [*map(type, label2id.values())] != [int] * len(label2id):
+        return {}
+    names = {index: str(label) for label, index in label2id.items()}
+    complete = len(label2id) == num_labels and set(names) == set(range(len(label2id)))
+    return names if complete else {}
 
 
 def task_of(config: ModelConfig, task: str | None = None) -> tuple[str, Task]:
@@ -110,9 +127,11 @@ def task_of(config: ModelConfig, task: str | None = None) -> tuple[str, Task]:
     if task is None:
         if not config.architectures:
             return "feature-extraction", family.tasks["feature-extraction"]
-        for name, entry in family.tasks.items():
-            if entry.name in config.architectures:
-                return name, entry
+        by_class = {entry.name: name for name, entry in family.tasks.items()}
+        # Of several classes, transformers' pipelines take the first.
+        for cls in config.architectures:
+            if cls in by_class:
+                return by_class[cls], family.tasks[by_class[cls]]
         known = ", ".join(f"{entry.name} ({name})" for name, entry in family.tasks.items())
         given = ", ".join(config.architectures)
         raise ConfigError(

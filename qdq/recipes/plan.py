@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qdq.models.registry import construct
+from qdq.models.weights import leave_out_pooler
 from qdq.quantization.wrap import check_specs, same_tensor, slots, wrap
 
 if TYPE_CHECKING:
@@ -53,17 +54,20 @@ def needing_data(specs: Mapping[Slot, QuantSpec | None]) -> list[Slot]:
     return [slot for slot, spec in specs.items() if spec is not None and slot.name != "weight" and not spec.dynamic]
 
 
-def skeleton(config: ModelConfig, task: str | None = None) -> Model:
+def skeleton(config: ModelConfig, task: str | None = None, *, with_pooler: bool = True) -> Model:
     """Return the wrapped model of a configuration on the meta device, with empty slots: names and shapes, no weights.
 
     Args:
         config: The configuration.
         task: The task; None for the one that the configuration names.
+        with_pooler: Whether a feature extractor has its pooler, see :attr:`qdq.source.ModelDirectory.has_pooler`.
 
     Raises:
         ConfigError: The family has no such task.
     """
     model = construct(config, task)
+    if not with_pooler:
+        leave_out_pooler(model)
     wrap(model)
     return model
 

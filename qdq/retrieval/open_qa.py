@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qdq.errors import CheckpointError, ConfigError, DataError
-from qdq.models.huggingface import config_to_json, load_weights, read_tensors, upstream_state
+from qdq.models.huggingface import config_to_json, load_weights, read_tensors, read_weights, upstream_state
 from qdq.models.registry import construct
 from qdq.retrieval.candidates import find_answers, pair_with_blocks
 from qdq.retrieval.search import ExactSearcher
@@ -258,15 +258,14 @@ def load_component(path: str | Path | ModelDirectory, task: str) -> Model:
     directory, component = ModelDirectory.of(path), _COMPONENTS[task]
     path = directory.path
     if (path / component / "config.json").is_file():
-        return load_checkpoint(path / component, task)
+        return load_checkpoint(ModelDirectory.of(path / component, directory.loading), task)
     config = directory.config
     if config.model_type != "realm":
         raise ConfigError(f"{path}: model_type is '{config.model_type}', open question answering needs realm")
     if ARCHITECTURE not in config.architectures:
         return load_checkpoint(directory, task)
     model = construct(config, task)
-    prefix = f"{component}."
-    tensors = {key.removeprefix(prefix): t for key, t in read_tensors(path).items() if key.startswith(prefix)}
+    tensors = read_weights(path, config, part=f"{component}.", ignore_keys=directory.loading.ignore_keys)
     load_weights(model, tensors, source=f"{path} ({component})")
     return model.eval()
 
@@ -291,15 +290,16 @@ def load(
         ConfigError: The configuration is not supported.
         DataError: There are more or fewer texts than embeddings.
     """
-    path = ModelDirectory.of(path).path
+    directory = ModelDirectory.of(path)
+    path = directory.path
     if searcher is None:
         blocks = read_tensors(path).get("block_emb")
         if blocks is None:
             raise CheckpointError(f"{path} has no block_emb: give an index (qdq realm index)")
         searcher = ExactSearcher(blocks)
     tokenizer_folder = path / "embedder" if (path / "embedder" / "config.json").is_file() else path
-    tokenizer = ModelDirectory.of(tokenizer_folder).tokenizer
-    models = load_component(path, "retrieval"), load_component(reader or path, "question-answering")
+    tokenizer = ModelDirectory.of(tokenizer_folder, directory.loading).tokenizer
+    models = load_component(directory, "retrieval"), load_component(reader or directory, "question-answering")
     return OpenQA(*models, searcher, records, tokenizer).eval()
 
 

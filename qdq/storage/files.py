@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qdq.errors import CheckpointError, ConfigError, StorageError
+from qdq.storage.git_lfs import refuse_pointer
 from qdq.storage.io_errors import storage_errors
 
 __all__ = ["read_json", "write_bytes_atomic", "write_json", "write_text_atomic"]
@@ -69,10 +70,12 @@ def read_json(
         missing: The message to use when the file does not exist.
 
     Raises:
-        CheckpointError: The file is missing, is not valid UTF-8 or JSON, or holds something other than an object.
+        CheckpointError: The file is missing, is a pointer of Git LFS, is not valid UTF-8 or JSON, or holds something
+            other than an object.
             With ``error``, that exception is raised instead.
         StorageError: The file cannot be read.
     """
+    refuse_pointer(path, error)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as cause:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import ConfigError, DataError
+from qdq.source import ModelDirectory
 from qdq.tasks.bootstrap import CONFIDENCE, compare, intervals
 from qdq.tasks.drop import MaxDrop
 from qdq.tasks.evaluation_settings import EvaluationSettings
@@ -120,14 +121,14 @@ class Evaluation:
 
 
 def evaluate(
-    model: str | Path | nn.Module | Runner,
+    model: str | Path | ModelDirectory | nn.Module | Runner,
     task: str,
     data: Any,
     *,
-    against: str | Path | None = None,
+    against: str | Path | ModelDirectory | None = None,
     max_drop: str | float | None = None,
     metric: str | None = None,
-    folder: str | Path | None = None,
+    folder: str | Path | ModelDirectory | None = None,
     runtime: str | None = None,
     threads: int | None = None,
     resamples: int = 1000,
@@ -177,11 +178,11 @@ def evaluate(
     if not isinstance(data, str | Path) and against is not None and iter(data) is data:
         data = list(data)  # an iterator could be read only once, and there are two models
 
-    def opened(path: str | Path) -> ModelUnderTest:
+    def opened(path: str | Path | ModelDirectory) -> ModelUnderTest:
         return open_model_under_test(path, task, runtime=runtime, threads=threads)
 
     baseline = None if against is None else opened(against)
-    if isinstance(model, str | Path):
+    if isinstance(model, str | Path | ModelDirectory):
         candidate = opened(model)
     elif folder is None:
         raise ConfigError("a model in memory needs folder: the directory with its config.json and tokenizer")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluator", "Progress", "Scores", "silent"]
 
+_LOG = logging.getLogger(__name__)
+
 #: Called with the number of examples that are done and the number of all examples, or None if it is unknown.
 Progress = Callable[[int, int | None], None]
 
@@ -136,7 +138,14 @@ class Evaluator:
             VerificationError: An output has NaN, of which no metric can be computed.
         """
         done = 0
+        lacks_types = "token_type_ids" not in getattr(self.model.runner, "input_names", ("token_type_ids",))
         for batch in batches:
+            if lacks_types and bool(batch["token_type_ids"].any()):
+                _LOG.warning(
+                    "%s takes no token_type_ids: the second text of a pair has type 0, where the tokenizer gives 1",
+                    self.model.name,
+                )
+                lacks_types = False
             outputs = self.model.runner({name: value.numpy() for name, value in batch.inputs.items()})
             _check_numbers(self.model.name, outputs, batch)
             yield batch, outputs

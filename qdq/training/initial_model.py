@@ -10,7 +10,6 @@ import torch
 from qdq import checkpoint
 from qdq.data.labels import Labels, find_labels
 from qdq.errors import ConfigError
-from qdq.models.huggingface import load_model
 from qdq.models.registry import build, task_of
 from qdq.training.settings import TASKS
 
@@ -58,7 +57,7 @@ class InitialModel:
         torch.manual_seed(seed)
         model = build(self.config, self.task)
         # Many pretrained checkpoints have no pooler: that of a new classifier is then new as well.
-        encoder = load_model(self.directory.path, "feature-extraction", allow_missing=("pooler",))
+        encoder = checkpoint.load_float(self.directory, "feature-extraction")
         model.load_state_dict(
             {name: tensor for name, tensor in encoder.state_dict().items() if name in model.state_dict()}, strict=False
         )
@@ -72,7 +71,7 @@ def load_for_task(directory: ModelDirectory, task: str) -> Model:
         CheckpointError: If tensors are damaged, missing or unexpected.
     """
     if task == "sts":
-        return checkpoint.load(directory, "feature-extraction", allow_missing=("pooler",))
+        return checkpoint.load(directory, "feature-extraction")
     return checkpoint.load(directory, task)
 
 

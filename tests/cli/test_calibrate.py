@@ -252,7 +252,7 @@ MODELS: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "damaged tokenizer": (write("tokenizer.json", b"{"), ("tokenizer.json", "damaged")),
     "a tokenizer of another model": (
         write("vocab.txt", b"[UNK]\n[CLS]\n[SEP]\n" + b"".join(b"x%d\n" % n for n in range(5000)) + b"cat\na\n"),
-        ("input_ids", "vocabulary"),
+        ("the token 'cat' has id 5003", "155 word vectors", "give the model the tokenizer"),
     ),
 }
 

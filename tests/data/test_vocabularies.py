@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from transformers import AlbertTokenizer, RobertaTokenizer
 
+from qdq.data.sentencepiece import parse_sentencepiece
 from qdq.data.tokenizer import load_encoder, load_tokenizer
-from qdq.data.vocabularies import parse_sentencepiece
 from qdq.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -152,9 +152,9 @@ class TestByteLevelPairs:
 class TestAddedTokens:
     def test_they_keep_their_ids(self, roberta_dir: Path, tmp_path: Path) -> None:
         entry = {"content": "<new>", "lstrip": True, "rstrip": False, "single_word": False, "special": True}
-        folder = configured(roberta_dir, tmp_path / "model", {"added_tokens_decoder": {"900": entry}})
-        (folder / "added_tokens.json").write_text('{"another": 901}')
-        tokenizer = load_tokenizer(folder)
+        another = {**entry, "content": "another", "special": False}
+        decoder = {"901": another, "900": entry}
+        tokenizer = load_tokenizer(configured(roberta_dir, tmp_path / "model", {"added_tokens_decoder": decoder}))
         assert tokenizer.encode("a  <new>another", add_special_tokens=False).ids[-2:] == [900, 901]
 
     def test_one_that_does_not_fit_the_vocabulary_is_refused(self, roberta_dir: Path, tmp_path: Path) -> None:

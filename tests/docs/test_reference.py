@@ -154,3 +154,17 @@ def test_docstrings_use_the_words_of_the_field(module: str) -> None:
     for name in found.__all__:
         texts += docstrings_of(getattr(found, name))
     assert [word for text in texts for word in retired_in(text)] == []
+
+
+def test_every_field_of_a_configuration_is_on_its_page(reference: ModuleType) -> None:
+    from qdq.models.config_fields import CONFIG_FIELDS
+    from qdq.models.registry import FAMILIES, fields_of
+
+    page = reference.expanded((ROOT / "docs" / "reference" / "fields.md").read_text(encoding="utf-8"))
+    shown = set(re.findall(r"`(\w+)`", page))
+    assert {name for family in FAMILIES.values() for name in fields_of(family.config)} <= shown
+    rows = [
+        line for line in page.splitlines() if re.search(r"\| (followed|warned|refused|ignored) \| (written|left)", line)
+    ]
+    assert len(rows) == len(CONFIG_FIELDS)
+    assert "- `albert` also follows `classifier_dropout_prob`, `embedding_size`," in page

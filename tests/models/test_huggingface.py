@@ -199,10 +199,10 @@ def test_sts_is_the_bare_encoder(small_models: SmallModels, tmp_path: Path) -> N
 
 
 def test_ignored_keys(saved: Path) -> None:
-    rewrite(saved, lambda t: t | {"bert.encoder.layer.0.output.dense._input_quantizer._amax": torch.tensor(1.0)})
-    with pytest.raises(CheckpointError, match=r"1 unexpected: bert\.encoder\.layer\.0\.output\.dense\._input_quan"):
+    rewrite(saved, lambda t: t | {"bert.encoder.layer.0.output.dense.gate": torch.tensor(1.0)})
+    with pytest.raises(CheckpointError, match=r"1 unexpected: bert\.encoder\.layer\.0\.output\.dense\.gate"):
         load_model(saved)
-    assert load_model(saved, ignore=("._amax",)).task == "masked-lm"
+    assert load_model(saved, ignore=(".gate",)).task == "masked-lm"
 
 
 def test_reader_of_realm_needs_no_unused_weights(small_models: SmallModels, tmp_path: Path) -> None:
@@ -345,13 +345,13 @@ def test_all_wrong_keys_arrive_together(saved: Path) -> None:
     assert "bert.embeddings.LayerNorm.bias is [32] int64, must be [32] float" in text
 
 
-def test_wrong_size_in_config_lists_at_most_ten_of_a_kind(saved: Path) -> None:
+def test_wrong_sizes_in_config_are_told_in_few_words(saved: Path) -> None:
     change_config(saved, intermediate_size=64, num_hidden_layers=2)
     with pytest.raises(CheckpointError) as error:
         load_model(saved)
     text = str(error.value)
-    assert "16 unexpected: " in text
-    assert ", and 6 more" in text
+    assert "16 unexpected: bert.encoder.* (16)" in text
+    assert "num_hidden_layers is 2 in config.json, but the file has layers up to 2" in text
     assert "6 with another shape: " in text
 
 
@@ -377,21 +377,9 @@ def test_directory_that_cannot_be_written(small_models: SmallModels, tmp_path: P
 
 def test_weights_from_memory(small_models: SmallModels) -> None:
     model = small_models.build("bert")
-    with pytest.raises(CheckpointError, match=r"^my tensors: .*55 missing: .*, and 45 more"):
+    with pytest.raises(CheckpointError, match=r"^my tensors: .*55 missing: embeddings\.\* \(5\), encoder\.\* \(48\)"):
         load_weights(model, {}, source="my tensors")
 
 
 def test_config_file_by_its_own_name(saved: Path) -> None:
     assert read_config(saved / "config.json") == read_config(saved)
-
-
-def test_weights_that_cannot_be_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qdq.models import huggingface
-
-    def fail(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    # the tests may run as root, whom no permission stops
-    monkeypatch.setattr(huggingface, "load_file", fail)
-    with pytest.raises(StorageError, match=r"model\.safetensors: .*Permission denied"):
-        load_model(saved)

@@ -54,3 +54,17 @@ def test_the_file_equals_the_checkpoint(task: str, tiny_models: TinyModels, tmp_
     assert found.runtime == "onnxruntime"
     assert found.metrics == pytest.approx(expected.metrics, rel=1e-4)
     assert any(value > 0 for value in found.metrics.values())
+
+
+def test_a_file_without_token_types_is_told_of_pairs(
+    tiny_models: TinyModels, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny_models.save(tmp_path / "model", "sequence-classification", num_hidden_layers=1, hidden_size=16)
+    interface = qdq.ExportInterface(token_type_ids=False)
+    qdq.export(folder, tmp_path / "export", target=None, interface=interface)
+    warning = "takes no token_type_ids: the second text of a pair has type 0"
+    qdq.evaluate(tmp_path / "export", "sequence-classification", [{"text": TEXTS[0], "label": 0}], resamples=0)
+    assert warning not in caplog.text
+    pair = {"sentence1": TEXTS[0], "sentence2": TEXTS[1], "label": 0}
+    qdq.evaluate(tmp_path / "export", "sequence-classification", [pair], resamples=0)
+    assert caplog.text.count(warning) == 1

@@ -9,7 +9,7 @@ from qdq.errors import ConfigError
 from qdq.interop.conversion import Conversion, Converted, Mapped, Skipped, build_model
 from qdq.interop.pytorch_quantization.checkpoint import is_quantizer_key, load_amax
 from qdq.interop.pytorch_quantization.slot_names import qdqbert_names
-from qdq.models.huggingface import config_to_json, read_config, read_tensors
+from qdq.models.huggingface import config_to_json, read_config, read_weights
 from qdq.models.registry import FAMILIES, configure, task_of
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def convert(source: str | Path, *, task: str | None = None, overrides: Mapping[s
     config = configure("qdqbert", **{**values, "pad_token_id": given.pad_token_id, **(overrides or {})})
 
     report = Conversion(str(path), "pytorch-quantization")
-    tensors = read_tensors(path)
+    tensors = read_weights(path, given, with_ranges=True)
     weights = {}
     for name, tensor in tensors.items():
         shape = tuple(tensor.shape)

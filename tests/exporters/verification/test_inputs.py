@@ -96,3 +96,22 @@ def test_a_cache_is_what_the_model_makes_of_the_text_before(tiny_models: TinyMod
     assert torch.equal(whole["input_ids"][:, -rounding_error:], batch["input_ids"])
     expected = wrap_for_export(model).run(whole)["logits"][:, -rounding_error:]
     torch.testing.assert_close(step.run(batch)["logits"], expected, atol=2e-5, rtol=1e-4)
+
+
+def test_ids_stay_within_the_vectors_of_the_model(
+    tiny_models: TinyModels, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The sample text uses letters that only the tokenizer has a number for."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz"]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    batches = verification_batches(tmp_path, wrap_for_export(tiny_models.model(vocab_size=40)))
+    assert max(int(batch["input_ids"].max()) for batch in batches) == 39
+    assert "the tokenizer has 57 tokens, and the model has vectors for 40" in caplog.text
+
+
+def test_the_batches_are_the_sample_text(tiny_models: TinyModels, tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    for batch in verification_batches(tmp_path, wrap_for_export(tiny_models.model())):
+        assert set(batch["input_ids"][:, 0].tolist()) == {words.index("[CLS]")}
