@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qdq.errors import CheckpointError, describe_problems
 from qdq.models.huggingface import load_weights, parameter_keys
 from qdq.models.keymap import name_of
+from qdq.models.model import EncoderModel
 from qdq.models.registry import construct, family_of
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ class Converted:
 def build_model(config: ModelConfig, task: str, tensors: dict[str, Tensor], report: Conversion) -> Model:
     """Build the model of a task from tensors under the keys of transformers.
 
+    A feature extractor is complete without a pooler.
+
     Args:
         config: The configuration of the model.
         task: The task of the model.
@@ -123,6 +126,11 @@ def build_model(config: ModelConfig, task: str, tensors: dict[str, Tensor], repo
             shape.
     """
     model = construct(config, task)
+    if isinstance(model, EncoderModel) and task == "feature-extraction" and model.pooler is not None:
+        pooler = {name_of(key) for name, keys in parameter_keys(model).items() for key in keys if "pooler." in name}
+        if not any(key in pooler or key.partition(".")[2] in pooler for key in tensors):
+            model.pooler = None
+            report.notes.append("there is no pooler: the model has none, and no pooler_output")
     needed = {name_of(key) for keys in parameter_keys(model).values() for key in keys}
 
     def is_needed(key: str) -> bool:
