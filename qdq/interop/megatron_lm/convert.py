@@ -58,9 +58,10 @@ def convert(source: str | Path, *, task: str | None = None, overrides: Mapping[s
     report = Conversion(documents.name, "megatron-lm")
     args = arguments.arguments_of(first, documents.name)
     version = _version(first)
-    tensors = _tensors(documents, version, args, report)
+    tensors = _tensors(documents, version, report)
     _check_is_bert(tensors, task, report.source)
     arguments.check(args, report.source)
+    _check_parts(documents, args, tensors, {**arguments.fields(args), **overrides})
     config = _config(args, tensors, overrides, report)
     groups = arguments.query_groups(args, config.num_attention_heads)
     if config.num_attention_heads % groups:
@@ -73,9 +74,8 @@ def convert(source: str | Path, *, task: str | None = None, overrides: Mapping[s
     return Converted(build_model(config, task or _task(state), state, report), report)
 
 
-def _tensors(documents: Documents, version: float, args: Mapping[str, Any], report: Conversion) -> dict[str, Tensor]:
+def _tensors(documents: Documents, version: float, report: Conversion) -> dict[str, Tensor]:
     """Return the tensors of all parts, merged."""
-    _check_parts(documents, args)
     for key in documents.first:
         if not re.fullmatch(r"model\d*", str(key)):
             report.skipped.append(Skipped(str(key), "read for the sizes" if key == "args" else NOT_A_WEIGHT))
@@ -104,8 +104,14 @@ def _model(document: Mapping[str, Any], chunk: str, name: str) -> Mapping[str, A
     return found
 
 
-def _check_parts(documents: Documents, args: Mapping[str, Any]) -> None:
-    """Check that there are as many parts as the arguments say."""
+def _check_parts(
+    documents: Documents, args: Mapping[str, Any], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> None:
+    """Check that tensors of a smaller size than the arguments say are not those of a few parts of the model."""
+    measured = _measured(tensors)
+    divided = ("vocab_size", "intermediate_size", "num_hidden_layers")
+    if all(measured.get(name, values.get(name)) == values.get(name, measured.get(name)) for name in divided):
+        return
     for names, found in (
         (("tensor_model_parallel_size", "model_parallel_size"), len(documents.stages[0])),
         (("pipeline_model_parallel_size",), len(documents.stages)),
@@ -113,8 +119,8 @@ def _check_parts(documents: Documents, args: Mapping[str, Any]) -> None:
         said = next((args[name] for name in names if isinstance(args.get(name), int)), found)
         if said != found:
             raise CheckpointError(
-                f"{documents.name}: {names[0]} is {said}, but there are {found} such parts: give the directory with "
-                "all directories mp_rank_*"
+                f"{documents.name}: {names[0]} is {said}, and the number of such parts here is {found}: give the "
+                "directory with all directories mp_rank_*"
             )
 
 
