@@ -13,6 +13,8 @@ from qdq.models.model import EncoderModel
 from qdq.models.registry import construct, family_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from qdq.models.config import ModelConfig
@@ -104,10 +106,19 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Converted:
-    """A converted model, and the report about the tensors it was made of."""
+    """A converted model, and the report about the tensors it was made of.
+
+    Args:
+        model: The model.
+        report: What became of every tensor.
+        folders: The directories in which its tokenizer may lie, the nearest one first.
+        lowercase: Whether the training lowercased text; None if the checkpoint does not say it.
+    """
 
     model: Model
     report: Conversion
+    folders: tuple[Path, ...] = ()
+    lowercase: bool | None = None
 
 
 def build_model(config: ModelConfig, task: str, tensors: dict[str, Tensor], report: Conversion) -> Model:

@@ -9,7 +9,7 @@ from typing import Any
 from qdq.errors import CheckpointError, describe_problems
 from qdq.interop.torch_file import StandIn
 
-__all__ = ["arguments_of", "check", "fields", "query_groups"]
+__all__ = ["arguments_of", "check", "fields", "lowercases", "query_groups"]
 
 #: The arguments that are fields of the configuration.
 _FIELDS = {
@@ -121,3 +121,8 @@ def query_groups(args: Mapping[str, Any], heads: int) -> int:
     groups = args.get("num_query_groups")
     # The number alone means nothing: it has a default, and a flag that uses it.
     return int(groups) if groups and args.get("group_query_attention") else heads
+
+
+def lowercases(args: Mapping[str, Any]) -> bool | None:
+    """Return whether the tokenizer of the training lowercased text, or None if the arguments do not say it."""
+    return {"BertWordPieceLowerCase": True, "BertWordPieceCase": False}.get(str(args.get("tokenizer_type")))

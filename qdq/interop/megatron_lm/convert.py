@@ -71,7 +71,19 @@ def convert(source: str | Path, *, task: str | None = None, overrides: Mapping[s
     _follow(args, state, config, report)
     if _DECODER in state:
         config = replace(config, tie_word_embeddings=False)
-    return Converted(build_model(config, task or _task(state), state, report), report)
+    model = build_model(config, task or _task(state), state, report)
+    return Converted(model, report, _folders(Path(source)), arguments.lowercases(args))
+
+
+def _folders(source: Path) -> tuple[Path, ...]:
+    """Return the directories above a part of the model, in which a vocabulary may lie."""
+    inside = re.compile(r"mp_rank_.*|iter_\d+|release")
+    folder = source if source.is_dir() else source.parent
+    found = [folder]
+    while inside.fullmatch(folder.name):
+        folder = folder.parent
+        found.append(folder)
+    return tuple(found)
 
 
 def _tensors(documents: Documents, version: float, report: Conversion) -> dict[str, Tensor]:

@@ -36,6 +36,7 @@ __all__ = [
     "amax_shape",
     "amax_tensors",
     "apply_amax",
+    "is_of_linear",
     "is_quantizer_key",
     "load_amax",
     "save",
@@ -56,6 +57,11 @@ def is_quantizer_key(key: str) -> bool:
     return "_quantizer." in key
 
 
+def is_of_linear(name: str) -> bool:
+    """Return whether QDQBERT's name of a quantizer is that of a linear layer, and not of a product or an addition."""
+    return name.rpartition(".")[2].startswith("_")
+
+
 # --- reading ---
 
 
@@ -65,6 +71,7 @@ def load_amax(
     *,
     activation: QuantSpec = ACTIVATION,
     weight: QuantSpec = WEIGHT,
+    linears_only: bool = False,
     source: str = "checkpoint",
 ) -> None:
     """Wrap a float model and quantize it as QDQBERT does, with the ranges of a checkpoint.
@@ -78,6 +85,8 @@ def load_amax(
         tensors: A state dict of transformers; keys that belong to no quantizer are ignored.
         activation: Bits, sign and narrow range of activations, which the checkpoint does not say.
         weight: The same for weights, with the granularity of dynamic ones.
+        linears_only: Leave the products of attention and the additions float, as in a BERT whose linear layers alone
+            were replaced.
         source: The name of the checkpoint, for messages.
 
     Raises:
@@ -92,6 +101,8 @@ def load_amax(
     replaced = wrap(model)
     try:
         specs, amax = _read(model, tensors, activation, weight, source)
+        if linears_only:
+            specs |= {slot: None for slot, name in qdqbert_names(model).items() if not is_of_linear(name)}
         apply_amax(model, specs, amax, source=source)
     except BaseException:
         for name, module in replaced.items():
