@@ -190,9 +190,7 @@ def _measured(given: ModelConfig, tensors: Mapping[str, Tensor], task: str, repo
     # Its scripts pad the vocabulary to a multiple of 8 and leave the number in the file as it was.
     if words is not None and given.vocab_size < len(words) < given.vocab_size + 8 and len(words) % 8 == 0:
         found["vocab_size"] = len(words)
-        report.notes.append(
-            f"the vocabulary is padded from {given.vocab_size} to {len(words)} rows: vocab_size says so"
-        )
+        report.notes.append(f"the vocabulary is padded: vocab_size is {len(words)}, not {given.vocab_size}")
     if task in ("sequence-classification", "token-classification") and not given.architectures:
         labels = tensors.get("classifier.weight")
         if labels is not None and len(labels) != given.num_labels:
