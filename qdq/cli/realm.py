@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from qdq.retrieval.embedding import TextEmbedder
 
 __all__ = ["answer", "app", "index"]
+
+_LOG = logging.getLogger(__name__)
 
 app = typer.Typer(help="Answer questions from a collection of texts with REALM: index its blocks, then ask.")
 
@@ -98,6 +101,12 @@ def index(
             progress=lambda done, total: advance(
                 done, f"embedding share {shard.rank + 1} of {shard.world_size}", total
             ),
+        )
+    if embed.cut:
+        _LOG.warning(
+            "%d blocks are longer than %d tokens: their vectors are those of their beginnings; split the texts, or "
+            "give --seq-len",
+            *(embed.cut, length),
         )
     if shard.rank:
         return
