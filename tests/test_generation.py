@@ -308,7 +308,7 @@ def test_settings_tell_all_their_problems() -> None:
 
 @pytest.mark.parametrize("penalty", [float("nan"), float("inf"), -1e10, 51.0])
 def test_length_penalties_without_a_meaning_are_refused(penalty: float) -> None:
-    with pytest.raises(ConfigError, match="length_penalty is .*, must be a number between -50 and 50"):
+    with pytest.raises(ConfigError, match=r"length_penalty is .*, must be a number between -50 and 50"):
         GenerationSettings(length_penalty=penalty)
 
 

@@ -68,7 +68,7 @@ def load(source: Path | BinaryIO, *, name: str) -> Any:
     stand_ins: dict[str, type[StandIn]] = {}
     # PyTorch names one unknown class at a time, so each round of this loop adds the stand-in for one more.
     while True:
-        known = [argparse.Namespace, *((cls, path) for path, cls in stand_ins.items())]
+        known: list[Any] = [argparse.Namespace, *((cls, path) for path, cls in stand_ins.items())]
         try:
             with torch.serialization.safe_globals(known):
                 return _load(source)

@@ -148,7 +148,7 @@ def _from_rows(source: SourceLike, column: str | None) -> Iterator[str]:
 
 def _no_text(values: Mapping[str, Any], name: str | None, column: str | None) -> str:
     """Return what is wrong with a row that has no text."""
-    if name in values:
+    if name is not None and name in values:
         value = values[name]
         kind = "null" if value is None else type(value).__name__
         return f'"{name}" is {kind}, must be a text; an empty block is ""'

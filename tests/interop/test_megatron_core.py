@@ -314,3 +314,10 @@ def test_one_part_alone_is_not_the_model(tmp_path: Path) -> None:
 def test_a_model_that_was_merged_before_may_keep_its_arguments(tmp_path: Path) -> None:
     trained = Trained(args={"tensor_model_parallel_size": 8, "pipeline_model_parallel_size": 4})
     compare(convert(trained.write(tmp_path)), trained)
+
+
+def test_a_matrix_that_is_lost_is_not_replaced_by_the_word_embeddings(tmp_path: Path) -> None:
+    trained = Trained(untied=True)
+    del trained.state["output_layer.weight"]
+    with pytest.raises(CheckpointError, match="output_layer is missing"):
+        convert(trained.write(tmp_path))

@@ -28,7 +28,7 @@ _FIELDS = {
 }
 
 _OFF = (False, None)
-_NONE = (None, 0, 1, [1], [])
+_NONE: tuple[Any, ...] = (None, 0, 1, [1], [])
 
 #: Arguments that change what the model computes: the values that a megatron-bert model can follow, and what others do.
 _MUST_BE: dict[str, tuple[tuple[Any, ...], str]] = {

@@ -28,8 +28,10 @@ __all__ = ["convert"]
 _DECODER = "cls.predictions.decoder.weight"
 _TOKEN_TYPES = "bert.embeddings.token_type_embeddings.weight"
 # Linear layers that Megatron-LM builds without a bias if it is told so.
-_LINEARS = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
-_LINEARS += ("intermediate.dense", "output.dense")
+_LINEARS = (
+    *("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
+    *("intermediate.dense", "output.dense"),
+)
 
 
 def convert(source: str | Path, *, task: str | None = None, overrides: Mapping[str, Any] | None = None) -> Converted:
@@ -69,6 +71,11 @@ def convert(source: str | Path, *, task: str | None = None, overrides: Mapping[s
     state = rename(tensors, config, version, groups, report)
     report.check()
     _follow(args, state, config, report)
+    untied = args.get("untie_embeddings_and_output_weights") and "cls.predictions.bias" in state
+    if untied and not any(canonical(name).endswith("output_layer.weight") for name in tensors):
+        raise CheckpointError(
+            f"{report.source}: untie_embeddings_and_output_weights is set; output_layer is missing"
+        )
     if _DECODER in state:
         config = replace(config, tie_word_embeddings=False)
     model = build_model(config, task or _task(state), state, report)

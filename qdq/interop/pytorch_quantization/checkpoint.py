@@ -7,6 +7,7 @@ quantizer without an entry is dynamic: it takes the range of each tensor.
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from qdq.data.tokenizer import TOKENIZER_FILES
 from qdq.errors import CheckpointError, ConfigError, ExportError, RecipeError, describe_problems
 from qdq.interop.pytorch_quantization.slot_names import prefix_of, qdqbert_names
 from qdq.models.huggingface import save_model
@@ -265,7 +267,14 @@ def amax_shape(axis: int | None) -> tuple[int, ...]:
     return () if axis is None else (-1, 1) if axis % 2 == 0 else (1, -1)
 
 
-def save(model: Model, path: str | Path, *, activation: QuantSpec = ACTIVATION, weight: QuantSpec = WEIGHT) -> None:
+def save(
+    model: Model,
+    path: str | Path,
+    *,
+    activation: QuantSpec = ACTIVATION,
+    weight: QuantSpec = WEIGHT,
+    source: str | Path | None = None,
+) -> None:
     """Write a QDQBERT checkpoint, ``config.json`` and ``model.safetensors``, with the keys of transformers.
 
     The directory is written completely or not at all.
@@ -275,6 +284,7 @@ def save(model: Model, path: str | Path, *, activation: QuantSpec = ACTIVATION, 
         path: The directory to write.
         activation: See :func:`amax_tensors`.
         weight: See :func:`amax_tensors`.
+        source: The directory that the model came from, whose tokenizer is copied.
 
     Raises:
         ExportError: QDQBERT cannot compute what some slots compute; the message lists all of them.
@@ -286,3 +296,6 @@ def save(model: Model, path: str | Path, *, activation: QuantSpec = ACTIVATION, 
     ranges = amax_tensors(model, activation=activation, weight=weight)
     with atomic_directory(Path(path), kind="checkpoint") as folder:
         save_model(model, folder, extra=ranges)
+        for name in TOKENIZER_FILES if source is not None else ():
+            if (file := Path(str(source)) / name).is_file():
+                shutil.copyfile(file, folder / name)

@@ -172,3 +172,15 @@ def test_what_is_no_state_dict_is_refused(document: Any, message: str, tmp_path:
     (source / "bert_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"none of config\.json, bert_config\.json"):
         convert(source, tmp_path / "out", format="pytorch-quantization")
+
+
+def test_the_tokenizer_goes_both_ways(tmp_path: Path) -> None:
+    from qdq.interop.pytorch_quantization import save
+
+    state = weights()
+    source = written(tmp_path / "source", state, architectures=["BertForQuestionAnswering"], config="config.json")
+    (source / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    convert(source, tmp_path / "ours", format="pytorch-quantization")
+    save(load(tmp_path / "ours"), tmp_path / "theirs", source=tmp_path / "ours")
+    for folder in ("ours", "theirs"):
+        assert (tmp_path / folder / "vocab.txt").read_bytes() == (source / "vocab.txt").read_bytes()
