@@ -18,6 +18,7 @@ __all__ = ["StandIn", "load"]
 
 # How PyTorch names a class or function that it does not load by default.
 _UNKNOWN = re.compile(r"Unsupported global: GLOBAL (\S+) was not")
+_OTHER = re.compile(r"Can only [^\n]*|Trying to call [^\n]*|[^\n]* must be imported to load [^\n]*")
 _BLOCKED = re.compile(r"unsupported GLOBAL (\S+) whose module")
 
 
@@ -98,6 +99,8 @@ def _full_path(path: str) -> str:
 
 def _reason(message: str, path: str | None) -> str:
     blocked = _BLOCKED.search(message)
+    if blocked is None and (kind := _OTHER.search(message)):
+        path = kind[0]
     if blocked is None and path is None:
         return "not a file of PyTorch, or damaged, or saved with a pickle protocol above 2"
     what = path if blocked is None else blocked[1]

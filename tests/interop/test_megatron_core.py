@@ -6,10 +6,12 @@ They are compared with an implementation of Megatron-LM's computation in ``megat
 from __future__ import annotations
 
 import argparse
+import collections
 import enum
 import io
 import os
 import sys
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -321,3 +323,48 @@ def test_a_matrix_that_is_lost_is_not_replaced_by_the_word_embeddings(tmp_path: 
     del trained.state["output_layer.weight"]
     with pytest.raises(CheckpointError, match="output_layer is missing"):
         convert(trained.write(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embedding.word_embeddings.weight": torch.tensor(1.0)}, r"word_embeddings\.weight is \[\]"),
+        ({"encoder.layers.0.self_attention.linear_qkv.bias": torch.tensor(1.0)}, "has 0 rows"),
+        ({3: torch.zeros(2)}, "3 is unknown"),
+    ],
+    ids=["scalar", "no rows", "number"],
+)
+def test_tensors_without_a_meaning_are_refused(changes: dict[Any, Any], message: str, tmp_path: Path) -> None:
+    trained = Trained()
+    with pytest.raises(CheckpointError, match=message):
+        convert(trained.write(tmp_path, state={**trained.state, **changes}))
+
+
+def test_parts_that_do_not_go_together_are_told(tmp_path: Path) -> None:
+    trained = Trained()
+    write_parts(trained, tmp_path, 2, 1)
+    file = tmp_path / "mp_rank_01" / "model_optim_rng.pt"
+    document = torch.load(file, weights_only=False)
+    document["model"]["encoder.layers.0.mlp.linear_fc2.weight"] = torch.zeros(3, 5)
+    document["model"]["encoder.final_layernorm.bias"] = torch.ones(24)
+    torch.save(document, file)
+    with pytest.raises(CheckpointError, match=r"linear_fc2\.weight has the shapes \[24, 16\], \[3, 5\]"):
+        convert(tmp_path)
+    document["model"]["encoder.layers.0.mlp.linear_fc2.weight"] = torch.zeros(24, 16)
+    torch.save(document, file)
+    assert any("final_layernorm.bias differs" in note for note in convert(tmp_path).report.notes)
+
+
+def test_containers_of_other_classes_are_named(tmp_path: Path) -> None:
+    source = Trained().write(tmp_path, queue=collections.deque([1]))
+    with pytest.raises(CheckpointError, match="refused: the pickle holds more than data"):
+        convert(source)
+
+
+def test_several_checkpoints_in_an_archive_are_not_mixed(tmp_path: Path) -> None:
+    file = Trained().write(tmp_path)
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
+        for folder in ("first", "second"):
+            archive.write(file, f"{folder}/mp_rank_00/model_optim_rng.pt")
+    with pytest.raises(CheckpointError, match="has several checkpoints"):
+        convert(tmp_path / "archive.zip")

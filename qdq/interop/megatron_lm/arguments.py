@@ -90,7 +90,7 @@ def arguments_of(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def fields(args: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of the configuration that the arguments name."""
     found = {ours: args[theirs] for theirs, ours in _FIELDS.items() if args.get(theirs) is not None}
-    if "hidden_size" in found:
+    if isinstance(found.get("hidden_size"), int):
         # The argument may be missing because Megatron-LM computes this default itself.
         found.setdefault("intermediate_size", 4 * found["hidden_size"])
     return found
@@ -108,19 +108,27 @@ def check(args: Mapping[str, Any], name: str) -> None:
         if argument in args and args[argument] not in usual
     ]
     hidden, heads, channels = (args.get(key) for key in ("hidden_size", "num_attention_heads", "kv_channels"))
-    if hidden and heads and channels and channels * heads != hidden:
-        problems.append(f"kv_channels is {channels}: heads are not hidden_size / num_attention_heads wide")
+    if isinstance(hidden, int) and isinstance(heads, int) and heads and channels not in (None, hidden // heads):
+        problems.append(f"kv_channels is {channels!r}: heads are not hidden_size / num_attention_heads wide")
     if problems:
         raise CheckpointError(
             describe_problems(f"{name}: no megatron-bert model computes what these arguments say", problems)
         )
 
 
-def query_groups(args: Mapping[str, Any], heads: int) -> int:
-    """Return the number of heads of keys and values, which several heads of queries may share."""
+def query_groups(args: Mapping[str, Any], heads: int, name: str) -> int:
+    """Return the number of heads of keys and values, which several heads of queries may share.
+
+    Raises:
+        CheckpointError: The number does not divide the number of heads.
+    """
     groups = args.get("num_query_groups")
     # The number alone means nothing: it has a default, and a flag that uses it.
-    return int(groups) if groups and args.get("group_query_attention") else heads
+    if not groups or not args.get("group_query_attention"):
+        return heads
+    if not isinstance(groups, int) or groups < 1 or heads % groups:
+        raise CheckpointError(f"{name}: num_query_groups {groups!r} does not divide {heads} heads")
+    return groups
 
 
 def lowercases(args: Mapping[str, Any]) -> bool | None:

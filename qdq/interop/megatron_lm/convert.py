@@ -65,17 +65,13 @@ def convert(source: str | Path, *, task: str | None = None, overrides: Mapping[s
     arguments.check(args, report.source)
     _check_parts(documents, args, tensors, {**arguments.fields(args), **overrides})
     config = _config(args, tensors, overrides, report)
-    groups = arguments.query_groups(args, config.num_attention_heads)
-    if config.num_attention_heads % groups:
-        raise ConfigError(f"{report.source}: num_query_groups {groups} does not divide {config.num_attention_heads}")
+    groups = arguments.query_groups(args, config.num_attention_heads, report.source)
     state = rename(tensors, config, version, groups, report)
     report.check()
     _follow(args, state, config, report)
     untied = args.get("untie_embeddings_and_output_weights") and "cls.predictions.bias" in state
     if untied and not any(canonical(name).endswith("output_layer.weight") for name in tensors):
-        raise CheckpointError(
-            f"{report.source}: untie_embeddings_and_output_weights is set; output_layer is missing"
-        )
+        raise CheckpointError(f"{report.source}: untie_embeddings_and_output_weights is set; output_layer is missing")
     if _DECODER in state:
         config = replace(config, tie_word_embeddings=False)
     model = build_model(config, task or _task(state), state, report)
@@ -227,6 +223,8 @@ def _measured(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     layers = set()
     for given, tensor in tensors.items():
         name = canonical(given)
+        if not tensor.dim():
+            continue
         if name.endswith("word_embeddings.weight") and tensor.dim() == 2:
             found.setdefault("vocab_size", tensor.shape[0])
             found["hidden_size"] = tensor.shape[1]

@@ -158,9 +158,9 @@ def _put_layer(
     layer = f"bert.encoder.layer.{match[1]}"
     if _FUSED.fullmatch(match[2]):
         rows = config.hidden_size + 2 * groups * config.head_size
-        if tensor.shape[0] != rows:
+        if not tensor.dim() or tensor.shape[0] != rows:
             wanted = f"3 * hidden_size {config.hidden_size}" if groups == config.num_attention_heads else str(rows)
-            report.problems.append(f"{name} has {tensor.shape[0]} rows, must be {wanted}")
+            report.problems.append(f"{name} has {tensor.shape[0] if tensor.dim() else 0} rows, must be {wanted}")
             return
         matrices = split(tensor, config.num_attention_heads, version, groups=groups)
         keys = (f"{layer}.attention.self.{role}.{leaf}" for role in ("query", "key", "value"))
@@ -207,4 +207,5 @@ def split(fused: Tensor, heads: int, version: float, *, groups: int | None = Non
 
 
 def _cut(named: dict[str, Tensor], size: int) -> dict[str, Tensor]:
-    return {key: tensor[:size] for key, tensor in named.items()}
+    # A tensor without rows is reported with its shape when it is loaded.
+    return {key: tensor[:size] if tensor.dim() else tensor for key, tensor in named.items()}

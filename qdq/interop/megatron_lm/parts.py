@@ -44,19 +44,27 @@ def merge_tensors(parts: Sequence[Mapping[str, Tensor]], version: float, report:
         if len(found) < len(parts):
             report.problems.append(f"{name} is missing in {len(parts) - len(found)} of {len(parts)} parts")
             continue
-        known = canonical(name)
-        if _FUSED.fullmatch(known):
-            # Only the oldest order has all queries in front; the others have the heads in front.
-            fold = 3 if version == 0.0 else 1
-            rows = [tensor.reshape(fold, -1, *tensor.shape[1:]) for tensor in found]
-            merged[name] = torch.cat(rows, dim=1).flatten(0, 1)
-        elif _BY_ROWS.fullmatch(known) or _BY_COLUMNS.fullmatch(known):
-            merged[name] = torch.cat(found, dim=1 if _BY_COLUMNS.fullmatch(known) else 0)
-        else:
-            merged[name] = found[0]
-            if any(not torch.equal(tensor, found[0]) for tensor in found[1:]):
-                report.notes.append(f"{name} differs between the parts: the first one is taken, as Megatron-LM does")
+        try:
+            merged[name] = _joined(canonical(name), found, version)
+        except (RuntimeError, IndexError):
+            shapes = ", ".join(str(list(tensor.shape)) for tensor in found)
+            report.problems.append(f"{name} has the shapes {shapes} in the parts, which do not go together")
+            continue
+        if merged[name] is found[0] and any(not torch.equal(tensor, found[0]) for tensor in found[1:]):
+            report.notes.append(f"{name} differs between the parts: the first one is taken, as Megatron-LM does")
     return merged
+
+
+def _joined(name: str, found: Sequence[Tensor], version: float) -> Tensor:
+    """Return the whole of a tensor."""
+    if _FUSED.fullmatch(name):
+        # Only the oldest order has all queries in front; the others have the heads in front.
+        fold = 3 if version == 0.0 else 1
+        rows = [tensor.reshape(fold, -1, *tensor.shape[1:]) for tensor in found]
+        return torch.cat(rows, dim=1).flatten(0, 1)
+    if _BY_ROWS.fullmatch(name) or _BY_COLUMNS.fullmatch(name):
+        return torch.cat(list(found), dim=1 if _BY_COLUMNS.fullmatch(name) else 0)
+    return found[0]
 
 
 def merge_stages(stages: Sequence[Mapping[str, Tensor]], report: Conversion) -> dict[str, Tensor]:

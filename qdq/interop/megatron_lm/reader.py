@@ -132,6 +132,8 @@ def _read_archive(path: Path) -> Documents:
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.namelist() if m.endswith(tuple(f"/{name}" for name in _FILES))]
             parts = {member.split("/")[-2]: member for member in members}
+            if len({"/".join(member.split("/")[:-2]) for member in members}) > 1:
+                raise CheckpointError(f"{path}: has several checkpoints ({', '.join(members[:4])}): unpack one of them")
             if len(members) == 1:
                 return Documents(f"{path}/{members[0]}", [[_read_member(archive, members[0], str(path))]])
             grid = _grid(str(path), parts)
