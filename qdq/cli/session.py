@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from qdq.cli.crash import FAILED, OUT_OF_MEMORY, describe, is_out_of_memory
+from qdq.cli.encoding import check_encoding
 from qdq.cli.option_groups import with_groups
 from qdq.errors import QDQError, StorageError
 
@@ -144,12 +145,16 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         json = bool(kwargs.get("json"))
         try:
+            check_encoding(kwargs.values())
             function(*args, **kwargs)
         except QDQError as error:
             end_with(**_described(error), json=json)
         except KeyboardInterrupt as error:
             message = str(error) or "interrupted; nothing was changed"
             end_with(message, kind="KeyboardInterrupt", exit_code=INTERRUPTED, json=json)
+        except UnicodeEncodeError as error:
+            message = f"{error.object!r:.500} has bytes that are not UTF-8: rename the file, or write the text in UTF-8"
+            end_with(message, kind=type(error).__name__, exit_code=QDQError.exit_code, json=json)
         except OSError as error:
             message = f"{error.filename or 'input/output'}: {error.strerror or error}"
             end_with(message, kind=type(error).__name__, exit_code=StorageError.exit_code, json=json)
