@@ -6,7 +6,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from qdq.data.tokenizer import TOKENIZER_FILES
-from qdq.data.vocabularies import read_text
+from qdq.data.tokenizer_files import read_text
 from qdq.storage import refuse_pointer, write_json
 
 if TYPE_CHECKING:
