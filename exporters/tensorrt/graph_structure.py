@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from exporters.onnx.passes.graph import constant, is_op, producer
+from exporters.onnx.passes.graph import LAYOUT, constant, is_op, is_stored, producer, title
 
 if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
+    "LAYOUT",
     "Attention",
     "GraphStructure",
     "Operand",
@@ -29,9 +30,6 @@ __all__ = [
     "title",
 ]
 
-LAYOUT = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Dropout", "Expand", "Slice")
-"""Operators that move values without changing them, as far as quantization is concerned."""
-
 _MAX_DISTANCE = 12  # nodes; parts of one attention or addition are closer to each other
 
 
@@ -39,11 +37,6 @@ def module_of(node: ir.Node | str) -> str:
     """Return the module of a node: its name without the operator at the end."""
     name = node if isinstance(node, str) else str(node.name or "")
     return name.rpartition("/")[0] or name
-
-
-def title(node: ir.Node) -> str:
-    """Return the name of a node, or its operator and output if it has none."""
-    return str(node.name) if node.name else f"{node.op_type} -> {node.outputs[0].name}"
 
 
 def origin_of(value: ir.Value) -> str:
@@ -259,22 +252,6 @@ class GraphStructure:
 def operand(value: ir.Value) -> Operand:
     """Describe the operand ``value``."""
     return Operand(value, _dequantize_of(value), is_stored(value))
-
-
-def is_stored(value: ir.Value | None) -> bool:
-    """Return whether ``value`` is a constant, maybe behind a change of layout or its quantizer."""
-    for _ in range(_MAX_DISTANCE):
-        if value is None:
-            return False
-        if value.const_value is not None or value.producer() is None:
-            return value.const_value is not None
-        node = producer(value, "QuantizeLinear", "DequantizeLinear", "Constant", *LAYOUT)
-        if node is None:
-            return False
-        if is_op(node, "Constant"):
-            return True
-        value = node.inputs[0]
-    return False
 
 
 def source(value: ir.Value) -> ir.Value:

@@ -82,7 +82,10 @@ def runtime_of(file: Path) -> str:
 
 def _why(name: str, products: list[Product]) -> str:
     """Return what keeps a product in float. The runtime's name contains that of the file, fused or not."""
-    known = next((product for product in products if product.name and product.name in name), None)
+    named = [product for product in products if product.runs_in == "float" and product.name in name]
+    named = named or [product for product in products if product.name in name]
+    # The longest name is the right one: MatMul_1 is also in MatMul_10.
+    known = max(named, key=lambda product: len(product.name), default=None)
     if known is None:
         return "the runtime made it; the file has no product of that name"
     return known.why or "its operands are quantized, but the runtime has no kernel for them in this form"
