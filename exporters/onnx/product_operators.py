@@ -57,8 +57,6 @@ INTEGER_OPERATORS = frozenset(
     {*INTEGER_PRODUCTS, *(name for name, is_int8 in ATTENTION_WITH_WEIGHTS.items() if is_int8)}
 )
 """Products whose name says that they run in integers."""
-    {*INTEGER_PRODUCTS, *(name for name, is_int8 in ATTENTION_WITH_WEIGHTS.items() if is_int8)}
-)
 
 PRODUCTS = frozenset(
     {
