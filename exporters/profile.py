@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporters.benchmark.inputs import make_inputs
+from exporters.benchmark.shapes import accepted_shape, chosen_shapes
 from exporters.onnx.product_operators import (
     ATTENTION,
     ATTENTION_WITH_WEIGHTS,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NodeTime", "Profile", "profile"]
 
+_BATCH_SIZE = 8
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 _INTEGERS = frozenset({"int8", "uint8", "i8", "u8"})
 
@@ -112,8 +114,8 @@ def profile(
     path: Path,
     *,
     runtime: str = "onnxruntime",
-    batch_size: int = 8,
-    seq_len: int = 128,
+    batch_size: int | None = None,
+    seq_len: int | None = None,
     threads: int | None = None,
     runs: int = 5,
     warmup: int = 2,
@@ -123,14 +125,15 @@ def profile(
     Args:
         path: An ONNX file.
         runtime: ``onnxruntime`` or ``openvino``.
-        batch_size: Rows of the input, which has no padding.
-        seq_len: Tokens of a row.
+        batch_size: Rows of the input, which has no padding; None takes what the file is fixed to, or 8.
+        seq_len: Tokens of a row; None takes what the file is fixed to, or 128, or fewer if the model has fewer
+            positions.
         threads: Threads of the runtime; None leaves the choice to it.
         runs: Number of runs to measure.
         warmup: Number of runs before, which are not measured.
 
     Raises:
-        ConfigError: If the runtime is unknown, or a number is too small.
+        ConfigError: If the runtime is unknown, a number is too small, or the file does not take this shape.
         CheckpointError: If the file cannot be read.
         ExportError: If the file cannot be run, or not at this shape.
         MissingPackageError: If the runtime is not installed.
@@ -138,10 +141,13 @@ def profile(
     known = {"onnxruntime": _onnxruntime, "openvino": _openvino}
     if runtime not in known:
         raise ConfigError(f"no runtime {runtime!r}: it must be one of {', '.join(known)}")
-    if min(runs, batch_size, seq_len) < 1 or warmup < 0:
+    given = [None if size is None else [size] for size in (batch_size, seq_len)]
+    if min([runs, *(size for size in (batch_size, seq_len) if size is not None)]) < 1 or warmup < 0:
         raise ConfigError("runs, batch size and length must be at least 1")
-    nodes, macs = known[runtime](path, (batch_size, seq_len), threads, runs, warmup)
-    return Profile(runtime, batch_size, seq_len, runs, tuple(nodes), macs)
+    options = {"default_batch_sizes": (_BATCH_SIZE,), "options": ("--shape: rows", "--shape: tokens")}
+    (shape,) = chosen_shapes({str(path): accepted_shape(path)}, *given, **options)
+    nodes, macs = known[runtime](path, (shape.batch_size, shape.seq_len), threads, runs, warmup)
+    return Profile(runtime, shape.batch_size, shape.seq_len, runs, tuple(nodes), macs)
 
 
 _NodesAndMacs = tuple[list[NodeTime], int]

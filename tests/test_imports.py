@@ -26,7 +26,10 @@ NUMBERS = tuple(
     f"qdq.quantization.{name}" for name in ("spec", "functional", "operators", "transform", "quantizer", "slot")
 )
 QUANTIZATION = (*NUMBERS, *(f"qdq.quantization.{name}" for name in ("modules", "wrap", "graph", "fold")))
-CORE = (*BASE, "qdq.protobuf", "qdq.models", *QUANTIZATION, "qdq.recipes", "qdq.source", "qdq.checkpoint", "qdq.data")
+CORE = (
+    *(*BASE, "qdq.protobuf", "qdq.models", *QUANTIZATION, "qdq.recipes"),
+    *("qdq.onnx_files", "qdq.source", "qdq.checkpoint", "qdq.data"),
+)
 RULES = tuple(f"qdq.recipes.{name}" for name in ("yaml_reader", "refinement", "rule"))
 SIDES = ("calibration", "exporters", "qdq.tasks", "qdq.interop", "qdq.generation", "qdq.retrieval")
 EVERYTHING = (*CORE, *SIDES, "qdq.training", "qdq.analysis", "qdq.quickstart", "qdq.conversion")
@@ -67,7 +70,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.recipes.apply": (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes.recipe"),
     "qdq.recipes.plan": (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes.recipe"),
     # one handle for a directory: it reads what lies there, and loads no model
-    "qdq.source": (*BASE, "qdq.models", "qdq.data"),
+    "qdq.onnx_files": (*BASE, "qdq.data"),
+    "qdq.source": (*BASE, "qdq.models", "qdq.data", "qdq.onnx_files"),
     # loading takes over what another package left in a checkpoint; interop therefore knows nothing of ours
     "qdq.checkpoint": (*(room for room in CORE if room != "qdq.checkpoint"), "qdq.interop"),
     "qdq.interop": tuple(room for room in CORE if room != "qdq.checkpoint"),

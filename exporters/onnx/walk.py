@@ -66,8 +66,8 @@ def stored_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     for value in stored_values(model):
         if value.const_value is not None:
             yield value.const_value
-    for graph in (model.graph, *model.functions.values()):
-        for node in graph.all_nodes():
+    for nodes in (model.graph.all_nodes(), *(function.all_nodes() for function in model.functions.values())):
+        for node in nodes:
             constant = node.attributes.get("value") if node.op_type == "Constant" else None
             if constant is not None and constant.type is ir.AttributeType.TENSOR:
                 yield constant.as_tensor()

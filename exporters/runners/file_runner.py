@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qdq.errors import CheckpointError
+from qdq.storage import refuse_pointer
 
 if TYPE_CHECKING:
     from exporters.runners.inputs import TensorInfo
@@ -37,10 +38,11 @@ def existing_file(path: Path) -> Path:
     """Return ``path`` if it is a file.
 
     Raises:
-        CheckpointError: If it is not.
+        CheckpointError: If it is not, or if it is a pointer of Git LFS.
     """
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such model file")
+    refuse_pointer(Path(path))
     return Path(path)
 
 

@@ -37,8 +37,13 @@ RuntimeOption = Annotated[
     ),
 ]
 ShapeOption = Annotated[
-    str,
-    typer.Option("--shape", metavar="BxL", help="Batch size and length in tokens to profile.", rich_help_panel=_PANEL),
+    str | None,
+    typer.Option(
+        "--shape",
+        metavar="BxL",
+        help="Batch size and length in tokens to profile; by default 8x128, or what the file takes.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 ThreadsOption = Annotated[int, typer.Option(metavar="N", help="Number of threads.", min=1, rich_help_panel=_PANEL)]
 
@@ -61,12 +66,12 @@ def parse_shape(shape: str) -> tuple[int, int]:
 
 
 def profiled(
-    path: Path, report: GraphReport, *, runtime: str | None, shape: str, threads: int, full: bool
+    path: Path, report: GraphReport, *, runtime: str | None, shape: str | None, threads: int, full: bool
 ) -> tuple[dict[str, Any], list[Table | str]]:
     """Profile a file, and return the document and the tables."""
     from exporters.profile import profile
 
-    batch_size, seq_len = parse_shape(shape)
+    batch_size, seq_len = (None, None) if shape is None else parse_shape(shape)
     found = profile(path, runtime=runtime or runtime_of(path), batch_size=batch_size, seq_len=seq_len, threads=threads)
     left = [(node.name, _why(node.name, report.products)) for node in found.products_in_float()]
     document = {**found.to_dict(), "in_float": [{"name": name, "why": why} for name, why in left]}
