@@ -141,11 +141,15 @@ def profile(
     known = {"onnxruntime": _onnxruntime, "openvino": _openvino}
     if runtime not in known:
         raise ConfigError(f"no runtime {runtime!r}: it must be one of {', '.join(known)}")
-    given = [None if size is None else [size] for size in (batch_size, seq_len)]
     if min([runs, *(size for size in (batch_size, seq_len) if size is not None)]) < 1 or warmup < 0:
         raise ConfigError("runs, batch size and length must be at least 1")
-    options = {"default_batch_sizes": (_BATCH_SIZE,), "options": ("--shape: rows", "--shape: tokens")}
-    (shape,) = chosen_shapes({str(path): accepted_shape(path)}, *given, **options)
+    (shape,) = chosen_shapes(
+        {str(path): accepted_shape(path)},
+        None if batch_size is None else [batch_size],
+        None if seq_len is None else [seq_len],
+        default_batch_sizes=[_BATCH_SIZE],
+        options=("--shape: rows", "--shape: tokens"),
+    )
     nodes, macs = known[runtime](path, (shape.batch_size, shape.seq_len), threads, runs, warmup)
     return Profile(runtime, shape.batch_size, shape.seq_len, runs, tuple(nodes), macs)
 
