@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
+import ml_dtypes
+import numpy as np
 import onnx_ir as ir
 
 from exporters.onnx.passes.graph import LAYOUT, constant, is_op, is_stored, producer, title
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = [
     "LAYOUT",
@@ -23,7 +21,10 @@ __all__ = [
     "Operand",
     "Product",
     "Residual",
+    "array",
     "consumers",
+    "dequantized",
+    "holds_infinity",
     "module_of",
     "origin_of",
     "quantized_type",
@@ -344,3 +345,36 @@ def array(value: ir.Value | None) -> np.ndarray | None:
     if found is None or cast is None:
         return found
     return found.astype(ir.DataType(cast.attributes.get_int("to", 0)).numpy())
+
+
+def dequantized(node: ir.Node) -> np.ndarray | None:
+    """Return what a DequantizeLinear makes of a constant, within the finite numbers of its type.
+
+    What is computed gives None, and so do blocks of several scales along an axis.
+    """
+    stored, scale = constant(node.inputs[0]), array(node.inputs[1])
+    if stored is None or scale is None or scale.ndim > 1:
+        return None
+    limits = ml_dtypes.finfo(scale.dtype)
+    found: np.ndarray = np.clip(_numbers(node, stored, scale), float(limits.min), float(limits.max)).astype(scale.dtype)
+    return found
+
+
+def holds_infinity(node: ir.Node) -> bool:
+    """Return whether a DequantizeLinear of a small constant overflows the type of its scale."""
+    stored, scale = constant(node.inputs[0]), array(node.inputs[1])
+    if stored is None or scale is None or scale.ndim > 1 or not np.isfinite(scale.astype(np.float64)).all():
+        return False
+    with np.errstate(over="ignore"):
+        return bool(np.isinf(_numbers(node, stored, scale).astype(scale.dtype).astype(np.float64)).any())
+
+
+def _numbers(node: ir.Node, stored: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    zero = array(node.inputs[2]) if len(node.inputs) > 2 else None
+    shape = [1] * stored.ndim
+    if scale.size > 1:
+        shape[node.attributes.get_int("axis", 1)] = -1
+    shift = np.zeros((), np.float64) if zero is None else zero.astype(np.float64)
+    shift, factor = (one.reshape(shape) if one.size > 1 else one.reshape(()) for one in (shift, scale))
+    found: np.ndarray = (stored.astype(np.float64) - shift) * factor.astype(np.float64)
+    return found
