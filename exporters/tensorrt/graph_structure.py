@@ -25,6 +25,7 @@ __all__ = [
     "consumers",
     "dequantized",
     "holds_infinity",
+    "largest_finite",
     "module_of",
     "origin_of",
     "quantized_type",
@@ -352,29 +353,40 @@ def dequantized(node: ir.Node) -> np.ndarray | None:
 
     What is computed gives None, and so do blocks of several scales along an axis.
     """
-    stored, scale = constant(node.inputs[0]), array(node.inputs[1])
-    if stored is None or scale is None or scale.ndim > 1:
+    numbers, scale = _numbers(node), array(node.inputs[1])
+    if numbers is None or scale is None:
         return None
-    limits = ml_dtypes.finfo(scale.dtype)
-    found: np.ndarray = np.clip(_numbers(node, stored, scale), float(limits.min), float(limits.max)).astype(scale.dtype)
+    limit = largest_finite(scale.dtype)
+    found: np.ndarray = np.clip(numbers, -limit, limit).astype(scale.dtype)
     return found
 
 
+def largest_finite(dtype: np.dtype[Any]) -> float:
+    """Return the largest number that a type holds; numpy itself knows no bfloat16."""
+    return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+
+
 def holds_infinity(node: ir.Node) -> bool:
-    """Return whether a DequantizeLinear of a small constant overflows the type of its scale."""
-    stored, scale = constant(node.inputs[0]), array(node.inputs[1])
-    if stored is None or scale is None or scale.ndim > 1 or not np.isfinite(scale.astype(np.float64)).all():
+    """Return whether a DequantizeLinear of a constant overflows the type of its scale, although the scale is finite."""
+    numbers, scale = _numbers(node), array(node.inputs[1])
+    if numbers is None or scale is None or not np.isfinite(numbers).all():
         return False
     with np.errstate(over="ignore"):
-        return bool(np.isinf(_numbers(node, stored, scale).astype(scale.dtype).astype(np.float64)).any())
+        return bool(np.isinf(numbers.astype(scale.dtype).astype(np.float64)).any())
 
 
-def _numbers(node: ir.Node, stored: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def _numbers(node: ir.Node) -> np.ndarray | None:
+    """Return what a DequantizeLinear makes of a constant, in double; None if its operands do not fit together."""
+    stored, scale = constant(node.inputs[0]), array(node.inputs[1])
     zero = array(node.inputs[2]) if len(node.inputs) > 2 else None
-    shape = [1] * stored.ndim
-    if scale.size > 1:
-        shape[node.attributes.get_int("axis", 1)] = -1
-    shift = np.zeros((), np.float64) if zero is None else zero.astype(np.float64)
-    shift, factor = (one.reshape(shape) if one.size > 1 else one.reshape(()) for one in (shift, scale))
-    found: np.ndarray = (stored.astype(np.float64) - shift) * factor.astype(np.float64)
+    zero = np.zeros((), np.int8) if zero is None else zero
+    if stored is None or scale is None or scale.ndim > 1 or zero.size not in (1, scale.size):
+        return None
+    shape, axis = [1] * stored.ndim, node.attributes.get_int("axis", 1)
+    if scale.size != 1:
+        if not -stored.ndim <= axis < stored.ndim or stored.shape[axis] != scale.size:
+            return None
+        shape[axis] = -1
+    shift, factor = (one.astype(np.float64).reshape(shape if one.size > 1 else ()) for one in (zero, scale))
+    found: np.ndarray = (stored.astype(np.float64) - shift) * factor
     return found

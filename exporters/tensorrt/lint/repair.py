@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -26,6 +25,7 @@ from exporters.tensorrt.graph_structure import (
     consumers,
     dequantized,
     holds_infinity,
+    largest_finite,
     quantized_type,
     title,
 )
@@ -125,8 +125,8 @@ def _constants(model: ir.Model) -> list[str]:
     """
     done = []
     for node in GraphStructure(model).of("DequantizeLinear"):
-        stored, scale, source = constant(node.inputs[0]), array(node.inputs[1]), node.inputs[0]
-        if stored is None or scale is None or source is None or scale.ndim > 1:
+        stored, source = constant(node.inputs[0]), node.inputs[0]
+        if stored is None or source is None or dequantized(node) is None:
             continue
         zero, kind = array(_given(node, 2)), ir.DataType.from_numpy(stored.dtype)
         if kind in (ir.DataType.INT8, ir.DataType.UINT8):
@@ -146,8 +146,7 @@ def _fold(model: ir.Model, node: ir.Node) -> None:
     value = dequantized(node)
     assert value is not None
     assert node.inputs[0] is not None
-    with np.errstate(over="ignore"):
-        _replace_value(node, initializer(model.graph, f"{node.inputs[0].name}_float", value))
+    _replace_value(node, initializer(model.graph, f"{node.inputs[0].name}_float", value))
 
 
 def _feeds_product(value: ir.Value) -> bool:
@@ -199,13 +198,26 @@ def _scale_types(model: ir.Model) -> list[str]:
 
 
 def _scales(model: ir.Model) -> list[str]:
-    """E1: Replace scales of 0, which dead channels have, by tiny ones, and negative scales by their magnitude."""
+    """E1: Replace scales of 0, which dead channels have, by tiny ones, and negative scales by their magnitude.
+
+    The integers of a constant change their sign with the scale, and stay 0 where the scale was 0.
+    """
     done = []
     for node in GraphStructure(model).of(*_PAIR):
         scale = constant(node.inputs[1])
         if scale is None or not np.isfinite(scale.astype(np.float64)).all() or (scale > 0).all():
             continue
         fixed = np.where(scale == 0, np.asarray(_TINY, scale.dtype), np.abs(scale)).astype(scale.dtype)
+        stored = constant(node.inputs[0])
+        zero = array(_given(node, 2))
+        if stored is not None and is_op(node, "DequantizeLinear") and stored.dtype == np.int8:
+            if zero is not None and zero.any():
+                continue  # another operator reads these integers, so they are not around 0
+            shape = [1] * stored.ndim
+            if scale.size > 1:
+                shape[_axis(node)] = -1
+            signs = np.sign(scale.astype(np.float32)).reshape(shape if scale.size > 1 else ())
+            _replace(model, node, 0, np.clip(stored * signs, -127, 127).astype(np.int8), "positive")
         _replace(model, node, 1, fixed, "positive")
         done.append(f"{title(node)}: {np.count_nonzero(scale <= 0)} of {scale.size} scales are above 0 now")
     return done
@@ -228,7 +240,7 @@ def _zero_points(model: ir.Model) -> list[str]:
         # The larger side of the old range decides the new one. A zero point in the middle needs no larger range.
         steps = np.where(wide == (low + high + 1) // 2, 127.0, np.maximum(wide - low, high - wide))
         # 128 steps must be finite: the range of a masked tensor may be all that the type holds.
-        largest = float(ml_dtypes.finfo(scale.dtype).max) / 128
+        largest = largest_finite(scale.dtype) / 128
         grown = np.minimum(scale.astype(np.float64) * steps / 127, largest).astype(scale.dtype)
         stored = constant(node.inputs[0])
         if stored is not None and is_op(node, "DequantizeLinear"):
@@ -282,7 +294,7 @@ def _duplicates(model: ir.Model) -> list[str]:
 
 REPAIRS: tuple[Callable[[ir.Model], list[str]], ...] = (
     *(_missing_zero_points, _infinite_constants, _constants),
-    *(_scale_types, _scales, _zero_points, _duplicates),
+    *(_scale_types, _zero_points, _scales, _duplicates),
 )
 
 

@@ -248,7 +248,7 @@ RULES: Mapping[str, Rule] = {
         ),
         Rule(
             "W18",
-            "scales look calibrated: not exactly 1, not all the same, of softmax at most 1/127, and no mask is in the range",
+            "scales look calibrated: not exactly 1, not all the same, of softmax at most 1/127, of no mask",
             "calibrate again, with the masked scores in float",
             "conventions of pytorch-quantization: 1 marks what was never calibrated",
         ),
