@@ -36,7 +36,7 @@ EVERYTHING = (*CORE, *SIDES, "qdq.training", "qdq.analysis", "qdq.quickstart", "
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.errors": (),
-    "qdq.storage": ("qdq.errors",),
+    "qdq.storage": ("qdq.errors", "qdq.protobuf"),
     "qdq.settings": ("qdq.errors",),
     "qdq.processes": (),
     "qdq.protobuf": (),
