@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["REPAIRED_BY", "check_no_input", "check_replaceable_file"]
 
 REPAIRED_BY = "qdq.repaired"
-"""Key in the metadata of an ONNX file that qdq repaired; the value is the version of qdq."""
+"""Key in the metadata of an ONNX file that qdq repaired; the value is the command."""
 
 _HEADER_BYTES = 100 << 20  # the largest header of a safetensors file
 _LOG_COLUMNS = b"step,epoch,loss,lr"

@@ -34,7 +34,7 @@ _SINCE = {
 }
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 _MASK = 1e30  # activations are smaller, masks are about as large as the type allows
-_LEAST_HALF = 6e-8  # the smallest float16 above 0
+_LEAST_HALF = 2.0**-24  # the smallest float16 above 0
 
 
 def finding(rule: str, node: ir.Node | str, problem: str, severity: Severity | None = None) -> Finding:

@@ -30,8 +30,7 @@ from exporters.tensorrt.graph_structure import (
     title,
 )
 from exporters.tensorrt.lint.comparison import check_same_results
-from qdq.errors import ConfigError
-from qdq.storage import write_bytes_atomic
+from qdq.storage import REPAIRED_BY, check_replaceable_file, write_bytes_atomic
 from qdq.storage.io_errors import storage_errors
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["REPAIRS", "repair", "repair_model"]
 
+_KIND = "repaired ONNX file"
 _TINY = 2.0**-23  # also above 0 in float16
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 
@@ -53,14 +53,15 @@ def repair(path: Path, target: Path) -> list[str]:
 
     Raises:
         CheckpointError: If ``path`` is not an ONNX file, or has functions of another opset.
-        ConfigError: If the copy would replace the original.
+        ConfigError: If ``target`` exists and is no earlier repaired copy, or is the original.
         VerificationError: If the copy computes something else. Nothing is written then.
         StorageError: If the copy cannot be written.
     """
-    if target.resolve() == path.resolve() or target.is_dir():
-        raise ConfigError(f"{target}: name another file for the repaired copy, the original is kept")
     model = load_onnx(path)
+    read = [path, *(Path(tensor.path) for tensor in stored_tensors(model) if isinstance(tensor, ir.ExternalTensor))]
+    check_replaceable_file(target, _KIND, inputs=read)
     inline_functions(model, str(path))
+    model.metadata_props[REPAIRED_BY] = "qdq lint --fix"
     with storage_errors(target), TemporaryDirectory(prefix=f".{target.name}.", dir=target.absolute().parent) as folder:
         reference, repaired = Path(folder) / "reference.onnx", Path(folder) / target.name
         # What these two repair computes something else by intention: what TensorRT reads, and what was meant.
@@ -71,6 +72,7 @@ def repair(path: Path, target: Path) -> list[str]:
         _write(model, repaired)
         if done:
             check_same_results(reference if reference.exists() else path, repaired, name=str(path))
+        check_replaceable_file(target, _KIND, inputs=read)  # nobody knows what was put there meanwhile
         for file in sorted(Path(folder).glob(f"{target.name}*"), reverse=True):  # the weights before the graph
             file.replace(target.with_name(file.name))
     return done
