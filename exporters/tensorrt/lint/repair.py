@@ -67,6 +67,7 @@ def repair(path: Path, target: Path) -> list[str]:
         # What these two repair computes something else by intention: what TensorRT reads, and what was meant.
         done = [*_missing_zero_points(model), *_infinite_constants(model)]
         if done:
+            _tidy(model)
             _write(model, reference)
         done += repair_model(model)
         _write(model, repaired)
@@ -90,9 +91,13 @@ def repair_model(model: ir.Model) -> list[str]:
     """Repair a graph in place, and remove the nodes that are no longer used. Return a line for each repair."""
     done = [line for step in REPAIRS for line in step(model)]
     if done:
-        for tidy in (common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass()):
-            tidy(model)
+        _tidy(model)
     return done
+
+
+def _tidy(model: ir.Model) -> None:
+    for tidy in (common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass()):
+        tidy(model)
 
 
 def _missing_zero_points(model: ir.Model) -> list[str]:
@@ -120,7 +125,7 @@ def _infinite_constants(model: ir.Model) -> list[str]:
 def _constants(model: ir.Model) -> list[str]:
     """E3 to E6: Write quantized constants in float, except for the weights of products and tables.
 
-    1. Biases in int32.
+    1. Biases in int32, and whatever has 16 bits.
     2. Scalars, which TensorRT cannot read in int8.
     3. Constants around another number than 0. A mask is one: the least float in uint8, around 255. It would be infinite
        around 0.
@@ -135,7 +140,7 @@ def _constants(model: ir.Model) -> list[str]:
             fits = kind is ir.DataType.INT8 and (zero is None or not zero.any())
             keeps = stored.ndim > 0 and (fits or _feeds_product(node.outputs[0]))
         else:
-            keeps = kind is not ir.DataType.INT32
+            keeps = kind not in (ir.DataType.INT32, ir.DataType.INT16, ir.DataType.UINT16)
         if not keeps:
             _fold(model, node)
             what = "bias" if kind is ir.DataType.INT32 else "constant"

@@ -71,7 +71,7 @@ def test_scales_that_half_precision_cannot_hold_are_all_named(tiny_models: TinyM
 UP = "encoder.layers.0.feed_forward.up"
 
 
-@pytest.mark.parametrize("size", [0.0, 1e-9, 1e-5])
+@pytest.mark.parametrize("size", [0.0, 1e-9, 1e-2])
 def test_a_weak_channel_is_no_reason_to_refuse_a_file(tiny_models: TinyModels, tmp_path: Path, size: float) -> None:
     model, path, interface = tiny_models.calibrated("tensorrt"), tmp_path / "model.onnx", ExportInterface(dtype="fp16")
     weak = next(quantizer for slot, quantizer in named_slots(model) if str(slot) == f"{UP}.weight")
