@@ -22,10 +22,12 @@ _INPUTS: Mapping[str, tuple[str, ...]] = {
 _OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "last_hidden_state": ("token_embeddings", "hidden_states", "last_hidden_states", "sequence_output"),
     "sentence_embedding": ("sentence_embeddings", "text_embeds"),
-    "logits": ("output_logits", "class_logits", "predictions"),
+    "logits": ("output_logits", "class_logits"),
     "start_logits": ("unstack:0", "start_scores", "start"),
     "end_logits": ("unstack:1", "end_scores", "end"),
 }
+# Names that exporters make up. Any other name may mean something else, such as probabilities or a pooled vector.
+_SAYS_NOTHING = re.compile(r"(outputs?|result|Identity|StatefulPartitionedCall|model_output)?([._:-]?\d+)*")
 _RANKS = {"sentence_embedding": 2, "last_hidden_state": 3}
 
 
@@ -43,8 +45,8 @@ def output_names_of(
 ) -> dict[str, str]:
     """Return the output in the file by our name, for all outputs: those of unknown names keep theirs.
 
-    If none of the wanted sets is there, the one output of the right rank is taken for a set of a single name, with a
-    warning: a name such as ``output_0`` says nothing.
+    If none of the wanted sets is there, the one output of the right rank whose name says nothing, such as ``output_0``,
+    is taken for a set of a single name, with a warning.
 
     Args:
         ranks: Number of axes of each output in the file, None or 0 if it is unknown.
@@ -63,10 +65,8 @@ def output_names_of(
         if len(names) > 1:
             continue
         rank = _RANKS.get(names[0], 3 if names[0] in of_tokens else 2)
-        fitting = [name for ours, name in found.items() if ranks[name] == rank and ours != "pooler_output"]
+        fitting = [name for name in found.values() if ranks[name] == rank and _SAYS_NOTHING.fullmatch(name)]
         if len(fitting) == 1:
-            _LOG.warning(
-                "%s: its output %s is read as %s, since no other has %d axes", file, fitting[0], names[0], rank
-            )
+            _LOG.warning("%s: its output %s is read as %s, because of its %d axes", file, fitting[0], names[0], rank)
             return {names[0]: fitting[0], **{ours: name for ours, name in found.items() if name != fitting[0]}}
     return found

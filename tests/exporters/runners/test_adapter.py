@@ -174,6 +174,12 @@ def test_an_output_without_a_name_is_recognized_by_its_axes(tmp_path: Path, capl
     assert isinstance(runner, AdaptedRunner)
 
 
+def test_an_output_that_means_something_else_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runner = of(file(tmp_path / "a.onnx", output="probabilities"))
+    assert runner.output_names == ("probabilities",)  # whoever needs logits says that they are missing
+    assert caplog.text == ""
+
+
 def test_what_no_text_fills_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)2 problems.*input head_mask, int64.*input pixel_values"):
         of(file(tmp_path / "a.onnx", more=("head_mask", "pixel_values")))
