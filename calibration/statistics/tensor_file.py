@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from qdq.errors import CalibrationError, StorageError
+from qdq.storage.io_errors import partial_beside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -28,7 +28,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
         StorageError: The file cannot be written. A previous file of this name is unchanged.
     """
     # Write beside the file and rename, so that a crash leaves the old file or the new one.
-    partial = path.with_name(f".{path.name}.qdq-partial-{secrets.token_hex(4)}")
+    partial = partial_beside(Path(os.path.realpath(path)))
     try:
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, partial, metadata={"qdq": json.dumps(about)})

@@ -35,7 +35,9 @@ _DEFAULT = EvaluationSettings()
 def evaluate(
     path: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="Model to evaluate: a checkpoint, an exported directory or an engine."),
+        typer.Argument(
+            metavar="PATH", help="Model to evaluate: a checkpoint, an exported directory, an .onnx file or an engine."
+        ),
     ],
     task: Annotated[str, typer.Option(metavar="TASK", help=_TASKS)],
     data: Annotated[
@@ -45,7 +47,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="PATH2",
-            help="Baseline to compare with on the same examples: a checkpoint, an exported directory or an engine.",
+            help="Baseline to compare with on the same examples; whatever can be evaluated.",
         ),
     ] = None,
     max_drop: Annotated[

@@ -5,10 +5,14 @@ from qdq.storage.files import read_json, write_bytes_atomic, write_json, write_t
 from qdq.storage.git_lfs import is_pointer, refuse_pointer
 from qdq.storage.manifest import MANIFEST
 from qdq.storage.messages import missing_directory, resume_mismatch
+from qdq.storage.own_files import REPAIRED_BY, check_no_input, check_replaceable_file
 
 __all__ = [
     "MANIFEST",
+    "REPAIRED_BY",
     "atomic_directory",
+    "check_no_input",
+    "check_replaceable_file",
     "is_pointer",
     "missing_directory",
     "read_json",

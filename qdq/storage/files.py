@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 from qdq.errors import CheckpointError, ConfigError, StorageError
 from qdq.storage.git_lfs import refuse_pointer
-from qdq.storage.io_errors import storage_errors
+from qdq.storage.io_errors import partial_beside, storage_errors
 
 __all__ = ["read_json", "write_bytes_atomic", "write_json", "write_text_atomic"]
 
@@ -26,7 +25,7 @@ def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
         StorageError: The disk is full, a permission is missing, or another I/O error occurred.
     """
     path = Path(os.path.realpath(path))
-    partial = path.with_name(f".{path.name}.qdq-partial-{secrets.token_hex(4)}")
+    partial = partial_beside(path)
     with storage_errors(path):
         try:
             with partial.open("xb") as file:
