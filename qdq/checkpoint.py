@@ -132,12 +132,16 @@ def copy_tokenizer(source: str | Path | ModelDirectory, target: Path) -> None:
     """Copy the files of the tokenizer and of sentence-transformers, as far as they exist.
 
     A handle whose settings of loading name another directory for the tokenizer gives the tokenizer's files of that one.
+
+    Raises:
+        CheckpointError: A file is a pointer of Git LFS.
     """
     folder = Path(str(source))
     tokenizer = source.tokenizer_folder if isinstance(source, ModelDirectory) else folder
     for name in _TEXT_FILES:
         file = (tokenizer if name in TOKENIZER_FILES else folder) / name
         if file.is_file():
+            refuse_pointer(file)
             shutil.copyfile(file, target / name)
     for name in _TEXT_FOLDERS:
         if (folder / name).is_dir():
