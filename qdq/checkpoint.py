@@ -132,13 +132,15 @@ def copy_tokenizer(source: str | Path | ModelDirectory, target: Path) -> None:
     directory for the tokenizer gives the tokenizer's files of that one.
 
     Raises:
-        CheckpointError: There is no such directory.
+        CheckpointError: There is no such directory, or a file is a pointer of Git LFS.
         ConfigError: ``modules.json`` is damaged, or a path in it leaves the directory.
     """
     directory = ModelDirectory.of(source)
     for name in TOKENIZER_FILES:
-        if (directory.tokenizer_folder / name).is_file():
-            shutil.copyfile(directory.tokenizer_folder / name, target / name)
+        file = directory.tokenizer_folder / name
+        if file.is_file():
+            refuse_pointer(file)
+            shutil.copyfile(file, target / name)
     copy_sentence_files(directory.root or directory.path, directory.path, target)
 
 

@@ -108,7 +108,10 @@ def inspect(
     elif (path / "config.json").is_file():
         _inspect_checkpoint(session, opened(path, loading, seed=seed))
     else:
-        raise CheckpointError(f"{path}: neither a checkpoint (no config.json) nor an export (no {MODEL_FILE})")
+        from qdq.models.folder_diagnosis import with_diagnosis
+
+        missing = f"{path}: neither a checkpoint (no config.json) nor an export (no {MODEL_FILE})"
+        raise CheckpointError(with_diagnosis(missing, path))
 
 
 def _inspect_engine(session: Session, path: Path, *, full: bool) -> None:
