@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["finetune_checkpoint"]
 
+_LOG = logging.getLogger(__name__)
 _LONG_EPOCH = 40  # steps
 
 
@@ -75,7 +77,8 @@ def finetune_checkpoint(
         model: Directory of the checkpoint, float or quantized.
         output: Directory to write the best checkpoint to.
         train_data: Labeled examples, see :func:`qdq.data.examples.read_examples`.
-        eval_data: Labeled examples to evaluate on; without them the last step gives the checkpoint.
+        eval_data: Labeled examples to evaluate on. Without them the last step gives the checkpoint, with a warning also
+            where the metric is undefined on them.
         task: The task and its head, batches, and the metric that decides.
         settings: How to train. A quantized model has the learning rate 5e-6 if none is set, and is evaluated four times
             in a long epoch if ``eval_steps`` is not set.
@@ -122,7 +125,7 @@ def finetune_checkpoint(
     _check_request(request, initial)
     metrics = _task_metrics(request, initial)
     log = TrainingLog(request.tensorboard)
-    check_output(request.output)
+    check_output(request)
     examples, skipped = _read_training_data(request, initial)
     with open_accelerator(settings) as accelerator:
         if skipped and accelerator.is_main_process:
@@ -228,7 +231,7 @@ def _train(
             better="higher" if metrics is None else metrics.better,
             settings=_with_eval_steps(request, loader) if recipe is not None else request.settings,
             resume_folder=request.resume_folder,
-            identity=_identity(request, initial, loader, model),
+            identity=_identity(request, initial, loader, model, metrics),
             resume=request.resume,
             keep_best=False,  # the best checkpoint is on disk
             on_best=writer.write,
@@ -283,15 +286,24 @@ def _with_eval_steps(request: FinetuneRequest, loader: EpochLoader) -> TrainingS
 def _write_result(
     request: FinetuneRequest, writer: CheckpointWriter, model: Model, result: TrainingResult, *, has_metrics: bool
 ) -> None:
-    """Write the log, and the checkpoint of the last step if no evaluation wrote one; remove the resume file."""
-    if not has_metrics:
+    """Write the log, and the checkpoint of the last step if there is none of a best one; remove the resume file."""
+    if result.metric is None or not writer.holds(result.best_step):
+        if has_metrics:
+            found = "no evaluation gave a metric" if result.metric is None else f"step {result.best_step} is gone"
+            _LOG.warning("%s: %s, so the checkpoint is that of the last step, %d", request.output, found, result.steps)
         update_ranges(model)
-        writer.write(model, TrainingProgress(step=result.steps))
+        writer.write(model, TrainingProgress(step=result.steps, history=result.history))
     writer.write_log(result)
     ResumeFile(request.resume_folder, {}).remove()
 
 
-def _identity(request: FinetuneRequest, initial: InitialModel, loader: EpochLoader, model: nn.Module) -> dict[str, str]:
+def _identity(
+    request: FinetuneRequest,
+    initial: InitialModel,
+    loader: EpochLoader,
+    model: nn.Module,
+    metrics: TaskMetrics | None,
+) -> dict[str, str]:
     """Return what has to be the same for a training to be resumed, besides its settings."""
     from calibration.digests import model_digest
 
@@ -307,6 +319,7 @@ def _identity(request: FinetuneRequest, initial: InitialModel, loader: EpochLoad
         "teacher": teacher,
         "metric": str(request.task.metric),
         "evaluated": str(request.eval_data is not None),
+        "evaluation data": "none" if metrics is None else metrics.digest,
     }
 
 
