@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from qdq.cli.crash import FAILED, OUT_OF_MEMORY, describe, is_out_of_memory
+from qdq.cli.needed_options import check_needed_options
 from qdq.cli.option_groups import with_groups
 from qdq.errors import QDQError, StorageError
 
@@ -69,6 +70,7 @@ SeedOption = Annotated[
 P = ParamSpec("P")
 
 INTERRUPTED = 130
+_CONTEXT = "typer_context"
 _WIDE = 500  # columns, where no terminal sets a limit: what is piped is not folded
 
 
@@ -143,7 +145,10 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         json = bool(kwargs.get("json"))
+        context = kwargs.pop(_CONTEXT, None)
         try:
+            if isinstance(context, typer.Context):
+                check_needed_options(context)
             function(*args, **kwargs)
         except QDQError as error:
             end_with(**_described(error), json=json)
@@ -160,6 +165,11 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
                 end_with(OUT_OF_MEMORY, kind="MemoryError", exit_code=StorageError.exit_code, json=json)
             end_with(describe(error), kind=type(error).__name__, exit_code=FAILED, json=json)
 
+    # typer hands its context to a parameter of this type, which is no option.
+    parameters = inspect.signature(function).parameters.values()
+    added = inspect.Parameter(_CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    run.__signature__ = inspect.Signature([*parameters, added])  # type: ignore[attr-defined]
+    run.__annotations__ = {**function.__annotations__, _CONTEXT: typer.Context}
     return run
 
 

@@ -146,11 +146,31 @@ def _check_request(request: FinetuneRequest, initial: InitialModel) -> None:
     problems = []
     if initial.is_quantized and request.recipe is not None:
         problems.append(f"{request.model} is quantized already: leave out the recipe, or give the float model")
+    problems += _settings_without_effect(request, is_quantized=initial.is_quantized or request.recipe is not None)
     if request.teacher is not None:
         found = _teacher_problems(request, initial)
         problems += [f"the teacher {request.teacher}: {problem}" for problem in found]
     if problems:
         raise ConfigError(describe_problems("training", problems))
+
+
+def _settings_without_effect(request: FinetuneRequest, *, is_quantized: bool) -> list[str]:
+    """Return a line for settings that are not the default ones although nothing would read them."""
+    problems = []
+    if request.teacher is None and request.distillation != Distillation():
+        problems.append(
+            "the weights of the loss and the temperature are for learning from a teacher, and none is given"
+        )
+    if request.recipe is None and request.calibration != InitialCalibration():
+        problems.append("calibration-samples and refine are for a model that a recipe quantizes, and none is given")
+    if request.eval_data is None and (request.settings.eval_steps or request.task.eval_split):
+        problems.append("eval-steps and eval-split are for data to evaluate on, and none is given")
+    names = ("ranges", "scale_lr", "freeze_ranges", "activations_from", "weights_from", "momentum")
+    given = {name: getattr(request.settings, name) for name in names}
+    changed = [name.replace("_", "-") for name, value in given.items() if value != getattr(TrainingSettings, name)]
+    if changed and not is_quantized:
+        problems.append(f"{', '.join(changed)}: for a model that quantizes; give a quantized checkpoint or a recipe")
+    return problems
 
 
 def _teacher_problems(request: FinetuneRequest, initial: InitialModel) -> list[str]:
