@@ -56,10 +56,7 @@ _NEEDS: dict[str, tuple[_Need, ...]] = {
         ),
         _Need(("--scale-lr",), "--ranges learned", lambda values: values["--ranges"] == "learned"),
     ),
-    "export": (
-        _with("--tune", "--min-cosine", "--shape", "--threads", "--rounds"),
-        _Need(("--isa",), "--target onnxruntime", lambda values: values["--target"] == "onnxruntime"),
-    ),
+    "export": (_with("--tune", "--min-cosine", "--shape", "--threads", "--rounds"),),
     "evaluate": (
         _task(
             "question-answering",
@@ -67,7 +64,7 @@ _NEEDS: dict[str, tuple[_Need, ...]] = {
         ),
         _task("sts", "retrieval", options=("--pooling",)),
     ),
-    "analyze": (_with("--task", "--metric", "--task-samples"),),
+    "analyze": (_with("--task", "--task-samples"),),
     "generate": (
         _Need(
             ("--length-penalty", "--early-stopping"),

@@ -145,9 +145,9 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         json = bool(kwargs.get("json"))
-        context = kwargs.pop(_CONTEXT, None)
+        context: Any = kwargs.pop(_CONTEXT, None)
         try:
-            if isinstance(context, typer.Context):
+            if context is not None:
                 check_needed_options(context)
             function(*args, **kwargs)
         except QDQError as error:
