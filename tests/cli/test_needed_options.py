@@ -31,10 +31,8 @@ def test_an_option_alone_is_refused_even_with_its_default(
     refused: Refused, command: str, option: str, needs: str
 ) -> None:
     message = refused(*command.split(), *option.split(), kind="ConfigError")
-    assert (
-        message
-        == f"qdq {command.split(maxsplit=1)[0]}: {option.split(maxsplit=1)[0]} needs {needs}, and has no effect without it"
-    )
+    name, given = command.partition(" ")[0], option.partition(" ")[0]
+    assert message == f"qdq {name}: {given} needs {needs}, and has no effect without it"
 
 
 def test_all_of_them_are_named(refused: Refused) -> None:
