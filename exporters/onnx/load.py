@@ -18,7 +18,7 @@ from exporters.onnx.proto_fields import (
     TENSOR_EXTERNAL_DATA,
     TENSOR_RAW_DATA,
 )
-from qdq.errors import CheckpointError, describe_problems
+from qdq.errors import CheckpointError, StorageError, describe_problems
 from qdq.protobuf import BYTES, VARINT, encode_bytes_field, encode_key, read_fields
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def load_onnx(path: Path) -> ir.Model:
     """Load the model in ``path``. The values of large tensors are read when they are first used.
 
     Raises:
-        CheckpointError: If the file is not an ONNX file, or is incomplete.
+        CheckpointError: If the file is missing, is not an ONNX file, or is incomplete.
+        StorageError: If the file cannot be read.
     """
     import onnx
     import onnx_ir as ir
@@ -49,6 +50,8 @@ def load_onnx(path: Path) -> ir.Model:
         model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(light))
         if not model.graph.outputs:  # many a file that is not ONNX parses as a model without content
             raise ValueError("no graph with an output")
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # the errors of protobuf and onnx have no common base below Exception
         raise CheckpointError(f"{path}: not an ONNX file ({error})") from error
     ir.external_data.set_base_dir(model.graph, path.parent.resolve())

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qdq.errors import StorageError
 from qdq.storage.io_errors import storage_errors
 from qdq.storage.manifest import check_replaceable, write_manifest
 from qdq.storage.own_files import check_no_input
@@ -64,6 +65,9 @@ def atomic_directory(target: Path, *, kind: str, inputs: Iterable[Path | None] =
 def _parents(target: Path) -> Iterator[None]:
     """Create the missing parents of ``target``, and remove them again if the block fails."""
     missing = [parent for parent in target.parents if not parent.exists()]
+    nearest = next(parent for parent in target.parents if parent.exists())
+    if not nearest.is_dir():
+        raise StorageError(f"{target}: {nearest} is not a folder; choose another name")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield

@@ -154,8 +154,8 @@ def _is_statistics(path: Path) -> bool:
         header = file.read(size)
     try:
         about = json.loads(json.loads(header)["__metadata__"]["qdq"])
-        return {"format", "kind", "samples", "identity"} <= about.keys()
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return isinstance(about, dict) and {"format", "kind", "samples", "identity"} <= about.keys()
+    except (ValueError, TypeError, KeyError, RecursionError):
         return False
 
 

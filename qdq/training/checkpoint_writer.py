@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from qdq import checkpoint
-from qdq.errors import QDQError
+from qdq.errors import ConfigError, QDQError
 from qdq.models.huggingface import save_model
 from qdq.storage import atomic_directory, check_replaceable_file, read_json, write_json, write_text_atomic
 from qdq.training.progress import plain_figures
@@ -118,6 +119,12 @@ def check_output(request: FinetuneRequest) -> None:
     """
     read = [None if one is None else one.path for one in (request.model, request.teacher)]
     with suppress(_LeaveUnchanged), atomic_directory(request.output, kind="checkpoint", inputs=read):
+        if (
+            request.tensorboard is not None
+            and os.path.lexists(request.tensorboard)
+            and not request.tensorboard.is_dir()
+        ):
+            raise ConfigError(f"{request.tensorboard}: is not a folder; give a folder for TensorBoard's files")
         # The parents of the output exist for as long as this block lasts.
         check_replaceable_file(request.log_file, "training log", inputs=[*read, *request.data_files])
         with atomic_directory(request.resume_folder, kind=RESUME_KIND):
