@@ -46,7 +46,7 @@ from qdq.quantization.transform import Transform
 from qdq.quantization.wrap import apply_specs, named_slots, slots, unshared_slots, wrap
 from qdq.sentence.copying import copy_sentence_files
 from qdq.source import QUANTIZATION_FILE, QUANTIZERS_FILE, ModelDirectory
-from qdq.storage import atomic_directory, refuse_pointer, write_json
+from qdq.storage import atomic_directory, check_readable, refuse_pointer, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -312,11 +312,10 @@ def _unshared(model: Model, document: Mapping[str, Any], file: Path, elsewhere: 
 
 def _fill(model: Model, file: Path, elsewhere: tuple[str, ...]) -> None:
     """Set scales, zero points and ranges, strictly: every tensor belongs to a slot and every slot has its tensors."""
+    check_readable(file)
     refuse_pointer(file)
     try:
         tensors = load_file(file)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing") from error
     except OSError as error:
         raise StorageError(f"cannot read {file}: {error.strerror or error}") from error
     except safetensors.SafetensorError as error:

@@ -11,7 +11,7 @@ from qdq.interop.tokenizer_files import take_vocabulary
 from qdq.models.huggingface import save_model
 from qdq.quantization.quantizer import quantizers
 from qdq.recipes.recipe import load_recipe
-from qdq.storage import atomic_directory
+from qdq.storage import atomic_directory, check_no_input
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,6 +61,7 @@ def convert(
         raise ConfigError(f"format {format!r}: it must be one of {', '.join(FORMATS)}")
     if format != "tensorflow" and (config is not None or model_type is not None):
         raise ConfigError(f"config and model_type are for TensorFlow's checkpoints, not for {format}")
+    check_no_input(Path(output), [Path(source)])
     if format == "tensorflow":
         from qdq.interop.tensorflow.convert import convert as from_tensorflow
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from qdq.errors import CalibrationError, StorageError
+from qdq.storage import check_readable
 from qdq.storage.io_errors import partial_beside
 
 if TYPE_CHECKING:
@@ -46,15 +47,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         CalibrationError: The file is missing, damaged, or was not written by :func:`write_tensors`.
+        StorageError: The file cannot be read.
     """
+    check_readable(path, missing=CalibrationError)
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["qdq"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         if not isinstance(about, dict):
             raise TypeError("no JSON object")
-    except FileNotFoundError as error:
-        raise CalibrationError(f"{path}: no such file") from error
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise unreadable(path, error) from error
     return tensors, about

@@ -36,8 +36,8 @@ def load_onnx(path: Path) -> ir.Model:
     """Load the model in ``path``. The values of large tensors are read when they are first used.
 
     Raises:
-        CheckpointError: If the file is not an ONNX file, is a pointer of Git LFS, or is incomplete.
-        StorageError: If it cannot be read.
+        CheckpointError: If the file is missing, is not an ONNX file, is a pointer of Git LFS, or is incomplete.
+        StorageError: If the file cannot be read.
     """
     import onnx
     import onnx_ir as ir
@@ -52,8 +52,8 @@ def load_onnx(path: Path) -> ir.Model:
         model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(light))
         if not model.graph.outputs:  # many a file that is not ONNX parses as a model without content
             raise ValueError("no graph with an output")
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # the errors of protobuf and onnx have no common base below Exception
         raise CheckpointError(f"{path}: not an ONNX file ({error})") from error
     ir.external_data.set_base_dir(model.graph, path.parent.resolve())

@@ -113,11 +113,7 @@ def evaluate(
         session.say(note)
     error = None
     if result.drop is not None and not result.holds:
-        drop = result.drop
-        unit = " %" if drop.limit.is_percent else " points"
-        error = VerificationError(
-            f"{path}: {drop.metric} is {drop.drop:.2f}{unit} below that of {against}, at most {drop.limit} is accepted"
-        )
+        error = VerificationError(result.drop.describe(str(path), str(against)))
     session.result(result.to_dict(), *_shown(result), error=error)
 
 

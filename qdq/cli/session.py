@@ -20,6 +20,7 @@ from rich.text import Text
 
 from qdq.cli.crash import FAILED, OUT_OF_MEMORY, describe, is_out_of_memory
 from qdq.cli.encoding import check_encoding
+from qdq.cli.needed_options import check_needed_options
 from qdq.cli.option_groups import with_groups
 from qdq.errors import QDQError, StorageError
 
@@ -70,6 +71,7 @@ SeedOption = Annotated[
 P = ParamSpec("P")
 
 INTERRUPTED = 130
+_CONTEXT = "typer_context"
 _WIDE = 500  # columns, where no terminal sets a limit: what is piped is not folded
 
 
@@ -144,8 +146,11 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         json = bool(kwargs.get("json"))
+        context: Any = kwargs.pop(_CONTEXT, None)
         try:
             check_encoding(kwargs.values())
+            if context is not None:
+                check_needed_options(context)
             function(*args, **kwargs)
         except QDQError as error:
             end_with(**_described(error), json=json)
@@ -165,6 +170,11 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
                 end_with(OUT_OF_MEMORY, kind="MemoryError", exit_code=StorageError.exit_code, json=json)
             end_with(describe(error), kind=type(error).__name__, exit_code=FAILED, json=json)
 
+    # typer hands its context to a parameter of this type, which is no option.
+    parameters = inspect.signature(function).parameters.values()
+    added = inspect.Parameter(_CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    run.__signature__ = inspect.Signature([*parameters, added])  # type: ignore[attr-defined]
+    run.__annotations__ = {**function.__annotations__, _CONTEXT: typer.Context}
     return run
 
 

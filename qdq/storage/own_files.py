@@ -10,7 +10,6 @@ A directory has a manifest, see :mod:`qdq.storage.manifest`. A single file has n
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import mmap
@@ -20,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq.errors import ConfigError
+from qdq.errors import ConfigError, StorageError
 from qdq.protobuf import BYTES, read_fields
 from qdq.storage.io_errors import partial_beside, storage_errors
 
@@ -67,17 +66,23 @@ def check_replaceable_file(path: Path, kind: str, *, inputs: Iterable[Path | Non
 
 
 def check_no_input(output: Path, inputs: Iterable[Path | None]) -> None:
-    """Raise if an output is one of the inputs, under whatever name: a link, another spelling, a relative path.
+    """Raise if an output is one of the inputs or holds one, under whatever name: a link, another spelling.
 
     Raises:
-        ConfigError: It is one of them.
+        ConfigError: It is or holds one of them.
     """
     for one in inputs:
+        if one is None or not os.path.lexists(output):
+            continue
         with suppress(OSError):  # one of them does not exist
-            if one is not None and Path(output).samefile(one):
+            if Path(output).samefile(one):
                 raise ConfigError(
                     f"{output}: is read by this command and would be replaced by its own result; choose another name"
                 )
+        if Path(one).resolve().is_relative_to(Path(output).resolve()):
+            raise ConfigError(
+                f"{output}: holds {one}, which this command reads and which would be lost; choose another name"
+            )
 
 
 def _check_regular(path: Path, real: Path) -> None:
@@ -94,9 +99,8 @@ def _check_regular(path: Path, real: Path) -> None:
 def _check_writable(real: Path) -> None:
     """Raise an OSError if no file can be made beside ``real``: permissions alone do not tell."""
     if not real.parent.is_dir():
-        missing = not real.parent.exists()
-        number = errno.ENOENT if missing else errno.ENOTDIR
-        raise OSError(number, os.strerror(number), str(real.parent))
+        what = "is not a folder" if real.parent.exists() else "does not exist; create the folder"
+        raise StorageError(f"{real}: {real.parent} {what}")
     probe = partial_beside(real)
     probe.touch(exist_ok=False)
     probe.unlink()
@@ -150,8 +154,8 @@ def _is_statistics(path: Path) -> bool:
         header = file.read(size)
     try:
         about = json.loads(json.loads(header)["__metadata__"]["qdq"])
-        return {"format", "kind", "samples", "identity"} <= about.keys()
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return isinstance(about, dict) and {"format", "kind", "samples", "identity"} <= about.keys()
+    except (ValueError, TypeError, KeyError, RecursionError):
         return False
 
 

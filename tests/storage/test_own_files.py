@@ -117,7 +117,7 @@ class TestEveryKind:
         (tmp_path / "a.txt").write_text("")
         (tmp_path / "loop").symlink_to("loop")
         reasons = {
-            tmp_path / "none" / "x": "none: No such file",
+            tmp_path / "none" / "x": "none/x: .*none does not exist; create the folder",
             tmp_path / "a.txt" / "x": "Not a directory",
             tmp_path / ("x" * 300): "File name too long",
             tmp_path / "loop": "Too many levels of symbolic links",
@@ -177,3 +177,10 @@ class TestFiles:
         check_no_input(tmp_path / "new", [tmp_path / "model"])
         with pytest.raises(ConfigError, match=r"link: is read by this command"):
             check_no_input(tmp_path / "link", [tmp_path / "new", tmp_path / "model"])
+
+    def test_no_input_is_lost_with_the_folder_around_it(self, tmp_path: Path) -> None:
+        (tmp_path / "all" / "model").mkdir(parents=True)
+        (tmp_path / "link").symlink_to("all")
+        check_no_input(tmp_path / "all" / "model" / "new", [tmp_path / "all" / "model"])
+        with pytest.raises(ConfigError, match=r"link: holds .*model, which this command reads"):
+            check_no_input(tmp_path / "link", [tmp_path / "all" / "model"])
