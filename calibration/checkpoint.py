@@ -142,8 +142,8 @@ def calibrate_checkpoint(
     if directory.is_export:
         raise CheckpointError(f"{directory} is an exported directory, which cannot be calibrated: give its checkpoint")
     if save_statistics is not None:
-        read = [*add_statistics, *([data] if isinstance(data, str | Path) else [])]
-        _check_statistics_path(save_statistics, output, [Path(path) for path in read])
+        inputs = [*add_statistics, *([data] if isinstance(data, str | Path) else [])]
+        _check_statistics_path(save_statistics, output, [Path(path) for path in inputs])
     method = _method(settings)
     outline = skeleton(directory.config, task, with_pooler=directory.has_pooler or "pooler" in allow_missing)
     planned = plan(outline, load_recipe(recipe) if isinstance(recipe, str) else recipe)
