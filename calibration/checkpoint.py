@@ -20,7 +20,7 @@ from calibration.statistics.statistics_file import SavedStatistics
 from qdq import checkpoint
 from qdq.data.source import draw
 from qdq.data.text import TextSample, encode_batches, read_samples
-from qdq.errors import CalibrationError, CheckpointError, DataError, QDQError, StorageError
+from qdq.errors import CalibrationError, CheckpointError, ConfigError, DataError, QDQError, StorageError
 from qdq.processes import terminated_as_interrupted
 from qdq.quantization.quantizer import Mode, set_mode
 from qdq.quantization.wrap import named_slots
@@ -29,7 +29,7 @@ from qdq.recipes.plan import needing_data, plan, skeleton
 from qdq.recipes.recipe import load_recipe, presets
 from qdq.sentence.prompts import with_prompt
 from qdq.source import ModelDirectory
-from qdq.storage import atomic_directory
+from qdq.storage import atomic_directory, check_replaceable_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -129,7 +129,8 @@ def calibrate_checkpoint(
     Raises:
         CalibrationError: Settings, statistics or activations that give no range.
         CheckpointError: The model is damaged or has no tokenizer.
-        ConfigError: The configuration is not supported, or something that is not ours is in the way of the output.
+        ConfigError: The configuration is not supported, or something that is not ours is in the way of the output or
+            of the statistics.
         DataError: The data cannot be read, or is missing although the recipe needs some.
         KeyboardInterrupt: It was interrupted; the message says what is kept.
         RecipeError: The recipe does not fit the model.
@@ -140,6 +141,9 @@ def calibrate_checkpoint(
     directory, output = ModelDirectory.of(model), Path(output)
     if directory.is_export:
         raise CheckpointError(f"{directory} is an exported directory, which cannot be calibrated: give its checkpoint")
+    if save_statistics is not None:
+        inputs = [*add_statistics, *([data] if isinstance(data, str | Path) else [])]
+        _check_statistics_path(save_statistics, output, [Path(path) for path in inputs])
     method = _method(settings)
     outline = skeleton(directory.config, task, with_pooler=directory.has_pooler or "pooler" in allow_missing)
     planned = plan(outline, load_recipe(recipe) if isinstance(recipe, str) else recipe)
@@ -330,8 +334,17 @@ def _written_by_first(rank: int, output: Path) -> Iterator[Path | None]:
     if rank:
         yield None
         return
-    with atomic_directory(output, kind="checkpoint") as folder:
+    with atomic_directory(output, kind="checkpoint") as folder:  # a checkpoint may calibrate itself anew
         yield folder
+
+
+def _check_statistics_path(path: Path, output: Path, inputs: Sequence[Path]) -> None:
+    """Raise if statistics cannot be written to ``path``, before the work."""
+    check_replaceable_file(path, "statistics", inputs=inputs)
+    if path.resolve().is_relative_to(output.resolve()):
+        raise ConfigError(
+            f"{path}: lies in the output {output}, which is replaced as a whole; save the statistics elsewhere"
+        )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.distributed import SINGLE_PROCESS
 from calibration.range_warnings import float8_warnings
-from calibration.ranges import calibrate
+from calibration.ranges import find_ranges, judged
 from calibration.refinement.layerwise import refine
 from calibration.refinement.smoothing import smooth
 from qdq.quantization.wrap import named_slots
@@ -84,7 +84,7 @@ def calibrate_and_refine(
         )
         done["transformed"] = len(changed)
     progress = progress_of("ranges")
-    summary = calibrate(
+    summary, check = find_ranges(
         model,
         data(),
         method=method,
@@ -107,6 +107,8 @@ def calibrate_and_refine(
             progress=progress_of("layers"),
         )
         done |= {"refined": len(changed), "samples": sum(len(next(iter(batch.values()))) for batch in samples)}
+    harm = check.judge(model, is_refined=refinement.is_layerwise or adjust is not None)
+    summary = judged(summary, harm)
     warnings = [*summary.warnings, *_refinement_warnings(model, refinement)]
     return replace(summary, warnings=warnings, refinement={**refinement.to_dict(), **done} if refinement else {})
 

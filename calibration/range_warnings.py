@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from calibration.clipping_harm import Harm
+
 __all__ = [
     "MIN_SAMPLES",
     "MIN_TOKENS",
     "float8_warnings",
     "growth_warnings",
+    "harm_warnings",
     "sample_size_warnings",
     "saturation_warnings",
 ]
@@ -64,6 +67,30 @@ def saturation_warnings(saturated: Mapping[str, float], method: str) -> list[str
     return [
         f"{method} clips more than {_SATURATION:.0%} of the values in {len(many)} slots (the most: {worst}, "
         f"{many[worst]:.1%}); compare with --calibrator max"
+    ]
+
+
+def harm_warnings(harm: Harm | None, method: str) -> list[str]:
+    """Return a warning if the outputs of the calibrated model are far from those of the float model.
+
+    Args:
+        harm: The comparison; None if there was none.
+        method: The name of the method that chose the ranges.
+    """
+    if harm is None or not harm.is_notable:
+        return []
+    found = f"on {harm.samples} samples the outputs have a mean cosine of {harm.final.cosine:.3f} to the float model's"
+    if not harm.is_of_clipping or harm.whole is None:
+        return [
+            f"{found} (SQNR {harm.final.sqnr_db:.0f} dB): find the slots that cost most with qdq analyze and keep them "
+            "in float with --exclude, or give a recipe with smoothing and shift (--smoothing 0.9 --shift)"
+        ]
+    cures = ["--calibrator max"]
+    if harm.is_of_refinement:
+        cures.append("--no-bias-correction, as the correction takes what is clipped for an error of all tokens")
+    return [
+        f"{method} clips values that matter, most of all in {', '.join(harm.lost)}: {found}, and one of "
+        f"{harm.whole.cosine:.3f} with ranges that clip nothing; give {', or '.join(cures)}"
     ]
 
 

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from calibration.batches import DataCount, eval_mode, run_batches
+from calibration.clipping_harm import OutputCheck
 from calibration.digests import model_digest, slots_digest
 from calibration.distributed import SINGLE_PROCESS
 from calibration.methods.auto import Auto
 from calibration.methods.method import Max
 from calibration.methods.noise import share_outside
-from calibration.range_warnings import float8_warnings, growth_warnings, sample_size_warnings, saturation_warnings
+from calibration.range_warnings import (
+    float8_warnings,
+    growth_warnings,
+    harm_warnings,
+    sample_size_warnings,
+    saturation_warnings,
+)
 from calibration.statistics.collectors import HistogramCollector
 from calibration.statistics.slot_statistics import capture_statistics, collect_from, restore_statistics
 from calibration.statistics.statistics_file import SavedStatistics, merge_statistics
@@ -27,13 +34,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from calibration.clipping_harm import Harm
     from calibration.distributed import ProcessRank
     from calibration.methods.method import Method
     from calibration.resume_file import ResumeFile
     from calibration.statistics.slot_statistics import SlotStatistics
     from qdq.quantization.quantizer import Range
 
-__all__ = ["CalibrationSummary", "calibrate"]
+__all__ = ["CalibrationSummary", "calibrate", "find_ranges", "judged"]
 
 _STAGE = "ranges"
 
@@ -55,6 +63,8 @@ class CalibrationSummary:
         warnings: Why the ranges may not be trusted, with figures.
         refinement: The refinements of :func:`calibration.calibrate_and_refine`, and the amount of data they used.
         added: The number of samples of other runs whose statistics were added.
+        harm: How far outputs are from those of the float model, if that is worth a warning; see
+            :mod:`calibration.clipping_harm`.
     """
 
     method: dict[str, Any]
@@ -67,10 +77,11 @@ class CalibrationSummary:
     warnings: list[str] = field(default_factory=list)
     refinement: dict[str, Any] = field(default_factory=dict)
     added: int = 0
+    harm: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; ``saturated`` and the fields after it are left out if they are empty."""
-        optional = ("saturated", "choices", "warnings", "refinement", "added")
+        optional = ("saturated", "choices", "warnings", "refinement", "added", "harm")
         return {name: value for name, value in vars(self).items() if value or name not in optional}
 
 
@@ -108,7 +119,48 @@ def calibrate(
             or the statistics belong to another model, recipe, method or data. The modes and ranges of the model are
             then what they were before, as after any other exception.
     """
+    summary, check = find_ranges(
+        model,
+        batches,
+        method=method,
+        progress=progress,
+        process=process,
+        resume_file=resume_file,
+        statistics=statistics,
+        save_statistics=save_statistics,
+    )
+    return judged(summary, check.judge(model))
+
+
+def judged(summary: CalibrationSummary, harm: Harm | None) -> CalibrationSummary:
+    """Return a summary with the warnings that follow from the outputs of the calibrated model.
+
+    Where outputs cannot be compared, what ranges clip is judged by its share.
+    """
+    name = summary.method["name"]
+    found = saturation_warnings(summary.saturated, name) if harm is None else harm_warnings(harm, name)
+    record = harm.to_dict() if harm is not None and harm.is_notable else {}
+    return replace(summary, warnings=[*summary.warnings, *found], harm=record)
+
+
+def find_ranges(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    method: Method | None = None,
+    progress: Callable[[int], None] | None = None,
+    process: ProcessRank = SINGLE_PROCESS,
+    resume_file: ResumeFile | None = None,
+    statistics: Sequence[SavedStatistics] = (),
+    save_statistics: Path | None = None,
+) -> tuple[CalibrationSummary, OutputCheck]:
+    """Do what :func:`calibrate` does, but leave the last comparison with the float model to the caller.
+
+    Returns:
+        The summary, and a check for :func:`judged` that has compared the ranges already.
+    """
     method = method or Max()
+    check = OutputCheck()
     # One mask for the operands whose last axis is positions, and one for all other tensors.
     masks = {keys: TokenMask(keys=keys) for keys in (False, True)}
     slots = collect_from(model, method, masks)
@@ -128,7 +180,7 @@ def calibrate(
         if resume_file is not None:
             interrupted = resume_file.begin(_STAGE, _identity(model, method))
             done = None if interrupted is None else restore_statistics(slots, interrupted)
-        return run_batches(model, batches, tuple(masks.values()), after_batch, process, done)
+        return run_batches(model, check.keeping(batches), tuple(masks.values()), after_batch, process, done)
 
     try:
         for slot in slots:
@@ -154,15 +206,17 @@ def calibrate(
         resume_file.flush()
     _set_ranges(slots, ranges)
     set_mode(model, Mode.QUANTIZE)
+    check.compare_ranges(model, slots)
     saturated = _saturated_shares(slots)
-    return CalibrationSummary(
+    summary = CalibrationSummary(
         method=method.to_dict(),
         **vars(count),
         added=added,
         saturated=saturated,
         choices=choices,
-        warnings=_warnings(slots, count, method, saturated),
+        warnings=_warnings(slots, count, method),
     )
+    return summary, check
 
 
 def _identity(model: nn.Module, method: Method) -> dict[str, str]:
@@ -264,12 +318,9 @@ def _saturated_shares(slots: Iterable[SlotStatistics]) -> dict[str, float]:
     return {name: share for name, share in shares.items() if share}
 
 
-def _warnings(
-    slots: Iterable[SlotStatistics], count: DataCount, method: Method, saturated: Mapping[str, float]
-) -> list[str]:
+def _warnings(slots: Iterable[SlotStatistics], count: DataCount, method: Method) -> list[str]:
     warnings = sample_size_warnings(count.samples, count.tokens)
     warnings += growth_warnings({slot.name: slot.growth.at_the_end(count.samples) for slot in slots})
-    warnings += saturation_warnings(saturated, method.name)
     if method.name == "entropy":
         float8 = [slot.name for slot in slots if slot.quantizer.spec is not None and slot.quantizer.spec.is_float8]
         warnings += float8_warnings("--calibrator entropy", float8)

@@ -111,7 +111,7 @@ def verify(
 
     Args:
         checkpoint: Directory of the checkpoint that was exported.
-        folder: Directory that :func:`export` wrote.
+        folder: Directory that :func:`export` wrote, or an ONNX file in it.
         batches: Inputs, those of :func:`exporters.verification.inputs.verification_batches` if None.
         engine: A TensorRT engine built from the export, which runs end to end on the GPU.
         isa: Instruction set of the CPUs on which the integer products must be exact, the one that the export was
@@ -136,6 +136,8 @@ def verify(
     from exporters.verification.inputs import verification_batches
     from exporters.verification.verify import verify as verify_model
 
+    given = Path(folder)
+    file, folder = (given, given.parent) if given.is_file() else (given / MODEL_FILE, given)
     document = read_export(folder)
     cpu = isa_named(document.get("isa", "any") if isa is None else isa)
     interface = ExportInterface.from_dict(document.get("form", {}), source=f"{Path(folder) / EXPORT_FILE}: form")
@@ -161,7 +163,7 @@ def verify(
         batches = verification_batches(checkpoint, wrap_for_export(model, interface))
     return verify_model(
         model,
-        Path(folder) / MODEL_FILE,
+        file,
         batches,
         runtime=runtime,
         interface=interface,

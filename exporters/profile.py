@@ -11,6 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporters.benchmark.inputs import make_inputs
+from exporters.benchmark.shapes import accepted_shape, chosen_shapes
+from exporters.onnx.product_operators import (
+    ATTENTION,
+    ATTENTION_WITH_WEIGHTS,
+    CONVOLUTIONS,
+    INTEGER_OPERATORS,
+    INTEGER_PRODUCTS,
+    PRODUCTS,
+)
 from exporters.runners import OnnxRuntimeRunner, OpenVINORunner
 from qdq.errors import ConfigError, MissingPackageError
 
@@ -19,18 +28,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["PRODUCTS", "NodeTime", "Profile", "profile"]
+__all__ = ["NodeTime", "Profile", "profile"]
 
-_INTEGER_PRODUCTS = frozenset(
-    {"MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm"}
-)
-PRODUCTS = _INTEGER_PRODUCTS | {
-    *("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulNBits"),
-    "Attention",  # two products and the softmax between them
-    "FullyConnected",  # OpenVINO's name
-}
-"""Operators that multiply matrices, as either runtime names them."""
-
+_BATCH_SIZE = 8
+_CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 _INTEGERS = frozenset({"int8", "uint8", "i8", "u8"})
 
 
@@ -113,8 +114,8 @@ def profile(
     path: Path,
     *,
     runtime: str = "onnxruntime",
-    batch_size: int = 8,
-    seq_len: int = 128,
+    batch_size: int | None = None,
+    seq_len: int | None = None,
     threads: int | None = None,
     runs: int = 5,
     warmup: int = 2,
@@ -124,14 +125,15 @@ def profile(
     Args:
         path: An ONNX file.
         runtime: ``onnxruntime`` or ``openvino``.
-        batch_size: Rows of the input, which has no padding.
-        seq_len: Tokens of a row.
+        batch_size: Rows of the input, which has no padding; None takes what the file is fixed to, or 8.
+        seq_len: Tokens of a row; None takes what the file is fixed to, or 128, or fewer if the model has fewer
+            positions.
         threads: Threads of the runtime; None leaves the choice to it.
         runs: Number of runs to measure.
         warmup: Number of runs before, which are not measured.
 
     Raises:
-        ConfigError: If the runtime is unknown, or a number is too small.
+        ConfigError: If the runtime is unknown, a number is too small, or the file does not take this shape.
         CheckpointError: If the file cannot be read.
         ExportError: If the file cannot be run, or not at this shape.
         MissingPackageError: If the runtime is not installed.
@@ -139,13 +141,21 @@ def profile(
     known = {"onnxruntime": _onnxruntime, "openvino": _openvino}
     if runtime not in known:
         raise ConfigError(f"no runtime {runtime!r}: it must be one of {', '.join(known)}")
-    if min(runs, batch_size, seq_len) < 1 or warmup < 0:
+    if min([runs, *(size for size in (batch_size, seq_len) if size is not None)]) < 1 or warmup < 0:
         raise ConfigError("runs, batch size and length must be at least 1")
-    nodes, macs = known[runtime](path, (batch_size, seq_len), threads, runs, warmup)
-    return Profile(runtime, batch_size, seq_len, runs, tuple(nodes), macs)
+    (shape,) = chosen_shapes(
+        {str(path): accepted_shape(path)},
+        None if batch_size is None else [batch_size],
+        None if seq_len is None else [seq_len],
+        default_batch_sizes=[_BATCH_SIZE],
+        options=("--shape: rows", "--shape: tokens"),
+    )
+    nodes, macs = known[runtime](path, (shape.batch_size, shape.seq_len), threads, runs, warmup)
+    return Profile(runtime, shape.batch_size, shape.seq_len, runs, tuple(nodes), macs)
 
 
 _NodesAndMacs = tuple[list[NodeTime], int]
+_Shape = tuple[int, ...]
 
 
 def _onnxruntime(path: Path, shape: tuple[int, int], threads: int | None, runs: int, warmup: int) -> _NodesAndMacs:
@@ -155,37 +165,39 @@ def _onnxruntime(path: Path, shape: tuple[int, int], threads: int | None, runs: 
         for _ in range(warmup + runs):
             runner(inputs)
         events = json.loads(Path(runner.end_profiling()).read_text(encoding="utf-8"))
-    nodes = _of_events(events, runs)
-    return nodes, sum(node.macs for node in nodes)
+    return _of_events(events, runs, warmup)
 
 
-def _of_events(events: Sequence[Mapping[str, Any]], runs: int) -> list[NodeTime]:
+def _of_events(events: Sequence[Mapping[str, Any]], runs: int, warmup: int) -> _NodesAndMacs:
     """Read the profile that ONNX Runtime wrote: an event for each node and run, in microseconds.
 
-    The last ``runs`` events of each node count; those before belong to the warm-up.
+    1. The last events of each node count, as many as belong to ``runs``; those before belong to the warm-up.
+    2. A node within a Loop has several events for each run, one in a branch that is not taken has none.
+    3. The time of If, Loop and Scan is that of the nodes within them, so they themselves are left out.
     """
     kernels: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time"):
             kernels[str(event["name"]).removesuffix("_kernel_time")].append(event)
-    found = []
-    for name, all_runs in kernels.items():
-        counted = all_runs[-runs:]
+    found, all_macs = [], 0
+    for name, all_events in kernels.items():
+        counted = all_events[-max(1, round(len(all_events) * runs / (warmup + runs))) :]
         about = counted[-1]["args"]
         operator = str(about["op_name"])
+        if operator in _CONTROL_FLOW:
+            continue
         inputs, outputs = (_types_and_shapes(about.get(f"{side}_type_shape", [])) for side in ("input", "output"))
-        seconds = sum(event["dur"] for event in counted) / len(counted) / 1e6
-        is_product = operator in PRODUCTS
+        seconds = sum(event["dur"] for event in counted) / runs / 1e6
         # Weights that were packed for a kernel are no longer inputs, so the name of a product decides, not its types.
         reads_integers = any(kind in _INTEGERS for kind, _ in inputs[:2])
-        in_int8 = operator in _INTEGER_PRODUCTS if is_product else reads_integers
-        macs = 0
-        if operator == "Attention" and len(inputs) > 1:
-            macs = _attention_macs(inputs[0][1], inputs[1][1])
-        elif is_product and inputs and outputs:
-            macs = _macs(inputs[0][1], outputs[0][1])
+        in_int8 = operator in INTEGER_OPERATORS if operator in PRODUCTS else reads_integers
+        linear, attention = _node_macs(operator, [shape for _, shape in inputs], [shape for _, shape in outputs])
+        times = max(1, round(len(counted) / runs))
+        # An integer attention computes its linear product in integers, and the two others in float.
+        macs = times * (linear if in_int8 else linear + attention)
+        all_macs += times * (linear + attention)
         found.append(NodeTime(name, operator, in_int8, seconds, macs))
-    return found
+    return found, all_macs
 
 
 def _types_and_shapes(entries: Sequence[Mapping[str, Sequence[int]]]) -> list[tuple[str, tuple[int, ...]]]:
@@ -197,9 +209,33 @@ def _macs(left: tuple[int, ...], result: tuple[int, ...]) -> int:
     return math.prod(result) * (left[-1] if left else 1)
 
 
-def _attention_macs(query: tuple[int, ...], key: tuple[int, ...]) -> int:
-    """Count the operations of both products, for a query ``(batch, n, hidden)`` and a key ``(batch, m, hidden)``."""
-    return 2 * math.prod(query) * key[1]
+def _node_macs(operator: str, inputs: Sequence[_Shape], outputs: Sequence[_Shape]) -> tuple[int, int]:
+    """Count the operations of a node with a stored operand, and of the two products of an attention."""
+    if operator not in PRODUCTS or not inputs or not outputs:
+        return 0, 0
+    first, second = inputs[0], inputs[1] if len(inputs) > 1 else ()
+    if operator in ATTENTION_WITH_WEIGHTS and len(first) == 3 and len(second) == 2:  # (batch, n, k) and (k, 3 m)
+        rows, length, width = first[0], first[1], second[1]
+        return math.prod(first) * width, 2 * rows * length * length * (width // 3)
+    if operator in ATTENTION or operator in ATTENTION_WITH_WEIGHTS:
+        return 0, _attention_macs(first, second)
+    if operator in CONVOLUTIONS:
+        index = INTEGER_PRODUCTS.get(operator, (0, 1))[1]
+        kernel = inputs[index] if index < len(inputs) else ()
+        return math.prod(outputs[0]) * math.prod(kernel[1:]), 0
+    return (0 if operator == "Einsum" else _macs(first, outputs[0])), 0
+
+
+def _attention_macs(query: _Shape, key: _Shape) -> int:
+    """Count the operations of both products, for a query ``(batch, n, hidden)`` and a key ``(batch, m, hidden)``.
+
+    With heads both have a further axis in front of the last two. Packed, the query has the key and the value in it.
+    """
+    if len(query) == 5:  # (batch, n, heads, 3, size)
+        return 2 * math.prod(query) // 3 * query[1]
+    if len(key) < 3:
+        return 2 * math.prod(query) // 3 * query[-2] if len(query) == 3 else 0
+    return 2 * math.prod(query) * key[-2]
 
 
 def _openvino(path: Path, shape: tuple[int, int], threads: int | None, runs: int, warmup: int) -> _NodesAndMacs:

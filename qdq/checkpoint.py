@@ -46,7 +46,7 @@ from qdq.quantization.transform import Transform
 from qdq.quantization.wrap import apply_specs, named_slots, slots, unshared_slots, wrap
 from qdq.sentence.copying import copy_sentence_files
 from qdq.source import QUANTIZATION_FILE, QUANTIZERS_FILE, ModelDirectory
-from qdq.storage import atomic_directory, refuse_pointer, write_json
+from qdq.storage import atomic_directory, check_readable, refuse_pointer, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -132,13 +132,15 @@ def copy_tokenizer(source: str | Path | ModelDirectory, target: Path) -> None:
     directory for the tokenizer gives the tokenizer's files of that one.
 
     Raises:
-        CheckpointError: There is no such directory.
+        CheckpointError: There is no such directory, or a file is a pointer of Git LFS.
         ConfigError: ``modules.json`` is damaged, or a path in it leaves the directory.
     """
     directory = ModelDirectory.of(source)
     for name in TOKENIZER_FILES:
-        if (directory.tokenizer_folder / name).is_file():
-            shutil.copyfile(directory.tokenizer_folder / name, target / name)
+        file = directory.tokenizer_folder / name
+        if file.is_file():
+            refuse_pointer(file)
+            shutil.copyfile(file, target / name)
     copy_sentence_files(directory.root or directory.path, directory.path, target)
 
 
@@ -310,11 +312,10 @@ def _unshared(model: Model, document: Mapping[str, Any], file: Path, elsewhere: 
 
 def _fill(model: Model, file: Path, elsewhere: tuple[str, ...]) -> None:
     """Set scales, zero points and ranges, strictly: every tensor belongs to a slot and every slot has its tensors."""
+    check_readable(file)
     refuse_pointer(file)
     try:
         tensors = load_file(file)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing") from error
     except OSError as error:
         raise StorageError(f"cannot read {file}: {error.strerror or error}") from error
     except safetensors.SafetensorError as error:

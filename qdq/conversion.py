@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq.checkpoint import copy_tokenizer, save
+from qdq.checkpoint import copy_tokenizer, write
 from qdq.errors import ConfigError
+from qdq.interop.tokenizer_files import take_vocabulary
 from qdq.models.huggingface import save_model
+from qdq.quantization.quantizer import quantizers
 from qdq.recipes.recipe import load_recipe
-from qdq.storage import atomic_directory
+from qdq.storage import atomic_directory, check_no_input
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +35,8 @@ def convert(
 ) -> Conversion:
     """Convert a checkpoint of Megatron-LM, TensorFlow or pytorch-quantization to a Hugging Face directory.
 
-    The directory is written completely or not at all. Tokenizer files beside the source are copied.
+    The directory is written completely or not at all. Tokenizer files beside the source are copied; the report says
+    if there are none.
 
     Args:
         source: The checkpoint: a file, a prefix or a directory, depending on the format.
@@ -58,6 +61,7 @@ def convert(
         raise ConfigError(f"format {format!r}: it must be one of {', '.join(FORMATS)}")
     if format != "tensorflow" and (config is not None or model_type is not None):
         raise ConfigError(f"config and model_type are for TensorFlow's checkpoints, not for {format}")
+    check_no_input(Path(output), [Path(source)])
     if format == "tensorflow":
         from qdq.interop.tensorflow.convert import convert as from_tensorflow
 
@@ -71,11 +75,15 @@ def convert(
 
         found = from_toolkit(source, task=task, overrides=overrides)
     beside = Path(source) if Path(source).is_dir() else Path(source).parent
-    if format == "pytorch-quantization":
-        record = {"method": "imported", "source": "pytorch-quantization"}
-        save(found.model, output, recipe=load_recipe("qdqbert"), calibration=record, source=beside)
-    else:
-        with atomic_directory(Path(output), kind="checkpoint") as folder:
+    with atomic_directory(Path(output), kind="checkpoint") as folder:
+        if any(quantizers(found.model)):
+            record = {"method": "imported", "source": "pytorch-quantization"}
+            write(found.model, folder, recipe=load_recipe("qdqbert"), calibration=record)
+        else:
             save_model(found.model, folder)
-            copy_tokenizer(beside, folder)
+        copy_tokenizer(beside, folder)
+        places = (beside, *found.folders)
+        note = take_vocabulary(places, folder, model_type=found.model.config.model_type, lowercase=found.lowercase)
+        if note:
+            found.report.notes.append(note)
     return found.report

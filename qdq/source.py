@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qdq.errors import CheckpointError, ConfigError, QDQError, describe_problems
 from qdq.load_settings import DEFAULT_LOADING, LoadSettings
+from qdq.onnx_files import MODEL_FILE, find_model_file, model_file_of
 from qdq.sentence.folder import POOLINGS, Pooling, SentenceFolder
 from qdq.sentence.modules_file import transformer_folder
 from qdq.storage import missing_directory, read_json
@@ -50,7 +51,6 @@ _CURE = "give the directory of a checkpoint or an export; models are not downloa
 QUANTIZATION_FILE = "quantization.json"
 QUANTIZERS_FILE = "quantizers.safetensors"
 EXPORT_FILE = "export.json"
-MODEL_FILE = "model.onnx"
 
 READABLE_QUANTIZATION = (1, 2, 3)
 READABLE_EXPORT = 1
@@ -111,7 +111,12 @@ class ModelDirectory:
     @property
     def is_export(self) -> bool:
         """Whether an ONNX model lies here, ours or any other's."""
-        return any((self.path / name).is_file() for name in (EXPORT_FILE, MODEL_FILE))
+        if any((self.path / name).is_file() for name in (EXPORT_FILE, MODEL_FILE)):
+            return True
+        try:
+            return find_model_file(self.path) is not None
+        except CheckpointError:  # several files: whoever opens one gets the message
+            return True
 
     @cached_property
     def is_quantized(self) -> bool:
@@ -192,8 +197,12 @@ class ModelDirectory:
 
     @property
     def model_file(self) -> Path:
-        """The ONNX file of an export."""
-        return self.path / MODEL_FILE
+        """The ONNX file of an export.
+
+        Raises:
+            CheckpointError: There is none, or there are several, and none of them is ``model.onnx``.
+        """
+        return self.path / MODEL_FILE if (self.path / EXPORT_FILE).is_file() else model_file_of(self.path)
 
     @property
     def tokenizer_folder(self) -> Path:

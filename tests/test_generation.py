@@ -306,6 +306,27 @@ def test_settings_tell_all_their_problems() -> None:
     assert all(name in str(raised.value) for name in ("max_new_tokens is 0", "there are 2 beams", "'soon'"))
 
 
+@pytest.mark.parametrize("penalty", [float("nan"), float("inf"), -1e10, 51.0])
+def test_length_penalties_without_a_meaning_are_refused(penalty: float) -> None:
+    with pytest.raises(ConfigError, match=r"length_penalty is .*, must be a number between -50 and 50"):
+        GenerationSettings(length_penalty=penalty)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_beams": 10**7}, "num_beams is 10000000, the vocabulary has 31 tokens"),
+        ({"eos_token_id": ["x", 2]}, "eos_token_id is 'x'"),
+        ({"eos_token_id": "x"}, "eos_token_id is 'x'"),
+        ({"pad_token_id": 1.5}, r"pad_token_id is 1\.5"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_settings_that_the_vocabulary_does_not_allow(changes: dict[str, Any], message: str, bert: Pair) -> None:
+    with pytest.raises(ConfigError, match=message):
+        generate(TorchDecoder(bert.ours), prompts()[0], settings=settings_of(changes))
+
+
 @pytest.mark.parametrize(
     ("ids", "mask", "changes", "message"),
     [

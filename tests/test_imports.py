@@ -27,14 +27,15 @@ NUMBERS = tuple(
 )
 QUANTIZATION = (*NUMBERS, *(f"qdq.quantization.{name}" for name in ("modules", "wrap", "graph", "fold")))
 MODELS = ("qdq.protobuf", "qdq.models", *QUANTIZATION, "qdq.recipes")
-CORE = (*BASE, *MODELS, "qdq.load_settings", "qdq.source", "qdq.checkpoint", "qdq.data", "qdq.sentence")
+HANDLE = ("qdq.load_settings", "qdq.onnx_files", "qdq.sentence", "qdq.source")
+CORE = (*BASE, *MODELS, *HANDLE, "qdq.checkpoint", "qdq.data")
 RULES = tuple(f"qdq.recipes.{name}" for name in ("yaml_reader", "refinement", "rule"))
 SIDES = ("calibration", "exporters", "qdq.tasks", "qdq.interop", "qdq.generation", "qdq.retrieval")
 EVERYTHING = (*CORE, *SIDES, "qdq.training", "qdq.analysis", "qdq.quickstart", "qdq.conversion")
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.errors": (),
-    "qdq.storage": ("qdq.errors",),
+    "qdq.storage": ("qdq.errors", "qdq.protobuf"),
     "qdq.settings": ("qdq.errors",),
     "qdq.processes": (),
     "qdq.protobuf": (),
@@ -69,7 +70,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "qdq.recipes.plan": (*BASE, "qdq.models", *QUANTIZATION, "qdq.recipes.recipe"),
     # one handle for a directory: it reads what lies there, and loads no model
     "qdq.load_settings": ("qdq.errors", "qdq.settings"),
-    "qdq.source": (*BASE, "qdq.models", "qdq.data", "qdq.load_settings", "qdq.sentence"),
+    "qdq.onnx_files": (*BASE, "qdq.data"),
+    "qdq.source": (*BASE, "qdq.models", "qdq.data", "qdq.load_settings", "qdq.onnx_files", "qdq.sentence"),
     # files of sentence-transformers: read without torch, and what follows the transformer with the weights
     "qdq.sentence": (*BASE, "qdq.models", "qdq.data"),
     # loading takes over what another package left in a checkpoint; interop therefore knows nothing of ours

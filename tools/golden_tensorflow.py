@@ -184,5 +184,15 @@ def main() -> None:
         print(name, len(variables), sum(file.stat().st_size for file in folder.iterdir()))
 
 
+def write_objects(folder: Path) -> None:
+    """Write an object-based checkpoint of TensorFlow 2, which has no names of BERT's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    module = tf.Module()
+    module.kernel, module.bias = tf.Variable(np.zeros((4, 4), np.float32)), tf.Variable(np.zeros(4, np.float32))
+    tf.train.Checkpoint(model=module).write(str(folder / "bert_model.ckpt"))
+    (folder / "bert_config.json").write_text(json.dumps(SIZES))
+
+
 if __name__ == "__main__":
     main()
+    write_objects(Path(sys.argv[1]) / "objects")

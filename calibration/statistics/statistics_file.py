@@ -9,6 +9,7 @@ from calibration.statistics.collectors import HistogramCollector, MinMaxCollecto
 from calibration.statistics.tensor_file import read_tensors, unreadable, write_tensors
 from calibration.statistics.token_mask import TokenMask
 from qdq.errors import CalibrationError, describe_problems, differences
+from qdq.storage import check_replaceable_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,11 +43,13 @@ class SavedStatistics:
     slots: Mapping[str, Mapping[str, Tensor]]
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file, which is whole at every moment.
+        """Write one safetensors file, which is whole at every moment. An earlier file with statistics is replaced.
 
         Raises:
+            ConfigError: Something else is in the way.
             StorageError: The file cannot be written.
         """
+        check_replaceable_file(path, "statistics")
         about = {"format": FORMAT, "kind": self.kind, "samples": self.samples, "tokens": self.tokens}
         tensors = {f"{slot}/{name}": tensor for slot, state in self.slots.items() for name, tensor in state.items()}
         write_tensors(path, tensors, {**about, "identity": dict(self.identity)})

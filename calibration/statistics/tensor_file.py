@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from qdq.errors import CalibrationError, StorageError
+from qdq.storage import check_readable
+from qdq.storage.io_errors import partial_beside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -28,7 +29,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
         StorageError: The file cannot be written. A previous file of this name is unchanged.
     """
     # Write beside the file and rename, so that a crash leaves the old file or the new one.
-    partial = path.with_name(f".{path.name}.qdq-partial-{secrets.token_hex(4)}")
+    partial = partial_beside(Path(os.path.realpath(path)))
     try:
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, partial, metadata={"qdq": json.dumps(about)})
@@ -46,15 +47,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         CalibrationError: The file is missing, damaged, or was not written by :func:`write_tensors`.
+        StorageError: The file cannot be read.
     """
+    check_readable(path, missing=CalibrationError)
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["qdq"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         if not isinstance(about, dict):
             raise TypeError("no JSON object")
-    except FileNotFoundError as error:
-        raise CalibrationError(f"{path}: no such file") from error
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise unreadable(path, error) from error
     return tensors, about

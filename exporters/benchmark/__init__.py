@@ -12,5 +12,17 @@ from __future__ import annotations
 
 from exporters.benchmark.latency import BenchmarkResult, Candidate, Runtime, Shape, Timing, benchmark
 from exporters.benchmark.machine import Machine
+from exporters.benchmark.shapes import AcceptedShape, accepted_shape, chosen_shapes
 
-__all__ = ["BenchmarkResult", "Candidate", "Machine", "Runtime", "Shape", "Timing", "benchmark"]
+__all__ = [
+    "AcceptedShape",
+    "BenchmarkResult",
+    "Candidate",
+    "Machine",
+    "Runtime",
+    "Shape",
+    "Timing",
+    "accepted_shape",
+    "benchmark",
+    "chosen_shapes",
+]

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from exporters.export_model import wrap_for_export
 from exporters.interface import DTYPES, ExportInterface, check_interface
 from exporters.onnx.isa import ANY, Isa, isa_named
-from exporters.onnx.precision import HALF_SINCE, check_scales, to_dtype
+from exporters.onnx.precision import HALF_SINCE, check_scales, check_weights, to_dtype
 from exporters.onnx.restore import restored_on_error
 from exporters.onnx.saturation import pair_sums, saturation_note
 from exporters.onnx.targets import Target, cleanup_passes, default_opset, target_named
@@ -196,7 +196,8 @@ def export_onnx(
                 _check_ranges(model, specs, changed, chosen.name)
                 apply_specs(model, specs)
             notes += _stored_twice(model, specs)
-            check_scales(model, interface.dtype)
+            notes += check_scales(model, interface.dtype)
+            check_weights(model, interface.dtype)
             _keep_weights(model, specs)
             set_mode(model, Mode.QUANTIZE)  # raises for slots that are not calibrated
         for _, quantizer in quantizers(model):
@@ -206,6 +207,8 @@ def export_onnx(
         raise ExportError("a recipe needs a target: without one the model is exported in float")
     elif specs:
         set_mode(model, Mode.OFF)
+    if chosen is None:
+        check_weights(model, interface.dtype)
     to_dtype(model, interface.dtype)
     training = model.training
     try:

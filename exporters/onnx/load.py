@@ -18,7 +18,7 @@ from exporters.onnx.proto_fields import (
     TENSOR_EXTERNAL_DATA,
     TENSOR_RAW_DATA,
 )
-from qdq.errors import CheckpointError, describe_problems
+from qdq.errors import CheckpointError, StorageError, describe_problems
 from qdq.protobuf import BYTES, VARINT, encode_bytes_field, encode_key, read_fields
 from qdq.storage import is_pointer, refuse_pointer
 
@@ -36,7 +36,8 @@ def load_onnx(path: Path) -> ir.Model:
     """Load the model in ``path``. The values of large tensors are read when they are first used.
 
     Raises:
-        CheckpointError: If the file is not an ONNX file, is a pointer of Git LFS, or is incomplete.
+        CheckpointError: If the file is missing, is not an ONNX file, is a pointer of Git LFS, or is incomplete.
+        StorageError: If the file cannot be read.
     """
     import onnx
     import onnx_ir as ir
@@ -51,6 +52,8 @@ def load_onnx(path: Path) -> ir.Model:
         model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(light))
         if not model.graph.outputs:  # many a file that is not ONNX parses as a model without content
             raise ValueError("no graph with an output")
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # the errors of protobuf and onnx have no common base below Exception
         raise CheckpointError(f"{path}: not an ONNX file ({error})") from error
     ir.external_data.set_base_dir(model.graph, path.parent.resolve())
@@ -63,11 +66,13 @@ def _check_data(model: ir.Model, path: Path) -> None:
     import onnx_ir as ir
 
     problems = []
-    for value in model.graph.initializers.values():
+    stored = [value for graph in (model.graph, *model.graph.subgraphs()) for value in graph.initializers.values()]
+    for value in stored:
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor):
             continue
         file = Path(tensor.path)
+        refuse_pointer(file)
         have = file.stat().st_size if file.is_file() else 0
         if tensor.length is not None and tensor.length != tensor.nbytes:
             problems.append(f"{value.name} has {tensor.length} bytes of data, its shape needs {tensor.nbytes}")

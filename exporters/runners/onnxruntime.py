@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,6 +88,7 @@ class OnnxRuntimeRunner(FileRunner):
             TensorInfo(i.name, _dtype(i.type, i.name, self._name), tuple(i.shape)) for i in self._session.get_inputs()
         )
         self._output_names = tuple(o.name for o in self._session.get_outputs())
+        self.output_ranks = {o.name: len(o.shape) for o in self._session.get_outputs()}
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return the outputs by name; see :class:`Runner`."""
@@ -94,7 +96,7 @@ class OnnxRuntimeRunner(FileRunner):
         try:
             arrays = self._session.run(self._output_names, fed)
         except Exception as error:  # as above
-            raise ExportError(f"{self._name}: ONNX Runtime failed: {one_line(error)}") from error
+            raise _running_error(self._name, error, fed) from error
         return dict(zip(self._output_names, arrays, strict=True))
 
     def end_profiling(self) -> str:
@@ -107,6 +109,18 @@ def _loading_error(name: str, error: Exception) -> QDQError:
     if type(error).__name__ in _UNREADABLE or "external data" in text.lower():
         return CheckpointError(f"{name}: ONNX Runtime cannot read it: {text}")
     return ExportError(f"{name}: ONNX Runtime cannot run it: {text}")
+
+
+def _running_error(name: str, error: Exception, inputs: Mapping[str, NDArray[Any]]) -> ExportError:
+    text = one_line(error)
+    if "out of data bounds" in text:
+        where = re.search(r"Name:'([^']+)'", text)
+        shapes = ", ".join(f"{key} {' x '.join(map(str, array.shape))}" for key, array in inputs.items())
+        return ExportError(
+            f"{name}: {where[1] if where else 'a Gather'} looks up a number beyond the end of its table, for the "
+            f"inputs {shapes}: give fewer tokens (--seq-len, or --shape), or ids within the vocabulary"
+        )
+    return ExportError(f"{name}: ONNX Runtime failed: {text}")
 
 
 def _dtype(kind: str, tensor: str, model: str) -> np.dtype[Any]:

@@ -55,6 +55,11 @@ class OpenVINORunner(FileRunner):
         # The names must be read before compiling, which adds aliases to them.
         self.inputs = tuple(_info(port) for port in model.inputs)
         self._output_names = tuple(_output_name(port) for port in model.outputs)
+        ranks = (port.get_partial_shape().rank for port in model.outputs)
+        self.output_ranks = {
+            name: rank.get_length() if rank.is_static else None
+            for name, rank in zip(self._output_names, ranks, strict=True)
+        }
         try:
             self._model = core.compile_model(model, "CPU", config)
         except RuntimeError as error:

@@ -13,6 +13,7 @@ from exporters.tensorrt.plan_metadata import write_metadata
 from exporters.tensorrt.profiles import default_profile
 from exporters.tensorrt.report import engine_report
 from qdq.errors import BuildError, ConfigError, describe_problems
+from qdq.storage import check_replaceable_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,7 +87,7 @@ def build_engine(
 
     Args:
         model: Exported directory, or an ONNX file.
-        output: File of the engine. An older file there is replaced.
+        output: File of the engine. An older engine there is replaced.
         profiles: Shapes that the engine works for. None takes the default ones.
         options: How to build. None takes the defaults.
         backend: ``tensorrt``, ``tensorrt-rtx`` (builds without a GPU), or ``auto``.
@@ -96,14 +97,14 @@ def build_engine(
         BuildError: Shapes or options do not fit together, or TensorRT refuses the file. The message also lists the
             errors that the lint finds.
         CheckpointError: There is no such export or file.
-        ConfigError: The output is a directory.
+        ConfigError: The output is a directory, or a file that is no engine of qdq.
         MissingPackageError: TensorRT is not installed.
         StorageError: The engine cannot be written.
         KeyboardInterrupt: The build was interrupted; nothing is written.
     """
     model, output = Path(model), Path(output)
     options = options or building.BuildOptions()
-    check_engine_path(output)
+    check_engine_path(output, model)
     file = read_onnx_file(model)
     if profiles is None:
         profiles = [default_profile(file.inputs, longest=file.longest or 512)]
@@ -117,14 +118,26 @@ def build_engine(
     return Engine(output, result, report, linted)
 
 
-def check_engine_path(output: Path) -> None:
+def check_engine_path(output: Path, model: Path | None = None) -> None:
     """Raise if an engine cannot be written to ``output``.
 
+    Args:
+        output: File of the engine.
+        model: The exported directory or the ONNX file that it is built from, which must not be replaced.
+
     Raises:
-        ConfigError: It is a directory.
+        ConfigError: It is a directory, or a file that is no engine of qdq.
+        StorageError: Its directory cannot be written.
     """
     if output.is_dir():
         raise ConfigError(f"{output}: is a folder; name a file, {output / 'model.plan'}")
+    if model is not None and model.is_dir():
+        model = next((file for file in model.glob("*.onnx*") if file.exists() and _is_same(file, output)), None)
+    check_replaceable_file(output, "engine", inputs=[model])
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return other.exists() and one.samefile(other)
 
 
 def _with_findings(error: BuildError, linted: LintReport) -> BuildError:

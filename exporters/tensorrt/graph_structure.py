@@ -7,30 +7,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
 
+import ml_dtypes
+import numpy as np
 import onnx_ir as ir
 
-from exporters.onnx.passes.graph import constant, is_op, producer
-
-if TYPE_CHECKING:
-    import numpy as np
+from exporters.onnx.passes.graph import LAYOUT, constant, is_op, is_stored, producer, title
 
 __all__ = [
+    "LAYOUT",
     "Attention",
     "GraphStructure",
     "Operand",
     "Product",
     "Residual",
+    "array",
     "consumers",
+    "dequantized",
+    "holds_infinity",
+    "largest_finite",
     "module_of",
     "origin_of",
     "quantized_type",
     "title",
 ]
-
-LAYOUT = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Dropout", "Expand", "Slice")
-"""Operators that move values without changing them, as far as quantization is concerned."""
 
 _MAX_DISTANCE = 12  # nodes; parts of one attention or addition are closer to each other
 
@@ -39,11 +40,6 @@ def module_of(node: ir.Node | str) -> str:
     """Return the module of a node: its name without the operator at the end."""
     name = node if isinstance(node, str) else str(node.name or "")
     return name.rpartition("/")[0] or name
-
-
-def title(node: ir.Node) -> str:
-    """Return the name of a node, or its operator and output if it has none."""
-    return str(node.name) if node.name else f"{node.op_type} -> {node.outputs[0].name}"
 
 
 def origin_of(value: ir.Value) -> str:
@@ -261,22 +257,6 @@ def operand(value: ir.Value) -> Operand:
     return Operand(value, _dequantize_of(value), is_stored(value))
 
 
-def is_stored(value: ir.Value | None) -> bool:
-    """Return whether ``value`` is a constant, maybe behind a change of layout or its quantizer."""
-    for _ in range(_MAX_DISTANCE):
-        if value is None:
-            return False
-        if value.const_value is not None or value.producer() is None:
-            return value.const_value is not None
-        node = producer(value, "QuantizeLinear", "DequantizeLinear", "Constant", *LAYOUT)
-        if node is None:
-            return False
-        if is_op(node, "Constant"):
-            return True
-        value = node.inputs[0]
-    return False
-
-
 def source(value: ir.Value) -> ir.Value:
     """Return the tensor in front of a quantizer, a Cast or a change of layout."""
     for _ in range(_MAX_DISTANCE):
@@ -367,3 +347,47 @@ def array(value: ir.Value | None) -> np.ndarray | None:
     if found is None or cast is None:
         return found
     return found.astype(ir.DataType(cast.attributes.get_int("to", 0)).numpy())
+
+
+def dequantized(node: ir.Node) -> np.ndarray | None:
+    """Return what a DequantizeLinear makes of a constant, within the finite numbers of its type.
+
+    What is computed gives None, and so do blocks of several scales along an axis.
+    """
+    numbers, scale = _numbers(node), array(node.inputs[1])
+    if numbers is None or scale is None:
+        return None
+    limit = largest_finite(scale.dtype)
+    found: np.ndarray = np.clip(numbers, -limit, limit).astype(scale.dtype)
+    return found
+
+
+def largest_finite(dtype: np.dtype[Any]) -> float:
+    """Return the largest number that a type holds; numpy itself knows no bfloat16."""
+    return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+
+
+def holds_infinity(node: ir.Node) -> bool:
+    """Return whether a DequantizeLinear of a constant overflows the type of its scale, although the scale is finite."""
+    numbers, scale = _numbers(node), array(node.inputs[1])
+    if numbers is None or scale is None or not np.isfinite(numbers).all():
+        return False
+    with np.errstate(over="ignore"):
+        return bool(np.isinf(numbers.astype(scale.dtype).astype(np.float64)).any())
+
+
+def _numbers(node: ir.Node) -> np.ndarray | None:
+    """Return what a DequantizeLinear makes of a constant, in double; None if its operands do not fit together."""
+    stored, scale = constant(node.inputs[0]), array(node.inputs[1])
+    zero = array(node.inputs[2]) if len(node.inputs) > 2 else None
+    zero = np.zeros((), np.int8) if zero is None else zero
+    if stored is None or scale is None or scale.ndim > 1 or zero.size not in (1, scale.size):
+        return None
+    shape, axis = [1] * stored.ndim, node.attributes.get_int("axis", 1)
+    if scale.size != 1:
+        if not -stored.ndim <= axis < stored.ndim or stored.shape[axis] != scale.size:
+            return None
+        shape[axis] = -1
+    shift, factor = (one.astype(np.float64).reshape(shape if one.size > 1 else ()) for one in (zero, scale))
+    found: np.ndarray = (stored.astype(np.float64) - shift) * factor
+    return found

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporters.onnx.load import load_onnx
-from qdq.errors import CheckpointError, QDQError
-from qdq.source import MODEL_FILE, ModelDirectory
-from qdq.storage import read_json
+import onnx_ir as ir
+
+from exporters.onnx.longest_text import longest_text
+from exporters.onnx.walk import load_whole_graph, stored_tensors
+from qdq.onnx_files import model_file_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import onnx_ir as ir
 
     from exporters.tensorrt.profiles import Declared
 
@@ -30,7 +28,7 @@ class OnnxFile:
         path: The file.
         model: The graph. Its weights stay on disk.
         inputs: Shape of each input; free dimensions are names.
-        longest: Number of positions of the model, None if it is unknown.
+        longest: Number of positions of the model; see :func:`exporters.onnx.longest_text.longest_text`.
         is_quantized: Whether the graph has quantizers.
         onnx_bytes: Size of the file and the weights beside it.
         float_bytes: Size of the weights if they were in float32.
@@ -46,21 +44,13 @@ class OnnxFile:
 
 
 def read_onnx_file(given: Path) -> OnnxFile:
-    """Read an exported directory, or an ONNX file of any exporter.
+    """Read an exported directory, or an ONNX file of any exporter. Functions are replaced by their bodies.
 
     Raises:
-        CheckpointError: If it is neither.
+        CheckpointError: If it is neither, or the directory has several files and no ``model.onnx``.
     """
-    path, folder = given, given.parent
-    if given.is_dir():
-        path, folder = given / MODEL_FILE, given
-        if not path.is_file():
-            raise CheckpointError(
-                f"{given} is not an export: it has no {MODEL_FILE}; give a directory that qdq export wrote",
-            )
-    elif not given.is_file():
-        raise CheckpointError(f"{given}: no such file or directory")
-    model = load_onnx(path)
+    path = model_file_of(given)
+    model = load_whole_graph(path)
     inputs = {
         str(value.name): tuple(
             size if isinstance(size, int) else (None if size.value is None else str(size.value))
@@ -69,41 +59,25 @@ def read_onnx_file(given: Path) -> OnnxFile:
         for value in model.graph.inputs
         if value.name not in model.graph.initializers
     }
-    operators = {node.op_type for node in model.graph}
+    operators = {node.op_type for node in model.graph.all_nodes()}
     return OnnxFile(
         path,
         model,
         inputs,
-        _longest(folder),
+        longest_text(path, model),
         bool(operators & {"QuantizeLinear", "DequantizeLinear"}),
         _bytes(path, model),
-        sum(_float_size(value) for value in model.graph.initializers.values()),
+        sum(map(_float_size, stored_tensors(model))),
     )
 
 
 def _bytes(path: Path, model: ir.Model) -> int:
-    beside = {
-        tensor.path
-        for value in model.graph.initializers.values()
-        if (tensor := value.const_value) is not None and hasattr(tensor, "path")
-    }
-    files = {path.resolve()} | {Path(other).resolve() for other in beside}
+    beside = {Path(tensor.path) for tensor in stored_tensors(model) if isinstance(tensor, ir.ExternalTensor)}
+    files = {file.resolve() for file in (path, *beside)}
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _float_size(value: ir.Value) -> int:
-    tensor = value.const_value
-    if tensor is None or tensor.dtype.name.startswith(("INT64", "INT32", "BOOL", "STRING")):
+def _float_size(tensor: ir.TensorProtocol) -> int:
+    if tensor.dtype.name.startswith(("INT64", "INT32", "BOOL", "STRING")):
         return 0
     return 4 * int(tensor.size)
-
-
-def _longest(folder: Path) -> int | None:
-    """Return the longest text that the configuration beside the file allows, None if that is unknown."""
-    with suppress(QDQError):
-        return ModelDirectory.of(folder).config.max_length
-    # The configuration may be of a family that is not ours: its ONNX file is as good as any other.
-    with suppress(QDQError):
-        positions = read_json(folder / "config.json").get("max_position_embeddings")
-        return positions if isinstance(positions, int) else None
-    return None

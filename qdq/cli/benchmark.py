@@ -31,10 +31,15 @@ def benchmark(
         ),
     ],
     batch_size: Annotated[
-        list[int] | None, typer.Option(metavar="B", help="Batch size to time; by default 1 and 8. Repeatable.")
+        list[int] | None,
+        typer.Option(metavar="B", help="Batch size to time; by default 1 and 8, or what all models take. Repeatable."),
     ] = None,
     seq_len: Annotated[
-        list[int] | None, typer.Option(metavar="L", help="Length in tokens to time; by default 128. Repeatable.")
+        list[int] | None,
+        typer.Option(
+            metavar="L",
+            help="Length in tokens to time; by default 128, or what all models take. Repeatable.",
+        ),
     ] = None,
     threads: Annotated[int, typer.Option(metavar="N", help="Number of threads to time with.", min=1)] = 2,
     rounds: Annotated[
@@ -78,15 +83,15 @@ def benchmark(
     Examples: qdq benchmark float/ ort/ --batch-size 8; qdq benchmark float/ ort/ ov/ --best-float
     """
     session = Session(json=json, verbose=verbose, quiet=quiet)
-    from exporters.benchmark import Shape
+    from exporters.benchmark import accepted_shape, chosen_shapes
     from qdq.errors import ConfigError
 
     for name in runtime or ():
         if name not in _RUNTIMES:
             raise ConfigError(f"no runtime {name!r}: it must be onnxruntime or openvino")
-    _check_lengths(exported, seq_len or ())
     candidates = _candidates([*exported, *(engine or [])], runtime)
-    shapes = [Shape(b, s) for s in seq_len or [128] for b in batch_size or [1, 8]]
+    accepted = {candidate.name: accepted_shape(candidate.path) for candidate in candidates}
+    shapes = chosen_shapes(accepted, batch_size, seq_len)
     with tempfile.TemporaryDirectory() as folder:
         baselines = [candidates[0].name]
         if best_float:
@@ -96,36 +101,31 @@ def benchmark(
     _show(session, result, candidates, baselines)
 
 
-def _check_lengths(exported: Sequence[Path], lengths: Sequence[int]) -> None:
-    """Raise if an input is longer than a model accepts; only directories say how long that is."""
-    from qdq.errors import ConfigError
-    from qdq.source import ModelDirectory
-
-    for path in exported:
-        if not (path / "config.json").is_file():
-            continue
-        longest = ModelDirectory.of(path).config.max_length
-        for length in lengths:
-            if length > longest:
-                raise ConfigError(f"--seq-len {length}: {path} accepts at most {longest} tokens")
-
-
 def _candidates(exported: Sequence[Path], runtimes: Sequence[str] | None) -> list[Candidate]:
     """Return every file in every runtime, named after both if there are several runtimes."""
     from exporters.benchmark import Candidate
     from exporters.tensorrt.plan_metadata import is_plan
-    from qdq.source import MODEL_FILE
 
     found = []
     for given in exported:
         if is_plan(given):
             found.append(Candidate(str(given), given, "tensorrt"))
             continue
-        path = given / MODEL_FILE if given.is_dir() else given
+        path = _file_of(given)
         for runtime in runtimes or [runtime_of(path)]:
             name = f"{given} in {runtime}" if len(runtimes or ()) > 1 else str(given)
             found.append(Candidate(name, path, runtime))  # type: ignore[arg-type]
     return found
+
+
+def _file_of(given: Path) -> Path:
+    """Return the model file; where there is none, the name that it would have, so that all missing ones are listed."""
+    from qdq.onnx_files import MODEL_FILE, model_file_of
+
+    if not given.is_dir():
+        return given
+    has_files = any(path for place in (given, given / "onnx") for path in place.glob("*.onnx"))
+    return model_file_of(given) if has_files else given / MODEL_FILE
 
 
 def _optimized(baseline: Candidate, folder: Path) -> Candidate:

@@ -77,7 +77,7 @@ def build(
     from exporters.tensorrt.engine import build_engine, check_engine_path
     from exporters.tensorrt.onnx_file import read_onnx_file
 
-    check_engine_path(output)
+    check_engine_path(output, model)
     source = read_onnx_file(model)
     profiles = chosen_profiles(source, min_shapes, opt_shapes, max_shapes)
     if print_trtexec or print_polygraphy:

@@ -35,7 +35,9 @@ _DEFAULT = EvaluationSettings()
 def evaluate(
     path: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="Model to evaluate: a checkpoint, an exported directory or an engine."),
+        typer.Argument(
+            metavar="PATH", help="Model to evaluate: a checkpoint, an exported directory, an .onnx file or an engine."
+        ),
     ],
     task: Annotated[str, typer.Option(metavar="TASK", help=_TASKS)],
     data: Annotated[
@@ -45,7 +47,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="PATH2",
-            help="Baseline to compare with on the same examples: a checkpoint, an exported directory or an engine.",
+            help="Baseline to compare with on the same examples; whatever can be evaluated.",
         ),
     ] = None,
     max_drop: Annotated[
@@ -111,11 +113,7 @@ def evaluate(
         session.say(note)
     error = None
     if result.drop is not None and not result.holds:
-        drop = result.drop
-        unit = " %" if drop.limit.is_percent else " points"
-        error = VerificationError(
-            f"{path}: {drop.metric} is {drop.drop:.2f}{unit} below that of {against}, at most {drop.limit} is accepted"
-        )
+        error = VerificationError(result.drop.describe(str(path), str(against)))
     session.result(result.to_dict(), *_shown(result), error=error)
 
 

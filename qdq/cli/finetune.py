@@ -169,7 +169,11 @@ def _shown(output: Path, document: dict[str, Any]) -> list[Table | str]:
         names = [name for name in document["history"][0] if name != "step"]
         table = new_table("step", *names)
         for row in document["history"]:
-            mark = " *" if row["step"] == document["best_step"] else ""
-            table.add_row(f"{row['step']}{mark}", *(f"{row[name]:.4f}" for name in names))
+            mark = " *" if row["step"] == document["best_step"] and document["metric"] is not None else ""
+            table.add_row(f"{row['step']}{mark}", *(_figure(row[name]) for name in names))
         shown.append(table)
     return shown
+
+
+def _figure(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"

@@ -55,7 +55,7 @@ def inspect(
     recipe_changes: RecipeChanges = NO_CHANGES,
     profile: ProfileOption = False,
     runtime: RuntimeOption = None,
-    shape: ShapeOption = "8x128",
+    shape: ShapeOption = None,
     threads: ThreadsOption = 2,
     loading: LoadSettings = DEFAULT_LOADING,
     json: JsonOption = False,
@@ -96,10 +96,10 @@ def inspect(
     if is_plan(path):
         _inspect_engine(session, path, full=verbose > 0)
         return
-    from qdq.source import MODEL_FILE
+    from qdq.source import MODEL_FILE, ModelDirectory
 
-    if path.is_dir() and (path / MODEL_FILE).is_file():
-        path = path / MODEL_FILE
+    if path.is_dir() and ModelDirectory.of(path).is_export:
+        path = ModelDirectory.of(path).model_file
     if path.is_file():
         run = {"runtime": runtime, "shape": shape, "threads": threads, "full": verbose > 0} if profile else None
         _inspect_graph(session, path, run)
@@ -108,7 +108,10 @@ def inspect(
     elif (path / "config.json").is_file():
         _inspect_checkpoint(session, opened(path, loading, seed=seed))
     else:
-        raise CheckpointError(f"{path}: neither a checkpoint (no config.json) nor an export (no {MODEL_FILE})")
+        from qdq.models.folder_diagnosis import with_diagnosis
+
+        missing = f"{path}: neither a checkpoint (no config.json) nor an export (no {MODEL_FILE})"
+        raise CheckpointError(with_diagnosis(missing, path))
 
 
 def _inspect_engine(session: Session, path: Path, *, full: bool) -> None:

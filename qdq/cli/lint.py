@@ -37,7 +37,7 @@ def lint(
     ] = False,
     fix: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a repaired copy of the model to this file."),
+        typer.Option(metavar="FILE", help="Write a repaired copy of the model to this file, after comparing it."),
     ] = None,
     parse: Annotated[
         bool, typer.Option("--parse", metavar="", help="Also run the parser of an installed TensorRT.")

@@ -37,8 +37,13 @@ RuntimeOption = Annotated[
     ),
 ]
 ShapeOption = Annotated[
-    str,
-    typer.Option("--shape", metavar="BxL", help="Batch size and length in tokens to profile.", rich_help_panel=_PANEL),
+    str | None,
+    typer.Option(
+        "--shape",
+        metavar="BxL",
+        help="Batch size and length in tokens to profile; by default 8x128, or what the file takes.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 ThreadsOption = Annotated[int, typer.Option(metavar="N", help="Number of threads.", min=1, rich_help_panel=_PANEL)]
 
@@ -61,12 +66,12 @@ def parse_shape(shape: str) -> tuple[int, int]:
 
 
 def profiled(
-    path: Path, report: GraphReport, *, runtime: str | None, shape: str, threads: int, full: bool
+    path: Path, report: GraphReport, *, runtime: str | None, shape: str | None, threads: int, full: bool
 ) -> tuple[dict[str, Any], list[Table | str]]:
     """Profile a file, and return the document and the tables."""
     from exporters.profile import profile
 
-    batch_size, seq_len = parse_shape(shape)
+    batch_size, seq_len = (None, None) if shape is None else parse_shape(shape)
     found = profile(path, runtime=runtime or runtime_of(path), batch_size=batch_size, seq_len=seq_len, threads=threads)
     left = [(node.name, _why(node.name, report.products)) for node in found.products_in_float()]
     document = {**found.to_dict(), "in_float": [{"name": name, "why": why} for name, why in left]}
@@ -82,7 +87,10 @@ def runtime_of(file: Path) -> str:
 
 def _why(name: str, products: list[Product]) -> str:
     """Return what keeps a product in float. The runtime's name contains that of the file, fused or not."""
-    known = next((product for product in products if product.name and product.name in name), None)
+    named = [product for product in products if product.runs_in == "float" and product.name in name]
+    named = named or [product for product in products if product.name in name]
+    # The longest name is the right one: MatMul_1 is also in MatMul_10.
+    known = max(named, key=lambda product: len(product.name), default=None)
     if known is None:
         return "the runtime made it; the file has no product of that name"
     return known.why or "its operands are quantized, but the runtime has no kernel for them in this form"

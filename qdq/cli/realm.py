@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from qdq.source import ModelDirectory
 
 __all__ = ["answer", "app", "index"]
+
+_LOG = logging.getLogger(__name__)
 
 app = typer.Typer(help="Answer questions from a collection of texts with REALM: index its blocks, then ask.")
 
@@ -103,6 +106,12 @@ def index(
             progress=lambda done, total: advance(
                 done, f"embedding share {shard.rank + 1} of {shard.world_size}", total
             ),
+        )
+    if embed.cut:
+        _LOG.warning(
+            "%d blocks are longer than %d tokens: their vectors are those of their beginnings; split the texts, or "
+            "give --seq-len",
+            *(embed.cut, length),
         )
     if shard.rank:
         return

@@ -19,6 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from qdq.cli.crash import FAILED, OUT_OF_MEMORY, describe, is_out_of_memory
+from qdq.cli.encoding import check_encoding
+from qdq.cli.needed_options import check_needed_options
 from qdq.cli.option_groups import with_groups
 from qdq.errors import QDQError, StorageError
 
@@ -69,6 +71,7 @@ SeedOption = Annotated[
 P = ParamSpec("P")
 
 INTERRUPTED = 130
+_CONTEXT = "typer_context"
 _WIDE = 500  # columns, where no terminal sets a limit: what is piped is not folded
 
 
@@ -143,13 +146,20 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         json = bool(kwargs.get("json"))
+        context: Any = kwargs.pop(_CONTEXT, None)
         try:
+            check_encoding(kwargs.values())
+            if context is not None:
+                check_needed_options(context)
             function(*args, **kwargs)
         except QDQError as error:
             end_with(**_described(error), json=json)
         except KeyboardInterrupt as error:
             message = str(error) or "interrupted; nothing was changed"
             end_with(message, kind="KeyboardInterrupt", exit_code=INTERRUPTED, json=json)
+        except UnicodeEncodeError as error:
+            message = f"{error.object!r:.500} has bytes that are not UTF-8: rename the file, or write the text in UTF-8"
+            end_with(message, kind=type(error).__name__, exit_code=QDQError.exit_code, json=json)
         except OSError as error:
             message = f"{error.filename or 'input/output'}: {error.strerror or error}"
             end_with(message, kind=type(error).__name__, exit_code=StorageError.exit_code, json=json)
@@ -160,6 +170,11 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
                 end_with(OUT_OF_MEMORY, kind="MemoryError", exit_code=StorageError.exit_code, json=json)
             end_with(describe(error), kind=type(error).__name__, exit_code=FAILED, json=json)
 
+    # typer hands its context to a parameter of this type, which is no option.
+    parameters = inspect.signature(function).parameters.values()
+    added = inspect.Parameter(_CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    run.__signature__ = inspect.Signature([*parameters, added])  # type: ignore[attr-defined]
+    run.__annotations__ = {**function.__annotations__, _CONTEXT: typer.Context}
     return run
 
 

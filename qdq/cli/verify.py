@@ -23,7 +23,9 @@ __all__ = ["verify"]
 
 @command
 def verify(
-    exported: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Exported directory to verify.")],
+    exported: Annotated[
+        Path, typer.Argument(metavar="OUT_DIR", help="Exported directory to verify, or an .onnx file in it.")
+    ],
     model: Annotated[
         Path, typer.Option("--model", "-m", metavar="DIR", help="Checkpoint that OUT_DIR was exported from.")
     ],

@@ -41,6 +41,8 @@ _NOT_HERE: dict[str, Any] = {
     "renormalize_logits": False,
 }
 
+_LARGEST_PENALTY = 50  # the number of tokens to this power is still a floating-point number
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
@@ -78,6 +80,11 @@ class GenerationSettings:
         ]
         if self.num_return_sequences > self.num_beams >= 1:
             problems.append(f"num_return_sequences is {self.num_return_sequences}, there are {self.num_beams} beams")
+        if not abs(self.length_penalty) <= _LARGEST_PENALTY:  # neither for a value that is not a number
+            problems.append(
+                f"length_penalty is {self.length_penalty}, must be a number between -{_LARGEST_PENALTY} and "
+                f"{_LARGEST_PENALTY}"
+            )
         if self.early_stopping not in (True, False, "never"):
             problems.append(f"early_stopping is {self.early_stopping!r}, must be true, false or 'never'")
         if problems:
@@ -105,20 +112,22 @@ class SpecialTokens:
         """Complete the settings by the configuration.
 
         Raises:
-            ConfigError: A token is not in the vocabulary.
+            ConfigError: A token is not in the vocabulary, or there are more beams than tokens.
         """
         given = config.eos_token_id if settings.eos_token_id is None else settings.eos_token_id
-        eos = () if given is None else (given,) if isinstance(given, int) else tuple(given)
+        eos = () if given is None else tuple(given) if isinstance(given, list | tuple) else (given,)
         pad = config.pad_token_id if settings.pad_token_id is None else settings.pad_token_id
         first = settings.first_position
         if first is None:
             first = config.first_position
         named = [("eos_token_id", token) for token in eos] + ([] if pad is None else [("pad_token_id", pad)])
         problems = [
-            f"{name} is {token}, the vocabulary has {config.vocab_size} tokens"
+            f"{name} is {token!r}, the vocabulary has {config.vocab_size} tokens"
             for name, token in named
-            if not 0 <= token < config.vocab_size
+            if not isinstance(token, int) or not 0 <= token < config.vocab_size
         ]
+        if settings.num_beams > config.vocab_size:
+            problems.append(f"num_beams is {settings.num_beams}, the vocabulary has {config.vocab_size} tokens")
         if problems:
             raise ConfigError(describe_problems("generation", problems))
         return cls(eos, pad if pad is not None else eos[0] if eos else 0, pad is not None, first)
@@ -191,7 +200,7 @@ def check_prompts(
     if longest - 1 > room:
         problems.append(
             f"prompts of {ids.shape[1]} tokens and {settings.max_new_tokens} new ones are too long: "
-            f"the model reads at most {room}"
+            f"the model reads at most {room}; shorten the texts or ask for fewer tokens"
         )
     if problems:
         raise DataError(describe_problems("generation", problems))

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 from qdq.errors import CheckpointError, describe_problems
 from qdq.models.huggingface import load_weights, parameter_keys
 from qdq.models.keymap import name_of
+from qdq.models.model import EncoderModel
 from qdq.models.registry import construct, family_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from qdq.models.config import ModelConfig
@@ -103,14 +106,25 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Converted:
-    """A converted model, and the report about the tensors it was made of."""
+    """A converted model, and the report about the tensors it was made of.
+
+    Args:
+        model: The model.
+        report: What became of every tensor.
+        folders: The directories in which its tokenizer may lie, the nearest one first.
+        lowercase: Whether the training lowercased text; None if the checkpoint does not say it.
+    """
 
     model: Model
     report: Conversion
+    folders: tuple[Path, ...] = ()
+    lowercase: bool | None = None
 
 
 def build_model(config: ModelConfig, task: str, tensors: dict[str, Tensor], report: Conversion) -> Model:
     """Build the model of a task from tensors under the keys of transformers.
+
+    A feature extractor is complete without a pooler.
 
     Args:
         config: The configuration of the model.
@@ -123,6 +137,11 @@ def build_model(config: ModelConfig, task: str, tensors: dict[str, Tensor], repo
             shape.
     """
     model = construct(config, task)
+    if isinstance(model, EncoderModel) and task == "feature-extraction" and model.pooler is not None:
+        pooler = {name_of(key) for name, keys in parameter_keys(model).items() for key in keys if "pooler." in name}
+        if not any(key in pooler or key.partition(".")[2] in pooler for key in tensors):
+            model.pooler = None
+            report.notes.append("there is no pooler: the model has none, and no pooler_output")
     needed = {name_of(key) for keys in parameter_keys(model).values() for key in keys}
 
     def is_needed(key: str) -> bool:

@@ -11,7 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["ADAPTER_CONFIG", "check_no_adapter", "describe_missing_config", "describe_missing_weights"]
+__all__ = [
+    "ADAPTER_CONFIG",
+    "check_no_adapter",
+    "describe_missing_config",
+    "describe_missing_weights",
+    "with_diagnosis",
+]
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -24,17 +30,28 @@ _MERGE = (
 def describe_missing_config(folder: Path) -> str:
     """Return the message for a folder without ``config.json``: what it is instead, and the cure."""
     missing = f"{folder / 'config.json'}: no such file; a model directory needs a config.json"
-    return _with_diagnosis(missing, folder, _KINDS)
+    return with_diagnosis(missing, folder)
 
 
 def describe_missing_weights(folder: Path, expected: Sequence[str]) -> str:
     """Return the message for a folder with a ``config.json`` and no weights: what lies there instead, and the cure."""
     missing = f"{folder}: no weights; expected one of {', '.join(expected)}"
     looks = (lambda folder: _no_plain_file(folder, expected), _adapter, _other_framework, _other_weights, _tensorflow)
-    return _with_diagnosis(missing, folder, looks)
+    return with_diagnosis(missing, folder, looks)
 
 
-def _with_diagnosis(missing: str, folder: Path, looks: Iterable[Callable[[Path], str | None]]) -> str:
+def with_diagnosis(missing: str, folder: Path, looks: Iterable[Callable[[Path], str | None]] | None = None) -> str:
+    """Return a message about a folder with what it holds instead, and the cure, where that is recognized.
+
+    Args:
+        missing: The message.
+        folder: The folder.
+        looks: Functions that describe what they recognize; those for a folder without ``config.json`` if None.
+
+    Raises:
+        StorageError: The folder cannot be read.
+    """
+    looks = _KINDS if looks is None else looks
     try:
         found = next((text for look in looks if (text := look(folder))), None)
     except OSError as error:

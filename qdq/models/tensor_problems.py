@@ -129,7 +129,7 @@ def _causes(unexpected: list[str], config: ModelConfig) -> list[str]:
         )
     layers = [int(number) for name in unexpected for number in re.findall(r"layers?\.(\d+)\.", name)[:1]]
     if layers and min(layers) >= (count := config.num_hidden_layers):
-        causes.append(f"num_hidden_layers is {count} in config.json, but the file has layers up to {max(layers)}")
+        causes.append(f"num_hidden_layers is {count} in config.json, but the file has {max(layers) + 1} layers")
     return causes
 
 

@@ -87,7 +87,7 @@ def demonstrate(
         QDQError: As the steps raise it; nothing is written then.
     """
     source = ModelDirectory.of(model)
-    with atomic_directory(Path(output), kind="quickstart") as folder:
+    with atomic_directory(Path(output), kind="quickstart", inputs=[source.path]) as folder:
         calibration = calibrate_checkpoint(
             source,
             folder / "checkpoint",

@@ -52,7 +52,13 @@ class Targets:
 
 
 def pair_with_blocks(
-    question: str, blocks: Sequence[str], tokenizer: Tokenizer, *, max_length: int, pad_token_id: int = 0
+    question: str,
+    blocks: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    min_length: int = 0,
+    pad_token_id: int = 0,
 ) -> Candidates:
     """Pair the question with each block.
 
@@ -61,6 +67,7 @@ def pair_with_blocks(
         blocks: The texts of the blocks.
         tokenizer: The tokenizer of the reader.
         max_length: The largest number of tokens in a row; the longer of the two texts is cut.
+        min_length: The smallest number of tokens in a row, padding included.
         pad_token_id: The padding token.
 
     Raises:
@@ -70,7 +77,7 @@ def pair_with_blocks(
     tokenizer.enable_truncation(max_length, strategy="longest_first")
     encodings: list[Encoding] = tokenizer.encode_batch([(question, block) for block in blocks])
     tokenizer.no_truncation()
-    longest = max(len(encoding) for encoding in encodings)
+    longest = max(min_length, *(len(encoding) for encoding in encodings))
 
     def rows(name: str, fill: int) -> Tensor:
         return torch.from_numpy(padded([getattr(encoding, name) for encoding in encodings], longest, fill))

@@ -53,6 +53,8 @@ class TextEmbedder:
         self._pad = pad_token_id
         tokenizer.no_padding()
         self._max_length = max_length
+        #: The number of texts that were longer than ``max_length``.
+        self.cut = 0
         # The width is known only from a result.
         self.width = int(self(["a"]).shape[1])
 
@@ -61,6 +63,7 @@ class TextEmbedder:
         self._tokenizer.enable_truncation(self._max_length)
         encodings = self._tokenizer.encode_batch(list(texts))
         self._tokenizer.no_truncation()
+        self.cut += sum(bool(encoding.overflowing) for encoding in encodings)
         # Similar lengths go together, so that batches have little padding.
         order = sorted(range(len(encodings)), key=lambda index: len(encodings[index]))
         found: dict[int, NDArray[Any]] = {}

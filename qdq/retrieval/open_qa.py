@@ -7,6 +7,7 @@ qa(question_ids, answer_ids=[...])             # the output of the reader, with 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from qdq.retrieval.search import Searcher
 
 __all__ = ["ARCHITECTURE", "Answer", "OpenQA", "OpenQAOutput", "load", "load_component", "save"]
+
+_LOG = logging.getLogger(__name__)
 
 ARCHITECTURE = "RealmForOpenQA"
 _COMPONENTS = {"retrieval": "embedder", "question-answering": "reader"}  # by task
@@ -152,17 +155,14 @@ class OpenQA(nn.Module):
             answer_ids: The token ids of the true answers, to compute the losses.
 
         Raises:
-            DataError: There is more than one question, or there are fewer blocks than the reader reads.
+            DataError: There is more than one question, or no block has a token that the tokenizer knows.
         """
         if input_ids.dim() != 2 or input_ids.shape[0] != 1:
             raise DataError(f"input_ids has shape {list(input_ids.shape)}, must be [1, seq]: one question at a time")
         count = self.config.reader_beam_size
-        if len(self.searcher) < count:
-            raise DataError(f"{len(self.searcher)} blocks, the reader reads {count} (reader_beam_size)")
         embedded: Any = self.embedder(input_ids, attention_mask, token_type_ids, return_dict=True)
         query = embedded.projected_score
-        _, found = self.searcher.search(query, self.beam_size)
-        ids = found[0]
+        ids = self._retrieve(query)
         device = next(self.reader.parameters()).device
         blocks = self.searcher.embeddings_of(ids).to(device)
         # Computed again, because the searcher may be approximate and gives no gradient to the embedder.
@@ -174,6 +174,7 @@ class OpenQA(nn.Module):
             [self.records[index] for index in ids.tolist()],
             self.tokenizer,
             max_length=self.config.reader_seq_len,
+            min_length=self.config.max_span_width,
             pad_token_id=self._pad,
         )
         targets = None if answer_ids is None else find_answers(candidates, answer_ids, self._sep)
@@ -193,12 +194,29 @@ class OpenQA(nn.Module):
         predicted = row[int(output.start_pos) : int(output.end_pos) + 1]
         return OpenQAOutput(output, predicted, ids, relevance, candidates, targets)
 
+    def _retrieve(self, query: Tensor) -> Tensor:
+        """Return the ids of the best blocks, at most ``beam_size``; those without a token are never among them."""
+        wanted = count = min(self.beam_size, len(self.searcher))
+        while True:
+            _, found = self.searcher.search(query, count)
+            ids = found[0]
+            ids = ids[[self._has_tokens(index) for index in ids.tolist()]][:wanted]
+            if len(ids) == wanted or count == len(self.searcher):
+                break
+            count = min(2 * count, len(self.searcher))
+        if not len(ids):
+            raise DataError("no block has a token that the tokenizer knows: the index has nothing to read")
+        return ids
+
+    def _has_tokens(self, index: int) -> bool:
+        return len(self.tokenizer.encode(self.records[index], add_special_tokens=False)) > 0
+
     def answer(self, question: str, *, top_k: int = 1) -> list[Answer]:
         """Return the best answers to a question, one from each block, best first.
 
         Args:
             question: The question.
-            top_k: The number of answers.
+            top_k: The number of answers. There are fewer, with a warning, if the reader reads fewer blocks.
 
         Raises:
             DataError: The question is empty, or longer than the model takes.
@@ -215,6 +233,12 @@ class OpenQA(nn.Module):
             found = self(torch.tensor([encoding.ids]))
             scores, starts, ends = self._span_scores(found)
         best, candidate = scores.max(dim=1)
+        if top_k > len(best):
+            _LOG.warning(
+                "top_k is %d, but there are %d answers: one for each block that the reader reads (reader_beam_size is "
+                "%d, the index has %d blocks)",
+                *(top_k, len(best), self.config.reader_beam_size, len(self.searcher)),
+            )
         rows = best.argsort(descending=True, stable=True)[:top_k]
         return [self._answer(found, int(row), float(best[row]), starts, ends, int(candidate[row])) for row in rows]
 
@@ -237,7 +261,10 @@ class OpenQA(nn.Module):
     ) -> Answer:
         tokens = found.candidates.input_ids[row][int(starts[candidate]) : int(ends[candidate]) + 1]
         block = int(found.block_ids[row])
-        text = self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
+        # An answer of characters that the tokenizer does not know would be empty without its special tokens.
+        text = self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True) or self.tokenizer.decode(
+            tokens.tolist(), skip_special_tokens=False
+        )
         return Answer(text, score, float(found.relevance[row]), block, self.records[block])
 
 

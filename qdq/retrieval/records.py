@@ -6,18 +6,19 @@ numbers: where each text begins, and where the last one ends.
 
 from __future__ import annotations
 
+import logging
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from qdq.data.records import Problems
+from qdq.data.records import BARE, Problems
 from qdq.data.source import open_source
 from qdq.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from qdq.data.source import SourceLike
 
@@ -27,6 +28,8 @@ TEXTS_FILE = "texts.bin"
 OFFSETS_FILE = "offsets.bin"
 #: The column names that the text of a record may have.
 COLUMNS = ("text", "block", "passage", "context", "paragraph", "document", "sentence")
+
+_LOG = logging.getLogger(__name__)
 
 _OFFSET = np.dtype("<i8")
 
@@ -77,14 +80,31 @@ class Records:
 
 
 def write_records(texts: Iterable[str], folder: Path) -> int:
-    """Write the two files into ``folder`` in one pass and return the number of texts."""
+    """Write the two files into ``folder`` in one pass and return the number of texts.
+
+    Blank texts are kept, so that every record has its number, and a warning is logged.
+
+    Raises:
+        DataError: All texts are blank.
+    """
     count, end = 0, 0
+    blank: list[int] = []
     with (folder / TEXTS_FILE).open("wb") as body, (folder / OFFSETS_FILE).open("wb") as offsets:
         offsets.write(np.zeros(1, dtype=_OFFSET).tobytes())
         for text in texts:
             end += body.write(text.encode("utf-8", errors="replace"))
             offsets.write(np.array([end], dtype=_OFFSET).tobytes())
+            if not text.strip():
+                blank.append(count)
             count += 1
+    if count and len(blank) == count:
+        raise DataError(f"all {count} records are blank: there is nothing to read in them")
+    if blank:
+        shown = ", ".join(map(str, blank[:5])) + (", ..." if len(blank) > 5 else "")
+        _LOG.warning(
+            "%d of %d blocks are blank (%s): they keep their numbers and are never the answer",
+            *(len(blank), count, shown),
+        )
     return count
 
 
@@ -110,20 +130,31 @@ def _from_rows(source: SourceLike, column: str | None) -> Iterator[str]:
     problems, found = Problems(opened.name), 0
     for record in opened.records(problems):
         values = record.values
-        name = column or next((name for name in COLUMNS if name in values), None)
+        # A line of a text file, or a bare JSON string, is the text itself.
+        name = column or next((name for name in (*COLUMNS, BARE) if name in values), None)
         text = values.get(name) if name is not None else None
         if isinstance(text, bytes):
             # Parquet files may store texts as bytes.
             text = text.decode("utf-8", errors="replace")
         if not isinstance(text, str):
-            wanted = column or " or ".join(COLUMNS)
-            problems.add(record.location, f"no text called {wanted}; it has {', '.join(values)}")
+            problems.add(record.location, _no_text(values, name, column))
         elif not problems:
             found += 1
             yield text
     problems.raise_if_any()
     if not found:
         raise DataError(f"{opened.name}: no records")
+
+
+def _no_text(values: Mapping[str, Any], name: str | None, column: str | None) -> str:
+    """Return what is wrong with a row that has no text."""
+    if name is not None and name in values:
+        value = values[name]
+        kind = "null" if value is None else type(value).__name__
+        return f'"{name}" is {kind}, must be a text; an empty block is ""'
+    wanted = column or " or ".join(COLUMNS)
+    has = ", ".join(filter(None, values))
+    return f"no text called {wanted}" + (f"; it has {has}" if has else "") + ("" if column else ": name it (--column)")
 
 
 def _from_numpy(path: Path, allow_pickle: bool) -> list[str]:

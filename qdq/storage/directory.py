@@ -11,18 +11,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qdq.errors import StorageError
 from qdq.storage.io_errors import storage_errors
 from qdq.storage.manifest import check_replaceable, write_manifest
+from qdq.storage.own_files import check_no_input
 from qdq.storage.staging import StagingDirectory, recover
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["atomic_directory"]
 
 
 @contextmanager
-def atomic_directory(target: Path, *, kind: str) -> Iterator[Path]:
+def atomic_directory(target: Path, *, kind: str, inputs: Iterable[Path | None] = ()) -> Iterator[Path]:
     """Give a new directory to write into, which becomes ``target`` when the block ends without an exception.
 
     Any exception, KeyboardInterrupt included, removes what was written and leaves the target as it was. If the process
@@ -31,16 +33,18 @@ def atomic_directory(target: Path, *, kind: str) -> Iterator[Path]:
     Args:
         target: A path that is absent, empty, or an earlier result of the same kind. Missing parents are created.
         kind: What the directory is (``checkpoint``, ``export`` and so on). One kind never replaces another.
+        inputs: What the work reads. None of it may be replaced, even if it is an earlier result.
 
     Yields:
         The directory to write into.
 
     Raises:
-        ConfigError: The target is a file, was not made by qdq, is of another kind, or holds files that qdq did not
-            write.
+        ConfigError: The target is a file, was not made by qdq, is of another kind, is one of the inputs, or holds
+            files that qdq did not write.
         StorageError: The disk is full, a permission is missing, or another I/O error occurred. Libraries that report
             such errors in exceptions of their own are covered.
     """
+    check_no_input(target, inputs)
     target = Path(os.path.realpath(target))
     with storage_errors(target):
         recover(target)
@@ -61,6 +65,9 @@ def atomic_directory(target: Path, *, kind: str) -> Iterator[Path]:
 def _parents(target: Path) -> Iterator[None]:
     """Create the missing parents of ``target``, and remove them again if the block fails."""
     missing = [parent for parent in target.parents if not parent.exists()]
+    nearest = next(parent for parent in target.parents if parent.exists())
+    if not nearest.is_dir():
+        raise StorageError(f"{target}: {nearest} is not a folder; choose another name")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield

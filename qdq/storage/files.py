@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
-from qdq.errors import CheckpointError, ConfigError, StorageError
+from qdq.errors import CheckpointError, ConfigError, QDQError, StorageError
 from qdq.storage.git_lfs import refuse_pointer
-from qdq.storage.io_errors import storage_errors
+from qdq.storage.io_errors import partial_beside, storage_errors
 
-__all__ = ["read_json", "write_bytes_atomic", "write_json", "write_text_atomic"]
+__all__ = ["check_readable", "read_json", "write_bytes_atomic", "write_json", "write_text_atomic"]
 
 
 def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
@@ -26,7 +25,7 @@ def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
         StorageError: The disk is full, a permission is missing, or another I/O error occurred.
     """
     path = Path(os.path.realpath(path))
-    partial = path.with_name(f".{path.name}.qdq-partial-{secrets.token_hex(4)}")
+    partial = partial_beside(path)
     with storage_errors(path):
         try:
             with partial.open("xb") as file:
@@ -57,6 +56,26 @@ def write_json(path: Path, value: Any) -> None:
         StorageError: The disk is full, a permission is missing, or another I/O error occurred.
     """
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def check_readable(path: Path, *, missing: type[QDQError] = CheckpointError) -> None:
+    """Raise if a file cannot be read. safetensors calls every such file a missing one, so call this before.
+
+    Args:
+        path: The file.
+        missing: The exception to raise when the file does not exist.
+
+    Raises:
+        CheckpointError: The file does not exist. With ``missing``, that exception is raised instead.
+        StorageError: The file cannot be read; the message has the reason.
+    """
+    try:
+        with path.open("rb"):
+            pass
+    except FileNotFoundError as cause:
+        raise missing(f"{path}: no such file") from cause
+    except OSError as cause:
+        raise StorageError(f"cannot read {path}: {cause.strerror or cause}") from cause
 
 
 def read_json(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,25 @@ from qdq.errors import QDQError, StorageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["STAGING", "storage_errors"]
+__all__ = ["STAGING", "partial_beside", "storage_errors"]
 
 STAGING = ".qdq-staging-"
 """What follows the target's name in the name of its staging directory."""
+
+_LONGEST_NAME = 255  # bytes, on the usual file systems
 
 # Libraries in other languages put these texts into exceptions of their own, where Python would raise an OSError.
 _DISK_REASONS = tuple(
     os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG)
 )
+
+
+def partial_beside(path: Path) -> Path:
+    """Return the hidden file in which the contents of ``path`` are written until they are complete."""
+    ending = f".qdq-partial-{secrets.token_hex(4)}"
+    name = f".{path.name}{ending}"
+    # A name that the file system just allows would be too long with more around it.
+    return path.with_name(name if len(os.fsencode(name)) <= _LONGEST_NAME else ending)
 
 
 @contextmanager
@@ -58,7 +69,7 @@ def _visible_path(path: Any, target: Path) -> Path:
     if not failed.is_relative_to(target.parent):
         return failed
     parts = failed.relative_to(target.parent).parts
-    if parts and parts[0].startswith(f".{target.name}.qdq-"):
+    if parts and parts[0].startswith((f".{target.name}.qdq-", ".qdq-partial-")):
         return target.joinpath(*parts[2:])
     return failed
 

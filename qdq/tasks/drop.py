@@ -54,7 +54,12 @@ class MaxDrop:
         return f"{self.limit:g}{'%' if self.is_percent else ' points'}"
 
     def judge(self, metric: Metric, value: float, baseline: float) -> Drop:
-        """Return how far ``value`` is below ``baseline`` and whether that is within the limit; NaN never is."""
+        """Return how far ``value`` is below ``baseline`` and whether that is within the limit.
+
+        A figure that is undefined (NaN) is never within it, nor is an infinite one: their difference says nothing.
+        """
+        if not math.isfinite(value) or not math.isfinite(baseline):
+            return Drop(metric.name, math.nan, self, holds=False)
         loss = metric.loss(value, baseline)
         if self.is_percent:
             # If the baseline is 0, any loss is infinitely many percent of it.
@@ -69,7 +74,8 @@ class Drop:
 
     Args:
         metric: The name of the metric.
-        drop: The drop in the unit of the limit; negative if the model is better.
+        drop: The drop in the unit of the limit; negative if the model is better, NaN if one of the figures is
+            undefined.
         limit: The largest drop that is accepted.
         holds: Whether the drop is within the limit.
     """
@@ -78,6 +84,19 @@ class Drop:
     drop: float
     limit: MaxDrop
     holds: bool
+
+    def describe(self, model: str, baseline: str) -> str:
+        """Return a sentence about the drop, for models with these names."""
+        if math.isnan(self.drop):
+            return (
+                f"{self.metric} is undefined for {model} or {baseline} on these examples, so no drop can be measured: "
+                "give more varied examples, or another metric"
+            )
+        unit = "%" if self.limit.is_percent else "points"
+        return (
+            f"{model}: {self.metric} is {self.drop:.2f} {unit} below that of {baseline}, at most {self.limit} is "
+            "accepted"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; NaN becomes None."""

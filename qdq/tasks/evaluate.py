@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from qdq.errors import ConfigError, DataError
 from qdq.source import ModelDirectory
 from qdq.tasks.bootstrap import CONFIDENCE, compare, intervals
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from qdq.tasks.evaluator import Progress, Scores
     from qdq.tasks.model_under_test import ModelUnderTest
 
-__all__ = ["Comparison", "Evaluation", "evaluate", "score_model"]
+__all__ = ["Comparison", "Evaluation", "empty_notes", "evaluate", "score_model"]
 
 
 @dataclass(frozen=True)
@@ -237,8 +239,25 @@ def _evaluation(model: ModelUnderTest, task: str, scores: Scores, *, resamples: 
         intervals=intervals(scores.metrics, scores.table, resamples=resamples, seed=seed),
         scales={metric.name: metric.scale for metric in scores.metrics},
         settings={**scores.settings, "resamples": resamples, "seed": seed},
-        notes=scores.notes,
+        notes=(*scores.notes, *empty_notes(scores)),
     )
+
+
+def empty_notes(scores: Scores) -> list[str]:
+    """Return notes about metrics that say nothing on these examples: undefined ones, and those that are always 0."""
+    table = scores.table
+    notes = [
+        f"{metric.name} is undefined on these examples: {metric.undefined}"
+        for metric in scores.metrics
+        if math.isnan(metric.value(table))
+    ]
+    names = [metric.name for metric in scores.metrics]
+    if "matthews" in names and rows_of(table) > 1 and np.ptp(table["label"]) == 0:
+        others = " and ".join(name for name in names if name != "accuracy")
+        notes.append(f"all examples have the same label: {others} say nothing about the model")
+    if {"f1", "true"} <= {*names, *table} and not table["true"].any():
+        notes.append("no example has an entity or a label to find: f1, precision and recall are 0 for every model")
+    return notes
 
 
 def _compared(

@@ -41,6 +41,7 @@ class Metric:
         better: Whether higher or lower is better.
         scale: The factor with which the metric is usually quoted: 100 for shares and correlations, 1 for perplexity.
             One point is 1 after this factor.
+        undefined: Where the metric is not defined, in words.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Metric:
     weighted: Callable[[Table, Numbers], Numbers]
     better: Literal["higher", "lower"] = "higher"
     scale: float = 100.0
+    undefined: str = "there is nothing to count"
 
     def loss(self, value: float, baseline: float) -> float:
         """Return by how many points ``value`` is worse than ``baseline``; negative if it is better."""
@@ -185,7 +187,11 @@ def correlations(first: str, second: str) -> tuple[Metric, Metric]:
         xx, yy, xy = (np.einsum("rn,rn,rn->r", weights, a, b) for a, b in ((x, x), (y, y), (x, y)))
         return _divide(xy, np.sqrt(xx * yy))
 
-    return Metric("spearman", spearman, weighted_spearman), Metric("pearson", pearson, weighted_pearson)
+    why = "all predictions, or all labels, are the same"
+    return (
+        Metric("spearman", spearman, weighted_spearman, undefined=why),
+        Metric("pearson", pearson, weighted_pearson, undefined=why),
+    )
 
 
 def ranks(values: Numbers, weights: Numbers) -> Numbers:

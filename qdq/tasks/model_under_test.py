@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import CheckpointError, ConfigError
 from qdq.models.registry import task_of
+from qdq.onnx_files import ONNX_FILE_ENDINGS, folder_with_tokenizer
 from qdq.source import ModelDirectory
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ OUTPUTS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 TASKS = tuple(OUTPUTS)
 
+# The outputs with a value, or a vector, for each token.
+_OF_TOKENS = ("last_hidden_state", "start_logits", "end_logits", "prediction_logits")
+_LOGITS_OF_TOKENS = ("token-classification", "masked-lm")
+
 # Heads of other tasks that give the same logits.
 _ALSO_SERVES = {"masked-lm": ("pre-training",), "sequence-classification": ("next-sentence",)}
 
@@ -68,17 +73,21 @@ class ModelUnderTest:
 
     @property
     def max_length(self) -> int:
-        """The longest sequence that the model has positions for."""
-        return self.config.max_length
+        """The longest sequence that the model has positions for, or that its file is fixed to."""
+        fixed = getattr(self.runner, "length", None)
+        return self.config.max_length if fixed is None else min(fixed, self.config.max_length)
 
 
 def open_model_under_test(
     path: str | Path | ModelDirectory, task: str, *, runtime: str | None = None, threads: int | None = None
 ) -> ModelUnderTest:
-    """Open a float or quantized checkpoint, an exported directory, or an engine built from one, for a task.
+    """Open a float or quantized checkpoint, an export, or an engine built from one, for a task.
+
+    An ONNX file may come from another program: its configuration and its tokenizer lie beside it or in the folder
+    above, and :func:`exporters.runners.adapter.adapted` feeds it.
 
     Args:
-        path: The directory, or the file of the engine.
+        path: The directory, or the ONNX file, or the file of the engine.
         task: One of :data:`TASKS`.
         runtime: The runtime of an exported directory, by default ``onnxruntime``.
         threads: The number of threads of the runtime; None leaves the choice to it. PyTorch has its own setting for the
@@ -93,12 +102,20 @@ def open_model_under_test(
 
     if not isinstance(path, ModelDirectory) and is_plan(Path(path)):
         return _open_engine(Path(path), task)
-    directory = ModelDirectory.of(path)
+    file = None
+    if not isinstance(path, ModelDirectory) and Path(path).is_file() and Path(path).suffix in ONNX_FILE_ENDINGS:
+        file = Path(path)
+        directory = ModelDirectory.of(folder_with_tokenizer(file))
+    else:
+        directory = ModelDirectory.of(path)
+        if directory.is_export:
+            file = directory.model_file
+            directory = _with_config(directory, file)
     if runtime is not None and runtime not in RUNTIMES:
         raise ConfigError(f"no runtime {runtime!r}: it must be {' or '.join(RUNTIMES)}")
-    _check_head(str(directory), directory.config, task)
-    if directory.is_export:
-        return _open_export(directory, task, runtime or RUNTIMES[0], threads)
+    _check_head(str(directory if file is None else path), directory.config, task)
+    if file is not None:
+        return _open_export(str(path), file, directory, task, runtime or RUNTIMES[0], threads)
     return _open_checkpoint(directory, task)
 
 
@@ -150,14 +167,36 @@ def _gives(model: Any, names: tuple[str, ...]) -> bool:
     return set(names) <= set(getattr(model, "logits_fields", ("last_hidden_state",)))
 
 
-def _open_export(directory: ModelDirectory, task: str, runtime: str, threads: int | None) -> ModelUnderTest:
-    from exporters.runners import OnnxRuntimeRunner, OpenVINORunner
+def _with_config(directory: ModelDirectory, file: Path) -> ModelDirectory:
+    """Return the handle of the directory that has the configuration and the tokenizer of an export's file."""
+    if (directory.path / "config.json").is_file():
+        return directory
+    return replace(directory, path=folder_with_tokenizer(file))
 
-    runners = {"onnxruntime": OnnxRuntimeRunner, "openvino": OpenVINORunner}
-    runner: Any = runners[runtime](directory.model_file, threads=threads)
-    _check_outputs(str(directory.model_file), runner.output_names, task, "the file")
-    name = f"{directory} ({directory.target or 'foreign'} export)"
-    return ModelUnderTest(name, directory, directory.config, runner, runtime)
+
+def _open_export(
+    given: str, file: Path, directory: ModelDirectory, task: str, runtime: str, threads: int | None
+) -> ModelUnderTest:
+    from exporters.runners import OnnxRuntimeRunner, OpenVINORunner
+    from exporters.runners.adapter import TextFacts, adapted
+
+    config = directory.config
+    runner_class: Any = {"onnxruntime": OnnxRuntimeRunner, "openvino": OpenVINORunner}[runtime]
+    facts = TextFacts(
+        pad_id=config.pad_token_id or 0,
+        first_position=config.first_position,
+        token_types=getattr(config, "type_vocab_size", 0) or 0,
+    )
+    runner = adapted(
+        runner_class(file, threads=threads),
+        str(file),
+        wanted=OUTPUTS[task],
+        of_tokens=(*_OF_TOKENS, *(("logits",) if task in _LOGITS_OF_TOKENS else ())),
+        facts=facts,
+    )
+    _check_outputs(str(file), runner.output_names, task, "the file")
+    name = f"{given} ({ModelDirectory(file.parent).target or 'foreign'} export)"
+    return ModelUnderTest(name, directory, config, runner, runtime)
 
 
 def _open_engine(path: Path, task: str) -> ModelUnderTest:

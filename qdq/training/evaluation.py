@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from qdq.training.training_log import TrainingLog
 
 __all__ = ["Evaluate", "Evaluator"]
+
+_LOG = logging.getLogger(__name__)
 
 Evaluate = Callable[[Any], Mapping[str, float] | float]
 """Returns the metrics of a model by name, the deciding one first.
@@ -57,6 +60,7 @@ class Evaluator:
         log: TrainingLog,
     ) -> None:
         self.best: dict[str, Any] | None = None
+        self._has_warned = not components.accelerator.is_main_process
         self._components, self._evaluate, self._log = components, evaluate, log
         self._better, self._patience = better, patience
         self._keep_best, self._on_best = keep_best, on_best
@@ -64,15 +68,17 @@ class Evaluator:
     def __call__(self, progress: TrainingProgress) -> None:
         """Measure the model as it would be deployed, and record the outcome in ``progress``."""
         metrics = self._measure()
-        metric = float(next(iter(metrics.values())))
+        name, metric = next((name, float(value)) for name, value in metrics.items())
         progress.history.append({"step": progress.step, **{name: float(value) for name, value in metrics.items()}})
         self._log.add(progress.step, metrics)
         best = progress.best
         is_better = best is None or (metric > best if self._better == "higher" else metric < best)
+        if not math.isfinite(metric):
+            self._warn(name, metric, progress.step)
         if math.isfinite(metric) and is_better:
             progress.best, progress.best_step, progress.waited = metric, progress.step, 0
             self._keep(progress)
-        else:
+        elif best is not None:  # a metric that was never defined says nothing about progress
             progress.waited += 1
             progress.stopped = self._patience is not None and progress.waited >= self._patience
 
@@ -81,6 +87,12 @@ class Evaluator:
         if self.best is not None:
             self._components.model.load_state_dict(self.best["model"])
             set_ranges(self._components.model, self.best["ranges"])
+
+    def _warn(self, name: str, metric: float, step: int) -> None:
+        if not self._has_warned:
+            what = "undefined" if math.isnan(metric) else "infinite"
+            _LOG.warning("step %d: the metric %s is %s, so this step cannot be the best one", step, name, what)
+        self._has_warned = True
 
     def _measure(self) -> dict[str, Any]:
         components, device = self._components, self._components.accelerator.device

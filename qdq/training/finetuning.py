@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["finetune_checkpoint"]
 
+_LOG = logging.getLogger(__name__)
 _LONG_EPOCH = 40  # steps
 
 
@@ -76,7 +78,8 @@ def finetune_checkpoint(
         model: Directory of the checkpoint, float or quantized.
         output: Directory to write the best checkpoint to.
         train_data: Labeled examples, see :func:`qdq.data.examples.read_examples`.
-        eval_data: Labeled examples to evaluate on; without them the last step gives the checkpoint.
+        eval_data: Labeled examples to evaluate on. Without them the last step gives the checkpoint, with a warning also
+            where the metric is undefined on them.
         task: The task and its head, batches, and the metric that decides.
         settings: How to train. A quantized model has the learning rate 5e-6 if none is set, and is evaluated four times
             in a long epoch if ``eval_steps`` is not set.
@@ -123,7 +126,7 @@ def finetune_checkpoint(
     _check_request(request, initial)
     metrics = _task_metrics(request, initial)
     log = TrainingLog(request.tensorboard)
-    check_output(request.output)
+    check_output(request)
     examples, skipped = _read_training_data(request, initial)
     with open_accelerator(settings) as accelerator:
         if skipped and accelerator.is_main_process:
@@ -147,11 +150,31 @@ def _check_request(request: FinetuneRequest, initial: InitialModel) -> None:
     problems = []
     if initial.is_quantized and request.recipe is not None:
         problems.append(f"{request.model} is quantized already: leave out the recipe, or give the float model")
+    problems += _settings_without_effect(request, is_quantized=initial.is_quantized or request.recipe is not None)
     if request.teacher is not None:
         found = _teacher_problems(request, initial)
         problems += [f"the teacher {request.teacher}: {problem}" for problem in found]
     if problems:
         raise ConfigError(describe_problems("training", problems))
+
+
+def _settings_without_effect(request: FinetuneRequest, *, is_quantized: bool) -> list[str]:
+    """Return a line for settings that are not the default ones although nothing would read them."""
+    problems = []
+    if request.teacher is None and request.distillation != Distillation():
+        problems.append(
+            "the weights of the loss and the temperature are for learning from a teacher, and none is given"
+        )
+    if request.recipe is None and request.calibration != InitialCalibration():
+        problems.append("calibration-samples and refine are for a model that a recipe quantizes, and none is given")
+    if request.eval_data is None and (request.settings.eval_steps or request.task.eval_split):
+        problems.append("eval-steps and eval-split are for data to evaluate on, and none is given")
+    names = ("ranges", "scale_lr", "freeze_ranges", "activations_from", "weights_from", "momentum")
+    given = {name: getattr(request.settings, name) for name in names}
+    changed = [name.replace("_", "-") for name, value in given.items() if value != getattr(TrainingSettings, name)]
+    if changed and not is_quantized:
+        problems.append(f"{', '.join(changed)}: for a model that quantizes; give a quantized checkpoint or a recipe")
+    return problems
 
 
 def _teacher_problems(request: FinetuneRequest, initial: InitialModel) -> list[str]:
@@ -244,7 +267,7 @@ def _train(
             better="higher" if metrics is None else metrics.better,
             settings=_with_eval_steps(request, loader) if recipe is not None else request.settings,
             resume_folder=request.resume_folder,
-            identity=_identity(request, initial, loader, model),
+            identity=_identity(request, initial, loader, model, metrics),
             resume=request.resume,
             keep_best=False,  # the best checkpoint is on disk
             on_best=writer.write,
@@ -302,15 +325,24 @@ def _with_eval_steps(request: FinetuneRequest, loader: EpochLoader) -> TrainingS
 def _write_result(
     request: FinetuneRequest, writer: CheckpointWriter, model: Model, result: TrainingResult, *, has_metrics: bool
 ) -> None:
-    """Write the log, and the checkpoint of the last step if no evaluation wrote one; remove the resume file."""
-    if not has_metrics:
+    """Write the log, and the checkpoint of the last step if there is none of a best one; remove the resume file."""
+    if result.metric is None or not writer.holds(result.best_step):
+        if has_metrics:
+            found = "no evaluation gave a metric" if result.metric is None else f"step {result.best_step} is gone"
+            _LOG.warning("%s: %s, so the checkpoint is that of the last step, %d", request.output, found, result.steps)
         update_ranges(model)
-        writer.write(model, TrainingProgress(step=result.steps))
+        writer.write(model, TrainingProgress(step=result.steps, history=result.history))
     writer.write_log(result)
     ResumeFile(request.resume_folder, {}).remove()
 
 
-def _identity(request: FinetuneRequest, initial: InitialModel, loader: EpochLoader, model: nn.Module) -> dict[str, str]:
+def _identity(
+    request: FinetuneRequest,
+    initial: InitialModel,
+    loader: EpochLoader,
+    model: nn.Module,
+    metrics: TaskMetrics | None,
+) -> dict[str, str]:
     """Return what has to be the same for a training to be resumed, besides its settings."""
     from calibration.digests import model_digest
 
@@ -326,6 +358,7 @@ def _identity(request: FinetuneRequest, initial: InitialModel, loader: EpochLoad
         "teacher": teacher,
         "metric": str(request.task.metric),
         "evaluated": str(request.eval_data is not None),
+        "evaluation data": "none" if metrics is None else metrics.digest,
     }
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["TrainingProgress", "TrainingResult"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["TrainingProgress", "TrainingResult", "plain_figures"]
 
 
 @dataclass
@@ -43,7 +47,7 @@ class TrainingResult:
         steps: Steps that were done.
         epochs: Epochs that were finished.
         stopped_early: Whether it ended early, because evaluations did not get better.
-        metric: Metric of the best evaluation; None without evaluations.
+        metric: Metric of the best evaluation; None without evaluations, or if it was undefined in all of them.
         best_step: Step of the best evaluation.
         history: Metrics of every evaluation, with its step.
         seconds: Duration; what was done before a resume does not count.
@@ -60,5 +64,11 @@ class TrainingResult:
     log: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, without the log."""
-        return {name: value for name, value in asdict(self).items() if name != "log"}
+        """Return plain values, without the log; metrics that are not finite become None."""
+        values = {name: value for name, value in asdict(self).items() if name != "log"}
+        return {**values, "history": [plain_figures(row) for row in self.history]}
+
+
+def plain_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return figures for JSON, which cannot hold NaN and infinity: they become None."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}

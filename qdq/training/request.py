@@ -43,6 +43,11 @@ class FinetuneRequest:
         return resume_folder_of(self.output)
 
     @property
+    def data_files(self) -> list[Path]:
+        """The data that is read from files; a name of the Hub or rows in memory are none."""
+        return [Path(data) for data in (self.train_data, self.eval_data) if isinstance(data, str | Path)]
+
+    @property
     def log_file(self) -> Path:
         """File of the log, beside the output."""
         output = self.output.absolute()

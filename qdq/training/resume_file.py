@@ -30,6 +30,7 @@ FORMAT = 1
 STATE_FILE = "state.pt"
 LOG_FILE = "log.csv"
 KIND = "training"
+_ADDED = ("evaluation data",)  # what the first version did not record
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ class ResumeFile:
             raise CheckpointError(
                 f"{path}: damaged or of another version ({error}); train from the beginning, without resuming"
             ) from error
-        if problem := resume_mismatch(self.folder, theirs, self.identity, what="training"):
+        # A file of an earlier version does not say everything that is compared now.
+        ours = {name: value for name, value in self.identity.items() if name in theirs or name not in _ADDED}
+        if problem := resume_mismatch(self.folder, theirs, ours, what="training"):
             raise TrainingError(problem)
         return dict(content)
 

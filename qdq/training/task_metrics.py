@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import hashlib
+import logging
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from qdq.data.example_types import fingerprint
 from qdq.data.examples import read_examples
 from qdq.errors import ConfigError
+from qdq.processes import Process
 
 if TYPE_CHECKING:
     from torch import nn
 
     from qdq.data.columns import Columns
+    from qdq.data.examples import Examples
     from qdq.training.initial_model import InitialModel
     from qdq.training.settings import TaskSettings
 
 __all__ = ["TaskMetrics"]
 
+_LOG = logging.getLogger(__name__)
 _LOWER_IS_BETTER = ("perplexity", "mse")
 _FIRST_METRIC = {"masked-lm": "perplexity"}  # of other tasks: one where higher is better
 
@@ -38,6 +45,7 @@ class TaskMetrics:
     settings: TaskSettings
     columns: Columns | None
     seed: int
+    _warned: set[str] = field(default_factory=set, init=False, repr=False)
 
     @property
     def better(self) -> str:
@@ -51,7 +59,25 @@ class TaskMetrics:
         Raises:
             DataError: If the data does not fit the task; each problem is named with its line.
         """
-        examples = read_examples(
+        self._examples().check()
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of the examples and of how they are measured; a resumed training needs the same one."""
+        sha, count = hashlib.sha256(), 0
+        for example in self._examples():
+            sha.update(fingerprint(example).encode())
+            count += 1
+        return f"{count} examples {sha.hexdigest()}"
+
+    def _warn(self, notes: list[str]) -> None:
+        for note in notes:
+            if note not in self._warned and Process.current().is_first:
+                _LOG.warning("evaluation data: %s", note)
+            self._warned.add(note)
+
+    def _examples(self) -> Examples:
+        return read_examples(
             self.data,
             self.initial.task,
             columns=self.columns,
@@ -59,7 +85,6 @@ class TaskMetrics:
             need_labels=self.initial.task != "masked-lm",
             split=self.settings.eval_split,
         )
-        examples.check()
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Return the metrics of ``model`` by name, the deciding one first.
@@ -67,7 +92,7 @@ class TaskMetrics:
         Raises:
             ConfigError: If the task does not have the deciding metric.
         """
-        from qdq.tasks.evaluate import score_model
+        from qdq.tasks.evaluate import empty_notes, score_model
         from qdq.tasks.evaluation_settings import EvaluationSettings
         from qdq.tasks.model_under_test import model_under_test_of
 
@@ -82,6 +107,7 @@ class TaskMetrics:
         opened = model_under_test_of(model, self.initial.directory, self.initial.task)
         model_under_test = replace(opened, config=self.initial.config)
         scores = score_model(model_under_test, self.initial.task, self.data, settings)
+        self._warn(empty_notes(scores))
         metrics = {metric.name: metric.value(scores.table) for metric in scores.metrics}
         deciding = self.settings.metric
         if deciding is None:

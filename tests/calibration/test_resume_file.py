@@ -21,7 +21,7 @@ from calibration.distributed import ProcessRank
 from calibration.resume_file import ResumeFile, StageProgress
 from qdq.errors import CalibrationError, StorageError
 from qdq.models.registry import build, configure
-from qdq.quantization.quantizer import quantizers
+from qdq.quantization.quantizer import Mode, quantizers
 from qdq.quantization.wrap import named_slots
 from qdq.recipes.apply import quantize
 from qdq.recipes.refinement import Refinement
@@ -79,8 +79,15 @@ def state(model: Model) -> dict[str, Any]:
 
 
 def count_forwards(model: Model) -> list[int]:
+    """Count the batches that are run to collect statistics, not those that are compared with the float model."""
     calls: list[int] = []
-    model.embeddings.register_forward_pre_hook(lambda *_: calls.append(1))
+    collects = [quantizer for _, quantizer in quantizers(model)]
+
+    def note(*_: object) -> None:
+        if all(quantizer.mode is Mode.COLLECT for quantizer in collects):
+            calls.append(1)
+
+    model.embeddings.register_forward_pre_hook(note)
     return calls
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from qdq.checkpoint import load
@@ -532,6 +533,34 @@ class TestStatisticsOfSeveralMachines:
         options = ["--save-statistics", tmp_path / "kept"]
         message = refused("calibrate", "-m", model, "-o", tmp_path / "out", "--calib-data", text, *options)
         assert "give --smoothing off --no-shift" in message
+
+    def test_earlier_statistics_are_replaced(self, run: Run, model: Path, text: Path, tmp_path: Path) -> None:
+        common = ["calibrate", "-m", model, "-o", tmp_path / "out", "--no-refinement", "--calib-data", text]
+        for count in (4, 8):
+            ended = run(*common, "--num-samples", count, "--save-statistics", tmp_path / "kept")
+            assert ended.code == 0, ended.err
+        with safe_open(tmp_path / "kept", framework="pt") as file:
+            assert json.loads(file.metadata()["qdq"])["samples"] == 8
+
+    @pytest.mark.parametrize("name", ["notes.txt", "out/kept", "model.safetensors", "/dev/null", "."])
+    def test_what_is_in_the_way_stays(
+        self, refused: Refused, run: Run, model: Path, text: Path, tmp_path: Path, name: str
+    ) -> None:
+        common = ["calibrate", "-m", model, "-o", tmp_path / "out", "--no-refinement", "--calib-data", text]
+        assert run(*common).code == 0
+        (tmp_path / "notes.txt").write_text("precious")
+        shutil.copy(model / "model.safetensors", tmp_path)
+        message = refused(*common, "--save-statistics", tmp_path / name)
+        assert f"{tmp_path / name}" in message
+
+    def test_added_statistics_are_not_replaced_by_their_sum(
+        self, run: Run, refused: Refused, model: Path, text: Path, tmp_path: Path
+    ) -> None:
+        common = ["calibrate", "-m", model, "-o", tmp_path / "out", "--no-refinement", "--calib-data", text]
+        assert run(*common, "--save-statistics", tmp_path / "kept").code == 0
+        (tmp_path / "link").symlink_to("kept")
+        message = refused(*common, "--add-statistics", tmp_path / "kept", "--save-statistics", tmp_path / "link")
+        assert "would be replaced by its own result" in message
 
 
 class TestOutputThatIsNotOurs:

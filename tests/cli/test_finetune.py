@@ -16,8 +16,10 @@ import torch
 
 from qdq.checkpoint import load
 from qdq.cli.main import main
+from qdq.errors import ConfigError, TrainingError
 from qdq.source import read_quantization
 from qdq.training import TaskSettings, TrainingSettings, finetune_checkpoint
+from qdq.training.settings import Distillation, InitialCalibration
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -419,3 +421,137 @@ class TestRefusals:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.txt").write_text("years of work")
         assert "was not made by qdq" in refused(*request(classifier, tmp_path / "out", labelled))
+
+
+class TestUndefinedMetric:
+    """Data on which the deciding metric says nothing."""
+
+    @pytest.fixture
+    def pairs(self, tmp_path: Path) -> tuple[Path, Path]:
+        """Pairs to train on, and pairs that all have the same score."""
+        train, same = tmp_path / "train.tsv", tmp_path / "same.tsv"
+        head = "sentence1\tsentence2\tscore\n"
+        train.write_text(head + "".join(f"a\t{'a ' * n}man\t{n}\n" for n in range(1, 9)))
+        same.write_text(head + "".join(f"a\t{'a ' * n}man\t3\n" for n in range(1, 4)))
+        return train, same
+
+    @pytest.mark.parametrize("more", [(), ("--recipe", "linear"), ("--patience", "1")])
+    def test_the_last_step_is_kept_with_a_warning(
+        self, run: Run, model: Path, pairs: tuple[Path, Path], tmp_path: Path, more: tuple[str, ...]
+    ) -> None:
+        common = ("finetune", "-m", model, "-o", tmp_path / "out", "--task", "sts", "--train-data", pairs[0])
+        ended = run(*common, "--eval-data", pairs[1], "--epochs", "2", "--batch-size", "4", *more, "--json")
+        assert ended.code == 0, ended.err
+        said = " ".join(ended.err.split())
+        assert "spearman is undefined on these examples" in said
+        assert "the checkpoint is that of the last step, 4" in said
+        document = ended.document
+        assert (document["step"], document["metric"], document["stopped_early"]) == (4, None, False)
+        assert document["metrics"] == {"spearman": None, "pearson": None}
+        assert json.loads((tmp_path / "out" / "training.json").read_text())["step"] == 4
+        plain = run(*common[:4], tmp_path / "plain", *common[5:], "--epochs", "2", "--batch-size", "4")
+        assert plain.code == 0, plain.err
+        if not more:
+            weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "plain")]
+            assert weights[0] == weights[1], "the same as without data to evaluate on"
+
+    def test_people_read_undefined(self, run: Run, model: Path, pairs: tuple[Path, Path], tmp_path: Path) -> None:
+        common = ("finetune", "-m", model, "-o", tmp_path / "out", "--task", "sts", "--train-data", pairs[0])
+        ended = run(*common, "--eval-data", pairs[1], "--epochs", "1")
+        assert ended.code == 0, ended.err
+        assert "the checkpoint of step 1" in ended.out
+        assert ended.out.split()[-2:] == ["undefined", "undefined"]
+        assert "*" not in ended.out
+
+    def test_one_label_is_told(self, run: Run, classifier: Path, labelled: Path, tmp_path: Path) -> None:
+        one = tmp_path / "one.tsv"
+        one.write_text("".join(line for line in labelled.read_text().splitlines(keepends=True) if line.endswith("1\n")))
+        ended = run(
+            "finetune", "-m", classifier, "-o", tmp_path / "out", "--train-data", labelled, "--eval-data", one, *QUICK
+        )
+        assert ended.code == 0, ended.err
+        assert "all examples have the same label: f1 and matthews say nothing" in " ".join(ended.err.split())
+
+
+class TestWhatIsInTheWay:
+    def test_a_file_where_the_log_would_be(
+        self, refused: Refused, classifier: Path, labelled: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "out.training.csv").write_text("precious\n")
+        message = refused(*request(classifier, tmp_path / "out", labelled))
+        assert "out.training.csv: exists and cannot be recognized as a training log" in message
+
+    def test_an_earlier_log_is_replaced(self, run: Run, classifier: Path, labelled: Path, tmp_path: Path) -> None:
+        for _ in range(2):
+            assert run(*request(classifier, tmp_path / "out", labelled)).code == 0
+
+    def test_a_folder_where_the_resume_file_would_be(
+        self, refused: Refused, classifier: Path, labelled: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "out.training").mkdir()
+        (tmp_path / "out.training" / "mine").write_text("precious")
+        assert "was not made by qdq" in refused(*request(classifier, tmp_path / "out", labelled))
+
+    @pytest.mark.parametrize("option", ["-m", "--teacher"])
+    def test_what_is_read(
+        self, run: Run, model_folders: ModelFolders, classifier: Path, labelled: Path, tmp_path: Path, option: str
+    ) -> None:
+        copy = model_folders.copy(classifier, tmp_path / "copy")
+        before = model_folders.contents(tmp_path)
+        ended = run(*request(classifier, copy, labelled, option, copy))
+        assert ended.code == 2
+        assert "copy: is read by this command" in ended.err
+        assert model_folders.contents(tmp_path) == before
+
+
+def test_resuming_needs_the_same_evaluation_data(classifier: Path, labelled: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.tsv"
+    other.write_text("".join(labelled.read_text().splitlines(keepends=True)[:9]))
+    first = TrainingSettings(epochs=2, save_steps=1)
+
+    def train(data: Path, *, resume: bool) -> None:
+        finetune_checkpoint(
+            classifier,
+            tmp_path / "out",
+            labelled,
+            eval_data=data,
+            task=TaskSettings(batch_size=16, seq_len=16),
+            settings=first,
+            resume=resume,
+            progress=None if resume else stop,
+        )
+
+    def stop(done: int, _total: int, _how: str) -> None:
+        if done == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(labelled, resume=False)
+    with pytest.raises(TrainingError, match=r"evaluation data: 40 examples \w+ there, 9 examples \w+ here"):
+        train(other, resume=True)
+    train(labelled, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"distillation": Distillation(temperature=3.0)}, "learning from a teacher, and none is given"),
+        ({"calibration": InitialCalibration(refine=True)}, "for a model that a recipe quantizes, and none is given"),
+        ({"settings": TrainingSettings(ranges="moving")}, "ranges: for a model that quantizes"),
+        ({"settings": TrainingSettings(eval_steps=3)}, "data to evaluate on, and none is given"),
+    ],
+)
+def test_settings_without_effect(
+    classifier: Path, labelled: Path, tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        finetune_checkpoint(classifier, tmp_path / "out", labelled, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_same_seed_gives_the_same_bytes(run: Run, model: Path, labelled: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        ended = run(*request(model, tmp_path / name, labelled, "--recipe", "linear", "--seed", "3", "-q"))
+        assert ended.code == 0, ended.err
+    for name in ("model.safetensors", "quantizers.safetensors", "training.json", "config.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name

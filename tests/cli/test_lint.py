@@ -77,7 +77,7 @@ def test_a_repaired_copy_is_clean_and_the_original_stays(run: Run, broken: Path,
 
 def test_the_original_is_not_written_over(refused: Refused, exports: dict[str, Path]) -> None:
     path = exports["tensorrt"] / "model.onnx"
-    assert "name another file" in refused("lint", path, "--fix", path)
+    assert "choose another name" in refused("lint", path, "--fix", path)
 
 
 def test_the_installed_parser_is_asked(run: Run, broken: Path) -> None:

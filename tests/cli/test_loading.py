@@ -95,7 +95,7 @@ def test_a_module_that_cannot_be_drawn(model: Path, refused: Refused) -> None:
     assert "must be head or pooler" in refused("inspect", model, "--allow-missing", "encoder")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocab.txt"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocab.txt", "modules.json"])
 def test_pointers_of_git_lfs(
     name: str, model: Path, model_folders: ModelFolders, text: Path, refused: Refused, tmp_path: Path
 ) -> None:

@@ -108,3 +108,22 @@ def test_a_pickle_is_read_with_permission(run: Run, index: Path, tmp_path: Path)
     assert run("realm", "index", "-m", GOLDEN, *options).code == 0
     np.testing.assert_array_equal(Index(tmp_path / "same").embeddings, Index(index).embeddings)
     assert load_file(tmp_path / "same" / "block_embeddings.safetensors")["block_emb"].shape == (40, 6)
+
+
+def test_few_and_blank_blocks_are_told(run: Run, tmp_path: Path) -> None:
+    records = tmp_path / "records.jsonl"
+    records.write_text('{"text": "a cat sat on a mat and a dog ran to it"}\n{"text": " "}\n')
+    ended = run("realm", "index", "-m", GOLDEN, "--records", records, "-o", tmp_path / "index")
+    assert ended.code == 0, ended.err
+    assert "1 of 2 blocks are blank (1)" in ended.err
+    assert "1 blocks are longer than" in ended.err
+    answered = run("realm", "answer", "cat", "-m", GOLDEN, "--index", tmp_path / "index", "--top-k", 9, "--json")
+    assert answered.code == 0, answered.err
+    assert "top_k is 9, but there are 1 answers" in answered.err
+    (answer,) = answered.document["results"][0]["answers"]
+    assert answer["block"] == 0
+
+
+def test_a_question_that_is_not_utf8_is_refused(refused: Refused, index: Path) -> None:
+    message = refused("realm", "answer", "who\udcff", "-m", GOLDEN, "--index", index)
+    assert "'who\\udcff' has bytes that are not UTF-8" in message

@@ -208,10 +208,6 @@ class Foreign:
 
 def damaged(kind: str, golden: Golden, folder: Path) -> Path:
     document = golden.document()
-    if kind == "shards":
-        written(document, folder / "mp_rank_00")
-        written(document, folder / "mp_rank_01")
-        return folder
     if kind == "code":
         return written({**document, "args": Foreign()}, folder)
     if kind == "version":
@@ -232,7 +228,6 @@ def damaged(kind: str, golden: Golden, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("shards", "the model is in 2 shards"),
         ("code", "refused: the pickle holds more than tensors"),
         ("version", r"checkpoint_version is 1\.5"),
         ("other", "it has no 'model'"),

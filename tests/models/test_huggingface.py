@@ -351,7 +351,7 @@ def test_wrong_sizes_in_config_are_told_in_few_words(saved: Path) -> None:
         load_model(saved)
     text = str(error.value)
     assert "16 unexpected: bert.encoder.* (16)" in text
-    assert "num_hidden_layers is 2 in config.json, but the file has layers up to 2" in text
+    assert "num_hidden_layers is 2 in config.json, but the file has 3 layers" in text
     assert "6 with another shape: " in text
 
 

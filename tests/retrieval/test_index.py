@@ -250,3 +250,27 @@ def test_no_records_at_all(tmp_path: Path) -> None:
 def test_embeddings_of_upstreams_checkpoint_can_be_opened(golden: Golden) -> None:
     found = open_embeddings(golden.folder / "model.safetensors")
     np.testing.assert_array_equal(found, load_file(golden.folder / "model.safetensors")["block_emb"].numpy())
+
+
+@pytest.mark.parametrize("name", ["blocks.txt", "blocks.jsonl"])
+def test_lines_without_columns_are_texts(name: str, tmp_path: Path) -> None:
+    lines = ["a cat", "", "a dog"] if name.endswith("txt") else ['"a cat"', '""', '"a dog"']
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    assert list(read_texts(tmp_path / name)) == ["a cat", "", "a dog"]
+
+
+def test_blank_records_keep_their_numbers_and_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    texts = ["a", "", "b", "  \t", "c"]
+    assert write_records(texts, tmp_path) == 5
+    found = Records(tmp_path)
+    assert [found[number] for number in range(5)] == texts
+    assert "2 of 5 blocks are blank (1, 3)" in caplog.text
+    with pytest.raises(DataError, match="all 2 records are blank"):
+        write_records(["", " "], tmp_path)
+
+
+@pytest.mark.parametrize(("value", "kind"), [("null", "null"), ("3", "int"), ('["a"]', "list")])
+def test_records_that_are_no_text_are_told_by_line(value: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "blocks.jsonl").write_text('{"text": "a"}\n{"text": ' + value + "}\n")
+    with pytest.raises(DataError, match=rf'line 2: "text" is {kind}, must be a text'):
+        list(read_texts(tmp_path / "blocks.jsonl"))

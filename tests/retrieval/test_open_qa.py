@@ -136,10 +136,42 @@ def test_records_and_embeddings_of_different_length_are_refused(golden: Golden) 
         load(golden.folder, golden.records[:39])
 
 
-def test_fewer_blocks_than_the_reader_reads_are_refused(golden: Golden) -> None:
-    model = load(golden.folder, golden.records[:2], ExactSearcher(torch.randn(2, 6)))
-    with pytest.raises(DataError, match="2 blocks, the reader reads 3"):
-        model.answer("Test question")
+@pytest.mark.parametrize("count", [1, 2])
+def test_fewer_blocks_than_the_reader_reads_are_all_read(
+    count: int, golden: Golden, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = [text for text in golden.records if len(text) > 20][:count]
+    model = load(golden.folder, texts, ExactSearcher(torch.randn(count, 6)))
+    answers = model.answer("Test question", top_k=5)
+    assert sorted(answer.block for answer in answers) == list(range(count))
+    assert f"top_k is 5, but there are {count} answers" in caplog.text
+
+
+def test_blocks_without_a_token_are_never_the_answer(golden: Golden) -> None:
+    blank = ["", "   ", "\u200b"] * 20
+    texts = [*blank, *golden.records[:5]]
+    embeddings = torch.randn(len(texts), 6)
+    embeddings[: len(blank)] *= 100  # they would be the best blocks
+    model = load(golden.folder, texts, ExactSearcher(embeddings))
+    answers = model.answer("Test question", top_k=3)
+    assert len(answers) == 3
+    assert all(answer.block >= len(blank) and answer.text for answer in answers)
+    nothing = load(golden.folder, blank[:4], ExactSearcher(torch.randn(4, 6)))
+    with pytest.raises(DataError, match="no block has a token"):
+        nothing.answer("Test question")
+
+
+def test_an_answer_of_unknown_characters_is_no_empty_text(golden: Golden) -> None:
+    model = load(golden.folder, ["\U0001f600 \U0001f600"], ExactSearcher(torch.randn(1, 6)))
+    (answer,) = model.answer("Test question")
+    assert "[UNK]" in answer.text
+
+
+def test_rows_shorter_than_the_widest_span_are_padded(golden: Golden) -> None:
+    model = golden.model()
+    found = pair_with_blocks("a", ["b"], model.tokenizer, max_length=30, min_length=12)
+    assert found.input_ids.shape == (1, 12)
+    assert found.attention_mask.sum() == 5
 
 
 def test_it_survives_the_disk(golden: Golden, tmp_path: Path) -> None:

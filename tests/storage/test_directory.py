@@ -542,3 +542,21 @@ class TestTranslation:
         error.__cause__ = OSError(28, "No space left on device")
         with pytest.raises(StorageError, match="No space left"):
             fail(target, NEW, error)
+
+
+def test_a_file_among_the_parents_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("precious")
+    with pytest.raises(StorageError, match=r"a\.txt/b/c: .*a\.txt is not a folder"):
+        make(tmp_path / "a.txt" / "b" / "c", NEW)
+    assert (tmp_path / "a.txt").read_text() == "precious"
+
+
+def test_an_input_is_not_replaced(tmp_path: Path) -> None:
+    make(tmp_path / "out", OLD)
+    (tmp_path / "link").symlink_to("out")
+    with (
+        pytest.raises(ConfigError, match="link: is read by this command"),
+        atomic_directory(tmp_path / "link", kind="export", inputs=[None, tmp_path / "out"]),
+    ):
+        pytest.fail("the block must not run")
+    assert content(tmp_path / "out") == OLD

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from qdq.errors import CheckpointError, ConfigError, StorageError
-from qdq.storage import read_json, write_json, write_text_atomic
+from qdq.storage import check_readable, read_json, write_json, write_text_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,3 +69,21 @@ class TestFiles:
     def test_a_missing_folder_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=r"none/a\.txt: No such file"):
             write_text_atomic(tmp_path / "none" / "a.txt", "x")
+
+    def test_the_true_reason_is_told_before_a_library_tells_another(self, tmp_path: Path) -> None:
+        (tmp_path / "a").write_text("")
+        check_readable(tmp_path / "a")
+        with pytest.raises(CheckpointError, match=r"none: no such file"):
+            check_readable(tmp_path / "none")
+        with pytest.raises(StorageError, match=r"cannot read .*a/b: Not a directory"):
+            check_readable(tmp_path / "a" / "b")
+        with pytest.raises(StorageError, match=r"cannot read .*: Is a directory"):
+            check_readable(tmp_path)
+        with pytest.raises(StorageError, match="File name too long"):
+            check_readable(tmp_path / ("x" * 300))
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+    def test_a_missing_permission_is_no_missing_file(self, tmp_path: Path) -> None:
+        (tmp_path / "a").touch(mode=0)
+        with pytest.raises(StorageError, match="Permission denied"):
+            check_readable(tmp_path / "a")

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
+    "LAYOUT",
     "bias_behind",
     "constant",
     "initializer",
@@ -19,7 +20,16 @@ __all__ = [
     "producer",
     "replace_chain",
     "stored_matrix",
+    "title",
 ]
+
+
+LAYOUT = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Dropout", "Expand", "Slice")
+"""Operators that move values without changing them, as far as quantization is concerned."""
+
+_MAX_DISTANCE = 12  # nodes between a stored weight and the product that reads it
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")  # ONNX Runtime has its own for types that the opset lacks
+_SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
@@ -31,6 +41,11 @@ def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
     """Return the node that computes ``value`` if it is one of ``op_types``, else None."""
     node = None if value is None else value.producer()
     return node if is_op(node, *op_types) else None
+
+
+def title(node: ir.Node) -> str:
+    """Return the name of a node, or its operator and output if it has none."""
+    return str(node.name) if node.name else f"{node.op_type} -> {node.outputs[0].name}"
 
 
 def only_consumer(value: ir.Value, *op_types: str) -> ir.Node | None:
@@ -52,9 +67,30 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
 
 
 def is_stored(value: ir.Value | None) -> bool:
-    """Return whether ``value`` is a constant, maybe behind a DequantizeLinear or a Transpose."""
-    node = producer(value, "DequantizeLinear", "Transpose")
-    return constant(value) is not None or (node is not None and is_stored(node.inputs[0]))
+    """Return whether the file decides what ``value`` is: it is a constant, or computed from constants alone.
+
+    A change of layout counts by what it moves, even if the new shape is computed.
+    """
+    return value is not None and _is_stored(value, _MAX_DISTANCE)
+
+
+def _is_stored(value: ir.Value, far: int) -> bool:
+    node = value.producer()
+    if value.const_value is not None or node is None:
+        return value.const_value is not None
+    if is_op(node, "Constant"):
+        return True
+    is_known = is_op(node, node.op_type) or node.op_type in _QUANTIZERS
+    if far == 0 or not is_known or node.op_type.startswith("Random") or _has_subgraph(node):
+        return False
+    sides = [side for side in node.inputs if side is not None]
+    if is_op(node, *LAYOUT):
+        sides = sides[:1]
+    return bool(sides) and all(_is_stored(side, far - 1) for side in sides)
+
+
+def _has_subgraph(node: ir.Node) -> bool:
+    return any(attribute.type in _SUBGRAPHS for attribute in node.attributes.values())
 
 
 def stored_matrix(value: ir.Value | None) -> np.ndarray | None:

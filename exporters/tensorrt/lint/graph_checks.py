@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.onnx.passes.graph import constant, is_op
-from exporters.tensorrt.graph_structure import GraphStructure, consumers, title
+from exporters.onnx.walk import stored_values
+from exporters.tensorrt.graph_structure import GraphStructure, consumers, holds_infinity, title
 from exporters.tensorrt.lint.operators import opsets_of, supported_operators
 from exporters.tensorrt.lint.quantizer_checks import finding
 from exporters.tensorrt.lint.types import clashes, types_of
@@ -95,7 +96,7 @@ def profiles(structure: GraphStructure, settings: Settings) -> Iterator[Finding]
 
 def constants(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
     """W17: constants have types and values that TensorRT can store."""
-    for value in structure.model.graph.initializers.values():
+    for value in stored_values(structure.model):
         tensor = value.const_value
         if tensor is None:
             continue
@@ -104,6 +105,11 @@ def constants(structure: GraphStructure, settings: Settings) -> Iterator[Finding
         small = tensor.nbytes <= _SMALL and tensor.dtype.is_floating_point() and tensor.dtype.itemsize >= 2
         if small and not _is_scale(value) and not np.isfinite(tensor.numpy().astype(np.float64)).all():
             yield finding("W17", str(value.name), f"it is {tensor.dtype.name.lower()} and holds infinity or NaN")
+
+    for node in structure.of("DequantizeLinear"):
+        stored = node.inputs[0].const_value if node.inputs[0] is not None else None
+        if stored is not None and stored.nbytes <= _SMALL and holds_infinity(node):
+            yield finding("W17", node, "its constant dequantizes to infinity, and infinity times 0 is NaN")
 
 
 def _is_scale(value: ir.Value) -> bool:
@@ -124,7 +130,7 @@ def order(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:
         yield finding("I1", "the file", f"it has {size / 1e9:.1f} GB in one piece")
     unused = [
         value
-        for value in structure.model.graph.initializers.values()
+        for value in stored_values(structure.model)
         if not consumers(value) and not value.is_graph_output() and not value.is_graph_input()
     ]
     if unused:

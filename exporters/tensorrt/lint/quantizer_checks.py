@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.onnx.passes.graph import constant, is_op, producer
+from exporters.onnx.walk import stored_values
 from exporters.tensorrt.graph_structure import GraphStructure, array, consumers, quantized_type, source, title
 from exporters.tensorrt.lint.rules import RULES, Finding, Severity
 from exporters.tensorrt.lint.types import FLOATS, types_of
@@ -32,7 +33,8 @@ _SINCE = {
     ir.DataType.FLOAT4E2M1: (10, 8),
 }
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
-_LEAST_HALF = 6e-8  # the smallest float16 above 0
+_MASK = 1e30  # activations are smaller, masks are about as large as the type allows
+_LEAST_HALF = 2.0**-24  # the smallest float16 above 0
 
 
 def finding(rule: str, node: ir.Node | str, problem: str, severity: Severity | None = None) -> Finding:
@@ -116,25 +118,31 @@ def zero_points(structure: GraphStructure, settings: Settings) -> Iterator[Findi
 
 
 def operands(structure: GraphStructure, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001
-    """E5 and E6: quantizers read floats, and only DequantizeLinear reads integers."""
+    """E5 and E6: quantizers read floats, only DequantizeLinear reads integers, and these are no constant scalars."""
     types = types_of(structure.nodes)
     for node in structure.of(*_PAIR):
         value = node.inputs[0]
         kind = None if value is None else types.get(value)
         if value is None or kind is None:
             continue
+        if is_op(node, "DequantizeLinear") and kind is not ir.DataType.INT32 and _is_scalar(value):
+            yield finding("E6", node, f"the {kind.name.lower()} constant {value.name} is a scalar")
         if is_op(node, "QuantizeLinear") and kind not in FLOATS:
             yield finding("E6", node, f"it reads {kind.name.lower()}")
         elif is_op(node, "DequantizeLinear") and kind is ir.DataType.INT32:
             yield finding("E5", node, f"it reads the int32 tensor {value.name}")
         elif is_op(node, "DequantizeLinear") and kind in FLOATS:
             yield finding("E6", node, f"it reads {kind.name.lower()}, which is not quantized")
-    for value in structure.model.graph.initializers.values():
+    for value in stored_values(structure.model):
         if value.dtype not in (*_QUANTIZED, ir.DataType.UINT8):
             continue
         for node in consumers(value):
             if not is_op(node, *_PAIR) and not _only_to_zero_point(node):
                 yield finding("E6", node, f"it reads the {value.dtype.name.lower()} constant {value.name}")
+
+
+def _is_scalar(value: ir.Value) -> bool:
+    return constant(value) is not None and value.shape is not None and len(value.shape) == 0
 
 
 def _only_to_zero_point(node: ir.Node) -> bool:
@@ -246,6 +254,8 @@ def plausible(structure: GraphStructure, settings: Settings) -> Iterator[Finding
             yield finding("W18", node, "its scale is exactly 1")
         elif behind_softmax and number > 1.01 / 127:
             yield finding("W18", node, f"its scale is {number:.2g}: softmax needs no more than {1 / 127:.2g}")
+        if number * 127 > _MASK:
+            yield finding("W18", node, f"its scale is {number:.2g}: a mask is in its range, all other values become 0")
         if not behind_softmax:
             by_scale[number].append(node)
     tensors = sum(len(nodes) for nodes in by_scale.values())

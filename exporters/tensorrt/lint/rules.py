@@ -101,8 +101,10 @@ RULES: Mapping[str, Rule] = {
         ),
         Rule(
             "E6",
-            "QuantizeLinear reads float, DequantizeLinear reads integers, and int8 constants are read by nothing else",
-            "add a DequantizeLinear behind the int8 constant, or a Cast in front of QuantizeLinear",
+            "QuantizeLinear reads float, DequantizeLinear reads integers, int8 constants are read by nothing else, and "
+            "are no scalars",
+            "add a DequantizeLinear behind the int8 constant, or a Cast in front of QuantizeLinear; qdq lint --fix "
+            "writes scalars in float",
             _TRIED,
         ),
         Rule(
@@ -240,13 +242,14 @@ RULES: Mapping[str, Rule] = {
         Rule(
             "W17",
             "constants are finite and of a type that TensorRT has",
-            "write float32 (TensorRT has no double), and masks with -10000 or the type's own least value",
+            "write float32 (TensorRT has no double), and masks with -10000 or the type's own least value, in float; "
+            "qdq lint --fix does so for quantized ones",
             "onnx-tensorrt, docs; NVIDIA/TensorRT",
         ),
         Rule(
             "W18",
-            "scales look calibrated: not exactly 1, not all the same, of softmax at most 1/127",
-            "calibrate again",
+            "scales look calibrated: not exactly 1, not all the same, of softmax at most 1/127, of no mask",
+            "calibrate again, with the masked scores in float",
             "conventions of pytorch-quantization: 1 marks what was never calibrated",
         ),
         Rule(

@@ -7,6 +7,7 @@ quantizer without an entry is dynamic: it takes the range of each tensor.
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from qdq.data.tokenizer import TOKENIZER_FILES
 from qdq.errors import CheckpointError, ConfigError, ExportError, RecipeError, describe_problems
 from qdq.interop.pytorch_quantization.slot_names import prefix_of, qdqbert_names
 from qdq.models.huggingface import save_model
@@ -36,6 +38,7 @@ __all__ = [
     "amax_shape",
     "amax_tensors",
     "apply_amax",
+    "is_of_linear",
     "is_quantizer_key",
     "load_amax",
     "save",
@@ -56,6 +59,11 @@ def is_quantizer_key(key: str) -> bool:
     return "_quantizer." in key
 
 
+def is_of_linear(name: str) -> bool:
+    """Return whether QDQBERT's name of a quantizer is that of a linear layer, and not of a product or an addition."""
+    return name.rpartition(".")[2].startswith("_")
+
+
 # --- reading ---
 
 
@@ -65,6 +73,7 @@ def load_amax(
     *,
     activation: QuantSpec = ACTIVATION,
     weight: QuantSpec = WEIGHT,
+    linears_only: bool = False,
     source: str = "checkpoint",
 ) -> None:
     """Wrap a float model and quantize it as QDQBERT does, with the ranges of a checkpoint.
@@ -78,6 +87,8 @@ def load_amax(
         tensors: A state dict of transformers; keys that belong to no quantizer are ignored.
         activation: Bits, sign and narrow range of activations, which the checkpoint does not say.
         weight: The same for weights, with the granularity of dynamic ones.
+        linears_only: Leave the products of attention and the additions float, as in a BERT whose linear layers alone
+            were replaced.
         source: The name of the checkpoint, for messages.
 
     Raises:
@@ -92,6 +103,8 @@ def load_amax(
     replaced = wrap(model)
     try:
         specs, amax = _read(model, tensors, activation, weight, source)
+        if linears_only:
+            specs |= {slot: None for slot, name in qdqbert_names(model).items() if not is_of_linear(name)}
         apply_amax(model, specs, amax, source=source)
     except BaseException:
         for name, module in replaced.items():
@@ -254,7 +267,14 @@ def amax_shape(axis: int | None) -> tuple[int, ...]:
     return () if axis is None else (-1, 1) if axis % 2 == 0 else (1, -1)
 
 
-def save(model: Model, path: str | Path, *, activation: QuantSpec = ACTIVATION, weight: QuantSpec = WEIGHT) -> None:
+def save(
+    model: Model,
+    path: str | Path,
+    *,
+    activation: QuantSpec = ACTIVATION,
+    weight: QuantSpec = WEIGHT,
+    source: str | Path | None = None,
+) -> None:
     """Write a QDQBERT checkpoint, ``config.json`` and ``model.safetensors``, with the keys of transformers.
 
     The directory is written completely or not at all.
@@ -264,6 +284,7 @@ def save(model: Model, path: str | Path, *, activation: QuantSpec = ACTIVATION, 
         path: The directory to write.
         activation: See :func:`amax_tensors`.
         weight: See :func:`amax_tensors`.
+        source: The directory that the model came from, whose tokenizer is copied.
 
     Raises:
         ExportError: QDQBERT cannot compute what some slots compute; the message lists all of them.
@@ -275,3 +296,6 @@ def save(model: Model, path: str | Path, *, activation: QuantSpec = ACTIVATION, 
     ranges = amax_tensors(model, activation=activation, weight=weight)
     with atomic_directory(Path(path), kind="checkpoint") as folder:
         save_model(model, folder, extra=ranges)
+        for name in TOKENIZER_FILES if source is not None else ():
+            if (file := Path(str(source)) / name).is_file():
+                shutil.copyfile(file, folder / name)

@@ -11,12 +11,31 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
-__all__ = ["NOT_A_WEIGHT", "key_of", "needs_transposing"]
+__all__ = ["heads_elsewhere", "is_of_objects", "key_of", "needs_transposing", "not_a_weight"]
 
-#: The scopes of an optimizer, and the number of its steps.
-NOT_A_WEIGHT = frozenset({"adam_v", "adam_m", "AdamWeightDecayOptimizer", "AdamWeightDecayOptimizer_1", "global_step"})
+# The scopes of optimizers, and the numbers that a training keeps.
+_OPTIMIZERS = frozenset({"adam_v", "adam_m", "AdamWeightDecayOptimizer", "AdamWeightDecayOptimizer_1"})
+_NUMBERS = frozenset(
+    {
+        "global_step",
+        "beta1_power",
+        "beta2_power",
+        "loss_scale",
+        "current_loss_scale",
+        "good_steps",
+        "bad_steps",
+        "num_good_steps",
+        "num_bad_steps",
+        "learning_rate",
+        "accum_step",
+        "local_step",
+        "save_counter",
+    }
+)
+# The heads of ALBERT's run_squad.py, which models of transformers do not have.
+_HEADS_ELSEWHERE = ("start_logits/", "end_logits/", "answer_class/")
 
 _LEAVES = {"kernel": "weight", "gamma": "weight", "output_weights": "weight", "output_bias": "bias", "beta": "bias"}
 
@@ -71,6 +90,36 @@ _REALM = {
 }
 
 
+def not_a_weight(name: str, names: Collection[str]) -> str | None:
+    """Return why a variable is not a weight, or None.
+
+    An optimizer keeps its state below the variable that it belongs to: ``kernel/adam_m`` beside ``kernel``.
+
+    Args:
+        name: The name of the variable.
+        names: The names of all variables of the checkpoint.
+    """
+    scopes = name.split("/")
+    parent, _, last = name.rpartition("/")
+    if _OPTIMIZERS & {*scopes} or "global_step" in scopes or (parent in names and last != "ExponentialMovingAverage"):
+        return "optimizer state, not a weight"
+    if parent in names:
+        return "a moving average of a weight, not the weight"
+    if re.sub(r"_\d+$", "", last) in _NUMBERS or "loss_scale" in scopes:
+        return "optimizer state, not a weight"
+    return None
+
+
+def is_of_objects(names: Iterable[str]) -> bool:
+    """Return whether the names are those of an object-based checkpoint, which Keras writes in TensorFlow 2."""
+    return any(name.endswith((".ATTRIBUTES/VARIABLE_VALUE", "_CHECKPOINTABLE_OBJECT_GRAPH")) for name in names)
+
+
+def heads_elsewhere(name: str) -> bool:
+    """Return whether a variable is of a head of ALBERT's ``run_squad.py``, which models of transformers do not have."""
+    return name.removeprefix("module/").startswith(_HEADS_ELSEWHERE)
+
+
 def key_of(name: str, model_type: str, task: str) -> str | None:
     """Return the key of a variable in transformers, or None for a variable of another component.
 
@@ -82,6 +131,8 @@ def key_of(name: str, model_type: str, task: str) -> str | None:
         model_type: The family.
         task: The task of the model.
     """
+    if model_type != "realm":
+        name = name.removeprefix("module/")  # the scope of a module of TensorFlow Hub
     if model_type == "realm":
         begins = next((pair for pair in _REALM.get(task, ()) if name.startswith(pair[0])), None)
         if begins is None:
