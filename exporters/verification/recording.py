@@ -281,10 +281,9 @@ def _with_exact_tensors(
         for quantizer in active
         if quantizer.transform is not None and quantizer.transform.smoothing_scale is not None
     }
-    with _recorders({quantizer: recorder_of(quantizer) for quantizer in active}, hooks), double:
-        # Not in inference mode, which forbids views of the inputs in another type.
-        with torch.no_grad():
-            export_model.compute({entry.name: batch[entry.name] for entry in export_model.inputs})
+    # Not in inference mode, which forbids views of the inputs in another type.
+    with _recorders({quantizer: recorder_of(quantizer) for quantizer in active}, hooks), torch.no_grad(), double:
+        export_model.compute({entry.name: batch[entry.name] for entry in export_model.inputs})
     return {call: exact[call] for call in records}
 
 
