@@ -97,7 +97,7 @@ class Similarity:
 
 
 def output_vectors(output: Any, attention_mask: Tensor | None) -> list[OutputVectors]:
-    """Return what is compared of a model's output: all its logits, or its first field if it has none.
+    """Return what is compared of a model's output: all its logits, or its first field of numbers if it has none.
 
     1. ``(batch, seq, width)``: the vector of a sample is the mean over its tokens.
     2. ``(batch, seq)``, scores of tokens: the scores themselves, with 0 where the mask excludes the token.
@@ -110,7 +110,12 @@ def output_vectors(output: Any, attention_mask: Tensor | None) -> list[OutputVec
     Raises:
         CalibrationError: Values are NaN or infinite.
     """
-    named: Mapping[str, Tensor] = {n: v for n, v in output.items() if isinstance(v, torch.Tensor) and n != "loss"}
+    # Positions and other choices say nothing about the size of an error.
+    named: Mapping[str, Tensor] = {
+        name: value
+        for name, value in output.items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim and name != "loss"
+    }
     names = [name for name in named if name.endswith("logits")] or list(named)[:1]
     found = []
     for name in names:
