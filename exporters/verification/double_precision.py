@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 __all__ = ["DoublePrecision"]
 
 
-class DoublePrecision(TorchDispatchMode):
+class DoublePrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside this mode every operator gets its float32 tensors in float64, and returns float64.
 
     The quantizing operators of qdq are exceptions: they compute as always, so that they return the same integers.
@@ -22,7 +22,7 @@ class DoublePrecision(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_off = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
