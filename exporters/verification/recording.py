@@ -134,22 +134,24 @@ class RecordedTensor:
         noise = self.noise if np.ndim(self.noise) == 0 else np.broadcast_to(self.noise, whole).transpose(perm)
         return replace(self, q=q, rounding_error=rounding_error, largest=largest, noise=noise)
 
-    def with_exact(self, steps: np.ndarray, smoothing_scale: np.ndarray | None) -> RecordedTensor:
+    def with_exact(self, steps: np.ndarray, shift: np.ndarray | float) -> RecordedTensor:
         """Return the same with the exact tensor in place of the one that was computed in float32.
 
         The difference of the two is the rounding error of torch's own float32, from which ``noise`` follows.
 
         Args:
             steps: The exact tensor in steps, float64, with any number of axes and the channels on the last one.
-            smoothing_scale: The smoothing scale of each channel; None without smoothing.
+            shift: What was subtracted from each channel, in steps.
         """
         whole = self.integers.astype(np.float64)
         exact = steps - whole
-        errors = np.nan_to_num(np.abs(self.rounding_error - exact), posinf=0).reshape(-1, steps.shape[-1])
-        # Smoothing multiplies a channel with its rounding errors. Without it, channels can be compared.
-        factor = np.ones(1) if smoothing_scale is None else np.abs(smoothing_scale).astype(np.float64)
+        channels = steps.shape[-1]
+        errors = np.nan_to_num(np.abs(self.rounding_error - exact), posinf=0).reshape(-1, channels)
         largest = errors.max(axis=0, initial=0)
-        common = np.quantile(largest / factor, _COMMON_SHARE) * factor
+        # Rounding errors grow with what was rounded: smoothing multiplies a channel, a shift comes after the rounding.
+        magnitude = np.nan_to_num(np.abs(steps + shift), posinf=0).reshape(-1, channels).max(axis=0, initial=0)
+        relative = largest / np.maximum(magnitude, np.finfo(np.float32).tiny)
+        common = np.quantile(relative, _COMMON_SHARE) * magnitude
         noise = np.maximum(TIE, _NOISE * np.maximum(largest, common)).astype(np.float32)
         if not self.float8:  # values far outside the range only have to stay there
             exact = np.clip(exact, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
@@ -260,7 +262,7 @@ def _with_exact_tensors(
             call = quantizer, calls[quantizer]
             calls[quantizer] += 1
             record = records[call]
-            exact[call] = record.with_exact(x.double().numpy() / record.scale, smoothing_scales.get(quantizer))
+            exact[call] = record.with_exact(x.double().numpy() / record.scale, shifts[quantizer] / record.scale)
             return torch.from_numpy(record.integers.astype(np.float64) * record.scale)
 
         return replace_with_recorded
@@ -276,15 +278,21 @@ def _with_exact_tensors(
     hooks = [weight.register_forward_pre_hook(switch(off=True)) for weight in weights]
     hooks += [weight.register_forward_hook(switch(off=False)) for weight in weights]
     active = {quantizer for quantizer, _ in records}
-    smoothing_scales = {
-        quantizer: quantizer.transform.smoothing_scale.numpy()
-        for quantizer in active
-        if quantizer.transform is not None and quantizer.transform.smoothing_scale is not None
-    }
+    shifts = {quantizer: _shift(quantizer) for quantizer in active}
     # Not in inference mode, which forbids views of the inputs in another type.
     with _recorders({quantizer: recorder_of(quantizer) for quantizer in active}, hooks), torch.no_grad(), double:
         export_model.compute({entry.name: batch[entry.name] for entry in export_model.inputs})
     return {call: exact[call] for call in records}
+
+
+def _shift(quantizer: Quantizer) -> np.ndarray | float:
+    """Return what the transform of a quantizer subtracts from each channel, smoothed as the channel is."""
+    transform = quantizer.transform
+    if transform is None or transform.shift is None:
+        return 0.0
+    shift = transform.shift if transform.smoothing_scale is None else transform.shift * transform.smoothing_scale
+    found: np.ndarray = shift.detach().numpy()
+    return found
 
 
 @contextmanager

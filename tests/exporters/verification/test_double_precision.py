@@ -65,23 +65,32 @@ def test_the_integers_are_those_of_float32_and_the_rest_is_exact(tiny_models: Ti
         assert np.all(record.noise >= TIE)
 
 
-def test_the_tolerance_grows_with_the_smoothing_scale_of_a_channel() -> None:
-    """Channel 1 is smoothed by 100: its rounding errors are a hundred times as large, and so is its tolerance."""
+def test_each_channel_has_the_tolerance_of_its_own_rounding_errors() -> None:
+    """Channel 1 was smoothed by 100: its rounding errors are a hundred times as large."""
     exact = np.float64([[3.2, 7.0], [-1.1, 50.0]])
     error = np.float64([[1e-5, 1e-3], [1e-5, 2e-3]])
     steps = (exact + error).astype(np.float32)
     record = RecordedTensor.of(steps, np.rint(steps), np.float32(0.5), np.int32(0))
-    found = record.with_exact(exact, np.float32([1, 100]))
+    found = record.with_exact(exact, 0.0)
     np.testing.assert_allclose(found.noise, [TIE, 8 * 2e-3], rtol=0.05)
     np.testing.assert_allclose(found.steps, exact, atol=2.5e-4)
 
 
 def test_channels_that_happen_to_be_exact_get_the_tolerance_of_the_others() -> None:
-    exact = np.zeros((1, 10))
+    exact = np.full((1, 10), 2.0)
     steps = exact + np.where(np.arange(10) == 0, 0, 4e-4)
-    record = RecordedTensor.of(steps.astype(np.float32), np.zeros((1, 10)), np.float32(1), np.int32(0))
-    found = record.with_exact(exact, None)
-    np.testing.assert_allclose(found.noise, 8 * 4e-4, rtol=1e-3)
+    record = RecordedTensor.of(steps.astype(np.float32), np.full((1, 10), 2.0), np.float32(1), np.int32(0))
+    found = record.with_exact(exact, 0.0)
+    np.testing.assert_allclose(found.noise, 8 * 4e-4, rtol=1e-2)
+
+
+def test_a_channel_that_was_shifted_is_as_exact_as_what_it_was_before() -> None:
+    """Channel 0 loses 1000 steps by its shift: what is left has the rounding errors of 1000 steps."""
+    exact = np.full((1, 11), 1.0)
+    steps = exact + np.where(np.arange(11) == 0, 0, 1e-5)
+    record = RecordedTensor.of(steps.astype(np.float32), np.ones((1, 11)), np.float32(1), np.int32(0))
+    noise = np.asarray(record.with_exact(exact, np.where(np.arange(11) == 0, 999.0, 0.0)).noise)
+    np.testing.assert_allclose(noise, [8 * 1e-2, *[TIE] * 10], rtol=1e-2)
 
 
 def test_a_transposed_record_keeps_the_tolerance_of_its_channels() -> None:
