@@ -73,6 +73,9 @@ class LabelSurvey:
             self.widths.add(len(values) if is_vector else -1)
             self.repeats |= is_vector and len(set(values)) < len(values)
         for one in values:
+            if type(one) is str and one in self.counts:
+                self.counts[one] += 1
+                continue
             if is_list and is_missing(one):
                 continue
             self.booleans += isinstance(one, bool)
