@@ -352,7 +352,8 @@ def headerless_names(columns: Columns, task: str, first: Sequence[str]) -> tuple
     """Return the names of a table's columns when its first row is data, or None when it is a header.
 
     1. The user names columns by number: the columns are called by their numbers.
-    2. The row has a column that the user names, or the usual names of what the task needs: it is a header.
+    2. The row has a column that the user names, or the usual names of what the task needs, or an empty field beside
+       single words: it is a header.
     3. ``score, text, text`` or ``text, text, score``, with a number or nothing as score: a pair with its score.
     4. ``text, number`` or ``number, text``: a sentence with its label.
     5. ``text, number, anything, text``: the source, label, mark and sentence of CoLA.
@@ -372,7 +373,9 @@ def headerless_names(columns: Columns, task: str, first: Sequence[str]) -> tuple
         choose_columns(columns, task, names, name="")
     except DataError:
         kinds = "".join(_kind(field) for field in first)
-        return _SHAPES.get(kinds)
+        # pandas writes its index under an empty name: a column that is called so, beside names of one word.
+        is_header = "e" in kinds and not any(len(name.split()) > 1 for name in names)
+        return None if is_header else _SHAPES.get(kinds)
     return None
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qdq.data.looks import once_a_version
 from qdq.data.records import Problems, Record
 from qdq.data.text_files import read_lines
 
@@ -57,10 +58,10 @@ def read_conll(path: Path, problems: Problems, _: object) -> Iterator[Record]:
        number of columns than most lines, or end with something that is no tag in the file.
 
     Args:
-        path: The file, which is read twice: first for the columns and tags that its lines have.
+        path: The file. Before the first reading it is looked at for the columns and tags that its lines have.
         problems: Receives the problems of lines.
     """
-    shape = _look_at(path)
+    shape = _look_at(path, ".conll")
     rows: list[list[str]] = []
     begin = comments = 0
     for number, line in enumerate(read_lines(path, problems), start=1):
@@ -123,7 +124,8 @@ def looks_like_conll(lines: Sequence[str], *, words: bool = False) -> bool:
     return are_entities or are_parts
 
 
-def _look_at(path: Path) -> _Shape:
+@once_a_version
+def _look_at(path: Path, _: str) -> _Shape:
     widths: Counter[int] = Counter()
     headed: Counter[int] = Counter()  # of lines that begin with # before a sentence
     tags: set[str] = set()

@@ -175,7 +175,8 @@ class Examples:
         if self._need_labels and self._label_column(layout) is None:
             names = ", ".join(map(repr, available))
             raise DataError(
-                f"{self.name}: no column has a usual name for labels, and {self.task} needs them; it has {names}"
+                f"{self.name}: no column has a usual name for labels, and {self.task} needs them; it has {names}; "
+                "name it with --label-column"
             )
         return layout
 

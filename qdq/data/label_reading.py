@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qdq.data.columns import Columns, choose_columns
+from qdq.data.label_survey import MOST_LABELS
 from qdq.data.label_values import is_mark, is_missing, number_of, spelled
 from qdq.data.labels import LabelError, Labels
 from qdq.data.records import BARE, Problems, quoted, share
@@ -46,6 +47,8 @@ class LabelReading:
     is_vector: bool | None = None
     separator: str | None = None
     takes_ids: bool = False
+    #: The ids of values that came before, by column, type and value: a column repeats a few values.
+    _ids: dict[tuple[str | None, type, Any], int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def is_unlabelled(self, value: Any, *, score: bool) -> bool:
         """Return whether a value says that its row has no label; -1 and ``-`` do unless the head has such a label."""
@@ -61,6 +64,17 @@ class LabelReading:
         Raises:
             LabelError: The head has no such label.
         """
+        if type(value) not in (str, int):
+            return self._class_of(column, value)
+        key = (column, type(value), value)
+        found = self._ids.get(key)
+        if found is None:
+            found = self._class_of(column, value)
+            if len(self._ids) < MOST_LABELS:
+                self._ids[key] = found
+        return found
+
+    def _class_of(self, column: str | None, value: Any) -> int:
         if self.labels is None:
             number = number_of(value)
             if number is None or not number.is_integer():

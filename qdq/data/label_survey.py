@@ -60,6 +60,9 @@ class LabelSurvey:
             is_list: Whether a row may have several labels, or has one for each token.
         """
         self.rows += 1
+        if not is_list and type(value) is str and value in self.counts:  # nearly all rows of a table
+            self.counts[value] += 1
+            return
         if is_missing(value) or (is_list and not isinstance(value, list | tuple) and is_mark(value)):
             self.missing += 1
             return
@@ -70,6 +73,9 @@ class LabelSurvey:
             self.widths.add(len(values) if is_vector else -1)
             self.repeats |= is_vector and len(set(values)) < len(values)
         for one in values:
+            if type(one) is str and one in self.counts:
+                self.counts[one] += 1
+                continue
             if is_list and is_missing(one):
                 continue
             self.booleans += isinstance(one, bool)
@@ -146,12 +152,13 @@ class LabelSurvey:
 
 
 def survey_labels(source: Source, task: str, columns: Columns, *, multi_label: bool = False) -> LabelSurvey:
-    """Read a source once and count the values of its column of labels; no problem of a row is reported.
+    """Read a source once and count the values of its column of labels.
 
-    The survey has no column where the source has none, or no row.
+    The survey has no column where the source has none, or no row. The problems of rows are reported only where no row
+    can be read; otherwise the reading of the examples reports them.
 
     Raises:
-        DataError: The source cannot be read, or has no columns for the task.
+        DataError: The source or all of its rows cannot be read, or it has no columns for the task.
     """
     survey = LabelSurvey()
     wanted: Sequence[str] | None = None
@@ -160,7 +167,8 @@ def survey_labels(source: Source, task: str, columns: Columns, *, multi_label: b
         survey.column = _column_of(source, task, columns, survey.columns)
         wanted = [survey.column]
     is_list = multi_label or task == "token-classification"
-    for record in source.records(Problems(source.name), wanted):
+    problems = Problems(source.name)
+    for record in source.records(problems, wanted):
         names = tuple(record.values)
         if names == (BARE,) and not columns.names:
             survey.rows += 1
@@ -174,6 +182,8 @@ def survey_labels(source: Source, task: str, columns: Columns, *, multi_label: b
         survey.add(record.values.get(survey.column), is_list=is_list)
         if survey.is_full:
             break
+    if not survey.rows:
+        problems.raise_if_any()
     return survey
 
 

@@ -19,15 +19,15 @@ _EXACT = 2**53  # beyond it, two whole numbers may be one float
 
 def number_of(value: Any) -> float | None:
     """Return a finite number, also one that is written as text; None for everything else."""
-    if isinstance(value, Real | Decimal):
-        try:
-            number = float(value)
-        except OverflowError:
-            return None
-    elif isinstance(value, str):
+    if isinstance(value, str):  # first, since the test of the next line takes long
         try:
             number = float(value)
         except ValueError:
+            return None
+    elif isinstance(value, Real | Decimal):
+        try:
+            number = float(value)
+        except OverflowError:
             return None
     else:
         return None

@@ -219,7 +219,10 @@ def find_labels(
     opened = open_source(source, split=split, header=lambda first: headerless_names(columns, task, first), words=words)
     survey = survey_labels(opened, task, columns, multi_label=multi_label)
     if not survey.column and survey.columns:
-        raise DataError(f"{opened.name}: no column of labels for {task}; its columns are {quoted(survey.columns)}")
+        raise DataError(
+            f"{opened.name}: no column of labels for {task}; its columns are {quoted(survey.columns)}; "
+            "name it with --label-column"
+        )
     if not survey.column:
         rows = f"none of its {survey.rows} rows has a label" if survey.rows else "holds no row"
         raise DataError(f"{opened.name}: {rows}; give a source with at least one that has a label")

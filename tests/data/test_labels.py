@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import pytest
 
 from qdq.data.examples import read_examples
 from qdq.data.labels import LabelError, Labels, find_labels, is_unlabelled, number_of
 from qdq.errors import ConfigError, DataError
+from tests.data.support import write
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NLI = Labels(("entailment", "neutral", "contradiction"))
 
@@ -143,6 +148,20 @@ class TestFinding:
         with pytest.raises(DataError) as caught:
             find_labels(rows, "sequence-classification")
         assert expected in str(caught.value)
+
+
+class TestRefusals:
+    def test_a_source_without_a_readable_row_names_its_problems(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.json", '[["a", "pos"], ["b", "neg"]]')
+        with pytest.raises(DataError, match="row 1: neither a JSON object nor a string but an array"):
+            find_labels(path, "sequence-classification")
+
+    def test_a_column_without_a_usual_name_has_its_option(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", "review,sentiment\na cat,pos\na dog,neg\n")
+        with pytest.raises(DataError, match="'review', 'sentiment'; name it with --label-column"):
+            find_labels(path, "sequence-classification")
+        with pytest.raises(DataError, match="'review', 'sentiment'; name it with --label-column"):
+            read_examples(path, "sequence-classification", need_labels=True)
 
 
 class TestNumbersOfANewHead:

@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import pytest
 
+from qdq.data.columns import Columns
+from qdq.data.examples import read_examples
 from qdq.data.source import open_source
+from qdq.data.text_files import read_lines
 from qdq.errors import DataError
 from tests.data.support import write
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from qdq.data.records import Problems
     from qdq.data.source import Say
 
 PLAIN = [["The cat sleeps.", "A dog barks.", str(n)] for n in range(3)]
@@ -199,3 +204,56 @@ class TestWidths:
 
     def test_crlf_and_line_ends_in_quotes(self, tmp_path: Path) -> None:
         assert rows_of(write(tmp_path / "a.csv", 'text,label\r\n"one\r\ntwo",1\r\n')) == [["one\r\ntwo", "1"]]
+
+    def test_the_first_line_of_excel_names_the_delimiter(self, tmp_path: Path) -> None:
+        assert rows_of(write(tmp_path / "a.csv", "sep=;\r\ntext;label\r\na, b;1\r\nc;0\r\n")) == [
+            ["a, b", "1"],
+            ["c", "0"],
+        ]
+        message = refusal(write(tmp_path / "b.csv", "sep=;\ntext;label\na, b;1\nc\n"))
+        assert "line 4: 1 field, where the header has 2" in message
+
+    def test_an_empty_name_before_names_of_one_word_is_a_header(self, tmp_path: Path) -> None:
+        frame = pd.DataFrame({"tweet": ["A cat sleeps.", "A dog barks."], "class": [1, 0]})
+        path = tmp_path / "a.csv"
+        frame.to_csv(path)
+        with pytest.raises(DataError, match="no text has a usual name among its columns '', 'tweet', 'class'"):
+            read_examples(path, "sequence-classification")
+        columns = Columns(text="tweet", label="class")
+        found = read_examples(path, "sequence-classification", columns=columns)
+        assert [getattr(example, "text", None) for example in found] == list(frame["tweet"])
+
+    def test_a_pair_without_a_score_is_no_header(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.tsv", "\tA cat sleeps.\tA dog barks.\n1\tOne cat.\tTwo dogs.\n")
+        assert len(list(read_examples(path, "sts"))) == 2
+
+
+class TestLooks:
+    def test_a_file_is_looked_at_again_when_it_changes(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", "text;label\na, b;1\n")
+        assert rows_of(path) == [["a, b", "1"]]
+        assert rows_of(write(path, 'text,label\n"a, b",1\nc,0\n')) == [["a, b", "1"], ["c", "0"]]
+
+    def test_notes_are_said_each_time_it_is_opened(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", "text;label\na, b;1\n")
+        for _ in range(2):
+            notes: list[str] = []
+            rows_of(path, lambda _, text, notes=notes: notes.append(text))  # type: ignore[misc]
+            assert len(notes) == 1
+            assert "semicolons" in notes[0]
+
+    @pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
+    def test_normal_tables_are_read_twice(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        mark = "\t" if name == "a.tsv" else ","
+        path = write(tmp_path / name, written([HEADER, *PLAIN, *QUOTES], mark, csv.QUOTE_MINIMAL))
+        passes: list[Path] = []
+
+        def counted(path: Path, problems: Problems) -> Iterator[str]:
+            yield from read_lines(path, problems)
+            passes.append(path)  # a whole pass, not the first line alone
+
+        for module in ("table", "table_look"):
+            monkeypatch.setattr(f"qdq.data.{module}.read_lines", counted)
+        for total in (2, 3):  # the look and a reading, and another reading of another opening
+            assert len(rows_of(path)) == 5
+            assert passes == [path] * total
