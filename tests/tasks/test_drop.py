@@ -6,7 +6,7 @@ import pytest
 
 from qdq.errors import ConfigError
 from qdq.tasks.drop import MaxDrop
-from qdq.tasks.metrics import mean, perplexity
+from qdq.tasks.metrics import Metric, mean, perplexity
 
 ACCURACY, PERPLEXITY = mean("accuracy"), perplexity("ll", "tokens")
 
@@ -53,3 +53,21 @@ def test_a_figure_that_is_none_does_not_hold() -> None:
 def test_what_is_no_limit(limit: str) -> None:
     with pytest.raises(ConfigError, match=r"must be a number of at least 0: 0.5 for half a point, 1% of the baseline"):
         MaxDrop.parse(limit)
+
+
+@pytest.mark.parametrize(
+    ("value", "baseline"), [(math.nan, 0.0), (-math.nan, 0.0), (0.9, math.nan), (math.inf, math.inf), (1.0, math.inf)]
+)
+@pytest.mark.parametrize("limit", ["50%", "1000"])
+@pytest.mark.parametrize("metric", [ACCURACY, PERPLEXITY], ids=lambda metric: metric.name)
+def test_a_figure_that_is_undefined_or_infinite_holds_no_limit(
+    value: float, baseline: float, limit: str, metric: Metric
+) -> None:
+    judged = MaxDrop.parse(limit).judge(metric, value, baseline)
+    assert not judged.holds
+    assert judged.describe("a", "b").startswith(f"{metric.name} is undefined for a or b on these examples")
+
+
+def test_a_drop_is_described_with_its_unit() -> None:
+    said = MaxDrop.parse("1%").judge(ACCURACY, 0.45, 0.9).describe("a", "b")
+    assert said == "a: accuracy is 50.00 % below that of b, at most 1% is accepted"

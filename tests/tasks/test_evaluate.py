@@ -294,3 +294,27 @@ def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingPackageError, match=r"'seqeval', which is not installed: pip install 'qdq\[evaluate\]'"):
         entities_finder()
+
+
+class TestMetricsThatSayNothing:
+    def test_equal_scores_leave_a_correlation_undefined(self, folders: dict[str, Path]) -> None:
+        same = [{**pair, "score": 3.0} for pair in PAIRS]
+        found = qdq.evaluate(folders["float"], "sts", same, resamples=0)
+        assert [note.partition(":")[0] for note in found.notes[-2:]] == [
+            "spearman is undefined on these examples",
+            "pearson is undefined on these examples",
+        ]
+
+    def test_a_limit_does_not_hold_then(self, folders: dict[str, Path]) -> None:
+        same = [{**pair, "score": 3.0} for pair in PAIRS]
+        found = qdq.evaluate(folders["quantized"], "sts", same, against=folders["float"], max_drop="1000", resamples=0)
+        assert not found.holds
+
+    def test_one_label_is_told(self, folders: dict[str, Path]) -> None:
+        one = [{**row, "label": 1} for row in LABELLED]
+        found = qdq.evaluate(folders["float"], "sequence-classification", one, resamples=0)
+        assert found.notes[-1] == "all examples have the same label: f1 and matthews say nothing about the model"
+
+    def test_usual_data_have_no_such_note(self, folders: dict[str, Path]) -> None:
+        assert not qdq.evaluate(folders["float"], "sequence-classification", LABELLED, resamples=0).notes
+        assert not qdq.evaluate(folders["float"], "sts", PAIRS, resamples=0).notes
