@@ -28,7 +28,11 @@ class DoublePrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator."""
         kwargs = kwargs or {}
-        if self.is_off or func.namespace == "qdq":
+        if self.is_off:
+            return func(*args, **kwargs)
+        if func.namespace == "qdq":
+            # A scale in float64 would divide in float64, and give other integers near a tie.
+            args, kwargs = tree_map_only(torch.Tensor, _narrowed, (args, kwargs))
             return func(*args, **kwargs)
         # Writing into a widened copy would be lost.
         assert not (func._schema.is_mutable and args[0].dtype is torch.float32), f"{func} writes into a float32 tensor"
@@ -40,3 +44,7 @@ class DoublePrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double() if tensor.dtype is torch.float32 else tensor
+
+
+def _narrowed(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype is torch.float64 else tensor
