@@ -155,7 +155,8 @@ def test_a_reader_that_has_enough_is_no_error(model: Path) -> None:
 def test_json_errors_are_one_document(process: RunInProcess, tmp_path: Path) -> None:
     ended = process("inspect", tmp_path, "--json")
     assert json.loads(ended.out) == {
-        "error": f"{tmp_path}: neither a checkpoint (no config.json) nor an export (no model.onnx)",
+        "error": f"{tmp_path}: neither a checkpoint (no config.json) nor an export (no model.onnx). "
+        "The folder is empty",
         "kind": "CheckpointError",
         "exit_code": 2,
     }

@@ -162,9 +162,10 @@ class TestLabelTables:
         rows = [{"text": "a film", "label": 0}] * 20
         found = qdq.evaluate(folder, "sequence-classification", rows, resamples=0)
         assert found.metrics["accuracy"] == 0
-        (note,) = found.notes
-        assert "If the data counts in another order (0 for 'neu'), it is 100.0 %" in note
-        assert found.to_dict()["notes"] == [note]
+        order, one_label = found.notes
+        assert "If the data counts in another order (0 for 'neu'), it is 100.0 %" in order
+        assert "all examples have the same label" in one_label
+        assert found.to_dict()["notes"] == [order, one_label]
 
     def test_rows_without_a_label_are_noted_with_their_share(self, tiny_models: TinyModels, tmp_path: Path) -> None:
         folder = self.model(tiny_models, tmp_path / "model")
