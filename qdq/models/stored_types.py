@@ -35,6 +35,7 @@ def check_stored_types(config: ModelConfig, tensors: Mapping[str, Tensor], *, so
     1. ``quantization_config`` beside packed weights is refused: they cannot be read without their format.
     2. ``quantization_config`` beside float weights is a leftover, with a warning: transformers would follow it.
     3. ``dtype`` or ``torch_dtype`` narrower than the weights has a warning: transformers would round them.
+    4. Weights in half precision have a warning: transformers computes in their type.
 
     Args:
         config: The configuration.
@@ -60,7 +61,8 @@ def check_stored_types(config: ModelConfig, tensors: Mapping[str, Tensor], *, so
             method,
         )
     named = _named_type(config)
-    wide = {type_name(t.dtype) for t in tensors.values() if t.is_floating_point()} - {named}
+    stored = {type_name(tensor.dtype) for tensor in tensors.values() if tensor.is_floating_point()}
+    wide = stored - {named}
     # From bfloat16 to float16, numbers above 65504 are lost, and the other way round five of ten fraction bits.
     if named in _SHORT and wide & {"float64", "float32", *_SHORT}:
         _LOG.warning(
@@ -69,6 +71,14 @@ def check_stored_types(config: ModelConfig, tensors: Mapping[str, Tensor], *, so
             source,
             named,
             " and ".join(sorted(wide)),
+        )
+    elif stored and stored <= set(_SHORT) and named in (None, *_SHORT):
+        _LOG.warning(
+            "%s: the weights are %s; qdq computes with them in float32, transformers in %s unless it is called with "
+            "dtype=torch.float32, so that its outputs are rounded",
+            source,
+            " and ".join(sorted(stored)),
+            named or "their type",
         )
 
 

@@ -59,6 +59,7 @@ def test_what_is_written_is_read_by_transformers_as_it_is(
     model = load_model(saved)
     rounded = named not in ("float32", stored)
     assert ("transformers rounds them" in caplog.text) is rounded
+    assert ("computes with them in float32" in caplog.text) is (stored == named != "float32")
     save_model(model, tmp_path / "written")
     assert json.loads((tmp_path / "written" / "config.json").read_text())[field] == "float32"
     inputs = small_models.inputs("feature-extraction", small_models.fields("bert"))
